@@ -1,0 +1,38 @@
+"""Find the rows of a fine-tuning dataset that would break a model's safety, have people decide, publish what they keep.
+
+Public names load on first use, so that ``import larf_curate`` stays light and does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ExemplarIndex": "exemplars",
+    "LarfScorer": "scorer",
+    "ReferenceSet": "references",
+    "SafetyProfile": "profile",
+    "Selection": "select",
+    "select": "select",
+}
+
+__all__ = ["ExemplarIndex", "LarfScorer", "ReferenceSet", "SafetyProfile", "Selection", "select"]
+
+if TYPE_CHECKING:
+    from larf_curate.exemplars import ExemplarIndex
+    from larf_curate.profile import SafetyProfile
+    from larf_curate.references import ReferenceSet
+    from larf_curate.scorer import LarfScorer
+    from larf_curate.select import Selection, select
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module at first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,82 @@
+"""Files that are either whole or not there: JSON and Parquet, written aside and then renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from larf_curate.errors import InputError
+
+ROWS_PER_SHARD = 100_000
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it takes that name in one step, on error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON value
+    """Write a JSON file in one step, keys in the order given."""
+    with whole(Path(path)) as aside:
+        aside.write_text(json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it is not there or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there: was the folder written by larf-curate, and whole?") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): write it again with the command that made it") from error
+
+
+def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
+    """Write a dataset as Parquet shards of at most ``ROWS_PER_SHARD`` rows; an empty one gives one empty shard.
+
+    Returns:
+        The shards, in row order.
+    """
+    count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
+    paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+    for index, path in enumerate(paths):
+        with whole(path) as aside:
+            dataset.shard(count, index, contiguous=True).to_parquet(aside)
+    return paths
+
+
+def read_parquet(folder: str | Path) -> Dataset:
+    """Read all Parquet shards of a folder, in name order.
+
+    Raises:
+        InputError: If there are none.
+    """
+    paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    if not paths:
+        raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
+    return Dataset.from_parquet(paths)
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
