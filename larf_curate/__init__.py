@@ -13,8 +13,8 @@ _HOMES = {
     "LarfScorer": "scorer",
     "ReferenceSet": "references",
     "SafetyProfile": "profile",
-    "Selection": "select",
-    "select": "select",
+    "Selection": "selection",
+    "select": "selection",
 }
 
 __all__ = ["ExemplarIndex", "LarfScorer", "ReferenceSet", "SafetyProfile", "Selection", "select"]
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
     from larf_curate.references import ReferenceSet
     from larf_curate.scorer import LarfScorer
-    from larf_curate.select import Selection, select
+    from larf_curate.selection import Selection, select
 
 
 def __getattr__(name: str) -> object:

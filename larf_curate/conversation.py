@@ -1,0 +1,232 @@
+"""A dataset row as the conversation it trains on: which columns, which roles, which text.
+
+Recognised rows: ``messages``, ``conversations`` (ShareGPT), ``prompt``/``completion`` and ``prompt``/``chosen`` (TRL),
+``instruction``/``input``/``output`` (Alpaca), ``instruction``/``context``/``response`` (Dolly), ``question``/``answer``
+(GSM8K), ``text``, or columns named by the user.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from larf_curate.errors import ConversationError
+
+Row = Mapping[str, Any]
+Message = dict[str, Any]
+"""A chat message: ``role``, ``content`` (a string) and what else a chat template may read (``tool_calls``, ``name``)."""
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+}
+
+
+class EmptyConversationError(ConversationError):
+    """The row has no assistant turn with text: there is nothing to score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What one row trains on.
+
+    Args:
+        messages: The chat messages, roles and content normalised; at least one assistant message with text.
+        text: The row's text when it is already rendered (a ``text`` column); it is used as it is, without chat template.
+    """
+
+    messages: list[Message]
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One way of writing a conversation into columns."""
+
+    columns: tuple[str, ...]
+    read: Callable[[Row], list[Message]]
+
+
+def to_conversation(row: Row | None, columns: Mapping[str, str] | None = None) -> Conversation:
+    """Read a row as a conversation.
+
+    Args:
+        row: A dataset row.
+        columns: Column names by role (``{"user": "q", "assistant": "a"}``, also ``system`` and ``messages``);
+            without it the format is found from the column names.
+
+    Returns:
+        The conversation; lone surrogates are replaced, all other text is kept as it is.
+
+    Raises:
+        EmptyConversationError: If there is no assistant turn with text.
+        ConversationError: If the row has no known format, or a message is not one.
+    """
+    if row is None:
+        raise EmptyConversationError("wanted a row, got None: remove it or fill it")
+    schema = _told(columns) if columns else detect_schema(row)
+    messages = [_clean(message) for message in schema.read(row)]
+    if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
+        raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
+    return Conversation(messages=messages, text=messages[0]["content"] if schema.columns == ("text",) else None)
+
+
+def to_messages(row: Row, columns: Mapping[str, str] | None = None) -> list[Message]:
+    """Read a row as chat messages; see `to_conversation`."""
+    return to_conversation(row, columns).messages
+
+
+def detect_schema(columns: Iterable[str]) -> Schema:
+    """Find the format by column names; the first that fits in the order of the module's docstring.
+
+    Raises:
+        ConversationError: If none fits.
+    """
+    present = set(columns)
+    for schema in SCHEMAS:
+        if present.issuperset(schema.columns):
+            return schema
+    wanted = ", ".join("+".join(schema.columns) for schema in SCHEMAS)
+    raise ConversationError(
+        f"no known conversation format in the columns {sorted(present)}: wanted one of {wanted}, "
+        "or name them (columns={'user': …, 'assistant': …}, on the command line --columns user=…,assistant=…)"
+    )
+
+
+def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
+    """Refuse columns that a dataset does not have or roles that do not exist.
+
+    Raises:
+        ConversationError: If a role is unknown or a column is missing.
+    """
+    present = set(available)
+    if unknown := set(columns) - {"system", "user", "assistant", "messages", "text"}:
+        raise ConversationError(
+            f"unknown roles in columns: {sorted(unknown)}; use system, user, assistant, messages or text"
+        )
+    if not columns.keys() & {"assistant", "messages", "text"}:
+        raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
+    if missing := set(columns.values()) - present:
+        raise ConversationError(f"columns {sorted(missing)} are not in the dataset, which has {sorted(present)}")
+
+
+def _told(columns: Mapping[str, str]) -> Schema:
+    if "text" in columns:
+        return Schema(("text",), lambda row: [_message("assistant", row.get(columns["text"]))])
+    if "messages" in columns:
+        return Schema(("messages",), lambda row: _chat(row.get(columns["messages"])))
+
+    def read(row: Row) -> list[Message]:
+        roles = [role for role in ("system", "user", "assistant") if role in columns]
+        return [_message(r, row.get(columns[r])) for r in roles if r != "system" or row.get(columns[r])]
+
+    return Schema(tuple(columns.values()), read)
+
+
+def _chat(value: object) -> list[Message]:
+    """Messages from a list of role/content or from/value dicts, or from the dict of lists that older datasets give."""
+    if isinstance(value, Mapping):
+        value = _transpose(value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _wrong("a list of messages", value)
+    return [_chat_message(item) for item in value]
+
+
+def _chat_message(item: object) -> Message:
+    if isinstance(item, str):  # a JSON column
+        item = _parse(item)
+    if not isinstance(item, Mapping):
+        raise _wrong("a message with role and content", item)
+    role = item.get("role", item.get("from"))
+    message = _message(role, item.get("content", item.get("value")), optional=bool(item.get("tool_calls")))
+    return message | {key: item[key] for key in ("tool_calls", "tool_call_id", "name") if item.get(key)}
+
+
+def _message(role: object, content: object, *, optional: bool = False) -> Message:
+    known = ROLES.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
+        raise ConversationError(f"unknown role {role!r:.80}: wanted one of {', '.join(ROLES)}")
+    if content is None and optional:
+        return {"role": known, "content": ""}
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_part(part) for part in content)
+    if content is None:
+        raise EmptyConversationError(f"the {known} turn has no text")
+    if not isinstance(content, str):
+        raise _wrong(f"text for the {known} turn", content)
+    return {"role": known, "content": content}
+
+
+def _part(part: object) -> str:
+    """The text of one part of a content list; other modalities are not scored."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise _wrong("a text part of a message", part)
+
+
+def _transpose(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = list(value.values())
+    if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        raise _wrong("a list of messages", value)
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _parse(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise _wrong("a message with role and content", text) from None
+
+
+def _pair(user: str, assistant: str) -> Callable[[Row], list[Message]]:
+    return lambda row: [_message("user", row[user]), _message("assistant", row[assistant])]
+
+
+def _with_input(extra: str, answer: str) -> Callable[[Row], list[Message]]:
+    """Alpaca and Dolly: the instruction, then a blank line and the input when there is one."""
+
+    def read(row: Row) -> list[Message]:
+        parts = [row["instruction"], row.get(extra)]
+        user = [_message("user", part)["content"] for part in parts if part or part is parts[0]]
+        system = [_message("system", row["system"])] if row.get("system") else []
+        return [*system, _message("user", "\n\n".join(user)), _message("assistant", row[answer])]
+
+    return read
+
+
+def _prompt_and(answer: str) -> Callable[[Row], list[Message]]:
+    """TRL: both sides are text, or both are lists of messages."""
+
+    def read(row: Row) -> list[Message]:
+        prompt, reply = row["prompt"], row[answer]
+        before = [_message("user", prompt)] if isinstance(prompt, str) or prompt is None else _chat(prompt)
+        after = [_message("assistant", reply)] if isinstance(reply, str) or reply is None else _chat(reply)
+        return after if after[: len(before)] == before else before + after
+
+    return read
+
+
+SCHEMAS = (
+    Schema(("messages",), lambda row: _chat(row["messages"])),
+    Schema(("conversations",), lambda row: _chat(row["conversations"])),
+    Schema(("prompt", "completion"), _prompt_and("completion")),
+    Schema(("prompt", "chosen"), _prompt_and("chosen")),
+    Schema(("prompt", "response"), _prompt_and("response")),
+    Schema(("instruction", "output"), _with_input("input", "output")),
+    Schema(("instruction", "response"), _with_input("context", "response")),
+    Schema(("question", "answer"), _pair("question", "answer")),
+    Schema(("text",), lambda row: [_message("assistant", row["text"])]),
+)
+
+
+def _clean(message: Message) -> Message:
+    """Join surrogate pairs and replace lone surrogates, which no tokenizer takes."""
+    return message | {"content": message["content"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")}
+
+
+def _wrong(wanted: str, got: object) -> ConversationError:
+    return ConversationError(f"wanted {wanted}, got {type(got).__name__} {got!r:.80}")

@@ -1,0 +1,294 @@
+"""Hidden states of conversations at chosen decoder blocks: the only module that runs a model for scoring.
+
+A layer is a 0-based decoder block and its state is that block's output, the residual stream before any final norm. The
+model is cut off after the deepest layer asked for: later blocks and the vocabulary projection are never loaded.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import multiprocess
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from larf_curate.blocks import decoder_blocks
+from larf_curate.errors import ModelError
+from larf_curate.rendering import Tokenizer, Tokens
+
+Vectors = NDArray[np.float32]
+Position = Literal["last", "prompt", "mean"]
+POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean")
+"""Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DEFAULT_MAX_LENGTH = 4096
+DEFAULT_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Which model to read, and how.
+
+    Args:
+        model_id: A local folder or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware computes in it.
+        chat_template: A Jinja chat template to use instead of the tokenizer's own.
+        trust_remote_code: Whether code from the model's repository may run.
+    """
+
+    model_id: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Options that every ``from_pretrained`` takes."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateReader:
+    """Reads hidden states from a model that ends with the deepest layer asked for.
+
+    Args:
+        model: The model without its head, in evaluation mode, on its device.
+        tokenizer: Its tokenizer.
+        layers: 0-based decoder blocks, in the order wanted.
+        revision: The commit the model came from, if it came from the Hub.
+        max_length: Longest conversation in tokens.
+        batch_tokens: Most tokens of one batch, padding included; a longer conversation runs alone.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    layers: tuple[int, ...]
+    revision: str | None = None
+    max_length: int = DEFAULT_MAX_LENGTH
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    _device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_device", next(self.model.parameters()).device)
+
+    def __call__(
+        self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)
+    ) -> dict[str, Vectors]:
+        """Read the states of every assistant turn.
+
+        Args:
+            conversations: n tokenized conversations with t turns in all.
+            positions: Where to read.
+
+        Returns:
+            For each position an array of shape (t, number of layers, d), float32, turns in the order of the
+            conversations. A model that overflows its dtype gives infinities or NaN there, which the caller checks.
+        """
+        starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
+        shape = (int(starts[-1]), len(self.layers), self._width)
+        states = {position: np.empty(shape, np.float32) for position in positions}
+        for batch in _batches([len(c.ids) for c in conversations], self.batch_tokens):
+            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+            for position, read in self._forward([conversations[i] for i in batch], positions).items():
+                states[position][rows] = read.numpy()
+        return states
+
+    @property
+    def _width(self) -> int:
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)  # type: ignore[union-attr, operator]
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[Tokens], positions: Sequence[Position]) -> dict[str, Tensor]:
+        """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
+        length = max(len(item.ids) for item in batch)
+        ids = torch.tensor([item.ids + [0] * (length - len(item.ids)) for item in batch], device=self._device)
+        gather = _Gather(batch, length, self._device)
+        blocks = decoder_blocks(self.model)
+        found: dict[int, dict[str, Tensor]] = {}
+
+        def keep(layer: int, output: Tensor) -> None:
+            found[layer] = {position: gather(output, position) for position in positions}
+
+        with _watch(blocks, self.layers, keep):
+            self.model(input_ids=ids, use_cache=False)
+        return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
+
+
+class _Gather:
+    """Picks the positions of every turn of one padded batch out of a block's output."""
+
+    def __init__(self, batch: Sequence[Tokens], length: int, device: torch.device) -> None:
+        turns = [(row * length, turn) for row, item in enumerate(batch) for turn in item.turns]
+        self._end = torch.tensor([offset + turn.end for offset, turn in turns], device=device)
+        self._before = torch.tensor([offset + max(turn.start - 1, 0) for offset, turn in turns], device=device)
+        counts = torch.tensor([turn.end - turn.start + 1 for _, turn in turns], device=device)
+        self._turn = torch.repeat_interleave(counts)
+        firsts = torch.tensor([offset + turn.start for offset, turn in turns], device=device)
+        within = torch.arange(len(self._turn), device=device) - (counts.cumsum(0) - counts)[self._turn]
+        self._tokens = firsts[self._turn] + within
+        self._counts = counts.unsqueeze(1)
+
+    def __call__(self, output: Tensor, position: Position) -> Tensor:
+        """States of shape (turns, d), float32, from an output of shape (rows, length, d)."""
+        flat = output.flatten(0, 1)
+        if position == "last":
+            return flat[self._end].float()
+        if position == "prompt":
+            return flat[self._before].float()
+        total = torch.zeros(len(self._counts), flat.shape[1], device=flat.device)
+        return total.index_add_(0, self._turn, flat[self._tokens].float()) / self._counts
+
+
+@contextmanager
+def _watch(blocks: nn.ModuleList, layers: Sequence[int], keep: Any) -> Iterator[None]:  # noqa: ANN401
+    """Hand the output of the asked blocks to ``keep``; the hooks are gone afterwards, come what may."""
+
+    def hook(layer: int) -> Any:  # noqa: ANN401
+        return lambda _module, _inputs, output: keep(layer, output if isinstance(output, Tensor) else output[0])
+
+    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Group rows of like length so that rows times the longest stays within the budget; ties keep their order."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """Load a tokenizer, with the source's chat template if it gives one.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    tokenizer = _load(transformers.AutoTokenizer, source)
+    if source.chat_template is not None:
+        tokenizer.chat_template = source.chat_template
+    return tokenizer  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def load_reader(
+    source: ModelSource,
+    layers: tuple[int, ...],
+    *,
+    device: str,
+    max_length: int = DEFAULT_MAX_LENGTH,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> StateReader:
+    """Load a model up to its deepest asked layer; the last one loaded is kept for the next call.
+
+    Args:
+        source: The model.
+        layers: 0-based decoder blocks.
+        device: A torch device, such as ``cpu``, ``cuda:1`` or ``mps``.
+        max_length: Longest conversation in tokens.
+        batch_tokens: Most tokens of one batch.
+
+    Raises:
+        ModelError: If the model cannot be loaded or has no such layers.
+    """
+    config = _load(transformers.AutoConfig, source)
+    commit = getattr(config, "_commit_hash", None)
+    text = config.get_text_config(decoder=True)
+    _check_layers(layers, text.num_hidden_layers, source.model_id)
+    limit = getattr(text, "max_position_embeddings", None) or max_length
+    _cut(text, max(layers) + 1)
+    model = _load(
+        transformers.AutoModel, source, config=config, dtype=getattr(torch, resolve_dtype(source.dtype, device))
+    )
+    _share_cores()
+    return StateReader(
+        model=model.eval().requires_grad_(False).to(device),
+        tokenizer=load_tokenizer(source),
+        layers=layers,
+        revision=commit,
+        max_length=min(max_length, limit),
+        batch_tokens=batch_tokens,
+    )
+
+
+def count_layers(source: ModelSource) -> int:
+    """Number of decoder blocks of a model, from its config alone."""
+    return int(_load(transformers.AutoConfig, source).get_text_config(decoder=True).num_hidden_layers)
+
+
+def resolve_device(device: str | None = None, rank: int | None = None) -> str:
+    """The device asked for, else the GPU of this rank, else the first accelerator there is, else the CPU."""
+    if device and device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return f"cuda:{(rank or 0) % torch.cuda.device_count()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
+    """``auto`` becomes bfloat16 where the device computes in it, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise ModelError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")
+
+
+def _cut(config: Any, count: int) -> None:  # noqa: ANN401  any config of transformers
+    """Shorten a config to its first blocks, per-block lists included."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, name, value[:count])
+    config.num_hidden_layers = count
+
+
+def _share_cores() -> None:
+    """A forked worker cannot use its parent's thread pool (it would wait for ever): one thread each."""
+    if multiprocess.parent_process() is not None:
+        torch.set_num_threads(1)
+
+
+def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
+    """``from_pretrained`` with errors in one line, and without its report on the weights left out."""
+    try:
+        with _quiet():
+            return kind.from_pretrained(source.model_id, **source.loading, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "folder" if os.path.isdir(source.model_id) else "Hub id"
+        raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
