@@ -1,0 +1,161 @@
+"""One self-contained HTML page about a scored dataset."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from larf_curate import __version__
+from larf_curate.errors import InputError
+from larf_curate.files import whole
+from larf_curate.report import plots
+from larf_curate.report.examples import read_examples
+from larf_curate.report.source import Source, read_source
+from larf_curate.report.statistics import Statistics, read_statistics
+from larf_curate.report.text import visible
+
+if TYPE_CHECKING:
+    from larf_curate.select import Selection
+
+
+def write_report(
+    scored: Dataset | str | Path,
+    path: str | Path,
+    *,
+    selection: "Selection | str | Path | None" = None,
+    examples: int = 50,
+) -> Path:
+    """Write a page that shows the scores of a dataset and its highest-scoring rows.
+
+    The page is one file: it loads nothing, runs nothing, and looks the same for the same input. Row texts are escaped
+    and cut; nothing in them is read as HTML.
+
+    Args:
+        scored: A scored dataset, or the folder that ``larf-curate score`` or ``larf-curate select`` wrote.
+        path: The HTML file to write; an old one is replaced in one step.
+        selection: The selection made from those rows, in memory or as a folder.
+        examples: How many of the highest-scoring rows to show, and how many of the rows that could not be scored.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If the rows have not been scored, a folder is neither kind, or ``examples`` is negative.
+    """
+    if examples < 0:
+        raise InputError(f"wanted a number of examples of 0 or more, got {examples}")
+    source = read_source(scored, selection)
+    page = _environment().get_template("report.html.j2").render(_context(source, examples))
+    with whole(Path(path)) as aside:
+        aside.write_text(page, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def _environment() -> Environment:
+    """Templates that escape every value and make its control characters visible."""
+    environment = Environment(
+        loader=PackageLoader("larf_curate", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    environment.filters["decimal"] = _decimal
+    return environment
+
+
+def _context(source: Source, examples: int) -> dict[str, Any]:
+    """What the template needs."""
+    statistics = read_statistics(source.rows, source.columns)
+    ranking, unscored = statistics.ranking(), (~statistics.scored).nonzero()[0]
+    labels = _layer_labels(source, statistics)
+    threshold = source.selection.get("threshold")
+    return {
+        "title": _title(source),
+        "facts": _facts(source),
+        "statistics": statistics,
+        "threshold": threshold,
+        "plots": _plots(statistics, threshold, labels) if len(ranking) else {},
+        "layer_labels": labels,
+        "score_range": _range(statistics.scores),
+        "layer_range": _range(statistics.layer_scores),
+        "examples": list(read_examples(source.rows, ranking[:examples], source.columns)),
+        "unscored": list(read_examples(source.rows, unscored[:examples], source.columns)),
+        "unscored_total": len(unscored),
+        "version": __version__,
+    }
+
+
+def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str]) -> dict[str, Markup]:
+    drawn = {
+        "histogram": plots.score_histogram(statistics, threshold),
+        "length": plots.score_against_length(statistics, threshold),
+    }
+    return drawn | ({"layers": plots.layer_distributions(statistics, labels)} if labels else {})
+
+
+def _layer_labels(source: Source, statistics: Statistics) -> list[str]:
+    """The profile's block numbers; places counted from 1 where they are not known."""
+    known = source.profile.get("layers") or []
+    count = statistics.layer_scores.shape[1]
+    return [str(layer) for layer in known] if len(known) == count else [f"#{place + 1}" for place in range(count)]
+
+
+def _range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """The span of a bar: the finite values and 0."""
+    finite = values[np.isfinite(values)]
+    return min(0.0, float(finite.min(initial=0))), max(0.0, float(finite.max(initial=0)))
+
+
+def _title(source: Source) -> str:
+    record = source.manifest.get("source") or {}
+    return str(record.get("dataset") or "Scored dataset")
+
+
+def _facts(source: Source) -> list[tuple[str, str]]:
+    """What was scored, with what and by which rule, as far as the records say."""
+    profile = source.profile
+    facts = {
+        "Source": {key: value for key, value in (source.manifest.get("source") or {}).items() if key != "dataset"},
+        "Model": profile.get("model_id"),
+        "Revision": profile.get("revision"),
+        "dtype": profile.get("dtype"),
+        "Blocks": profile.get("layers"),
+        "Signal": profile.get("signal"),
+        "Profile": profile.get("digest"),
+        "Rule": source.selection.get("rule"),
+        "Scored with": source.manifest.get("package"),
+        "Reported with": f"larf-curate {__version__}",
+    }
+    return [(label, _words(value)) for label, value in facts.items() if value not in (None, "", [], {})]
+
+
+def _words(value: object) -> str:
+    """A value of a record in words."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {_words(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_words(item) for item in value)
+    return str(value)
+
+
+def _csp_hash(text: str) -> str:
+    """The source expression that lets a strict Content-Security-Policy accept this inline style sheet."""
+    return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")
+
+
+def _decimal(value: float | None) -> Markup:
+    """A number with three decimals and a true minus sign; the exact value stays readable for machines."""
+    if value is None or not math.isfinite(value):
+        return Markup("–")
+    return Markup('<data value="{}">{}</data>').format(repr(float(value)), f"{value:.3f}".replace("-", "−"))

@@ -1,0 +1,165 @@
+"""The plots of a report, as SVG that takes its colours and font from the page and needs no style attributes.
+
+A page with a strict Content-Security-Policy refuses inline styles, so matplotlib's are rewritten as presentation
+attributes; named colours become CSS variables, so that one drawing serves light and dark.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from xml.etree import ElementTree
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from larf_curate.report.statistics import Statistics
+
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_DROPPED = {f"{_SVG}metadata", f"{_SVG}style"}
+_INK, _LINE, _SCORE, _FLAGGED = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _SCORE: "var(--score)", _FLAGGED: "var(--flagged)"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+}
+_BINS = 40
+_POINTS = 2000
+_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@contextmanager
+def _drawing(name: str, xlabel: str, ylabel: str) -> Iterator[tuple[Axes, list[Markup]]]:
+    """Give axes to draw on; when done, the list holds the SVG."""
+    result: list[Markup] = []
+    with rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        axes = figure.subplots()
+        yield axes, result
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    result.append(_for_page(stream.getvalue(), name))
+
+
+def score_histogram(statistics: Statistics, threshold: float | None) -> Markup:
+    """Draw how many rows have which score, the flagged ones on top of the others."""
+    scores = statistics.scores
+    flagged = scores[statistics.flagged_scored]
+    others = scores[statistics.scored & ~statistics.flagged_scored]
+    edges = np.histogram_bin_edges(scores[statistics.scored], bins=_BINS)
+    with _drawing("histogram", "score", "rows") as (axes, svg):
+        axes.hist([others, flagged], bins=list(edges), stacked=True, color=[_SCORE, _FLAGGED], rwidth=0.88)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if threshold is not None:
+            axes.axvline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
+            left = threshold > edges.mean()
+            axes.annotate(
+                f"threshold {threshold:.3f}",
+                (threshold, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4 if left else 4, -2),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="top",
+            )
+    return svg[0]
+
+
+def score_against_length(statistics: Statistics, threshold: float | None) -> Markup:
+    """Draw score against characters: points for few rows, a hexagonal density for many."""
+    known = statistics.scored & np.isfinite(statistics.lengths)
+    flagged = known & statistics.flagged_scored
+    lengths = np.maximum(statistics.lengths, 1)
+    with _drawing("length", "characters in the conversation", "score") as (axes, svg):
+        axes.set_xscale("log")
+        if known.sum() <= _POINTS:
+            for which, color, alpha in ((known & ~flagged, _SCORE, 0.45), (flagged, _FLAGGED, 0.85)):
+                axes.scatter(lengths[which], statistics.scores[which], s=9, color=color, alpha=alpha, linewidths=0)
+        else:
+            _density(axes, lengths[known], statistics.scores[known])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        if threshold is not None:
+            axes.axhline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
+    return svg[0]
+
+
+def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup:
+    """Draw each layer's scores: median, middle half and middle 90 %, flagged rows beside the others."""
+    flagged = statistics.flagged_scored
+    groups = [(statistics.scored & ~flagged, _SCORE), (flagged, _FLAGGED)]
+    groups = [(rows, color) for rows, color in groups if rows.any()]
+    thick = 7.0 if len(labels) <= 8 else 3.0
+    with _drawing("layers", "block of the model", "score at the block") as (axes, svg):
+        for index, (rows, color) in enumerate(groups):
+            x = np.arange(len(labels)) + (index - (len(groups) - 1) / 2) * (0.18 if len(labels) <= 8 else 0.4)
+            low, first, middle, third, high = np.nanpercentile(statistics.layer_scores[rows], _PERCENTILES, axis=0)
+            axes.vlines(x, low, high, color=color, linewidth=1)
+            axes.vlines(x, first, third, color=color, linewidth=thick)
+            axes.plot(x, middle, "_", markersize=1.8 * thick, color=color, markeredgewidth=1.6)
+        step = -(-len(labels) // 16)
+        axes.set_xticks(range(0, len(labels), step), labels[::step])
+        axes.set_xlim(-0.6, len(labels) - 0.4)
+    return svg[0]
+
+
+def _density(axes: Axes, lengths: np.ndarray, scores: np.ndarray) -> None:
+    """Draw hexagons whose opacity is the logarithm of how many rows they hold."""
+    hexagons: PolyCollection = axes.hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1, linewidths=0)
+    counts = np.asarray(hexagons.get_array())
+    hexagons.set_array(None)
+    alphas = 0.15 + 0.85 * np.log1p(counts) / np.log1p(counts.max())
+    hexagons.set_facecolor([(*to_rgba(_SCORE)[:3], alpha) for alpha in alphas])
+
+
+def _for_page(svg: bytes, name: str) -> Markup:
+    """Rewrite matplotlib's SVG for a page: no style attributes, no metadata, the page's colours and font."""
+    root = ElementTree.fromstring(svg)
+    used = set(re.findall(rb"(?:href=.|url\()#(\w+)", svg))
+    for parent in root.iter():
+        parent.tag = parent.tag.removeprefix(_SVG)
+        parent.attrib = dict(_attributes(parent.attrib, used))
+        for child in [c for c in parent if c.tag in _DROPPED]:
+            parent.remove(child)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{name}-caption"}
+    return Markup(re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode")))
+
+
+def _attributes(attributes: dict[str, str], used: set[bytes]) -> Iterator[tuple[str, str]]:
+    for key, value in attributes.items():
+        if key == "style":
+            for declaration in value.split(";"):
+                name, _, setting = (part.strip() for part in declaration.partition(":"))
+                if name and not name.startswith("font"):
+                    yield name, _VARIABLES.get(setting, setting)
+        elif key != "id" or value.encode() in used:
+            yield key.removeprefix(_XLINK), value
