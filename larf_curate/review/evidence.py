@@ -1,0 +1,90 @@
+"""The evidence a reviewer reads beside a row, as Markdown in which all foreign text is literal."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from larf_curate.review.text import markdown_literal
+
+BAR_WIDTH = 20
+EXEMPLAR_CHARACTERS = 160
+
+
+def evidence(
+    row: Mapping[str, Any],
+    *,
+    percentile: float | None = None,
+    layers: Sequence[int] | None = None,
+    exemplars: Mapping[str, str] | None = None,
+) -> str:
+    """Say in Markdown why a row was flagged.
+
+    Args:
+        row: A flagged row with ``larf_*`` columns; any of them may be missing or null.
+        percentile: Share of the scored dataset that scores no higher, in percent.
+        layers: The blocks of ``larf_layer_scores``, in its order; without it they are counted from 1.
+        exemplars: Texts of exemplars by id, shown beside the nearest ones.
+
+    Returns:
+        A few short blocks: score, reason, layers, signals, nearest exemplars.
+    """
+    blocks = [
+        _score(row.get("larf_score"), percentile, row.get("larf_status")),
+        markdown_literal(row.get("larf_reason") or ""),
+        _layers(row.get("larf_layer_scores") or [], layers),
+        _signals(row.get("larf_signals") or {}),
+        _neighbors(row.get("larf_neighbors") or [], exemplars or {}),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _score(score: float | None, percentile: float | None, status: str | None) -> str:
+    if not is_number(score):
+        return f"**Not scored** ({markdown_literal(status or 'no score')}): look at the row itself."
+    place = "" if percentile is None else f" · percentile **{percentile:.1f}**"
+    remark = "" if status in (None, "ok") else f" · {markdown_literal(status)}"
+    return f"Score **{score:.3f}**{place}{remark}"
+
+
+def _layers(scores: Sequence[float | None], layers: Sequence[int] | None) -> str:
+    """One bar a layer; full width is the largest magnitude among them."""
+    names = layers if layers is not None and len(layers) == len(scores) else range(1, len(scores) + 1)
+    return _table(("Layer", "Score", ""), _bars(zip(map(str, names), scores, strict=True)))
+
+
+def _signals(signals: Mapping[str, float | None]) -> str:
+    """A table of the named signals; a single one only repeats the score."""
+    return _table(("Signal", "Value", ""), _bars(signals.items())) if len(signals) > 1 else ""
+
+
+def _bars(values: Iterable[tuple[str, float | None]]) -> list[tuple[str, ...]]:
+    numbers = [(name, float(value)) for name, value in values if value is not None and is_number(value)]
+    largest = max((abs(value) for _, value in numbers), default=0.0) or 1.0
+    return [
+        (markdown_literal(name), f"{value:+.3f}", "█" * max(1, round(BAR_WIDTH * abs(value) / largest)))
+        for name, value in numbers
+    ]
+
+
+def _neighbors(neighbors: Iterable[Mapping[str, Any]], exemplars: Mapping[str, str]) -> str:
+    rows = [
+        (
+            markdown_literal(exemplars.get(str(neighbor["id"]), str(neighbor["id"]))[:EXEMPLAR_CHARACTERS]),
+            markdown_literal(str(neighbor["label"])),
+            f"{neighbor['cosine']:.3f}",
+        )
+        for neighbor in neighbors
+        if is_number(neighbor["cosine"])
+    ]
+    return _table(("Nearest exemplar", "Label", "Cosine"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

@@ -1,0 +1,118 @@
+"""Records to the server: in batches, again and again without doubling or losing anything."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from larf_curate.review.connection import RejectedError
+from larf_curate.review.record import CONTENT, OUTDATED, RECORD, Record
+from larf_curate.review.store import RecordStore
+
+BATCH_ROWS = 500
+BATCH_BYTES = 8_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult:
+    """What a push did; the four counts add up to the rows given.
+
+    Args:
+        pushed: Rows that were new on the server.
+        updated: Rows that had changed and were replaced; their responses stay.
+        unchanged: Rows that were already there.
+        failed: Rows that the server refuses: row id and reason.
+        url: The queue in the browser, worst first.
+    """
+
+    pushed: int
+    updated: int
+    unchanged: int
+    failed: tuple[tuple[str, str], ...]
+    url: str
+
+
+@dataclass
+class Push:
+    """One run over the rows.
+
+    Args:
+        store: Where they go.
+        known: The records already there, by row id.
+    """
+
+    store: RecordStore
+    known: Mapping[str, Mapping[str, Any]]
+    pushed: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def run(self, records: Iterable[Record]) -> PushResult:
+        """Send what is new or changed.
+
+        Raises:
+            ReviewServerError: If the server stops answering; what was sent stays, and the next run goes on.
+        """
+        for batch in batched(self._changed(records)):
+            self._send(batch)
+        return PushResult(
+            pushed=self.pushed,
+            updated=self.updated,
+            unchanged=self.unchanged,
+            failed=tuple(self.failed),
+            url=self.store.url,
+        )
+
+    def _changed(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            known = self.known.get(record["external_id"])
+            if known is None:
+                yield record
+            elif (known["metadata"] or {}).get(RECORD) == record["metadata"][RECORD]:
+                self.unchanged += 1
+            else:
+                yield self._with_outdated(record, known)
+
+    def _with_outdated(self, record: Record, known: Mapping[str, Any]) -> Record:
+        """Note which responses were given to an earlier content, so that they are never applied to this one."""
+        before = known["metadata"] or {}
+        outdated = dict(before.get(OUTDATED) or {})
+        if before.get(CONTENT) != record["metadata"][CONTENT]:
+            outdated |= {response["id"]: response["updated_at"] for response in self.store.responses(known["id"])}
+        return record | {"metadata": record["metadata"] | ({OUTDATED: outdated} if outdated else {})}
+
+    def _send(self, batch: list[tuple[str, bytes]]) -> None:
+        """Send a batch; when the server refuses it, send its halves, so that only the bad records stay out."""
+        try:
+            self.store.upsert(b'{"items":[' + b",".join(body for _, body in batch) + b"]}")
+        except RejectedError as error:
+            if len(batch) == 1:
+                self.failed.append((batch[0][0], str(error)))
+                return
+            half = len(batch) // 2
+            self._send(batch[:half])
+            self._send(batch[half:])
+        else:
+            updated = sum(row_id in self.known for row_id, _ in batch)
+            self.updated += updated
+            self.pushed += len(batch) - updated
+
+
+def batched(records: Iterable[Record]) -> Iterator[list[tuple[str, bytes]]]:
+    """Encode records and group them, within the server's number of records and a size it takes at once.
+
+    Returns:
+        Lists of (row id, JSON).
+    """
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for record in records:
+        body = json.dumps(record, allow_nan=False).encode()
+        if batch and (len(batch) == BATCH_ROWS or size + len(body) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append((record["external_id"], body))
+        size += len(body)
+    if batch:
+        yield batch

@@ -1,0 +1,167 @@
+"""The review queue: flagged rows to Argilla, people's decisions back."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from larf_curate.errors import InputError, ReviewError
+from larf_curate.review.connection import Connection
+from larf_curate.review.decisions import ROW_ID, Decisions
+from larf_curate.review.merge import MergeRule, merged
+from larf_curate.review.push import Push, PushResult
+from larf_curate.review.record import RecordMaker, random_projection
+from larf_curate.review.responses import Reviewed, read_records
+from larf_curate.review.status import QueueStatus, queue_status
+from larf_curate.review.store import RecordStore
+
+if TYPE_CHECKING:
+    from larf_curate.selection import Selection
+
+VECTOR_DIMENSIONS = 128
+
+
+class ReviewQueue:
+    """A queue of flagged rows that people decide on, in an Argilla server.
+
+    Args:
+        name: Name of the dataset on the server; it is created at the first push.
+        workspace: Workspace of the server.
+        url: Address of the server; default: the environment's ``ARGILLA_API_URL``.
+        api_key: Key of an owner or admin; default: the environment's ``ARGILLA_API_KEY``.
+        min_submitted: How many annotators must decide a row; used when the dataset is created.
+        timeout: Seconds to wait for one answer of the server.
+
+    Raises:
+        ReviewServerError: If the server is not given, down, refuses the key, or has no such workspace.
+    """
+
+    def __init__(
+        self,
+        name: str = "larf-review",
+        *,
+        workspace: str = "argilla",
+        url: str | None = None,
+        api_key: str | None = None,
+        min_submitted: int = 1,
+        timeout: int = 120,
+    ) -> None:
+        self.name = name
+        self.min_submitted = min_submitted
+        self._connection = Connection(url, api_key, workspace=workspace, timeout=timeout)
+
+    def __repr__(self) -> str:
+        return f"ReviewQueue({self.name!r}, workspace={self._connection.workspace!r}, url={self._connection.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The queue in the browser, worst first.
+
+        Raises:
+            ReviewError: If nothing has been pushed yet.
+        """
+        return self._store().url
+
+    def push(
+        self,
+        flagged: "Dataset | Selection",
+        *,
+        columns: Mapping[str, str] | None = None,
+        exemplars: Mapping[str, str] | None = None,
+    ) -> PushResult:
+        """Send flagged rows to the server; run it again at any time: nothing is doubled, no response is touched.
+
+        Args:
+            flagged: A selection, or its flagged rows. Percentiles are taken among all rows of a selection, else among
+                the rows given.
+            columns: Column names by role, where the rows' format is not found from the names alone.
+            exemplars: Texts of exemplars by id, shown beside the nearest ones.
+
+        Returns:
+            What was done; rows that the server refuses are in it, with the reason.
+
+        Raises:
+            InputError: If the rows have no unique ``larf_row_id``.
+            ReviewServerError: If the server stops answering; what was sent stays there.
+        """
+        rows = flagged if isinstance(flagged, Dataset) else flagged.flagged
+        rows = rows.with_format(None)
+        _check_ids(rows)
+        store = self._store(create=True)
+        maker = RecordMaker(
+            columns=columns,
+            scores=_scores([flagged] if isinstance(flagged, Dataset) else [flagged.kept, flagged.flagged]),
+            exemplars=exemplars,
+            projection=_projection(rows, store),
+            **_profile(flagged),
+        )
+        known = {record["external_id"]: record for record in store.records(responses=False)}
+        progress = tqdm(rows, desc=f"push to {self.name}", unit="row", disable=None)
+        return Push(store=store, known=known).run(maker(row) for row in progress)
+
+    def status(self) -> QueueStatus:
+        """How far the review has come."""
+        store = self._store()
+        return queue_status(self._records(store), url=store.url)
+
+    def pull(self, *, merge: str = "majority") -> Decisions:
+        """Read what people decided; drafts and discarded records are not decisions.
+
+        Args:
+            merge: How several annotators' answers become one: ``majority`` (a tie is a conflict), ``unanimous``, or
+                ``arbiter:USERNAME`` (that user decides; where they have not, the others must agree).
+        """
+        rule = MergeRule.parse(merge)
+        return Decisions(tuple(merged(record, rule) for record in self._records(self._store())), merge)
+
+    def _records(self, store: RecordStore) -> list[Reviewed]:
+        return read_records(store.records(responses=True), self._connection.usernames())
+
+    def _store(self, *, create: bool = False) -> RecordStore:
+        found = RecordStore.find(self._connection, self.name)
+        if found is None and create:
+            found = RecordStore.create(self._connection, self.name, min_submitted=self.min_submitted)
+        if found is None:
+            raise ReviewError(f"no review queue {self.name!r} on {self._connection.url}: push a selection first")
+        return found
+
+
+def _check_ids(rows: Dataset) -> None:
+    if ROW_ID not in rows.column_names:
+        raise InputError(f"the rows have no column {ROW_ID}: push what select gives (a selection, or its flagged rows)")
+    if len(set(rows[ROW_ID])) < len(rows):
+        raise InputError(f"{ROW_ID} is not unique: each row must be in a selection once")
+
+
+def _scores(parts: Sequence[Dataset]) -> NDArray[np.float64]:
+    """All finite scores, sorted."""
+    scores = [part.data.column("larf_score").to_numpy() for part in parts if "larf_score" in part.column_names]
+    joined = np.concatenate([np.empty(0), *scores]).astype(np.float64)
+    return np.sort(joined[np.isfinite(joined)])
+
+
+def _projection(rows: Dataset, store: RecordStore) -> NDArray[np.float32] | None:
+    """The matrix that reduces the rows' states, as wide as the vectors that the queue has; None without states."""
+    if "larf_state" not in rows.column_names:
+        return None
+    width = next((len(state) for state in rows["larf_state"] if state is not None), 0)
+    if width == 0:
+        return None
+    dimensions = store.vector_dimensions(min(width, VECTOR_DIMENSIONS))
+    if dimensions != min(width, VECTOR_DIMENSIONS):
+        raise ReviewError(
+            f"the queue has vectors of {dimensions} dimensions, these rows give {min(width, VECTOR_DIMENSIONS)}: "
+            "they were scored with another model; push them to a queue of another name"
+        )
+    return random_projection(width, dimensions)
+
+
+def _profile(flagged: "Dataset | Selection") -> dict[str, Any]:
+    """What the selection's manifest says about the scoring: the layers and the signal."""
+    if isinstance(flagged, Dataset):
+        return {}
+    profile = flagged.manifest.get("scored", {}).get("profile", {})
+    return {"layers": profile.get("layers"), "signal": profile.get("signal")}

@@ -1,0 +1,168 @@
+"""One flagged row as the record that the Argilla server stores."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from larf_curate.conversation import to_messages
+from larf_curate.errors import ConversationError
+from larf_curate.review.evidence import evidence, is_number
+from larf_curate.review.settings import SCORE, VECTOR
+from larf_curate.review.text import pieces, shortened, storable
+from larf_curate.selection import content_digest
+
+SHOWN_MESSAGES = 400
+"""The server takes 500; the rest is room for long messages, which are shown as several."""
+MESSAGE_CHARACTERS = 20_000
+"""The server's limit of characters in a message; a longer one is shown as several."""
+ROW_CHARACTERS = 200_000
+"""More than a reviewer reads and a browser lays out; longer conversations are shortened, visibly."""
+
+CONTENT = "content_digest"
+RECORD = "record_digest"
+OUTDATED = "outdated_responses"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordMaker:
+    """Makes records out of rows.
+
+    Args:
+        columns: Column names by role, where the rows' format is not found from the names alone.
+        layers: The blocks of ``larf_layer_scores``, in its order.
+        signal: Name of the signal that made ``larf_score``.
+        scores: All finite scores of the dataset, sorted, shape (n,); percentiles are taken in it.
+        exemplars: Texts of exemplars by id.
+        projection: Matrix of shape (d, k) that reduces ``larf_state`` of width d; None if the rows have no states.
+    """
+
+    columns: Mapping[str, str] | None = None
+    layers: Sequence[int] | None = None
+    signal: str | None = None
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    exemplars: Mapping[str, str] | None = None
+    projection: NDArray[np.float32] | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> Record:
+        """Make the record of one row; its metadata carries the digests of the row's content and of all that is shown.
+
+        Args:
+            row: A flagged row with ``larf_row_id``.
+        """
+        conversation = chat_field(row, self.columns)
+        percentile = self._percentile(row.get("larf_score"))
+        explained = evidence(row, percentile=percentile, layers=self.layers, exemplars=self.exemplars)
+        shown: Record = {
+            "fields": {"conversation": conversation, "evidence": explained},
+            "metadata": self._metadata(row, conversation, percentile),
+        }
+        if vector := self._vector(row.get("larf_state")):
+            shown["vectors"] = {VECTOR: vector}
+        digests = {CONTENT: content_digest(row), RECORD: _digest(shown)}
+        return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
+
+    def _percentile(self, score: float | None) -> float | None:
+        if not is_number(score) or not len(self.scores):
+            return None
+        return 100.0 * float(np.searchsorted(self.scores, score, side="right")) / len(self.scores)
+
+    def _metadata(self, row: Mapping[str, Any], conversation: list[dict[str, str]], percentile: float | None) -> Record:
+        score = row.get("larf_score")
+        values = {
+            SCORE: float(score) if is_number(score) else None,
+            "percentile": percentile,
+            "signal": self.signal,
+            "split": row.get("larf_split"),
+            "status": row.get("larf_status"),
+            "length": sum(len(message["content"]) for message in conversation),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _vector(self, state: Sequence[float] | None) -> list[float]:
+        """The reduced state as a unit vector, rounded to what cosine similarity needs; empty without a usable state."""
+        if state is None or self.projection is None or len(state) != len(self.projection):
+            return []
+        reduced = np.asarray(state, dtype=np.float32) @ self.projection
+        length = float(np.linalg.norm(reduced))
+        if not math.isfinite(length) or length == 0:
+            return []
+        return [round(value, 5) for value in (reduced / length).tolist()]
+
+
+def random_projection(width: int, dimensions: int) -> NDArray[np.float32]:
+    """A fixed random matrix that keeps distances, so that records pushed at any time can be compared.
+
+    Johnson and Lindenstrauss: distances keep their ratio within about ``1 / sqrt(dimensions)``.
+
+    Args:
+        width: Width of the states.
+        dimensions: Width to reduce to; states that are not wider are left as they are.
+
+    Returns:
+        Shape (width, min(width, dimensions)), float32.
+    """
+    if width <= dimensions:
+        return np.eye(width, dtype=np.float32)
+    return np.random.default_rng(0).standard_normal((width, dimensions), dtype=np.float32) / np.float32(
+        math.sqrt(dimensions)
+    )
+
+
+def chat_field(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[dict[str, str]]:
+    """A row's conversation within the server's limits; a row that is not a conversation is shown as JSON.
+
+    Args:
+        row: A dataset row.
+        columns: Column names by role.
+
+    Returns:
+        Messages with a role of 1-20 characters and content of 1-20,000; at most 500.
+    """
+    try:
+        messages = [(message["role"], _content(message)) for message in to_messages(row, columns)]
+    except ConversationError:
+        messages = [("row", _as_json(row))]
+    messages = _fewer(messages)
+    total = sum(len(content) for _, content in messages)
+    limit = ROW_CHARACTERS if total <= ROW_CHARACTERS else ROW_CHARACTERS // len(messages)
+    return [part for role, content in messages for part in _parts(role, shortened(content, limit))]
+
+
+def _fewer(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Leave out the middle of a conversation of more than ``SHOWN_MESSAGES`` turns, and say so there."""
+    missing = len(messages) - SHOWN_MESSAGES
+    if missing <= 0:
+        return messages
+    half = SHOWN_MESSAGES // 2
+    note = ("note", f"[… {missing:,} messages not shown here; the row itself is whole …]")
+    return [*messages[:half], note, *messages[half + missing :]]
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    text = str(message["content"])
+    return storable(f"{text}\n{json.dumps(calls, ensure_ascii=False, default=str)}".strip() if calls else text)
+
+
+def _as_json(row: Mapping[str, Any]) -> str:
+    source = {name: value for name, value in row.items() if not name.startswith("larf_")}
+    return storable(json.dumps(source, ensure_ascii=False, default=str, indent=1))
+
+
+def _parts(role: str, content: str) -> list[dict[str, str]]:
+    """A message as one or more within the server's length limit; empty content becomes a visible mark."""
+    cut = pieces(content or "(empty)", MESSAGE_CHARACTERS)
+    names = [role] if len(cut) == 1 else [f"{role} {n}/{len(cut)}" for n in range(1, len(cut) + 1)]
+    return [{"role": name, "content": piece} for name, piece in zip(names, cut, strict=True)]
+
+
+def _digest(shown: Record) -> str:
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]

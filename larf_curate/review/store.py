@@ -1,0 +1,114 @@
+"""A review dataset on the server: found or created, read whole, written in batches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import argilla as rg
+
+from larf_curate.errors import ReviewError, ReviewServerError
+from larf_curate.review.connection import Connection, clear_errors
+from larf_curate.review.settings import SCORE, VECTOR, review_settings
+
+PAGE = 500
+
+
+class RecordStore:
+    """One review dataset.
+
+    Args:
+        connection: The connection to its server.
+        dataset_id: Its id there.
+    """
+
+    def __init__(self, connection: Connection, dataset_id: str) -> None:
+        self._connection = connection
+        self._path = f"/api/v1/datasets/{dataset_id}"
+        self.url = (
+            f"{connection.url}/dataset/{dataset_id}/annotation-mode?page=1&status=pending&sort=metadata.{SCORE}.desc"
+        )
+
+    @classmethod
+    def find(cls, connection: Connection, name: str) -> "RecordStore | None":
+        """The review dataset of that name in the workspace; one whose creation was cut off is removed.
+
+        Raises:
+            ReviewError: If a dataset of that name is there but is not a review dataset.
+        """
+        listed = connection.request("GET", "/api/v1/me/datasets")["items"]
+        for item in listed:
+            if item["name"] == name and item["workspace_id"] == connection.workspace_id:
+                store = cls(connection, item["id"])
+                if item["status"] != "ready":  # it cannot have records yet
+                    connection.send("DELETE", store._path, None)
+                    return None
+                store._check(name)
+                return store
+        return None
+
+    @classmethod
+    def create(cls, connection: Connection, name: str, *, min_submitted: int) -> "RecordStore":
+        """Create and publish a review dataset.
+
+        Args:
+            connection: The connection to the server.
+            name: Name of the dataset.
+            min_submitted: How many annotators must submit before a record counts as done.
+        """
+        with clear_errors(connection.url):
+            settings = review_settings(connection.client, min_submitted=min_submitted)
+            dataset = rg.Dataset(
+                name=name, workspace=connection.workspace, settings=settings, client=connection.client
+            ).create()
+        return cls(connection, str(dataset.id))
+
+    def vector_dimensions(self, wanted: int) -> int:
+        """Width of the vectors for *find similar*; they are added to the dataset, this wide, if it has none."""
+        path = f"{self._path}/vectors-settings"
+        for item in self._connection.request("GET", path)["items"]:
+            if item["name"] == VECTOR:
+                return int(item["dimensions"])
+        vector = {"name": VECTOR, "title": "Hidden state", "dimensions": wanted}
+        self._connection.request("POST", path, vector)
+        return wanted
+
+    def upsert(self, body: bytes) -> None:
+        """Create or update records by their external id, all or none; responses stay.
+
+        Args:
+            body: JSON ``{"items": [records]}``, at most 500.
+
+        Raises:
+            RejectedError: If the server refuses one of them.
+        """
+        self._connection.send("PUT", f"{self._path}/records/bulk", body)
+
+    def records(self, *, responses: bool) -> Iterator[dict[str, Any]]:
+        """All records, each once, as the server gives them.
+
+        Args:
+            responses: Whether to include the responses of all annotators.
+
+        Raises:
+            ReviewServerError: If the server gives fewer than it says it has.
+        """
+        seen: set[str] = set()
+        offset, total = 0, 1
+        while offset < total:
+            include = "&include=responses" if responses else ""
+            page = self._connection.request("GET", f"{self._path}/records?offset={offset}&limit={PAGE}{include}")
+            offset, total = offset + PAGE, page["total"]
+            for record in page["items"]:
+                if record["id"] not in seen:
+                    seen.add(record["id"])
+                    yield record
+        if len(seen) < total:
+            raise ReviewServerError(f"the server listed {len(seen)} of {total} records: run the command again")
+
+    def responses(self, record_id: str) -> list[dict[str, Any]]:
+        """The responses to one record, as they are at this moment."""
+        return list(self._connection.request("GET", f"/api/v1/records/{record_id}").get("responses") or [])
+
+    def _check(self, name: str) -> None:
+        questions = {item["name"] for item in self._connection.request("GET", f"{self._path}/questions")["items"]}
+        if not {"decision", "corrected_answer"} <= questions:
+            raise ReviewError(f"dataset {name!r} on the server is not a review queue of larf-curate: use another name")
