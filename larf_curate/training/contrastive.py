@@ -1,0 +1,143 @@
+"""Contrastive rows: one harmful prompt, the answer that complies and the answer that refuses, tokenized."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from datasets import Dataset
+
+from larf_curate.errors import InputError, ReferenceSetError
+from larf_curate.references import ReferenceSet
+from larf_curate.rendering import Rendered, Renderer, Tokenizer
+from larf_curate.training.rows import IGNORED, UNLIMITED
+
+References: TypeAlias = ReferenceSet | Dataset | str | Iterable[tuple[str, str, str]]
+"""A reference set, its name for `ReferenceSet.load`, a dataset with the columns prompt, unsafe and safe, or triples."""
+
+Batch: TypeAlias = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One side of a contrastive row.
+
+    Args:
+        ids: Token ids of prompt and answer.
+        start: Position of the answer's first token; the answer is the rest, its end of turn included.
+    """
+
+    ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveRows:
+    """Tokenized contrastive rows, and the batch that belongs to a training step.
+
+    Args:
+        safe: The refusals.
+        unsafe: The compliant answers, to the same prompts in the same order.
+        pad_token_id: Token that fills up a batch.
+        seed: Seed of the order.
+    """
+
+    safe: tuple[Answer, ...]
+    unsafe: tuple[Answer, ...]
+    pad_token_id: int
+    seed: int
+
+    @classmethod
+    def build(cls, references: References, tokenizer: Tokenizer, *, max_length: int, seed: int) -> "ContrastiveRows":
+        """Tokenize references with the model's chat template; answers that end beyond ``max_length`` are cut there.
+
+        Raises:
+            ReferenceSetError: If a row lacks a side or its two sides answer different prompts.
+            InputError: If a prompt leaves no room for an answer.
+        """
+        unsafe, safe = _sides(references)
+        render = Renderer(tokenizer, max_length=UNLIMITED)
+        answers = {
+            side: tuple(_answer(item, index, side, max_length) for index, item in enumerate(render(rows)))
+            for side, rows in (("safe", safe), ("unsafe", unsafe))
+        }
+        for index, (one, other) in enumerate(zip(answers["safe"], answers["unsafe"], strict=True)):
+            if one.ids[: one.start] != other.ids[: other.start]:
+                raise ReferenceSetError(
+                    f"contrastive row {index}: the safe and the unsafe answer belong to different prompts; "
+                    "give pairs (columns prompt, unsafe, safe)"
+                )
+        pad = getattr(tokenizer, "pad_token_id", None)
+        return cls(**answers, pad_token_id=0 if pad is None else pad, seed=seed)
+
+    def batch(self, index: int, size: int) -> tuple[Batch, Batch]:
+        """The ``index``-th batch of an endless, reshuffled pass over the rows.
+
+        It depends on the seed and the index alone, so a resumed run meets the batches that it would have met.
+
+        Returns:
+            The safe and the unsafe side: ``input_ids``, ``attention_mask`` and ``labels``, each (size, length), right
+            padded, with labels on the answers.
+        """
+        rows = [self._row(position) for position in range(index * size, (index + 1) * size)]
+        return self._pad([self.safe[row] for row in rows]), self._pad([self.unsafe[row] for row in rows])
+
+    def _row(self, position: int) -> int:
+        passes, place = divmod(position, len(self.safe))
+        generator = torch.Generator().manual_seed(self.seed + passes)
+        return int(torch.randperm(len(self.safe), generator=generator)[place])
+
+    def _pad(self, answers: Sequence[Answer]) -> Batch:
+        width = max(len(answer.ids) for answer in answers)
+        ids = torch.full((len(answers), width), self.pad_token_id)
+        labels = torch.full_like(ids, IGNORED)
+        mask = torch.zeros_like(ids)
+        for row, answer in enumerate(answers):
+            length = len(answer.ids)
+            ids[row, :length] = torch.tensor(answer.ids)
+            labels[row, answer.start : length] = ids[row, answer.start : length]
+            mask[row, :length] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _sides(references: References) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Unsafe and safe conversations, paired by position."""
+    if isinstance(references, str):
+        references = ReferenceSet.load(references)
+    if isinstance(references, ReferenceSet):
+        if not references.paired:
+            raise ReferenceSetError(
+                f"wanted pairs, got {len(references.unsafe)} unsafe and {len(references.safe)} safe references: "
+                "give a set with the columns prompt, unsafe, safe"
+            )
+        return list(references.unsafe), list(references.safe)
+    if isinstance(references, Dataset):
+        names = ("prompt", "unsafe", "safe")
+        if missing := [name for name in names if name not in references.column_names]:
+            raise ReferenceSetError(
+                f"contrastive rows have no column {', '.join(missing)}, only {', '.join(references.column_names)}: "
+                "wanted prompt, unsafe and safe"
+            )
+        references = [(row["prompt"], row["unsafe"], row["safe"]) for row in references]
+    triples = list(references)
+    if not triples:
+        raise ReferenceSetError("wanted contrastive rows, got none: give at least one prompt, unsafe, safe")
+    return [_conversation(t[0], t[1]) for t in triples], [_conversation(t[0], t[2]) for t in triples]
+
+
+def _conversation(prompt: object, answer: object) -> dict[str, object]:
+    return {"prompt": prompt, "response": answer}
+
+
+def _answer(item: Rendered, index: int, side: str, max_length: int) -> Answer:
+    if item.tokens is None:
+        raise ReferenceSetError(
+            f"contrastive row {index} has no {side} answer ({item.reason}): fill it or drop the row"
+        )
+    turn = item.tokens.turns[-1]
+    if turn.start >= max_length:
+        raise InputError(
+            f"contrastive row {index}: the prompt has {turn.start} tokens and leaves no room for an answer in "
+            f"contrastive_max_length={max_length}: raise it or drop the row"
+        )
+    return Answer(item.tokens.ids[: min(turn.end + 1, max_length)], turn.start)

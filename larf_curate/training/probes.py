@@ -1,0 +1,97 @@
+"""Probes: vectors added to the residual stream behind decoder blocks, and the blocks they sit at."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from larf_curate.errors import InputError
+
+Hook: TypeAlias = Callable[[nn.Module, Any, Any], Any]
+
+
+def probe_blocks(spec: str | Sequence[int] | Sequence[str], count: int) -> list[int]:
+    """Read which blocks carry a probe.
+
+    Args:
+        spec: ``auto`` for the middle third (blocks 11 to 20 of 32, as in the SAP paper), a range ``11-20`` with both
+            ends, a list ``3,9``, or block numbers.
+        count: Number of decoder blocks of the model.
+
+    Returns:
+        0-based block numbers, ascending, each once.
+
+    Raises:
+        InputError: If it cannot be read, is empty, or names a block that the model does not have.
+    """
+    parts = spec.split(",") if isinstance(spec, str) else [str(part) for part in spec]
+    if parts == ["auto"]:
+        start = round(count / 3)
+        return list(range(start, max(round(2 * count / 3), start + 1)))
+    blocks = sorted({block for part in parts for block in _span(part.strip())})
+    if not blocks or blocks[0] < 0 or blocks[-1] >= count:
+        raise InputError(f"probe_blocks={spec!r}: wanted blocks of 0 to {count - 1}, auto, a list or a range 11-20")
+    return blocks
+
+
+@contextmanager
+def probing(blocks: Mapping[int, nn.Module], probes: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add a vector to the output of blocks, at every position of every row, and take the hooks away at the end.
+
+    Args:
+        blocks: Decoder blocks by number.
+        probes: Vectors of shape (d,) by block number, cast to the states' dtype.
+    """
+    handles = [blocks[number].register_forward_hook(_adding(probe)) for number, probe in probes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def flat_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors flattened together; float32 or wider, on the first one's device."""
+    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)).to(tensors[0].device) for t in tensors]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+@contextmanager
+def shifted(weights: Sequence[Tensor], direction: Sequence[Tensor], distance: Tensor) -> Iterator[None]:
+    """Move weights by ``distance`` along ``direction``; at the end the very bits from before are written back.
+
+    Needs one copy of the weights.
+    """
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight, step in zip(weights, direction, strict=True):
+                weight.add_((distance.to(step.device) * step).to(weight.dtype))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+
+
+def _span(part: str) -> range:
+    first, dash, last = part.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise InputError(f"probe_blocks: {part!r} is neither a block number nor a range like 11-20, nor auto")
+    return range(int(first), int(last if dash else first) + 1)
+
+
+def _adding(probe: Tensor) -> Hook:
+    def add(_module: nn.Module, _inputs: object, output: Any) -> Any:  # noqa: ANN401  tensor or tuple, as the block
+        if isinstance(output, tuple):
+            return (output[0] + probe.to(output[0].dtype), *output[1:])
+        return output + probe.to(output.dtype)
+
+    return add
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

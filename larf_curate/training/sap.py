@@ -1,0 +1,394 @@
+"""Fine-tuning that keeps a model safe: SAP, Safety-Aware Probing (https://arxiv.org/abs/2505.16737), on TRL.
+
+One step, with W the trainable weights and V the probes, vectors added behind some decoder blocks::
+
+    L_safety = mean of -log sigmoid((log p(refusal) - log p(harmful answer)) / temperature)
+    g        = grad_W L_safety at V = 0
+    W'       = W + epsilon |W| g / |g|                          along +g the model gets less safe
+    V        = beta * step(grad_V [L_useful(W', V) - L_useful(W, V)] at V = 0)
+    W        <- optimizer step on L_useful(W, V), then V = 0 again
+
+V makes the useful loss rise in the harmful direction, so that the update turns away from it.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from larf_curate.blocks import decoder_blocks
+from larf_curate.errors import InputError, ModelError
+from larf_curate.extras import require
+from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
+from larf_curate.training.contrastive import Batch, ContrastiveRows, References
+from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
+from larf_curate.training.rows import IGNORED
+
+require("peft", extra="train")
+require("trl", extra="train")
+
+from peft import LoraConfig, PeftConfig  # noqa: E402  only after it is known to be there
+from trl import SFTConfig, SFTTrainer  # noqa: E402
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+LORA_TARGETS = ("q_proj", "v_proj")
+
+
+def sap_lora() -> LoraConfig:
+    """The LoRA of the SAP authors' code: r = 8 on the query and value projections, dropout 0.1."""
+    return LoraConfig(r=8, target_modules=list(LORA_TARGETS), lora_dropout=0.1, task_type="CAUSAL_LM")
+
+
+@dataclass
+class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
+    """Options of `SapTrainer`, beside all of ``trl.SFTConfig``.
+
+    These defaults differ from ``SFTConfig``: ``learning_rate`` is 1e-4 (the authors' code) and ``bf16`` is False,
+    because an ``epsilon`` of 2e-5 is below the resolution of bfloat16: there the probe would follow rounding noise.
+    For bf16 take an ``epsilon`` of about 0.01; only the direction of the difference matters, not its size.
+
+    Args:
+        epsilon: How far the weights are moved in the harmful direction, in units of their norm. 0: plain SFT.
+        beta: Size of the probe step. 0: plain SFT.
+        probe_step: How a gradient becomes a probe: ``sign`` or ``unit``.
+        probe_blocks: Where the probes sit: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
+        temperature: Temperature of the contrastive loss.
+        contrastive_batch_size: Contrastive rows a step and process.
+        contrastive_max_length: Longest contrastive row in tokens.
+        learning_rate: Initial learning rate.
+        bf16: Whether to compute in bfloat16.
+    """
+
+    epsilon: float = field(
+        default=2e-5,
+        metadata={
+            "help": "How far the weights are moved in the harmful direction, in units of their norm. "
+            "Source: grad_rate of the SAP authors' code."
+        },
+    )
+    beta: float = field(
+        default=0.05,
+        metadata={"help": "Size of the probe step. Source: v_lr of the SAP authors' code, beta of the paper."},
+    )
+    probe_step: str = field(
+        default="sign",
+        metadata={
+            "help": "How a gradient becomes a probe: 'sign' moves every coordinate by beta, as the first AdamW step "
+            "of the SAP authors' code does; 'unit' moves all probes together by an Euclidean length of beta.",
+            "choices": ["sign", "unit"],
+        },
+    )
+    probe_blocks: str | list[int] = field(
+        default="auto",
+        metadata={
+            "help": "Decoder blocks (0-based) that carry a probe: 'auto' for the middle third (blocks 11 to 20 of 32 "
+            "in the paper), a range '11-20', a list '3,9' (the SAP authors' code), or the layers of a LayerReport."
+        },
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the contrastive loss. Source: the SAP authors' code."}
+    )
+    contrastive_batch_size: int = field(
+        default=8,
+        metadata={"help": "Contrastive rows a step and process. Source: the SAP authors' code."},
+    )
+    contrastive_max_length: int = field(
+        default=256,
+        metadata={"help": "Longest contrastive row in tokens. Source: the SAP authors' code."},
+    )
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Initial learning rate. Source: w_lr of the SAP authors' code."}
+    )
+    bf16: bool | None = field(
+        default=False,
+        metadata={"help": "Whether to compute in bfloat16. Then set epsilon to about 0.01: 2e-5 is below its grain."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: If one is out of range, or fp16 or reentrant checkpointing is asked for.
+        """
+        for name in ("epsilon", "beta"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"wanted {name} >= 0, got {getattr(self, name)}: 0 turns SAP off")
+        for name in ("temperature", "contrastive_batch_size", "contrastive_max_length"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
+        if self.probe_step not in ("sign", "unit"):
+            raise InputError(f"wanted probe_step 'sign' or 'unit', got {self.probe_step!r}")
+        if self.fp16:
+            raise InputError("SAP does not run in fp16, whose small gradients vanish: take bf16=True or float32")
+        if getattr(self, "activation_checkpointing", True) is None:
+            # trl 1.16 sets the old name by default, of which transformers 5.23 warns
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+        if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise InputError("SAP needs gradients of probes: set use_reentrant=False for activation checkpointing")
+
+
+class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
+    """``trl.SFTTrainer`` whose every optimizer step is a step of SAP, for LoRA and for full weights.
+
+    Prepare the rows with `training_rows`, so that only answers, with their end of turn, are learned.
+
+    With gradient accumulation, V comes from all micro-batches of the optimizer step together, so that 2 micro-batches
+    of 4 rows do what 1 of 8 rows does. Under DDP every process takes its own contrastive rows, and g and the probes'
+    gradient are averaged over the processes before use: all processes have the same g, W' and V. These passes use the
+    bare model, so that DDP's reducer sees the one ordinary backward pass only. Sharded weights (FSDP, DeepSpeed) are
+    refused.
+
+    Dropout draws the same masks at W', at W and in the ordinary pass. Evaluation runs without probes. A step needs
+    one copy of the trainable weights and one of their gradient beyond SFT.
+
+    Every log line has, averaged over its steps: ``sap/safety_loss``, ``sap/gradient_norm`` (of g),
+    ``sap/probe_norm``, ``sap/probe_gradient_change`` (of the probes' gradient from W to W', relative; near the
+    resolution of the dtype it is rounding noise) and ``sap/cost`` (time of the step over the time of its plain part).
+
+    Args:
+        model: Model, or its folder or Hub id.
+        args: Options.
+        references: Contrastive rows: a `ReferenceSet`, a name for `ReferenceSet.load`, a dataset with the columns
+            prompt, unsafe and safe, or an iterable of (prompt, unsafe, safe).
+        train_dataset: Rows of `training_rows`, or of any format that TRL takes.
+        eval_dataset: The same, for the loss without probes.
+        processing_class: Tokenizer, if it does not come with the model.
+        peft_config: Adapter to train, as of `sap_lora`; without it all weights train.
+        data_collator: As in TRL.
+        compute_metrics: As in TRL.
+        callbacks: As in TRL; what a step costs is always logged.
+        optimizers: As in TRL.
+
+    Raises:
+        InputError: If the contrastive rows or the probe blocks cannot be used, or the weights are sharded.
+        ModelError: If the model has nothing to train or no layer that the LoRA names.
+    """
+
+    _total_train_tokens: int
+    _tag_names: ClassVar[list[str]] = ["trl", "sap"]
+    _name = "SAP"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: SapConfig,
+        *,
+        references: References,
+        train_dataset: "Dataset | IterableDataset",
+        eval_dataset: "Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        with _named_targets():
+            super().__init__(
+                model,
+                args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=[*callbacks, CostCallback(), FiniteGuard()],
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        self._check(args)
+        blocks = decoder_blocks(self.model)
+        self._blocks = {number: blocks[number] for number in probe_blocks(args.probe_blocks, len(blocks))}
+        self._width: int = self.model.config.get_text_config().hidden_size
+        tokenizer: Any = self.processing_class
+        self._contrastive = ContrastiveRows.build(
+            references,
+            getattr(tokenizer, "tokenizer", tokenizer),
+            max_length=args.contrastive_max_length,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        )
+        self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
+        self._probes: dict[int, Tensor] = {}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Fetch the micro-batches of one optimizer step and keep them for its probes."""
+        self._upcoming = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._upcoming
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch: at the first of an optimizer step find V, then the ordinary pass with V in place."""
+        start = self._now()
+        if self._upcoming is not None:
+            self._probes = self._find_probes(model, *self._upcoming)
+            self._upcoming = None
+        middle = self._now()
+        with probing(self._blocks, self._probes):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        end = self._now()
+        self._log("cost", (end - start) / (end - middle))
+        return loss
+
+    def _find_probes(
+        self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
+    ) -> dict[int, Tensor]:
+        """The probes V of one optimizer step, each of shape (d,); none where epsilon or beta is 0."""
+        if not (self.args.epsilon and self.args.beta):
+            return {}
+        bare = self.accelerator.unwrap_model(model)
+        bare.train()
+        weights = [weight for weight in bare.parameters() if weight.requires_grad]
+        direction = self._harmful_direction(bare, weights)
+        with shifted(weights, direction, self.args.epsilon * flat_norm(weights)):
+            there = self._probe_gradient(bare, batches, items)
+        del direction
+        here = self._probe_gradient(bare, batches, items)
+        change = [a - b for a, b in zip(there, here, strict=True)]
+        self._log("probe_gradient_change", flat_norm(change) / flat_norm(here).clamp(min=1e-30))
+        probes = self._step(change)
+        self._log("probe_norm", flat_norm(probes))
+        return dict(zip(self._blocks, probes, strict=True))
+
+    def _harmful_direction(self, model: nn.Module, weights: list[Tensor]) -> list[Tensor]:
+        """The unit vector along g, in the weights' shapes; zero where g is zero.
+
+        A model that refuses surely has every -log sigmoid near 0, and g under the smallest float. So the rows' weights
+        sigmoid(-margin) are scaled by their greatest one, which leaves the direction as it is.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        index = self.state.global_step * world + rank
+        safe, unsafe = self._contrastive.batch(index, self.args.contrastive_batch_size)
+        with self._same_dropout(model), self.compute_loss_context_manager():
+            margins = self._answer_log_prob(model, safe) - self._answer_log_prob(model, unsafe)
+            margins = margins / self.args.temperature
+        pull = functional.logsigmoid(-margins.detach())
+        top = self.accelerator.gather(pull.max().reshape(1)).max()
+        gradient = torch.autograd.grad(-((pull - top).exp() * margins).mean(), weights, allow_unused=True)
+        found = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
+        found = self._mean(found)
+        norm = flat_norm(found)
+        self._log("safety_loss", -functional.logsigmoid(margins.detach()).mean())
+        self._log("gradient_norm", norm * top.exp())
+        if not torch.isfinite(norm):
+            raise not_finite("the gradient of the safety loss", self.args, self.state)
+        return [g.div_(norm.to(g.device)) if norm > 0 else g for g in found]
+
+    def _probe_gradient(
+        self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
+    ) -> list[Tensor]:
+        """grad_V of the useful loss over all micro-batches at V = 0, averaged over the processes."""
+        zeros = {n: _zeros(block, self._width) for n, block in self._blocks.items()}
+        total = [torch.zeros_like(zero) for zero in zeros.values()]
+        with self._same_dropout(model), self._metrics_aside(), probing(self._blocks, zeros):
+            for batch in batches:
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(dict(batch)), num_items_in_batch=items)
+                gradient = torch.autograd.grad(loss, list(zeros.values()))
+                total = [t + g for t, g in zip(total, gradient, strict=True)]
+        return self._mean(total)
+
+    def _step(self, gradient: list[Tensor]) -> list[Tensor]:
+        norm = flat_norm(gradient)
+        if not torch.isfinite(norm):
+            raise not_finite("the useful loss or its gradient", self.args, self.state)
+        if self.args.probe_step == "sign" or norm == 0:
+            return [self.args.beta * g.sign() for g in gradient]
+        return [self.args.beta * g / norm.to(g.device) for g in gradient]
+
+    def _answer_log_prob(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probability of each row's answer, shape (rows,), summed over its tokens."""
+        inputs = self._prepare_inputs(batch)
+        labels = inputs["labels"][:, 1:]
+        states = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**states, use_cache=False).logits[:, :-1]
+        row, place = (labels != IGNORED).nonzero(as_tuple=True)
+        chosen = logits[row, place]
+        losses = functional.cross_entropy(
+            chosen.to(torch.promote_types(chosen.dtype, torch.float32)), labels[row, place], reduction="none"
+        )
+        return -losses.new_zeros(len(labels)).index_add(0, row, losses)
+
+    def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Mean over the processes."""
+        if self.accelerator.num_processes == 1:
+            return tensors
+        return [self.accelerator.reduce(tensor, reduction="mean") for tensor in tensors]
+
+    @contextmanager
+    def _same_dropout(self, model: nn.Module) -> Iterator[None]:
+        """Leave the random state as it was, so that the next pass draws the same numbers."""
+        devices = sorted({w.device.index for w in model.parameters() if w.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            yield
+
+    @contextmanager
+    def _metrics_aside(self) -> Iterator[None]:
+        """Keep passes that train nothing out of TRL's means and token counts."""
+        metrics, tokens = self._metrics["train"], self._total_train_tokens
+        self._metrics["train"] = defaultdict(list)
+        try:
+            yield
+        finally:
+            self._metrics["train"], self._total_train_tokens = metrics, tokens
+
+    def _log(self, name: str, value: Tensor | float) -> None:
+        self._metrics["train"][f"sap/{name}"].append(float(value))
+
+    def _now(self) -> float:
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter()
+
+    def _check(self, args: SapConfig) -> None:
+        sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+        if self.accelerator.distributed_type in sharded:
+            raise InputError(
+                f"SAP moves whole weights and cannot with {self.accelerator.distributed_type.value}: "
+                "run it on one device or with DDP"
+            )
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if not trained:
+            raise ModelError("the model has no trainable weights: give peft_config, or unfreeze it")
+        dtypes = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}
+        grain = max(torch.finfo(dtype).eps for dtype in dtypes | ({torch.bfloat16} if args.bf16 else set()))
+        if 0 < args.epsilon < grain:
+            warnings.warn(
+                f"epsilon={args.epsilon} is below the resolution of this model's arithmetic ({grain:.1e}), so the "
+                "probe follows rounding noise: load float32 weights with bf16=False, or set epsilon to about 0.01",
+                stacklevel=3,
+            )
+
+
+@contextmanager
+def _named_targets() -> Iterator[None]:
+    """Turn PEFT's complaint about missing target modules into an error of this package."""
+    try:
+        yield
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        raise ModelError(
+            f"the model has no layer that the LoRA names: {error}; name its linear layers in target_modules"
+        ) from error
+
+
+def _zeros(block: nn.Module, width: int) -> Tensor:
+    """A probe of zeros, shape (width,), float32 or wider, on the block's device."""
+    weight = next(block.parameters())
+    dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
+    return torch.zeros(width, dtype=dtype, device=weight.device, requires_grad=True)
