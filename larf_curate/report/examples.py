@@ -1,11 +1,10 @@
 """Single rows of a report: conversation, scores, neighbours and reason, cut to a size that a page can hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from numpy.typing import ArrayLike
 
 from larf_curate.conversation import Message, Row, to_messages
 from larf_curate.errors import ConversationError
@@ -59,18 +58,21 @@ class Example:
     neighbors: Sequence[Mapping[str, Any]]
 
 
-def read_examples(rows: Dataset, positions: ArrayLike, columns: Mapping[str, str] | None = None) -> Iterator[Example]:
+def read_examples(
+    rows: Dataset, positions: Iterable[int], columns: Mapping[str, str] | None = None
+) -> Iterator[Example]:
     """Read the rows at the given positions, in that order, without their stored states."""
-    wanted = rows.remove_columns([name for name in ("larf_state",) if name in rows.column_names])
+    table = rows.select_columns([name for name in rows.column_names if name != "larf_state"]).with_format("arrow")
     for position in positions:
-        row = wanted.with_format("arrow")[int(position) : int(position) + 1].to_pylist()[0]
-        yield _example(row, int(position), columns)
+        yield _example(table[position : position + 1].to_pylist()[0], position, columns)
 
 
 def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Example:
     turns, raw = _content(row, columns)
     cut = len(turns) > _OPENING + _CLOSING
-    first = next((turn.text.head for turn in turns if turn.role == "user"), turns[0].text.head if turns else raw.head)
+    texts = [turn.text.head for turn in sorted(turns, key=lambda turn: turn.role != "user")] + (
+        [raw.head] if raw else []
+    )
     return Example(
         position=position,
         row_id=row.get("larf_row_id"),
@@ -78,7 +80,7 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
         score=row["larf_score"],
         flagged=bool(row.get("larf_flagged")),
         reason=row.get("larf_reason"),
-        summary=one_line(first),
+        summary=one_line(texts[0]),
         opening=turns[:_OPENING] if cut else turns,
         hidden_turns=len(turns) - _OPENING - _CLOSING if cut else 0,
         closing=turns[-_CLOSING:] if cut else [],

@@ -77,7 +77,7 @@ def _environment() -> Environment:
 def _context(source: Source, examples: int) -> dict[str, Any]:
     """What the template needs."""
     statistics = read_statistics(source.rows, source.columns)
-    ranking, unscored = statistics.ranking(), (~statistics.scored).nonzero()[0]
+    ranking, unscored = statistics.ranking(), statistics.unscored()
     labels = _layer_labels(source, statistics)
     threshold = source.selection.get("threshold")
     return {
@@ -96,12 +96,12 @@ def _context(source: Source, examples: int) -> dict[str, Any]:
     }
 
 
-def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str]) -> dict[str, Markup]:
-    drawn = {
+def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str]) -> dict[str, Markup | None]:
+    return {
         "histogram": plots.score_histogram(statistics, threshold),
         "length": plots.score_against_length(statistics, threshold),
+        "layers": plots.layer_distributions(statistics, labels) if labels else None,
     }
-    return drawn | ({"layers": plots.layer_distributions(statistics, labels)} if labels else {})
 
 
 def _layer_labels(source: Source, statistics: Statistics) -> list[str]:
@@ -124,15 +124,16 @@ def _title(source: Source) -> str:
 
 def _facts(source: Source) -> list[tuple[str, str]]:
     """What was scored, with what and by which rule, as far as the records say."""
-    profile = source.profile
+    profile, references = source.profile, source.profile.get("references") or {}
     facts = {
         "Source": {key: value for key, value in (source.manifest.get("source") or {}).items() if key != "dataset"},
-        "Model": profile.get("model_id"),
+        "Model": profile.get("model"),
         "Revision": profile.get("revision"),
         "dtype": profile.get("dtype"),
         "Blocks": profile.get("layers"),
         "Signal": profile.get("signal"),
-        "Profile": profile.get("digest"),
+        "References": {key: references[key] for key in ("source", "unsafe", "safe") if key in references},
+        "Profile": profile.get("digest", "")[:16],
         "Rule": source.selection.get("rule"),
         "Scored with": source.manifest.get("package"),
         "Reported with": f"larf-curate {__version__}",

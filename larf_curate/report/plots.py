@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,13 +20,13 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from larf_curate.report.statistics import Statistics
+from larf_curate.report.statistics import Floats, Statistics
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _DROPPED = {f"{_SVG}metadata", f"{_SVG}style"}
 _INK, _LINE, _SCORE, _FLAGGED = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _SCORE: "var(--score)", _FLAGGED: "var(--flagged)"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 8.5,
     "text.color": _INK,
@@ -132,7 +133,7 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
     return svg[0]
 
 
-def _density(axes: Axes, lengths: np.ndarray, scores: np.ndarray) -> None:
+def _density(axes: Axes, lengths: Floats, scores: Floats) -> None:
     """Draw hexagons whose opacity is the logarithm of how many rows they hold."""
     hexagons: PolyCollection = axes.hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1, linewidths=0)
     counts = np.asarray(hexagons.get_array())

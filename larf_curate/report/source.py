@@ -46,6 +46,9 @@ def read_source(scored: Dataset | str | Path, selection: "Selection | str | Path
         scored: A dataset, or a folder with ``manifest.json`` or ``selection.json``.
         selection: The selection made from those rows; its rows, which say what is flagged, are then reported.
 
+    Returns:
+        The rows with the records of their scoring and selection.
+
     Raises:
         InputError: If a folder is neither, or the rows have no ``larf_score``.
     """

@@ -42,7 +42,7 @@ class Statistics:
 
     @property
     def flagged_scored(self) -> NDArray[np.bool_]:
-        """Which rows have a score and are flagged, shape (n,); none without a selection."""
+        """Which rows a selection flagged for their score, shape (n,); those without one are set aside, not flagged."""
         return np.zeros_like(self.scored) if self.flagged is None else self.scored & self.flagged
 
     @property
@@ -60,10 +60,14 @@ class Statistics:
         """Standard deviation of the scores."""
         return float(self.scores[self.scored].std())
 
-    def ranking(self) -> NDArray[np.int64]:
-        """Indices of the rows with a score, highest score first, ties in row order."""
-        order = np.argsort(-self.scores, kind="stable")
-        return order[: int(self.scored.sum())]
+    def ranking(self) -> list[int]:
+        """Places of the rows with a score, highest score first, ties in row order."""
+        order = np.argsort(np.where(self.scored, -self.scores, np.inf), kind="stable")
+        return [int(place) for place in order[: self.scored.sum()]]
+
+    def unscored(self) -> list[int]:
+        """Places of the rows without a score."""
+        return [int(place) for place in np.flatnonzero(~self.scored)]
 
     def length_correlation(self) -> tuple[float, float]:
         """Pearson's and Spearman's correlation of score and length; NaN where one of them does not vary."""
@@ -78,6 +82,9 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
     Args:
         rows: Scored rows.
         columns: Column names by role, where the user gave them.
+
+    Returns:
+        The figures, rows in the order of the dataset.
 
     Raises:
         InputError: If rows differ in their number of layer scores.

@@ -1,0 +1,38 @@
+"""``larf-curate report``: a page about a scored dataset."""
+
+from pathlib import Path
+
+import click
+
+from larf_curate.cli.output import echo_json, json_option
+
+
+@click.command()
+@click.argument("scored", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The HTML file to write.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="How many of the highest-scoring rows to show, and how many of those without a score.",
+)
+@json_option
+def report(scored: Path, output: Path, examples: int, as_json: bool) -> None:
+    """Write a self-contained HTML page about the folder OUT that score or select wrote.
+
+    Example: larf-curate report selection/ -o report.html
+    """
+    from larf_curate.report import write_report  # matplotlib is slow to import
+
+    path = write_report(scored, output, examples=examples)
+    if as_json:
+        echo_json({"report": str(path), "bytes": path.stat().st_size})
+    else:
+        click.echo(path)
