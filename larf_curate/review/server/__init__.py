@@ -1,0 +1,6 @@
+"""The embedded Argilla server: ``EmbeddedServer`` starts, stops and examines it."""
+
+from larf_curate.review.server.credentials import WORKSPACE, Account, Credentials
+from larf_curate.review.server.embedded import DEFAULT_PORT, EmbeddedServer, ServerStatus
+
+__all__ = ["DEFAULT_PORT", "WORKSPACE", "Account", "Credentials", "EmbeddedServer", "ServerStatus"]

@@ -1,0 +1,53 @@
+"""Argilla's SQLite database: its settings, its upgrade to the installed version."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+
+def set_pragmas() -> None:
+    """Make every connection use a write-ahead log: readers do not wait, and kill -9 loses no committed answer."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def pragmas(connection: Any, _record: Any) -> None:  # noqa: ANN401  any DBAPI connection
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    event.listen(Engine, "connect", pragmas)
+
+
+def upgrade(path: Path) -> None:
+    """Bring the schema to the installed version; a database of an older one is first copied beside itself."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from argilla_server.database import ALEMBIC_CONFIG_FILE
+
+    # without the file's name alembic leaves the logging alone
+    config = Config()
+    config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
+    head = ScriptDirectory.from_config(config).get_current_head()
+    current = _revision(path)
+    if current == head:
+        return
+    if current is not None:
+        _copy(path, path.with_name(f"{path.name}.before-{head}"))
+    command.upgrade(config, "head")
+
+
+def _revision(path: Path) -> str | None:
+    """The schema revision of the database, None if it is new."""
+    with closing(sqlite3.connect(path)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def _copy(path: Path, copy: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
