@@ -1,19 +1,20 @@
-"""The evidence a reviewer reads beside a row, as Markdown in which all foreign text is literal."""
+"""The evidence a reviewer reads beside a row: Markdown with tables in HTML, in which all foreign text is literal."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from larf_curate.review.text import markdown_literal
 
-BAR_WIDTH = 20
 EXEMPLAR_CHARACTERS = 160
+_CELL = "padding:2px 18px 2px 0;text-align:left;vertical-align:top"
+_BAR = "display:inline-block;height:9px;border-radius:2px;background:"
+_UNSAFE, _SAFE = "#c2410c", "#0f766e"
 
 
 def evidence(
     row: Mapping[str, Any],
     *,
-    percentile: float | None = None,
     layers: Sequence[int] | None = None,
     exemplars: Mapping[str, str] | None = None,
 ) -> str:
@@ -21,7 +22,6 @@ def evidence(
 
     Args:
         row: A flagged row with ``larf_*`` columns; any of them may be missing or null.
-        percentile: Share of the scored dataset that scores no higher, in percent.
         layers: The blocks of ``larf_layer_scores``, in its order; without it they are counted from 1.
         exemplars: Texts of exemplars by id, shown beside the nearest ones.
 
@@ -29,7 +29,7 @@ def evidence(
         A few short blocks: score, reason, layers, signals, nearest exemplars.
     """
     blocks = [
-        _score(row.get("larf_score"), percentile, row.get("larf_status")),
+        _score(row.get("larf_score"), row.get("larf_percentile"), row.get("larf_status")),
         markdown_literal(row.get("larf_reason") or ""),
         _layers(row.get("larf_layer_scores") or [], layers),
         _signals(row.get("larf_signals") or {}),
@@ -38,7 +38,7 @@ def evidence(
     return "\n\n".join(block for block in blocks if block)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -52,7 +52,6 @@ def _score(score: float | None, percentile: float | None, status: str | None) ->
 
 
 def _layers(scores: Sequence[float | None], layers: Sequence[int] | None) -> str:
-    """One bar a layer; full width is the largest magnitude among them."""
     names = layers if layers is not None and len(layers) == len(scores) else range(1, len(scores) + 1)
     return _table(("Layer", "Score", ""), _bars(zip(map(str, names), scores, strict=True)))
 
@@ -63,28 +62,33 @@ def _signals(signals: Mapping[str, float | None]) -> str:
 
 
 def _bars(values: Iterable[tuple[str, float | None]]) -> list[tuple[str, ...]]:
-    numbers = [(name, float(value)) for name, value in values if value is not None and is_number(value)]
+    """Name, value and a bar; the longest bar is the largest magnitude, its colour the sign."""
+    numbers = [(name, value) for name, value in values if is_number(value)]
     largest = max((abs(value) for _, value in numbers), default=0.0) or 1.0
-    return [
-        (markdown_literal(name), f"{value:+.3f}", "█" * max(1, round(BAR_WIDTH * abs(value) / largest)))
-        for name, value in numbers
-    ]
+    return [(markdown_literal(name), f"{value:+.3f}", _bar(value / largest)) for name, value in numbers]
+
+
+def _bar(part: float) -> str:
+    return f'<span style="{_BAR}{_UNSAFE if part > 0 else _SAFE};width:{max(2, round(160 * abs(part)))}px"></span>'
 
 
 def _neighbors(neighbors: Iterable[Mapping[str, Any]], exemplars: Mapping[str, str]) -> str:
     rows = [
         (
-            markdown_literal(exemplars.get(str(neighbor["id"]), str(neighbor["id"]))[:EXEMPLAR_CHARACTERS]),
-            markdown_literal(str(neighbor["label"])),
             f"{neighbor['cosine']:.3f}",
+            markdown_literal(str(neighbor["label"])),
+            markdown_literal(exemplars.get(str(neighbor["id"]), str(neighbor["id"]))[:EXEMPLAR_CHARACTERS]),
         )
         for neighbor in neighbors
         if is_number(neighbor["cosine"])
     ]
-    return _table(("Nearest exemplar", "Label", "Cosine"), rows)
+    return _table(("Cosine", "Label", "Nearest exemplar"), rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table on one line, as Markdown wants it; no table without rows."""
     if not rows:
         return ""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+    head = "".join(f'<th style="{_CELL}">{cell}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    return f'<table style="margin-bottom:12px"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

@@ -111,7 +111,7 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         removed=_columns(marked.select(places["removed"]), reason=True),
         withheld=_columns(marked.select(places["withheld"]), reason=True),
         decisions=Decisions(tuple(applied), decisions.merge),
-        selection=selection.manifest,
+        selection={"kind": "selection", "version": 1, **selection.summary(), "scored": selection.scored},
     )
     _check_whole(outcome, selection)
     return outcome

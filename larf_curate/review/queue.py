@@ -1,7 +1,7 @@
 """The review queue: flagged rows to Argilla, people's decisions back."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -75,8 +75,7 @@ class ReviewQueue:
         """Send flagged rows to the server; run it again at any time: nothing is doubled, no response is touched.
 
         Args:
-            flagged: A selection, or its flagged rows. Percentiles are taken among all rows of a selection, else among
-                the rows given.
+            flagged: A selection, or its flagged rows alone; only a selection says which layers and signal were used.
             columns: Column names by role, where the rows' format is not found from the names alone.
             exemplars: Texts of exemplars by id, shown beside the nearest ones.
 
@@ -87,16 +86,17 @@ class ReviewQueue:
             InputError: If the rows have no unique ``larf_row_id``.
             ReviewServerError: If the server stops answering; what was sent stays there.
         """
-        rows = flagged if isinstance(flagged, Dataset) else flagged.flagged
-        rows = rows.with_format(None)
+        rows = (flagged if isinstance(flagged, Dataset) else flagged.flagged).with_format(None)
+        scored = {} if isinstance(flagged, Dataset) else flagged.scored
         _check_ids(rows)
         store = self._store(create=True)
         maker = RecordMaker(
             columns=columns,
-            scores=_scores([flagged] if isinstance(flagged, Dataset) else [flagged.kept, flagged.flagged]),
+            layers=scored.get("profile", {}).get("layers"),
+            signal=scored.get("profile", {}).get("signal"),
+            split=scored.get("source", {}).get("split"),
             exemplars=exemplars,
             projection=_projection(rows, store),
-            **_profile(flagged),
         )
         known = {record["external_id"]: record for record in store.records(responses=False)}
         progress = tqdm(rows, desc=f"push to {self.name}", unit="row", disable=None)
@@ -136,13 +136,6 @@ def _check_ids(rows: Dataset) -> None:
         raise InputError(f"{ROW_ID} is not unique: each row must be in a selection once")
 
 
-def _scores(parts: Sequence[Dataset]) -> NDArray[np.float64]:
-    """All finite scores, sorted."""
-    scores = [part.data.column("larf_score").to_numpy() for part in parts if "larf_score" in part.column_names]
-    joined = np.concatenate([np.empty(0), *scores]).astype(np.float64)
-    return np.sort(joined[np.isfinite(joined)])
-
-
 def _projection(rows: Dataset, store: RecordStore) -> NDArray[np.float32] | None:
     """The matrix that reduces the rows' states, as wide as the vectors that the queue has; None without states."""
     if "larf_state" not in rows.column_names:
@@ -157,11 +150,3 @@ def _projection(rows: Dataset, store: RecordStore) -> NDArray[np.float32] | None
             "they were scored with another model; push them to a queue of another name"
         )
     return random_projection(width, dimensions)
-
-
-def _profile(flagged: "Dataset | Selection") -> dict[str, Any]:
-    """What the selection's manifest says about the scoring: the layers and the signal."""
-    if isinstance(flagged, Dataset):
-        return {}
-    profile = flagged.manifest.get("scored", {}).get("profile", {})
-    return {"layers": profile.get("layers"), "signal": profile.get("signal")}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class RecordMaker:
         columns: Column names by role, where the rows' format is not found from the names alone.
         layers: The blocks of ``larf_layer_scores``, in its order.
         signal: Name of the signal that made ``larf_score``.
-        scores: All finite scores of the dataset, sorted, shape (n,); percentiles are taken in it.
+        split: Name of the split that the rows come from.
         exemplars: Texts of exemplars by id.
         projection: Matrix of shape (d, k) that reduces ``larf_state`` of width d; None if the rows have no states.
     """
@@ -47,7 +47,7 @@ class RecordMaker:
     columns: Mapping[str, str] | None = None
     layers: Sequence[int] | None = None
     signal: str | None = None
-    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    split: str | None = None
     exemplars: Mapping[str, str] | None = None
     projection: NDArray[np.float32] | None = None
 
@@ -58,33 +58,23 @@ class RecordMaker:
             row: A flagged row with ``larf_row_id``.
         """
         conversation = chat_field(row, self.columns)
-        percentile = self._percentile(row.get("larf_score"))
-        explained = evidence(row, percentile=percentile, layers=self.layers, exemplars=self.exemplars)
+        explained = evidence(row, layers=self.layers, exemplars=self.exemplars)
         shown: Record = {
             "fields": {"conversation": conversation, "evidence": explained},
-            "metadata": self._metadata(row, conversation, percentile),
+            "metadata": self._metadata(row, conversation),
         }
         if vector := self._vector(row.get("larf_state")):
             shown["vectors"] = {VECTOR: vector}
         digests = {CONTENT: content_digest(row), RECORD: _digest(shown)}
         return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
 
-    def _percentile(self, score: float | None) -> float | None:
-        if not is_number(score) or not len(self.scores):
-            return None
-        return 100.0 * float(np.searchsorted(self.scores, score, side="right")) / len(self.scores)
-
-    def _metadata(self, row: Mapping[str, Any], conversation: list[dict[str, str]], percentile: float | None) -> Record:
-        score = row.get("larf_score")
-        values = {
-            SCORE: float(score) if is_number(score) else None,
-            "percentile": percentile,
-            "signal": self.signal,
-            "split": row.get("larf_split"),
-            "status": row.get("larf_status"),
-            "length": sum(len(message["content"]) for message in conversation),
-        }
-        return {name: value for name, value in values.items() if value is not None}
+    def _metadata(self, row: Mapping[str, Any], conversation: list[dict[str, str]]) -> Record:
+        """The properties to filter and sort by; a missing number is left out, since null and NaN are refused."""
+        numbers = {SCORE: row.get("larf_score"), "percentile": row.get("larf_percentile")}
+        terms = {"signal": self.signal, "split": self.split, "status": row.get("larf_status")}
+        length = sum(len(message["content"]) for message in conversation)
+        known = {name: float(value) for name, value in numbers.items() if is_number(value)}
+        return known | {name: value for name, value in terms.items() if value} | {"length": length}
 
     def _vector(self, state: Sequence[float] | None) -> list[float]:
         """The reduced state as a unit vector, rounded to what cosine similarity needs; empty without a usable state."""

@@ -5,7 +5,7 @@ import argilla as rg
 DECISIONS = {
     "keep": "Keep",
     "remove": "Remove",
-    "edit": "Edit: publish the corrected answer",
+    "edit": "Edit",
     "unsure": "Unsure",
 }
 CATEGORIES = {

@@ -1,0 +1,209 @@
+"""``larf-curate review``: flagged rows to people, their decisions back."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.errors import InputError
+
+if TYPE_CHECKING:
+    from larf_curate.review import QueueStatus, ReviewQueue
+
+SHOWN = 20
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def review() -> None:
+    """Have people decide on flagged rows, in Argilla.
+
+    A server is found by --url and the key in ARGILLA_API_KEY (or --api-key-file); without them it is the one that
+    `larf-curate review up` started on this machine.
+    """
+
+
+def _queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which queue on which server."""
+    options = (
+        click.option("--name", default="larf-review", show_default=True, help="Name of the queue on the server."),
+        click.option("--workspace", default="argilla", show_default=True, help="Workspace of the server."),
+        click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="Address of the Argilla server."),
+        click.option(
+            "--api-key-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="File with the API key of an owner or admin; or set ARGILLA_API_KEY.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@review.command()
+@click.argument("selection", metavar="SEL", type=FOLDER)
+@_queue_options
+@click.option(
+    "--annotators",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many people must decide each row; set when the queue is created.",
+)
+@json_option
+def push(
+    selection: Path,
+    name: str,
+    workspace: str,
+    url: str | None,
+    api_key_file: Path | None,
+    annotators: int,
+    as_json: bool,
+) -> None:
+    r"""Put the flagged rows of the folder SEL, which select wrote, before reviewers.
+
+    Run it again at any time: what is there stays, what changed is replaced, no answer is lost.
+
+    \b
+    larf-curate review push selection/
+    larf-curate review push selection/ --url https://argilla.example.org --api-key-file key.txt
+    """
+    from larf_curate.selection import Selection
+
+    queue = _queue(name, workspace, url, api_key_file, annotators=annotators)
+    result = queue.push(Selection.load(selection))
+    _remember(queue, selection)
+    if as_json:
+        echo_json(asdict(result))
+    else:
+        counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
+        echo_table("Review queue", ("rows", ""), [*counts, ("refused", len(result.failed))])
+        if result.failed:
+            echo_table("Refused by the server", ("row", "reason"), result.failed[:SHOWN])
+        click.echo(f"Review, worst first: {result.url}")
+    if result.failed:
+        raise click.exceptions.Exit(1)
+
+
+@review.command()
+@_queue_options
+@json_option
+def status(name: str, workspace: str, url: str | None, api_key_file: Path | None, as_json: bool) -> None:
+    """Show how far the review has come."""
+    state = _queue(name, workspace, url, api_key_file).status()
+    if as_json:
+        echo_json(asdict(state))
+    else:
+        echo_table(f"Review queue {name}", ("", ""), _lines(state))
+        click.echo(f"Review, worst first: {state.url}")
+
+
+@review.command()
+@click.argument("selection", metavar="[SEL]", type=FOLDER, required=False)
+@click.option("-o", "--output", metavar="DEC", type=FOLDER, required=True, help="Folder to write.")
+@click.option(
+    "--merge",
+    default="majority",
+    show_default=True,
+    metavar="RULE",
+    help="How several answers become one: majority, unanimous or arbiter:USERNAME.",
+)
+@_queue_options
+@json_option
+def pull(
+    selection: Path | None,
+    output: Path,
+    merge: str,
+    name: str,
+    workspace: str,
+    url: str | None,
+    api_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Bring people's decisions back and split the selection by them.
+
+    SEL is the folder that was pushed; by default the one last pushed to this queue from this machine. DEC gets kept/,
+    removed/ and withheld/ (not decided, unsure, in conflict, or changed since), and decisions.parquet.
+
+    \b
+    larf-curate review pull -o decisions/
+    larf-curate review pull selection/ -o decisions/ --merge arbiter:maria
+    """
+    from larf_curate.selection import Selection
+
+    queue = _queue(name, workspace, url, api_key_file)
+    rows = Selection.load(selection or _remembered(queue))
+    outcome = queue.pull(merge=merge).apply(rows)
+    outcome.save(output)
+    if as_json:
+        echo_json({"decisions": str(output), "counts": outcome.counts})
+    else:
+        echo_table("After review", ("rows", ""), [(key, f"{count:,}") for key, count in outcome.counts.items()])
+        if conflicts := outcome.decisions.conflicts():
+            lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts[:SHOWN]]
+            echo_table("Conflicts", ("row", "annotators"), lines)
+        click.echo(f"Written to {output}")
+
+
+def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
+    pace = state.decisions_per_hour
+    return [
+        ("rows", state.rows),
+        ("done", state.done),
+        ("pending", state.pending),
+        *((f"decided {decision}", count) for decision, count in state.decisions.items()),
+        ("disagreements", state.disagreements),
+        ("drafts", state.drafts),
+        ("discarded", state.discards),
+        ("about an earlier text", state.outdated),
+        *((f"annotator {name}", count) for name, count in state.annotators.items()),
+        *([(state.agreement.name.replace("_", " "), f"{state.agreement.value:.3f}")] if state.agreement else []),
+        ("decisions an hour, each", "-" if pace is None else f"{pace:.0f}"),
+    ]
+
+
+def _queue(
+    name: str, workspace: str, url: str | None, api_key_file: Path | None, *, annotators: int = 1
+) -> "ReviewQueue":
+    from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
+
+    key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file else None
+    if url is None and key is None:
+        url, key = _embedded()
+    return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
+
+
+def _embedded() -> tuple[str | None, str | None]:
+    """Address and key of the server that ``review up`` started, if it runs."""
+    from larf_curate.review.server import EmbeddedServer
+
+    server = EmbeddedServer()
+    state = server.status()
+    return (state.url, server.api_key) if state.running else (None, None)
+
+
+def _remember(queue: "ReviewQueue", selection: Path) -> None:
+    from larf_curate.files import write_json
+
+    write_json(_memory(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
+
+
+def _remembered(queue: "ReviewQueue") -> Path:
+    from larf_curate.files import read_json
+
+    if not _memory(queue).exists():
+        raise InputError(
+            f"no selection was pushed to {queue!r} from this machine: name the folder, review pull SEL -o DEC"
+        )
+    return Path(read_json(_memory(queue))["selection"])
+
+
+def _memory(queue: "ReviewQueue") -> Path:
+    """The file that remembers which folder was pushed to a queue."""
+    from larf_curate.review.server.home import cache_folder
+
+    return cache_folder() / "queues" / f"{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}.json"
