@@ -276,6 +276,7 @@ def test_the_page_says_when_the_score_follows_length(tmp_path):
         pytest.param(scored_rows(1), id="one row"),
         pytest.param([scored_rows(1)[0]] * 5, id="scores that do not vary"),
         pytest.param([{"text": "a", "larf_score": 0.5, "larf_status": "truncated"}], id="fewest columns"),
+        pytest.param([{"q": "a", "larf_score": 0.5, "larf_status": "ok"}], id="no conversation"),
         pytest.param(scored_rows(8, layers=40), id="forty layers"),
     ],
 )

@@ -99,7 +99,7 @@ def _context(source: Source, examples: int) -> dict[str, Any]:
 def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str]) -> dict[str, Markup | None]:
     return {
         "histogram": plots.score_histogram(statistics, threshold),
-        "length": plots.score_against_length(statistics, threshold),
+        "length": plots.score_against_length(statistics, threshold) if statistics.has_lengths else None,
         "layers": plots.layer_distributions(statistics, labels) if labels else None,
     }
 
@@ -132,11 +132,12 @@ def _facts(source: Source) -> list[tuple[str, str]]:
         "dtype": profile.get("dtype"),
         "Blocks": profile.get("layers"),
         "Signal": profile.get("signal"),
-        "References": {key: references[key] for key in ("source", "unsafe", "safe") if key in references},
+        "References": [
+            f"{value} {key}".removesuffix(" source") for key, value in references.items() if key != "digest"
+        ],
         "Profile": profile.get("digest", "")[:16],
         "Rule": source.selection.get("rule"),
         "Scored with": source.manifest.get("package"),
-        "Reported with": f"larf-curate {__version__}",
     }
     return [(label, _words(value)) for label, value in facts.items() if value not in (None, "", [], {})]
 

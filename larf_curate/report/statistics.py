@@ -46,6 +46,11 @@ class Statistics:
         return np.zeros_like(self.scored) if self.flagged is None else self.scored & self.flagged
 
     @property
+    def has_lengths(self) -> bool:
+        """Whether any row with a score could be read as a conversation."""
+        return bool(np.isfinite(self.lengths[self.scored]).any())
+
+    @property
     def mean(self) -> float:
         """Mean score."""
         return float(self.scores[self.scored].mean())
