@@ -62,20 +62,17 @@ class Credentials:
         return replace(self, accounts=(*self.accounts, account))
 
 
-def ensure_credentials(path: Path) -> tuple[Credentials, bool]:
+def ensure_credentials(path: Path) -> Credentials:
     """Read the credentials, or make them.
-
-    Returns:
-        The credentials, and whether they are new.
 
     Raises:
         ReviewServerError: If the file is there but unreadable.
     """
     if path.exists():
-        return read_credentials(path), False
+        return read_credentials(path)
     fresh = Credentials(auth_secret=secrets.token_hex(32), accounts=(Account.random(OWNER, role="owner"),))
     write_credentials(path, fresh)
-    return fresh, True
+    return fresh
 
 
 def read_credentials(path: Path) -> Credentials:

@@ -17,6 +17,7 @@ from larf_curate.review.server.credentials import (
     read_credentials,
     write_credentials,
 )
+from larf_curate.review.server.doctor import Check, examine
 from larf_curate.review.server.environment import ServerEnvironment
 from larf_curate.review.server.home import ServerHome
 from larf_curate.review.server.locks import locked
@@ -124,18 +125,25 @@ class EmbeddedServer:
         self.home.make()
         python = self.environment.ensure(self._say)
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
-            credentials, self.new_credentials = ensure_credentials(self.home.credentials)
+            credentials = ensure_credentials(self.home.credentials)
+            self.new_credentials = not self.home.database.exists()
             if (state := process.running(self.home)) is not None:
                 return self._check_answers(state, credentials)
             self._say("starting Argilla")
             self._process = process.launch(python, self.home, self.port)
-            return process.await_ready(
-                self._process,
-                self.home,
-                port=self.port,
-                timeout=_START_TIMEOUT,
-                answers=lambda url: api.answers(url, credentials.owner),
-            ).url
+            try:
+                return process.await_ready(
+                    self._process,
+                    self.home,
+                    port=self.port,
+                    timeout=_START_TIMEOUT,
+                    answers=lambda url: api.answers(url, credentials.owner),
+                ).url
+            except BaseException:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+                raise
 
     @staticmethod
     def _check_answers(state: process.Running, credentials: Credentials) -> str:
@@ -145,6 +153,16 @@ class EmbeddedServer:
                 "and start again"
             )
         return state.url
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this object started the server, as opposed to finding it running."""
+        return self._process is not None
+
+    def wait(self) -> None:
+        """Wait until the server ends; returns at once if this object did not start it."""
+        if self._process is not None:
+            self._process.wait()
 
     def stop(self) -> bool:
         """End the server cleanly, by force if it does not go; returns whether one ran.
@@ -156,7 +174,7 @@ class EmbeddedServer:
             return False
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
             ran = process.end(self.home, timeout=_STOP_TIMEOUT)
-        if self._process is not None and ran:
+        if self._process is not None:
             self._process.wait()
             self._process = None
         return ran
@@ -168,6 +186,10 @@ class EmbeddedServer:
             return ServerStatus(running=False, answering=False, url=None, pid=None)
         answering = api.answers(state.url, self.credentials.owner)
         return ServerStatus(running=True, answering=answering, url=state.url, pid=state.pid)
+
+    def doctor(self) -> list[Check]:
+        """Look for what is wrong, and what would put it right; the server need not run."""
+        return examine(self.home, lambda: self.environment, self.port)
 
     def add_user(self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE) -> Account:
         """Give a person an account in a workspace; an account that is already known only joins the workspace.

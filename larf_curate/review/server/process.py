@@ -95,7 +95,7 @@ def await_ready(
         answers: Whether the server at a URL answers with our key.
 
     Raises:
-        ReviewServerError: If the process ends or does not answer in time; then it is ended.
+        ReviewServerError: If the process ends or does not answer in time.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -106,8 +106,6 @@ def await_ready(
         if state is not None and state.pid == process.pid and answers(state.url):
             return state
         time.sleep(_PAUSE)
-    process.kill()
-    process.wait()
     raise ReviewServerError(f"Argilla did not answer within {timeout:.0f} s: see {home.log}, then try again")
 
 
