@@ -13,6 +13,13 @@ from tests.hub_server import HubServer
 ISOLATED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT")
 
 
+UPLOAD_WARNING = "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"  # huggingface_hub 2.4 on httpx2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", UPLOAD_WARNING)
+
+
 class LocalHub(HubServer):
     """A Hub with a home folder of its own, so that no test reads the caches or the token of whoever runs it."""
 
