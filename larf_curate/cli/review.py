@@ -1,6 +1,6 @@
 """``larf-curate review``: flagged rows to people, their decisions back."""
 
-import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -172,7 +172,7 @@ def _queue(
     from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
     key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file else None
-    if url is None and key is None:
+    if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
         url, key = _embedded()
     return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
 
@@ -206,4 +206,4 @@ def _memory(queue: "ReviewQueue") -> Path:
     """The file that remembers which folder was pushed to a queue."""
     from larf_curate.review.server.home import cache_folder
 
-    return cache_folder() / "queues" / f"{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / "queues" / f"{queue.dataset_id}.json"

@@ -85,7 +85,8 @@ class Decisions:
 
     def to_dataset(self) -> Dataset:
         """One row a decision, with types that do not depend on the values."""
-        return Dataset.from_list([_to_dict(row) for row in self.rows], features=FEATURES)
+        rows = [_to_dict(row) for row in self.rows]
+        return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Decisions":

@@ -156,6 +156,8 @@ def _marked(rows: Dataset, marks: list[str]) -> Dataset:
 
 def _edited(rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
     """Replace the rows that have an edit; types stay."""
+    if not edits:
+        return rows
     changed = [row | dict(edits.get(row[ROW_ID], {})) for row in rows]
     return Dataset.from_list(changed, features=rows.features)
 

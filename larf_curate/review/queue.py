@@ -65,6 +65,15 @@ class ReviewQueue:
         """
         return self._store().url
 
+    @property
+    def dataset_id(self) -> str:
+        """The id of the dataset on the server.
+
+        Raises:
+            ReviewError: If nothing has been pushed yet.
+        """
+        return self._store().dataset_id
+
     def push(
         self,
         flagged: "Dataset | Selection",

@@ -21,6 +21,7 @@ class RecordStore:
     """
 
     def __init__(self, connection: Connection, dataset_id: str) -> None:
+        self.dataset_id = dataset_id
         self._connection = connection
         self._path = f"/api/v1/datasets/{dataset_id}"
         self.url = (
