@@ -5,7 +5,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import write_json, write_parquet
 from larf_curate.report import write_report
 from larf_curate.report.text import excerpt, visible
+from larf_curate.selection import select
 
 VOID = {"meta", "br"}
 HOSTILE = [
@@ -113,34 +113,23 @@ def unscorable(status="empty", **columns):
     return blank | {"larf_status": status} | columns
 
 
-def selected(rows, threshold):
-    """What `select` returns, made by hand."""
-    marked = [
-        row
-        | {
-            "larf_flagged": row["larf_score"] is None or row["larf_score"] >= threshold,
-            "larf_reason": "score is high" if row["larf_score"] is not None else f"not scorable: {row['larf_status']}",
-            "larf_row_id": f"id-{i}",
-        }
-        for i, row in enumerate(rows)
-    ]
-    dataset = Dataset.from_list(marked)
-    return SimpleNamespace(
-        kept=dataset.filter(lambda row: not row["larf_flagged"]),
-        flagged=dataset.filter(lambda row: row["larf_flagged"]),
-        summary=lambda: {"rule": {"threshold": threshold}, "threshold": threshold},
-    )
+def with_selection(rows, path, threshold, **options):
+    scored = Dataset.from_list(rows)
+    return write_report(scored, path, selection=select(scored, threshold=threshold), **options)
 
 
 def test_the_figures_of_the_page_are_numpys_and_scipys(tmp_path):
     rows = [*scored_rows(60), unscorable()]
     scores = np.array([row["larf_score"] for row in rows[:60]])
+    flagged = scores[scores >= 0.75]
     lengths = np.array([len(row["instruction"]) + len(row["output"]) for row in rows[:60]])
-    path = write_report(Dataset.from_list(rows), tmp_path / "r.html", selection=selected(rows, 0.75), examples=0)
+    path = with_selection(rows, tmp_path / "r.html", 0.75, examples=0)
     page = Page(path)
-    assert page.text("dd")[:3] == ["61", str((scores >= 0.75).sum()), "1"]
+    assert page.text("dd")[:3] == ["61", str(len(flagged)), "1"]
     pearson, spearman = pearsonr(scores, lengths)[0], spearmanr(scores, lengths)[0]
-    assert_allclose(page.numbers, [0.75, scores.mean(), np.median(scores), scores.std(), pearson, spearman], rtol=1e-9)
+    assert_allclose(
+        page.numbers, [flagged.min(), scores.mean(), np.median(scores), scores.std(), pearson, spearman], rtol=1e-9
+    )
 
 
 def test_the_bars_of_the_histogram_are_as_high_as_numpys_counts(tmp_path):
@@ -168,13 +157,14 @@ def test_each_row_shows_turns_blocks_signals_neighbours_and_reason(tmp_path):
     manifest = {"profile": {"layers": [9, 14]}, "source": {"dataset": "my-data"}}
     write_parquet(Dataset.from_list([row]), tmp_path / "out")
     write_json(tmp_path / "out" / "manifest.json", manifest)
-    page = Page(write_report(tmp_path / "out", tmp_path / "r.html", selection=selected([row], 1.0)))
+    selection = select(Dataset.from_list([row]), threshold=1.0)
+    page = Page(write_report(tmp_path / "out", tmp_path / "r.html", selection=selection))
     assert page.text("pre") == ["Question 0", row["output"]]
     assert page.text("div", class_="role") == ["User", "Assistant"]
     assert page.text("td", class_="name")[-2:] == ["9", "14"]
     assert page.numbers[-6:] == [1.5, 1.0, 2.0, 0.25, -0.5, 0.875]
-    assert "score is high" in page.text("p", dir="auto")
-    assert {"harm", "erosion", "builtin-0", "unsafe", "id-0"} <= set(page.text("bdi"))
+    assert page.text("p", dir="auto") == list(selection.reasons.values())
+    assert {"harm", "erosion", "builtin-0", "unsafe", *selection.reasons} <= set(page.text("bdi"))
     assert page.text("h1") == ["my-data"]
 
 
@@ -297,9 +287,7 @@ def test_many_rows_are_drawn_as_a_density_not_as_points(tmp_path):
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     rows = scored_rows(40)
-    first, second = (
-        write_report(Dataset.from_list(rows), tmp_path / f"{i}.html", selection=selected(rows, 1)) for i in (1, 2)
-    )
+    first, second = (with_selection(rows, tmp_path / f"{i}.html", 1) for i in (1, 2))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -315,14 +303,14 @@ def test_the_policy_allows_the_pages_own_style_sheet_and_nothing_else(tmp_path):
 
 def test_plots_take_every_colour_from_the_page_so_that_light_and_dark_work(tmp_path):
     rows = scored_rows(40)
-    page = Page(write_report(Dataset.from_list(rows), tmp_path / "r.html", selection=selected(rows, 1)))
+    page = Page(with_selection(rows, tmp_path / "r.html", 1))
     colours = {value for _, name, value in page.attributes if name in {"fill", "stroke"}}
     assert colours == {"none", "var(--muted)", "var(--line)", "var(--score)", "var(--flagged)"}
 
 
 def test_every_id_of_the_page_is_its_own(tmp_path):
     rows = scored_rows(40)
-    page = Page(write_report(Dataset.from_list(rows), tmp_path / "r.html", selection=selected(rows, 1)))
+    page = Page(with_selection(rows, tmp_path / "r.html", 1))
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', page.source)) | {
@@ -334,21 +322,18 @@ def test_every_id_of_the_page_is_its_own(tmp_path):
 
 def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     rows = [*scored_rows(10), unscorable()]
-    selection = selected(rows, 0.5)
-    write_parquet(selection.kept, tmp_path / "sel" / "kept")
-    write_parquet(selection.flagged, tmp_path / "sel" / "flagged")
     profile = {"model": "org/model", "revision": "abc123", "dtype": "bfloat16", "layers": [3, 5], "signal": "larf"}
     scored = {"kind": "scored", "source": {"dataset": "d"}, "profile": profile, "package": "larf-curate 0.0.9"}
-    write_json(tmp_path / "sel" / "selection.json", selection.summary() | {"scored": scored})
+    select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
-    assert page.text("dd")[:3] == ["11", str(sum((row["larf_score"] or 0) >= 0.5 for row in rows)), "1"]
-    facts = ["org/model", "abc123", "bfloat16", "3, 5", "larf", "threshold 0.5", "larf-curate 0.0.9"]
+    assert page.text("dd")[:3] == ["11", "3", "1"]
+    facts = ["org/model", "abc123", "bfloat16", "3, 5", "larf", "top_k 3", "larf-curate 0.0.9"]
     assert page.text("bdi")[1:8] == facts
 
 
 def test_a_selection_without_flagged_rows_gives_a_page(tmp_path):
     rows = scored_rows(4)
-    page = Page(write_report(Dataset.from_list(rows), tmp_path / "r.html", selection=selected(rows, 99.0)))
+    page = Page(with_selection(rows, tmp_path / "r.html", 99.0))
     assert page.text("dd")[:3] == ["4", "0", "0"]
 
 
@@ -381,7 +366,7 @@ def test_the_command_prints_the_path_of_the_page(tmp_path):
 
 def test_in_a_browser_nothing_hostile_runs_loads_or_breaks_the_layout(tmp_path):
     rows = [row | {"instruction": t, "output": t} for row, t in zip(scored_rows(len(HOSTILE)), HOSTILE, strict=True)]
-    path = write_report(Dataset.from_list(rows), tmp_path / "r.html", selection=selected(rows, 0.0))
+    path = with_selection(rows, tmp_path / "r.html", 0.0)
     events = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))

@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -21,16 +21,14 @@ from larf_curate.report.examples import read_examples
 from larf_curate.report.source import Source, read_source
 from larf_curate.report.statistics import Statistics, read_statistics
 from larf_curate.report.text import visible
-
-if TYPE_CHECKING:
-    from larf_curate.select import Selection
+from larf_curate.selection import Selection
 
 
 def write_report(
     scored: Dataset | str | Path,
     path: str | Path,
     *,
-    selection: "Selection | str | Path | None" = None,
+    selection: Selection | str | Path | None = None,
     examples: int = 50,
 ) -> Path:
     """Write a page that shows the scores of a dataset and its highest-scoring rows.
@@ -79,13 +77,12 @@ def _context(source: Source, examples: int) -> dict[str, Any]:
     statistics = read_statistics(source.rows, source.columns)
     ranking, unscored = statistics.ranking(), statistics.unscored()
     labels = _layer_labels(source, statistics)
-    threshold = source.selection.get("threshold")
     return {
         "title": _title(source),
         "facts": _facts(source),
         "statistics": statistics,
-        "threshold": threshold,
-        "plots": _plots(statistics, threshold, labels) if len(ranking) else {},
+        "threshold": source.threshold,
+        "plots": _plots(statistics, source.threshold, labels) if len(ranking) else {},
         "layer_labels": labels,
         "score_range": _range(statistics.scores),
         "layer_range": _range(statistics.layer_scores),
@@ -118,15 +115,14 @@ def _range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
 
 
 def _title(source: Source) -> str:
-    record = source.manifest.get("source") or {}
-    return str(record.get("dataset") or "Scored dataset")
+    return str(source.record.get("dataset") or "Scored dataset")
 
 
 def _facts(source: Source) -> list[tuple[str, str]]:
     """What was scored, with what and by which rule, as far as the records say."""
     profile, references = source.profile, source.profile.get("references") or {}
     facts = {
-        "Source": {key: value for key, value in (source.manifest.get("source") or {}).items() if key != "dataset"},
+        "Source": {key: value for key, value in source.record.items() if key != "dataset"},
         "Model": profile.get("model"),
         "Revision": profile.get("revision"),
         "dtype": profile.get("dtype"),
@@ -136,7 +132,7 @@ def _facts(source: Source) -> list[tuple[str, str]]:
             f"{value} {key}".removesuffix(" source") for key, value in references.items() if key != "digest"
         ],
         "Profile": profile.get("digest", "")[:16],
-        "Rule": source.selection.get("rule"),
+        "Rule": source.rule,
         "Scored with": source.manifest.get("package"),
     }
     return [(label, _words(value)) for label, value in facts.items() if value not in (None, "", [], {})]

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, read_parquet
-
-if TYPE_CHECKING:
-    from larf_curate.select import Selection
+from larf_curate.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,12 +19,19 @@ class Source:
     Args:
         rows: The rows with their ``larf_*`` columns; flagged ones first when a selection was made.
         manifest: The record of the scoring (``manifest.json``); empty for a dataset from memory.
-        selection: The record of the selection (``selection.json``): rule, threshold and counts; empty without one.
+        rule: The rule of the selection and its value; empty without one.
+        threshold: The lowest flagged score, if any.
     """
 
     rows: Dataset
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    selection: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Where the rows came from, empty if unknown."""
+        return self.manifest.get("source") or {}
 
     @property
     def profile(self) -> Mapping[str, Any]:
@@ -36,10 +41,10 @@ class Source:
     @property
     def columns(self) -> Mapping[str, str] | None:
         """The column names by role that the user gave for scoring."""
-        return (self.manifest.get("source") or {}).get("columns") or None
+        return self.record.get("columns") or None
 
 
-def read_source(scored: Dataset | str | Path, selection: "Selection | str | Path | None" = None) -> Source:
+def read_source(scored: Dataset | str | Path, selection: Selection | str | Path | None = None) -> Source:
     """Read scored rows from memory, from a scored folder or from a selection folder.
 
     Args:
@@ -53,11 +58,10 @@ def read_source(scored: Dataset | str | Path, selection: "Selection | str | Path
         InputError: If a folder is neither, or the rows have no ``larf_score``.
     """
     source = Source(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
-    if isinstance(selection, (str, Path)):
-        source = _from_selection_folder(Path(selection))
-    elif selection is not None:
-        rows = concatenate_datasets([selection.flagged, selection.kept])
-        source = Source(rows=rows, manifest=source.manifest, selection=selection.summary())
+    if selection is not None:
+        source = _from_selection(
+            selection if isinstance(selection, Selection) else Selection.load(selection), source.manifest
+        )
     missing = {"larf_score", "larf_status"} - set(source.rows.column_names)
     if missing:
         raise InputError(
@@ -68,7 +72,7 @@ def read_source(scored: Dataset | str | Path, selection: "Selection | str | Path
 
 def _from_folder(folder: Path) -> Source:
     if (folder / "selection.json").is_file():
-        return _from_selection_folder(folder)
+        return _from_selection(Selection.load(folder), {})
     if not (folder / "manifest.json").is_file():
         raise InputError(
             f"{folder} holds neither manifest.json nor selection.json: give the folder that score or select wrote"
@@ -76,7 +80,10 @@ def _from_folder(folder: Path) -> Source:
     return Source(rows=read_parquet(folder), manifest=read_json(folder / "manifest.json"))
 
 
-def _from_selection_folder(folder: Path) -> Source:
-    record = read_json(folder / "selection.json")
-    rows = concatenate_datasets([read_parquet(folder / "flagged"), read_parquet(folder / "kept")])
-    return Source(rows=rows, manifest=record.get("scored") or {}, selection=record)
+def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> Source:
+    return Source(
+        rows=concatenate_datasets([selection.flagged, selection.kept]),
+        manifest=selection.scored or manifest,
+        rule=selection.rule,
+        threshold=selection.threshold,
+    )
