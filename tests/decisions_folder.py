@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from larf_curate.files import write_json, write_parquet
@@ -116,18 +117,15 @@ def write_selection(folder: Path, *, rows: int = 12, **changes: Any) -> Path:
     """The last three rows were flagged; all carry the columns of scoring and selection."""
     features = Features({**FEATURES, "larf_state": List(Value("float16"), length=4), "larf_flagged": Value("bool")})
 
-    def scored(index: int, flagged: bool) -> dict[str, Any]:
-        return row(index, score=index / 10) | {"larf_state": [0.5] * 4, "larf_flagged": flagged}
-
-    write_parquet(Dataset.from_list([scored(i, False) for i in range(rows - 3)], features=features), folder / "kept")
-    flagged = Dataset.from_list([scored(i, True) for i in range(rows - 3, rows)], features=features)
-    write_parquet(flagged, folder / "flagged")
+    extra = {"larf_state": [0.5] * 4}
+    scored = [row(i, score=i / 10) | extra | {"larf_flagged": i >= rows - 3} for i in range(rows)]
+    whole = Dataset.from_list(scored, features=features)
+    write_parquet(whole.select(range(rows - 3)), folder / "kept")
+    write_parquet(whole.select(range(rows - 3, rows)), folder / "flagged")
     write_json(folder / "selection.json", selection_record(rows, 3) | changes)
     return folder
 
 
 def kept_table(folder: Path) -> pa.Table:
     """The kept rows of a folder, read by pyarrow alone."""
-    import pyarrow.parquet as pq
-
     return pa.concat_tables(pq.read_table(path) for path in sorted((folder / "kept").glob("*.parquet")))

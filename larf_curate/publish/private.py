@@ -9,7 +9,7 @@ SECRET_KEYS = {
 }
 PEOPLE_KEYS = {"annotators", "reviewers"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_WHOLE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]*)[\\/]*", re.DOTALL)
+_WHOLE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
 _PATH_WITHIN = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"',;|]+)")
 
 
