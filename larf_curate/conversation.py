@@ -14,7 +14,7 @@ from larf_curate.errors import ConversationError
 
 Row = Mapping[str, Any]
 Message = dict[str, Any]
-"""A chat message: ``role``, ``content`` (a string) and what else a chat template may read (``tool_calls``, ``name``)."""
+"""A chat message: ``role``, ``content`` (a string) and what else a template may read (``tool_calls``, ``name``)."""
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -34,7 +34,7 @@ class Conversation:
 
     Args:
         messages: The chat messages, roles and content normalised; at least one assistant message with text.
-        text: The row's text when it is already rendered (a ``text`` column); it is used as it is, without chat template.
+        text: The row's text when it is already rendered (a ``text`` column): used as it is, without chat template.
     """
 
     messages: list[Message]

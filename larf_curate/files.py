@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset
 
 from larf_curate.errors import InputError
@@ -56,7 +57,7 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        with whole(path) as aside:
+        with whole(path) as aside, no_progress_bars():
             dataset.shard(count, index, contiguous=True).to_parquet(aside)
     return paths
 
@@ -70,7 +71,20 @@ def read_parquet(folder: str | Path) -> Dataset:
     paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
-    return Dataset.from_parquet(paths)
+    with no_progress_bars():
+        return Dataset.from_parquet(paths)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence the progress bars of `datasets` where a command shows its own."""
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def sha256(path: str | Path) -> str:

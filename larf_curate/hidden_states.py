@@ -24,6 +24,8 @@ from larf_curate.rendering import Tokenizer, Tokens
 
 Vectors = NDArray[np.float32]
 Position = Literal["last", "prompt", "mean"]
+States = dict[Position, Vectors]
+"""States by position, each of shape (turns, layers, d)."""
 POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean")
 """Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -79,9 +81,7 @@ class StateReader:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_device", next(self.model.parameters()).device)
 
-    def __call__(
-        self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)
-    ) -> dict[str, Vectors]:
+    def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)) -> States:
         """Read the states of every assistant turn.
 
         Args:
@@ -93,8 +93,8 @@ class StateReader:
             conversations. A model that overflows its dtype gives infinities or NaN there, which the caller checks.
         """
         starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
-        shape = (int(starts[-1]), len(self.layers), self._width)
-        states = {position: np.empty(shape, np.float32) for position in positions}
+        shape = (int(starts[-1]), len(self.layers), self.width)
+        states: States = {position: np.empty(shape, np.float32) for position in positions}
         for batch in _batches([len(c.ids) for c in conversations], self.batch_tokens):
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
             for position, read in self._forward([conversations[i] for i in batch], positions).items():
@@ -102,17 +102,18 @@ class StateReader:
         return states
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Width d of the hidden states."""
         return int(self.model.config.get_text_config(decoder=True).hidden_size)  # type: ignore[union-attr, operator]
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Tokens], positions: Sequence[Position]) -> dict[str, Tensor]:
+    def _forward(self, batch: Sequence[Tokens], positions: Sequence[Position]) -> dict[Position, Tensor]:
         """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
         length = max(len(item.ids) for item in batch)
         ids = torch.tensor([item.ids + [0] * (length - len(item.ids)) for item in batch], device=self._device)
         gather = _Gather(batch, length, self._device)
         blocks = decoder_blocks(self.model)
-        found: dict[int, dict[str, Tensor]] = {}
+        found: dict[int, dict[Position, Tensor]] = {}
 
         def keep(layer: int, output: Tensor) -> None:
             found[layer] = {position: gather(output, position) for position in positions}

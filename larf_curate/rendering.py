@@ -1,4 +1,4 @@
-"""Conversations as token ids: the tokenizer's own chat template, and where each assistant turn begins and ends in it."""
+"""Conversations as token ids: the model's own chat template, and where each assistant turn begins and ends."""
 
 import hashlib
 from bisect import bisect_left

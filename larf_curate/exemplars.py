@@ -1,0 +1,174 @@
+"""ExemplarIndex: the nearest known-harmful exemplars of a row, as evidence, by FAISS."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from larf_curate.conversation import Row
+from larf_curate.errors import InputError
+from larf_curate.extras import require
+from larf_curate.files import read_json, whole, write_json
+from larf_curate.hidden_states import Vectors
+from larf_curate.profile import SafetyProfile, cache_home, read_states
+from larf_curate.references import ReferenceSet
+from larf_curate.signals.larf import unit
+
+CONFIG_FILE = "exemplars.json"
+STATES_FILE = "exemplars.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbor:
+    """One exemplar near a row.
+
+    Args:
+        id: The exemplar's id.
+        label: Its hazard category.
+        cosine: Cosine similarity of the two states, in [-1, 1].
+    """
+
+    id: str
+    label: str
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExemplarIndex:
+    """States of known-harmful exemplars at a profile's first layer, searched exactly by cosine similarity.
+
+    The search runs on all GPUs where the FAISS build and the machine have them, on the CPU elsewhere.
+
+    Args:
+        states: Shape (n, d), float32, n >= 1.
+        ids: One id an exemplar.
+        labels: One hazard category an exemplar.
+        layer: The 0-based decoder block the states are from.
+    """
+
+    states: Vectors
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 2 or not len(self.states) == len(self.ids) == len(self.labels) > 0:
+            raise InputError(
+                f"wanted as many states as ids and labels, at least one, got {self.states.shape}, {len(self.ids)} ids "
+                f"and {len(self.labels)} labels"
+            )
+
+    @classmethod
+    def build(cls, profile: SafetyProfile, references: ReferenceSet) -> "ExemplarIndex":
+        """Index the unsafe references; states that the profile holds are not computed again.
+
+        Raises:
+            ReferenceSetError: If a reference cannot be scored.
+            ModelError: If the model is needed and cannot be loaded.
+        """
+        if references.digest == profile.references["digest"]:
+            states = profile.states["unsafe"]["last"][:, 0]
+        else:
+            states = read_states(profile.reader(), references.unsafe, "unsafe")["last"][:, 0]
+        ids = tuple(f"reference-{index}" for index in range(len(references)))
+        return cls(states=states, ids=ids, labels=references.labels, layer=profile.layers[0])
+
+    def search(self, states: Vectors, k: int) -> list[list[Neighbor]]:
+        """Find the nearest exemplars of each state.
+
+        Args:
+            states: Shape (n, d).
+            k: How many; all of them if there are fewer.
+
+        Returns:
+            For each state its neighbours, nearest first.
+
+        Raises:
+            InputError: If the width is another than the exemplars'.
+        """
+        if states.ndim != 2 or states.shape[1] != self.states.shape[1]:
+            raise InputError(f"wanted states of shape (n, {self.states.shape[1]}), got {states.shape}")
+        cosines, found = self._index.search(np.ascontiguousarray(unit(states)), min(k, len(self.ids)))
+        return [
+            [Neighbor(id=self.ids[i], label=self.labels[i], cosine=float(c)) for i, c in zip(*hits, strict=True)]
+            for hits in zip(found, cosines, strict=True)
+        ]
+
+    def add(
+        self, rows: Sequence[Row], *, label: str = "reviewed", profile: SafetyProfile | None = None
+    ) -> "ExemplarIndex":
+        """An index with more exemplars.
+
+        Args:
+            rows: Scored rows with their ``larf_state``, or any rows together with a profile.
+            label: Their hazard category, where a row has no ``category`` of its own.
+            profile: Its model reads the states of rows without ``larf_state``.
+
+        Raises:
+            InputError: If a row has no state and no profile is given.
+        """
+        known = [row.get("larf_state") for row in rows]
+        if all(state is not None for state in known):
+            states = np.asarray(known, np.float32)
+        elif profile is not None:
+            states = read_states(profile.reader(), rows, "added")["last"][:, 0]
+        else:
+            raise InputError(
+                "wanted rows with larf_state (score them with keep_states=True), or a profile to read them"
+            )
+        ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
+        labels = [str(row.get("category") or label) for row in rows]
+        return replace(
+            self, states=np.concatenate([self.states, states]), ids=(*self.ids, *ids), labels=(*self.labels, *labels)
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of states, ids and labels."""
+        return hashlib.sha256(json.dumps(self._config()).encode() + self.states.tobytes()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
+        with whole(Path(folder) / STATES_FILE) as aside:
+            save_file({"states": np.ascontiguousarray(self.states)}, aside)
+        write_json(Path(folder) / CONFIG_FILE, self._config())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ExemplarIndex":
+        """Read an index from a folder.
+
+        Raises:
+            InputError: If there is none or it is damaged.
+        """
+        config: Mapping[str, Any] = read_json(Path(folder) / CONFIG_FILE)
+        try:
+            states = load_file(Path(folder) / STATES_FILE)["states"]
+            return cls(states=states, ids=tuple(config["ids"]), labels=tuple(config["labels"]), layer=config["layer"])
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise InputError(f"the exemplar index in {folder} is damaged ({error}): build it again") from error
+
+    def _config(self) -> dict[str, Any]:
+        return {"layer": self.layer, "ids": list(self.ids), "labels": list(self.labels)}
+
+    @cached_property
+    def _index(self) -> Any:  # noqa: ANN401  faiss has no types
+        faiss = require("faiss", extra="cpu")
+        index = faiss.IndexFlatIP(self.states.shape[1])
+        index.add(np.ascontiguousarray(unit(self.states)))
+        on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+        return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
+
+
+def cache_exemplars(index: ExemplarIndex) -> Path:
+    """Keep an index under its digest in the user's cache, where worker processes find it; returns the folder."""
+    folder = cache_home() / "exemplars" / index.digest
+    if not (folder / CONFIG_FILE).exists():
+        index.save(folder)
+    return folder

@@ -1,0 +1,348 @@
+"""SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from larf_curate import __version__
+from larf_curate.conversation import Row
+from larf_curate.errors import ProfileError, ProfileMismatchError, ReferenceSetError
+from larf_curate.files import read_json, whole, write_json
+from larf_curate.hidden_states import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_MAX_LENGTH,
+    POSITIONS,
+    Dtype,
+    ModelSource,
+    StateReader,
+    States,
+    Vectors,
+    count_layers,
+    load_reader,
+    resolve_device,
+    resolve_dtype,
+)
+from larf_curate.references import ReferenceSet
+from larf_curate.rendering import Renderer, template_digest
+from larf_curate.signals import SIGNALS, ReferenceStates, Signal
+
+FORMAT = 1
+CONFIG_FILE = "larf_profile.json"
+STATES_FILE = "larf_profile.safetensors"
+SIDES = ("unsafe", "safe")
+DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
+"""Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SafetyProfile:
+    """A model, its layers, the reference states there, and the signal that compares rows with them.
+
+    Args:
+        source: The model: id, revision, resolved dtype.
+        template_digest: Hex SHA-256 of the chat template.
+        layers: 0-based decoder blocks.
+        states: States of the references: keys ``unsafe`` and ``safe``, then position; shape (n, layers, d), float32.
+        references: Source, digest, counts and labels of the reference set.
+        canary: The first unsafe reference, by which a loaded model is recognised.
+        signal: Name of the signal that gives ``larf_score``.
+        top_k: Pairs that count in the LARF score; None for all.
+        max_length: Longest conversation in tokens.
+        package: Version of this package that built it.
+    """
+
+    source: ModelSource
+    template_digest: str
+    layers: tuple[int, ...]
+    states: dict[str, States]
+    references: dict[str, Any]
+    canary: Row
+    signal: str = "larf"
+    top_k: int | None = None
+    max_length: int = DEFAULT_MAX_LENGTH
+    package: str = f"larf-curate {__version__}"
+
+    @classmethod
+    def build(
+        cls,
+        model: str | Path,
+        references: ReferenceSet | str | Path = "builtin",
+        *,
+        layers: Sequence[int] | Literal["all"],
+        signal: str = "larf",
+        top_k: int | None = None,
+        dtype: Dtype = "auto",
+        revision: str | None = None,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        chat_template: str | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "SafetyProfile":
+        """Compute the reference states of a model.
+
+        Args:
+            model: A local folder or a Hub id.
+            references: A set, or what `ReferenceSet.load` takes.
+            layers: 0-based decoder blocks, or ``all``.
+            signal: Name of the signal that gives ``larf_score``.
+            top_k: Pairs that count in the LARF score; None for all, as in the paper.
+            dtype: ``auto`` is bfloat16 where the hardware computes in it, float32 elsewhere.
+            revision: Commit, tag or branch of a Hub id.
+            max_length: Longest conversation in tokens.
+            chat_template: A Jinja chat template to use instead of the model's own.
+            device: A torch device; the first accelerator there is, if left out.
+            trust_remote_code: Whether code from the model's repository may run.
+
+        Raises:
+            ModelError: If the model cannot be loaded, or lacks a chat template or a layer.
+            ReferenceSetError: If a reference cannot be scored or the references do not suit the signal.
+            ProfileError: If there is no such signal.
+        """
+        if signal not in SIGNALS:
+            raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
+        refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
+        device = resolve_device(device)
+        source = ModelSource(
+            model_id=_identify(model),
+            revision=revision,
+            dtype=resolve_dtype(dtype, device),
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        )
+        chosen = tuple(range(count_layers(source))) if layers == "all" else tuple(layers)
+        reader = load_reader(source, chosen, device=device, max_length=max_length)
+        profile = cls(
+            source=replace(source, revision=reader.revision or revision),
+            template_digest=template_digest(reader.tokenizer),
+            layers=chosen,
+            states={
+                side: read_states(reader, rows, side) for side, rows in (("unsafe", refs.unsafe), ("safe", refs.safe))
+            },
+            references=_describe(refs),
+            canary=dict(refs.unsafe[0]),
+            signal=signal,
+            top_k=top_k,
+            max_length=max_length,
+        )
+        profile.fit(signal)
+        return profile
+
+    def fit(self, signal: str | None = None) -> Signal:
+        """Make a signal from the reference states; the profile's own if none is named.
+
+        Raises:
+            ProfileError: If there is no such signal.
+            ReferenceSetError: If the references do not suit it.
+        """
+        name = signal or self.signal
+        if name not in SIGNALS:
+            raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {name!r}")
+        return SIGNALS[name].fit(ReferenceStates(**self.states), self.top_k)
+
+    def reader(
+        self,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        rank: int | None = None,
+    ) -> StateReader:
+        """Load the profile's model up to its deepest layer and check that it is the one the profile was built with.
+
+        Args:
+            model: Where the model lies now, if not where it lay when the profile was built.
+            device: A torch device; the first accelerator there is, if left out.
+            batch_tokens: Most tokens of one batch.
+            rank: Number of this process among those that score, for machines with several GPUs.
+
+        Raises:
+            ModelError: If the model cannot be loaded.
+            ProfileMismatchError: If it is another model, or its chat template is another.
+        """
+        source = replace(self.source, model_id=_identify(model), revision=None) if model else self.source
+        reader = load_reader(
+            source,
+            self.layers,
+            device=resolve_device(device, rank),
+            max_length=self.max_length,
+            batch_tokens=batch_tokens,
+        )
+        self._check(reader, source)
+        return reader
+
+    def _check(self, reader: StateReader, source: ModelSource) -> None:
+        if template_digest(reader.tokenizer) != self.template_digest:
+            raise ProfileMismatchError(
+                f"the chat template of {source.model_id} is not the one this profile was built with: "
+                "build the profile again, or score with the model and revision it names"
+            )
+        recorded = self.states["unsafe"]["last"][:1]
+        if reader.width != self.width:
+            raise ProfileMismatchError(f"{source.model_id} has another width than the model of this profile")
+        computed = read_states(reader, [self.canary], "unsafe")["last"]
+        drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
+        allowed = DRIFT[source.dtype]
+        if not drift.max() <= allowed:
+            raise ProfileMismatchError(
+                f"{source.model_id} is not the model this profile was built with ({self.source.model_id}): its states "
+                f"differ by {drift.max():.1%}, wanted at most {allowed:.1%}; build a profile for it"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that can change a score: settings and states, not where the profile lies."""
+        digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
+        for key, value in sorted(self._tensors().items()):
+            digest.update(key.encode() + np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def width(self) -> int:
+        """Width d of the hidden states."""
+        return int(self.states["unsafe"]["last"].shape[-1])
+
+    def summary(self) -> dict[str, Any]:
+        """What to tell people of this profile: JSON values, no texts, no local paths."""
+        model_id = self.source.model_id
+        return {
+            "model": Path(model_id).name if os.path.isabs(model_id) else model_id,
+            "revision": self.source.revision,
+            "dtype": self.source.dtype,
+            "layers": list(self.layers),
+            "signal": self.signal,
+            "top_k": self.top_k,
+            "max_length": self.max_length,
+            "template_sha256": self.template_digest,
+            "references": {key: value for key, value in self.references.items() if key != "labels"},
+            "digest": self.digest,
+            "package": self.package,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the profile into a folder, as ``larf_profile.json`` and ``larf_profile.safetensors``."""
+        with whole(Path(folder) / STATES_FILE) as aside:
+            save_file(self._tensors(), aside, metadata={"digest": self.digest})
+        write_json(Path(folder) / CONFIG_FILE, self._config())
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> "SafetyProfile":
+        """Read a profile from a folder or from a Hub model repository.
+
+        Raises:
+            ProfileError: If there is none, it is damaged, or a newer version of this package wrote it.
+        """
+        folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
+        if not (folder / CONFIG_FILE).exists():
+            raise ProfileError(f"no {CONFIG_FILE} in {name}: wanted a folder or Hub id that save_pretrained wrote")
+        config = read_json(folder / CONFIG_FILE)
+        if config.get("format") != FORMAT:
+            raise ProfileError(f"profile format {config.get('format')} in {name}, wanted {FORMAT}: upgrade larf-curate")
+        try:
+            tensors = load_file(folder / STATES_FILE)
+            states: dict[str, States] = {side: {} for side in SIDES}
+            for key, value in tensors.items():
+                side, position = key.split(".")
+                states[side][position] = value  # type: ignore[index]
+            fields = {key: value for key, value in config.items() if key != "format"}
+            fields |= {"source": ModelSource(**config["source"]), "layers": tuple(config["layers"]), "states": states}
+            return cls(**fields)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ProfileError(f"the profile in {name} is damaged ({error}): build it again") from error
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the profile to a Hub model repository; returns the URL of the commit.
+
+        A model that lies in a local folder is named by that folder, so others pass ``model=`` to score with it.
+        """
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        folder = cache_profile(replace(self, source=replace(self.source, model_id=self.summary()["model"])))
+        commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload safety profile")
+        return str(commit.commit_url)
+
+    def _config(self) -> dict[str, Any]:
+        keys = ("template_digest", "references", "canary", "signal", "top_k", "max_length", "package")
+        values = {key: getattr(self, key) for key in keys}
+        return {"format": FORMAT, "source": asdict(self.source), "layers": list(self.layers), **values}
+
+    def _tensors(self) -> dict[str, Vectors]:
+        return {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
+
+
+def cache_profile(profile: SafetyProfile) -> Path:
+    """Keep a profile under its digest in the user's cache, where worker processes find it; returns the folder."""
+    folder = cache_home() / "profiles" / profile.digest
+    if not (folder / CONFIG_FILE).exists():
+        profile.save_pretrained(folder)
+    return folder
+
+
+def cache_home() -> Path:
+    """Folder for what can be made again: ``$LARF_CURATE_HOME``, by default ``~/.cache/larf-curate``."""
+    return Path(os.environ.get("LARF_CURATE_HOME") or Path.home() / ".cache" / "larf-curate")
+
+
+def _identify(model: str | Path) -> str:
+    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+
+
+def _describe(refs: ReferenceSet) -> dict[str, Any]:
+    counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
+    return {"source": refs.source, "digest": refs.digest, **counts, "labels": list(refs.labels)}
+
+
+def read_states(reader: StateReader, rows: Sequence[Row], side: str) -> States:
+    """Read the states after the last turn of each reference; one that cannot be scored would shift the pairs.
+
+    Args:
+        reader: The model.
+        rows: n references.
+        side: What to call them in errors.
+
+    Returns:
+        States of shape (n, layers, d) at every position.
+
+    Raises:
+        ReferenceSetError: If one cannot be scored or its states are not finite.
+    """
+    rendered = Renderer(reader.tokenizer, reader.max_length)(rows)
+    tokens = []
+    for index, item in enumerate(rendered):
+        if item.tokens is None:
+            raise ReferenceSetError(f"{side} reference {index} cannot be scored: {item.reason}")
+        tokens.append(replace(item.tokens, turns=item.tokens.turns[-1:]))
+    states = reader(tokens, POSITIONS)
+    for position, values in states.items():
+        if not np.isfinite(values).all():
+            raise ReferenceSetError(
+                f"the model gives non-finite {position} states for {side} references in this dtype: "
+                "build the profile in bfloat16 or float32"
+            )
+    return states
+
+
+def _download(name: str, revision: str | None, token: str | None) -> Path:
+    try:
+        files = [CONFIG_FILE, STATES_FILE]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        OSError,
+    ) as error:  # OSError: no network, no such repository in the cache
+        first = str(error).strip().splitlines()[0]
+        raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error

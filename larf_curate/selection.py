@@ -1,0 +1,210 @@
+"""Selection: scores become two datasets, kept and flagged, with a reason for every flagged row."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+from numpy.typing import NDArray
+
+from larf_curate.errors import InputError
+from larf_curate.files import read_json, read_parquet, write_json, write_parquet
+
+RULES = ("top_ratio", "top_k", "threshold", "percentile")
+MANIFEST = "selection.json"
+PREFIX = "larf_"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """A scored dataset in two parts; unpacks as ``kept, flagged``.
+
+    Both parts have ``larf_row_id``, ``larf_flagged``, ``larf_reason`` and ``larf_percentile`` beside the scored
+    columns; the flagged part is sorted worst first, rows that could not be scored last.
+
+    Args:
+        kept: Rows below the threshold, in dataset order.
+        flagged: Rows at or above it, and those that could not be scored.
+        rule: The rule and its value, as ``{"top_ratio": 0.05}``.
+        threshold: Lowest flagged score; None if no row was flagged for its score.
+        scored: Manifest of the scored dataset, if it was read from disk.
+    """
+
+    kept: Dataset
+    flagged: Dataset
+    rule: dict[str, float]
+    threshold: float | None
+    scored: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return iter((self.kept, self.flagged))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each flagged row is flagged, by row id, worst first."""
+        return dict(zip(self.flagged["larf_row_id"], self.flagged["larf_reason"], strict=True))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, rule and threshold, as JSON values."""
+        status = Counter([*self.kept["larf_status"], *self.flagged["larf_status"]])
+        unscorable = sum(score is None for score in self.flagged["larf_score"])
+        counts = {"rows": len(self.kept) + len(self.flagged), "kept": len(self.kept), "flagged": len(self.flagged)}
+        return {
+            "rule": self.rule,
+            "threshold": self.threshold,
+            "counts": {**counts, "unscorable": unscorable},
+            "status": dict(sorted(status.items())),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with it is whole."""
+        (Path(folder) / MANIFEST).unlink(missing_ok=True)
+        for name, part in (("kept", self.kept), ("flagged", self.flagged)):
+            write_parquet(part, Path(folder) / name)
+        write_json(
+            Path(folder) / MANIFEST, {"kind": "selection", "version": 1, **self.summary(), "scored": self.scored}
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Selection":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: If the folder holds no whole selection.
+        """
+        manifest = read_json(Path(folder) / MANIFEST)
+        if manifest.get("kind") != "selection":
+            raise InputError(
+                f"{folder} holds {manifest.get('kind')!r}, wanted a selection: run larf-curate select first"
+            )
+        kept, flagged = (read_parquet(Path(folder) / name) for name in ("kept", "flagged"))
+        rule, threshold = manifest["rule"], manifest["threshold"]
+        return cls(kept=kept, flagged=flagged, rule=rule, threshold=threshold, scored=manifest["scored"])
+
+
+def select(
+    dataset: Dataset,
+    *,
+    top_ratio: float | None = None,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    percentile: float | None = None,
+    source: str = "",
+    scored: Mapping[str, Any] | None = None,
+) -> Selection:
+    """Split a scored dataset by score; rows that could not be scored are flagged too, for a person to look at.
+
+    Give exactly one rule. Equal scores are flagged in dataset order, so ``top_k`` is exact.
+
+    Args:
+        dataset: With the columns that `LarfScorer` writes.
+        top_ratio: Share of the scored rows to flag, in [0, 1].
+        top_k: Number of rows to flag.
+        threshold: Flag scores at or above it.
+        percentile: Flag scores at or above this percentile of all scores, in [0, 100].
+        source: What the rows come from; part of their ids.
+        scored: Manifest of the scored dataset, kept as provenance.
+
+    Returns:
+        The selection.
+
+    Raises:
+        InputError: If there is not exactly one rule, its value is out of range, or the dataset is not scored.
+    """
+    rule = _rule({"top_ratio": top_ratio, "top_k": top_k, "threshold": threshold, "percentile": percentile})
+    if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
+        raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
+    scores = np.array([np.nan if s is None else s for s in dataset["larf_score"]], np.float64)
+    ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
+    chosen = ranked[: _count(rule, scores[ranked])]
+    unscorable = np.flatnonzero(~np.isfinite(scores))
+    flags = np.zeros(len(scores), bool)
+    flags[chosen] = flags[unscorable] = True
+    lowest = float(scores[chosen[-1]]) if len(chosen) else None
+    labelled = _label(dataset, flags, scores, ranked, lowest, source)
+    return Selection(
+        kept=labelled.select(np.flatnonzero(~flags)),
+        flagged=labelled.select(np.concatenate([chosen, unscorable])),
+        rule=rule,
+        threshold=lowest,
+        scored=dict(scored or {}),
+    )
+
+
+def content_digest(row: Mapping[str, Any]) -> str:
+    """Hex digest of a row's own columns, without those this package adds."""
+    own = {key: value for key, value in row.items() if not key.startswith(PREFIX)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def row_id(source: str, index: int, row: Mapping[str, Any]) -> str:
+    """Id of a row: a hex digest of where it comes from, its index there and its content."""
+    return hashlib.sha256(f"{source}\n{index}\n{content_digest(row)}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
+    rule = {name: value for name, value in given.items() if value is not None}
+    if len(rule) != 1:
+        raise InputError(f"wanted exactly one of {', '.join(RULES)}, got {', '.join(rule) or 'none'}")
+    name, value = next(iter(rule.items()))
+    high = {"top_ratio": 1.0, "top_k": np.inf, "threshold": np.inf, "percentile": 100.0}[name]
+    low = -np.inf if name == "threshold" else 0.0
+    if not low <= value <= high or (name == "top_k" and value != int(value)):
+        raise InputError(f"wanted {name} from {low:g} to {high:g}, got {value}")
+    return rule
+
+
+def _count(rule: Mapping[str, float], ranked: NDArray[np.float64]) -> int:
+    """How many of the scores, sorted from high to low, the rule flags."""
+    name, value = next(iter(rule.items()))
+    if not len(ranked):
+        return 0
+    if name == "top_ratio":
+        return round(value * len(ranked))
+    if name == "top_k":
+        return min(int(value), len(ranked))
+    lowest = value if name == "threshold" else float(np.percentile(ranked, value))
+    return int((ranked >= lowest).sum())
+
+
+def _label(
+    dataset: Dataset,
+    flags: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    ranked: NDArray[np.intp],
+    lowest: float | None,
+    source: str,
+) -> Dataset:
+    """Add row ids, flags, reasons and percentiles."""
+    percentiles = np.full(len(scores), np.nan)
+    percentiles[ranked] = 100.0 * (len(ranked) - np.arange(len(ranked))) / max(len(ranked), 1)
+
+    def reason(index: int, status: str) -> str | None:
+        if not flags[index]:
+            return None
+        if np.isnan(percentiles[index]):
+            return f"not scorable: {status}"
+        return f"score {scores[index]:.4f} is at least {lowest:.4f} (percentile {percentiles[index]:.2f})"
+
+    columns = {
+        "larf_row_id": pa.array(_row_ids(dataset, source), pa.string()),
+        "larf_flagged": pa.array(flags),
+        "larf_reason": pa.array([reason(i, status) for i, status in enumerate(dataset["larf_status"])], pa.string()),
+        "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
+    }
+    bare = dataset.remove_columns([name for name in columns if name in dataset.column_names])
+    added = Dataset(pa.table(columns))
+    return concatenate_datasets([bare.with_format(None), added], axis=1)
+
+
+def _row_ids(dataset: Dataset, source: str) -> list[str]:
+    if "larf_row_id" in dataset.column_names:
+        return list(dataset["larf_row_id"])
+    own = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
+    return [row_id(source, index, row) for index, row in enumerate(own.with_format(None))]

@@ -1,0 +1,69 @@
+"""The score of LARF: how much closer a row lies to unsafe than to safe exemplars.
+
+Source: Layer-Aware Representation Filtering, https://arxiv.org/abs/2507.18631, the bidirectional score of its second
+phase.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from larf_curate.errors import ReferenceSetError
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LarfSignal:
+    """Mean over the exemplar pairs of cosine to the unsafe minus cosine to the safe one.
+
+    Higher means closer to unsafe; the range is [-2, 2]. With every pair counted (``top_k`` None, the authors' setting)
+    this is one dot product a row and the two sides need not be of one length; otherwise only a row's ``top_k`` largest
+    differences count, and exemplar i of one side is paired with exemplar i of the other.
+
+    Args:
+        unsafe: States of the unsafe exemplars, shape (m, layers, d), m >= 1.
+        safe: States of the safe exemplars, shape (k, layers, d), k >= 1; k = m if ``top_k`` is given.
+        top_k: Number of pairs that count, from 1 to m; None for all.
+
+    Raises:
+        ReferenceSetError: If the shapes do not fit or ``top_k`` is out of range.
+    """
+
+    unsafe: Vectors
+    safe: Vectors
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(len(self.unsafe), len(self.safe)) < 1 or self.unsafe.shape[1:] != self.safe.shape[1:]:
+            raise ReferenceSetError(
+                f"wanted unsafe and safe states of one width and at least one each, got {self.unsafe.shape} and "
+                f"{self.safe.shape}"
+            )
+        if self.top_k is None:
+            return
+        if len(self.unsafe) != len(self.safe):
+            raise ReferenceSetError(
+                f"top_k needs pairs, got {len(self.unsafe)} unsafe and {len(self.safe)} safe references: "
+                "pair them, or count them all (top_k=None)"
+            )
+        if not 1 <= self.top_k <= len(self.unsafe):
+            raise ReferenceSetError(f"wanted top_k from 1 to {len(self.unsafe)}, got {self.top_k}")
+
+    def __call__(self, states: Vectors) -> Vectors:
+        """Score states of shape (n, layers, d); returns shape (n, layers)."""
+        rows = unit(states)
+        if self.top_k is None:
+            direction = unit(self.unsafe).mean(axis=0) - unit(self.safe).mean(axis=0)
+            return np.asarray(np.einsum("nld,ld->nl", rows, direction))
+        pairs = unit(self.unsafe) - unit(self.safe)
+        differences = np.einsum("nld,mld->nlm", rows, pairs, optimize=True)
+        highest = np.partition(differences, -self.top_k, axis=-1)[..., -self.top_k :]
+        return np.asarray(highest.mean(axis=-1))
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Scale the last axis to length 1; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
