@@ -54,7 +54,9 @@ def test_named_columns_are_replaced():
     assert replace_answer({"m": CHAT}, "better", {"messages": "m"})["m"][-1]["content"] == "better"
 
 
-@pytest.mark.parametrize("row", [{"messages": []}, {"messages": CHAT[:1]}, {"x": 1}, {"question": None, "answer": None}])
+@pytest.mark.parametrize(
+    "row", [{"messages": []}, {"messages": CHAT[:1]}, {"x": 1}, {"question": None, "answer": None}]
+)
 def test_a_row_without_an_answer_cannot_be_edited(row):
     with pytest.raises(ConversationError):
         replace_answer(row, "better")
@@ -64,7 +66,11 @@ def decisions(rows, *given, **changes):
     """One decision for each of the first rows."""
     made = []
     for row, decision in zip(rows, given, strict=False):
-        values = {"status": "decided", "decision": decision, "corrected_answer": "better" if decision == "edit" else None}
+        values = {
+            "status": "decided",
+            "decision": decision,
+            "corrected_answer": "better" if decision == "edit" else None,
+        }
         made.append(Decision(row_id=row["larf_row_id"], content_digest=content_digest(row), **values | changes))
     return Decisions(tuple(made), "majority")
 

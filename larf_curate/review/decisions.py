@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from larf_curate.errors import InputError
@@ -98,8 +99,8 @@ class Decisions:
         described = read_json(Path(folder) / "decisions.json")
         if described.get("kind") != "decisions":
             raise InputError(f"{folder} holds {described.get('kind')!r}, not decisions: give what review pull wrote")
-        table = Dataset.from_parquet(str(Path(folder) / "decisions.parquet"), features=FEATURES)
-        return cls(tuple(_from_dict(row) for row in table), described["merge"])
+        rows = pq.read_table(Path(folder) / "decisions.parquet").to_pylist()
+        return cls(tuple(_from_dict(row) for row in rows), described["merge"])
 
 
 def _for_row(row: Mapping[str, Any], known: Decision | None) -> Decision:

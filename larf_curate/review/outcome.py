@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, concatenate_datasets
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import read_json, read_parquet, whole, write_json, write_parquet
@@ -78,11 +79,19 @@ class Outcome:
         """
         decisions = Decisions.load(folder)
         described = read_json(Path(folder) / "decisions.json")
-        parts = {name: read_parquet(Path(folder) / name) for name in PARTS}
+        parts = {name: _read_part(Path(folder) / name) for name in PARTS}
         outcome = cls(**parts, decisions=decisions, selection=described["selection"])
         if outcome.counts != described["counts"]:
             raise InputError(f"{folder} has {outcome.counts}, its manifest says {described['counts']}: pull it again")
         return outcome
+
+
+def _read_part(folder: Path) -> Dataset:
+    """A part without rows needs care: datasets refuses to read it."""
+    paths = sorted(folder.glob("*.parquet"))
+    if paths and not any(pq.read_metadata(path).num_rows for path in paths):
+        return Dataset(pq.read_table(paths[0]))
+    return read_parquet(folder)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
@@ -149,9 +158,12 @@ def _mark(row: Decision) -> str:
 
 
 def _marked(rows: Dataset, marks: list[str]) -> Dataset:
-    return rows.add_column(DECISION, marks, feature=Value("string")).add_column(
-        ORIGINAL, [None] * len(marks), feature=Value("string")
-    )
+    """Add the column of decisions and an empty one of original answers."""
+    text = Value("string")
+    if not marks:  # datasets cannot add a column to no rows
+        features = Features({**rows.features, DECISION: text, ORIGINAL: text})
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    return rows.add_column(DECISION, marks, feature=text).add_column(ORIGINAL, [None] * len(marks), feature=text)
 
 
 def _edited(rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
