@@ -16,6 +16,11 @@ from larf_curate.errors import InputError
 ROWS_PER_SHARD = 100_000
 
 
+def cache_home() -> Path:
+    """Folder for what can be made again: ``$LARF_CURATE_HOME``, by default ``~/.cache/larf-curate``."""
+    return Path(os.environ.get("LARF_CURATE_HOME") or Path.home() / ".cache" / "larf-curate")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes that name in one step, on error it is removed."""

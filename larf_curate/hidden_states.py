@@ -273,7 +273,7 @@ def _share_cores() -> None:
 def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
     """``from_pretrained`` with errors in one line, and without its report on the weights left out."""
     try:
-        with _quiet():
+        with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -282,7 +282,8 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Silence the loading reports and progress bars of `transformers`."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from larf_curate import __version__
 from larf_curate.conversation import Row
 from larf_curate.errors import ProfileError, ProfileMismatchError, ReferenceSetError
-from larf_curate.files import read_json, whole, write_json
+from larf_curate.files import cache_home, read_json, whole, write_json
 from larf_curate.hidden_states import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_MAX_LENGTH,
@@ -288,11 +288,6 @@ def cache_profile(profile: SafetyProfile) -> Path:
     if not (folder / CONFIG_FILE).exists():
         profile.save_pretrained(folder)
     return folder
-
-
-def cache_home() -> Path:
-    """Folder for what can be made again: ``$LARF_CURATE_HOME``, by default ``~/.cache/larf-curate``."""
-    return Path(os.environ.get("LARF_CURATE_HOME") or Path.home() / ".cache" / "larf-curate")
 
 
 def _identify(model: str | Path) -> str:

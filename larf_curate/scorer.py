@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from larf_curate.conversation import check_columns, detect_schema
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.exemplars import ExemplarIndex, Neighbor, cache_exemplars
-from larf_curate.files import read_json, write_json
+from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, POSITIONS, Position, StateReader, States, Vectors
-from larf_curate.profile import SafetyProfile, cache_home, cache_profile
+from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.rendering import Rendered, Renderer, Status
 from larf_curate.signals import SIGNALS, Signal
 
