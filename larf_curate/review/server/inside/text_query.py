@@ -6,6 +6,7 @@ operators apply from left to right. No text is an error: what makes no sense is 
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Scripts written without spaces between words: each character is a token of its own, so any part of a run is found.
@@ -15,7 +16,7 @@ _SPACELESS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
     "\uac00-\ud7a3"  # Korean
 )
-_TOKEN = re.compile(f"[{_SPACELESS}]|[^\\W_{_SPACELESS}]+")
+_TOKEN = re.compile(f"(?=[^\\W_])[{_SPACELESS}]|[^\\W_{_SPACELESS}]+")
 _PART = re.compile(r'(-*)(?:"([^"]*)"|([()|+])|([^\s()|+"]+))')
 _DEPTH = 20
 
@@ -69,15 +70,14 @@ Part = Words | Not | Both | Either
 
 def parse(query: str) -> Part | None:
     """Read a query; None if it holds no word at all."""
-    return _group(list(_PART.findall(query)), 0)
+    return _group((match.groups("") for match in _PART.finditer(query)), 0)
 
 
-def _group(parts: list[tuple[str, str, str, str]], depth: int) -> Part | None:
-    """Read ``parts`` from the front until they end or a bracket closes; takes what it reads."""
+def _group(parts: Iterator[tuple[str, ...]], depth: int) -> Part | None:
+    """Read ``parts`` until they end or a bracket closes."""
     found: Part | None = None
     either = False
-    while parts:
-        minus, phrase, sign, word = parts.pop(0)
+    for minus, phrase, sign, word in parts:
         if sign == ")" and depth:
             break
         if sign in ("|", "+"):
