@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import model_info
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from httpx import HTTPError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from larf_curate.errors import ModelError
 from larf_curate.extras import require
@@ -32,9 +31,9 @@ def demo_model() -> str:
     if (packaged_folder() / "config.json").exists():
         return str(packaged_folder())
     try:
-        model_info(HUB_ID, timeout=5)
+        hf_hub_download(HUB_ID, "config.json", etag_timeout=5)
         return HUB_ID
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError):
+    except (HfHubHTTPError, LocalEntryNotFoundError):
         return str(packaged_model())
 
 
