@@ -1,0 +1,122 @@
+"""Greedy answers of a chat model to prompts, in left-padded batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from larf_curate.errors import InputError, ModelError
+
+Chat = str | list[dict[str, str]]
+"""A prompt: the user's words, or messages."""
+
+
+def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
+    """Load a model, or the adapter of one, and its tokenizer, from a folder or the Hub.
+
+    Args:
+        name: Folder or Hub id.
+        device: As in torch; by default the accelerator if there is one.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {name}: {str(error).splitlines()[0]}") from error
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def generate_answers(
+    model: Any,  # noqa: ANN401  transformers has no types
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Chat],
+    *,
+    max_new_tokens: int = 160,
+    batch_size: int = 16,
+    system: str | None = None,
+) -> list[str]:
+    """Answer prompts greedily; the batch does not change an answer beyond rounding.
+
+    Prompts of similar length share a batch.
+
+    Args:
+        model: A decoder of transformers; it is put in evaluation mode and back.
+        tokenizer: Its tokenizer, with a chat template.
+        prompts: The prompts.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Prompts a batch.
+        system: System message of every prompt, if any.
+
+    Returns:
+        The answers in the order of the prompts, without special tokens.
+
+    Raises:
+        InputError: If a prompt and its answer do not fit into the model's window.
+        ModelError: If there is no chat template.
+    """
+    encoded = [_encode(tokenizer, prompt, system) for prompt in prompts]
+    _check_window(model, encoded, max_new_tokens)
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    answers = [""] * len(encoded)
+    training = model.training
+    model.eval()
+    try:
+        for start in tqdm(range(0, len(order), batch_size), desc="Answering", unit="batch", leave=False):
+            rows = order[start : start + batch_size]
+            texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+    finally:
+        model.train(training)
+    return answers
+
+
+def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # noqa: ANN401
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    if not tokenizer.chat_template:
+        raise ModelError("the model has no chat template, so it is not known how to ask it: take an instruct model")
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses a prompt: {error}") from error
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no tokenizer takes lone surrogates
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  # noqa: ANN401
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, ids in enumerate(encoded):
+        if window is not None and len(ids) + new > window:
+            raise InputError(
+                f"prompt {index} has {len(ids)} tokens, with {new} of the answer more than the model's window of "
+                f"{window}: shorten it or lower max_new_tokens"
+            )
+
+
+@torch.no_grad()
+def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
+    width = max(len(ids) for ids in encoded)
+    stop = _stop_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=new, eos_token_id=stop, pad_token_id=pad)
+    output = model.generate(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
+    )
+    return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """All tokens that end an answer, of the model's generation settings and of the tokenizer."""
+    known = getattr(model.generation_config, "eos_token_id", None)
+    ids = [known] if isinstance(known, int) else list(known or [])
+    return list(dict.fromkeys([*ids, tokenizer.eos_token_id]))

@@ -1,0 +1,91 @@
+"""Prompt sets and question sets from files or the Hub."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+
+from larf_curate.errors import InputError
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+PROMPT_COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "query", "text")
+
+
+def load_prompts(
+    source: str | Path,
+    *,
+    column: str | None = None,
+    split: str = "train",
+    where: str | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """Read prompts from a csv, json, jsonl or parquet file, or from a Hub dataset.
+
+    A json file may also be a plain list of strings.
+
+    Args:
+        source: File or Hub id.
+        column: Column of the prompts, if it is none of the usual ones.
+        split: Split of a Hub dataset.
+        where: Keep only rows with ``column=value``, for example ``label=safe`` for XSTest's safe prompts.
+        limit: Most prompts, from the beginning.
+
+    Returns:
+        The prompts in order.
+
+    Raises:
+        InputError: If there is no such file, column or prompt, or a prompt is not text.
+    """
+    strings = _plain_list(Path(source))
+    prompts = strings if strings is not None else _column(load_table(source, split=split), column, where, source)
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"prompt {index} of {source} is empty or not text: drop the row")
+    if not prompts:
+        raise InputError(f"{source} has no prompts" + (f" with {where}" if where else "") + ": look at the file")
+    return prompts[:limit]
+
+
+def load_table(source: str | Path, *, split: str = "train") -> Dataset:
+    """Read a csv, json, jsonl or parquet file, or a split of a Hub dataset.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    path = Path(source)
+    try:
+        if path.suffix in FORMATS and path.exists():
+            options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+            return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
+        if path.exists() or path.suffix in FORMATS:
+            raise InputError(f"cannot read {source}: wanted an existing {', '.join(FORMATS)} file or a Hub dataset id")
+        return load_dataset(str(source), split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the loaders raise many kinds, with the cause in the text
+        raise InputError(f"cannot read {source}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+def _plain_list(path: Path) -> list[str] | None:
+    if path.suffix != ".json" or not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # JSON lines under another name
+        return None
+    return value if isinstance(value, list) and value and isinstance(value[0], str) else None
+
+
+def _column(table: Dataset, column: str | None, where: str | None, source: str | Path) -> list[str]:
+    names = {name.lower(): name for name in table.column_names}
+    found = column if column else next((names[name] for name in PROMPT_COLUMNS if name in names), None)
+    if found not in table.column_names:
+        raise InputError(
+            f"{source} has no column {column or 'of prompts'}, only {', '.join(table.column_names)}: name one of them"
+        )
+    if where is None:
+        return list(table[found])
+    key, _, value = where.partition("=")
+    if key not in table.column_names:
+        raise InputError(f"{source} has no column {key!r}, only {', '.join(table.column_names)}: wanted column=value")
+    return [prompt for prompt, cell in zip(table[found], table[key], strict=True) if str(cell) == value]
