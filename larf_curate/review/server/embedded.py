@@ -130,6 +130,7 @@ class EmbeddedServer:
             if (state := process.running(self.home)) is not None:
                 return self._check_answers(state, credentials)
             self._say("starting Argilla")
+            self._reap()
             self._process = process.launch(python, self.home, self.port)
             try:
                 return process.await_ready(
@@ -141,8 +142,7 @@ class EmbeddedServer:
                 ).url
             except BaseException:
                 self._process.kill()
-                self._process.wait()
-                self._process = None
+                self._reap()
                 raise
 
     @staticmethod
@@ -174,10 +174,14 @@ class EmbeddedServer:
             return False
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
             ran = process.end(self.home, timeout=_STOP_TIMEOUT)
+        self._reap()
+        return ran
+
+    def _reap(self) -> None:
+        """Take note of the end of the process that was started here."""
         if self._process is not None:
             self._process.wait()
             self._process = None
-        return ran
 
     def status(self) -> ServerStatus:
         """Whether the server runs and answers."""
