@@ -74,9 +74,9 @@ def push(
     """
     from larf_curate.selection import Selection
 
-    queue = _queue(name, workspace, url, api_key_file, annotators=annotators)
-    result = queue.push(Selection.load(selection))
-    _remember(queue, selection)
+    with _queue(name, workspace, url, api_key_file, annotators=annotators) as queue:
+        result = queue.push(Selection.load(selection))
+        _remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
     else:
@@ -94,7 +94,8 @@ def push(
 @json_option
 def status(name: str, workspace: str, url: str | None, api_key_file: Path | None, as_json: bool) -> None:
     """Show how far the review has come."""
-    state = _queue(name, workspace, url, api_key_file).status()
+    with _queue(name, workspace, url, api_key_file) as queue:
+        state = queue.status()
     if as_json:
         echo_json(asdict(state))
     else:
@@ -135,9 +136,9 @@ def pull(
     """
     from larf_curate.selection import Selection
 
-    queue = _queue(name, workspace, url, api_key_file)
-    rows = Selection.load(selection or _remembered(queue))
-    outcome = queue.pull(merge=merge).apply(rows)
+    with _queue(name, workspace, url, api_key_file) as queue:
+        rows = Selection.load(selection or _remembered(queue))
+        outcome = queue.pull(merge=merge).apply(rows)
     outcome.save(output)
     if as_json:
         echo_json({"decisions": str(output), "counts": outcome.counts})

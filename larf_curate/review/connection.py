@@ -9,7 +9,7 @@ from typing import Any
 
 import argilla as rg
 import httpx
-from argilla._exceptions import ArgillaCredentialsError, ArgillaError
+from argilla._exceptions import ArgillaCredentialsError, ArgillaError, ForbiddenError, UnauthorizedError
 
 from larf_curate.errors import ReviewError, ReviewServerError
 
@@ -45,10 +45,19 @@ class Connection:
             raise ReviewServerError(
                 f"no Argilla {missing} given: set it, or start a server of your own with: larf-curate review up"
             )
+        _check(self.url, key, timeout)
         with clear_errors(self.url):
             self.client = rg.Argilla(api_url=self.url, api_key=key, timeout=timeout, retries=1)
         self.workspace = workspace
-        self.workspace_id = self._workspace_id()
+        try:
+            self.workspace_id = self._workspace_id()
+        except ReviewError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.http_client.close()
 
     def usernames(self) -> dict[str, str]:
         """User names by id: of the members of the workspace and, where the key may list them, of everybody."""
@@ -109,17 +118,27 @@ class Connection:
         return str(known[self.workspace])
 
 
+def _check(url: str, key: str, timeout: int) -> None:
+    """Ask once who we are: the Argilla client leaves its sockets open when its own first question fails."""
+    with clear_errors(url):
+        answer = httpx.get(f"{url}/api/v1/me", headers={"X-Argilla-Api-Key": key}, timeout=timeout)
+        if not answer.is_success:
+            raise _refused(url, answer.status_code)
+        if "username" not in answer.json():
+            raise ValueError("not a user")
+
+
 @contextmanager
 def clear_errors(url: str) -> Iterator[None]:
     """Turn what the Argilla client and its HTTP library raise into this package's errors."""
     try:
         yield
-    except (ArgillaCredentialsError, ArgillaError) as error:
-        cause = error if hasattr(error, "status_code") else error.__cause__
-        status = 401 if isinstance(error, ArgillaCredentialsError) else getattr(cause, "status_code", 0)
-        if status in (401, 403, 404):
-            raise _refused(url, status) from error
-        raise ReviewError(f"{url} refuses: {str(cause or error)[:REASON_CHARACTERS]}") from error
+    except (ArgillaCredentialsError, UnauthorizedError) as error:
+        raise _refused(url, 401) from error
+    except ForbiddenError as error:
+        raise _refused(url, 403) from error
+    except ArgillaError as error:
+        raise ReviewError(f"{url} refuses: {str(error.__cause__ or error)[:REASON_CHARACTERS]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(url, error) from error
     except ValueError as error:  # the answer is not the JSON that the client knows

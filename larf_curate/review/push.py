@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from larf_curate.review.connection import RejectedError
 from larf_curate.review.record import CONTENT, OUTDATED, RECORD, Record
-from larf_curate.review.store import RecordStore
+from larf_curate.review.store import TERMS, RecordStore
 
 BATCH_ROWS = 500
 BATCH_BYTES = 8_000_000
@@ -65,22 +66,32 @@ class Push:
         )
 
     def _changed(self, records: Iterable[Record]) -> Iterator[Record]:
-        for record in records:
-            known = self.known.get(record["external_id"])
-            if known is None:
-                yield record
-            elif (known["metadata"] or {}).get(RECORD) == record["metadata"][RECORD]:
-                self.unchanged += 1
-            else:
-                yield self._with_outdated(record, known)
+        for group in grouped(records, TERMS):
+            changed = [record for record in group if not self._is_there(record)]
+            self.unchanged += len(group) - len(changed)
+            rewritten = {record["external_id"] for record in changed if self._is_rewritten(record)}
+            answers = self.store.responses(sorted(rewritten)) if rewritten else {}
+            for record in changed:
+                yield self._with_outdated(record, answers.get(record["external_id"], ()))
 
-    def _with_outdated(self, record: Record, known: Mapping[str, Any]) -> Record:
+    def _metadata(self, record: Record) -> Mapping[str, Any]:
+        """The metadata that the server has for a record."""
+        known = self.known.get(record["external_id"])
+        return (known and known["metadata"]) or {}
+
+    def _is_there(self, record: Record) -> bool:
+        return bool(self._metadata(record).get(RECORD) == record["metadata"][RECORD])
+
+    def _is_rewritten(self, record: Record) -> bool:
+        return record["external_id"] in self.known and (
+            self._metadata(record).get(CONTENT) != record["metadata"][CONTENT]
+        )
+
+    def _with_outdated(self, record: Record, answers: Iterable[Mapping[str, Any]]) -> Record:
         """Note which responses were given to an earlier content, so that they are never applied to this one."""
-        before = known["metadata"] or {}
-        outdated = dict(before.get(OUTDATED) or {})
-        if before.get(CONTENT) != record["metadata"][CONTENT]:
-            outdated |= {response["id"]: response["updated_at"] for response in self.store.responses(known["id"])}
-        return record | {"metadata": record["metadata"] | ({OUTDATED: outdated} if outdated else {})}
+        outdated = dict(self._metadata(record).get(OUTDATED) or {})
+        outdated |= {answer["id"]: answer["updated_at"] for answer in answers}
+        return record | {"metadata": record["metadata"] | {OUTDATED: outdated}} if outdated else record
 
     def _send(self, batch: list[tuple[str, bytes]]) -> None:
         """Send a batch; when the server refuses it, send its halves, so that only the bad records stay out."""
@@ -97,6 +108,13 @@ class Push:
             updated = sum(row_id in self.known for row_id, _ in batch)
             self.updated += updated
             self.pushed += len(batch) - updated
+
+
+def grouped(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Cut a stream into lists of ``size``, the last one shorter."""
+    stream = iter(records)
+    while group := list(islice(stream, size)):
+        yield group
 
 
 def batched(records: Iterable[Record]) -> Iterator[list[tuple[str, bytes]]]:

@@ -1,6 +1,7 @@
 """The review queue: flagged rows to Argilla, people's decisions back."""
 
 from collections.abc import Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ VECTOR_DIMENSIONS = 128
 
 
 class ReviewQueue:
-    """A queue of flagged rows that people decide on, in an Argilla server.
+    """A queue of flagged rows that people decide on, in an Argilla server; usable in a ``with`` statement.
 
     Args:
         name: Name of the dataset on the server; it is created at the first push.
@@ -52,6 +53,18 @@ class ReviewQueue:
         self.name = name
         self.min_submitted = min_submitted
         self._connection = Connection(url, api_key, workspace=workspace, timeout=timeout)
+
+    def __enter__(self) -> "ReviewQueue":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection to the server."""
+        self._connection.close()
 
     def __repr__(self) -> str:
         return f"ReviewQueue({self.name!r}, workspace={self._connection.workspace!r}, url={self._connection.url!r})"

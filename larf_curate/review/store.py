@@ -1,6 +1,6 @@
 """A review dataset on the server: found or created, read whole, written in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import argilla as rg
@@ -10,6 +10,8 @@ from larf_curate.review.connection import Connection, clear_errors
 from larf_curate.review.settings import SCORE, VECTOR, review_settings
 
 PAGE = 500
+TERMS = 250
+"""The server's limit of values in a filter."""
 
 
 class RecordStore:
@@ -105,9 +107,20 @@ class RecordStore:
         if len(seen) < total:
             raise ReviewServerError(f"the server listed {len(seen)} of {total} records: run the command again")
 
-    def responses(self, record_id: str) -> list[dict[str, Any]]:
-        """The responses to one record, as they are at this moment."""
-        return list(self._connection.request("GET", f"/api/v1/records/{record_id}").get("responses") or [])
+    def responses(self, row_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The responses to some records, as they are at this moment.
+
+        Args:
+            row_ids: External ids of at most 250 records.
+
+        Returns:
+            The server's responses by external id.
+        """
+        scope = {"entity": "record", "property": "external_id"}
+        query = {"filters": {"and": [{"type": "terms", "scope": scope, "values": row_ids}]}}
+        path = f"{self._path}/records/search?include=responses&limit={len(row_ids)}"
+        found = [item["record"] for item in self._connection.request("POST", path, query)["items"]]
+        return {record["external_id"]: record.get("responses") or [] for record in found}
 
     def _check(self, name: str) -> None:
         questions = {item["name"] for item in self._connection.request("GET", f"{self._path}/questions")["items"]}
