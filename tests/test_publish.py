@@ -21,6 +21,7 @@ from larf_curate.errors import InputError, PublishError
 from larf_curate.publish import publish
 from larf_curate.publish.card import BEGIN, END, inline
 from larf_curate.publish.private import without_private
+from larf_curate.selection import Selection, content_digest
 from tests.decisions_folder import (
     HARMFUL,
     MODEL,
@@ -157,6 +158,37 @@ def test_provenance_nests_every_stage_and_names_nobody(hub, decisions):
     assert "annotator-" not in text + card(hub)
 
 
+@pytest.mark.filterwarnings("ignore:Support for class-based `config`:DeprecationWarning")  # argilla 2.8 on pydantic 2
+def test_what_the_review_wrote_is_published_without_the_answers_that_were_edited_away(hub, tmp_path):
+    from larf_curate.review.decisions import Decisions
+    from larf_curate.review.merge import Decision
+
+    rows = [row(i, score=i / 10) | {"larf_status": "ok", "larf_reason": "top"} for i in range(6)]
+    data = Dataset.from_list(rows)
+    selection = Selection(kept=data.select(range(3)), flagged=data.select([5, 4, 3]), rule={"top_k": 3}, threshold=0.3)
+    made = {5: ("edit", "A better answer."), 4: ("remove", None), 3: ("unsure", None)}
+    judged = tuple(
+        Decision(
+            row_id=rows[i]["larf_row_id"],
+            status="decided",
+            decision=verdict,
+            corrected_answer=corrected,
+            annotators=("annotator-alice",),
+            content_digest=content_digest(rows[i]),
+        )
+        for i, (verdict, corrected) in made.items()
+    )
+    Decisions(judged, "arbiter:annotator-alice").apply(selection).save(tmp_path / "outcome")
+    done = send(hub, tmp_path / "outcome")
+    loaded = load_dataset(REPO, split="train", token=hub.token)
+    assert loaded.column_names == ["messages", "label", "larf_row_id", "larf_score", "larf_decision"]
+    assert loaded["label"][:] == [0, 1, 2, 5]
+    assert loaded[3]["messages"][1]["content"] == "A better answer."
+    assert {"edited": 1, "removed": 1, "withheld": 1, "reviewed": 3}.items() <= done.counts.items()
+    assert "1 person, merge rule arbiter |" in section(card(hub))
+    assert not any(b"annotator-" in content for content in hub.files(REPO).values())
+
+
 def test_a_selection_is_published_without_working_columns_and_says_that_nobody_looked(hub, tmp_path):
     folder = write_selection(tmp_path / "selection")
     done = send(hub, folder)
@@ -264,6 +296,13 @@ def test_a_lost_answer_does_not_open_a_second_pull_request(hub, decisions):
     done = send(hub, decisions, create_pr=True)
     assert list(hub.repos["dataset", REPO].pulls) == [1]
     assert done.pr_url == f"{hub.endpoint}/datasets/{REPO}/discussions/1"
+
+
+def test_a_pull_request_needs_no_right_to_write(hub, decisions):
+    hub.create(REPO)
+    done = send(hub, decisions, create_pr=True, token=hub.other_token)
+    assert done.pr_url.endswith("/discussions/1")
+    assert hub.files(REPO, revision="refs/pr/1").keys() == {SHARD, "README.md", "provenance.json"}
 
 
 def test_a_pull_request_leaves_main_alone(hub, decisions):

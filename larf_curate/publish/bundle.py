@@ -152,6 +152,9 @@ def assemble(source: Source, shards: Shards, existing: Existing, name: str) -> B
         existing: What the destination holds.
         name: Title of a new card.
 
+    Returns:
+        The files and deletions of one commit.
+
     Raises:
         PublishError: If there is data at the destination that would stay beside the published rows.
     """

@@ -34,6 +34,9 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
         name: Title of a new card.
         shards: The rows that ``load_dataset`` shall give.
 
+    Returns:
+        The text of the merged card.
+
     Raises:
         PublishError: If the existing card's metadata cannot be read, or its default configuration has other splits.
     """
@@ -59,6 +62,12 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
 def decode_card(data: bytes) -> str:
     """The text of a card's bytes, line ends as they are.
 
+    Args:
+        data: The bytes of README.md.
+
+    Returns:
+        Its text, without a byte order mark.
+
     Raises:
         PublishError: If they are not UTF-8.
     """
@@ -70,6 +79,12 @@ def decode_card(data: bytes) -> str:
 
 def other_configs(configs: object) -> list[dict[str, Any]]:
     """The configurations of a card beside the default one, none of them marked as the default.
+
+    Args:
+        configs: The value of ``configs`` in the metadata, of any type.
+
+    Returns:
+        Copies of them.
 
     Raises:
         PublishError: If the default one has splits that would be lost.
@@ -159,12 +174,12 @@ def _facts(source: Source) -> dict[str, Any]:
     selection, scored = without_private(source.selection), without_private(source.scored)
     profile = _mapping(scored.get("profile"))
     threshold = selection.get("threshold")
-    status = _mapping(scored.get("status"))
+    status = _mapping(scored.get("status") or selection.get("status"))
     return {
         "counts": source.counts,
         "reviewed": source.reviewed,
         "reviewers": source.reviewers,
-        "merge": source.record.get("merge", UNKNOWN),
+        "merge": without_private(source.record).get("merge", UNKNOWN),
         "categories": sorted(source.categories.items(), key=lambda item: (-item[1], item[0]))[:12],
         "dataset": _describe(scored.get("source")),
         "model": profile.get("model") or profile.get("model_id") or UNKNOWN,

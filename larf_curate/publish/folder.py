@@ -17,7 +17,14 @@ class FolderTarget:
         self.name = folder.resolve().name
 
     def publish(self, assemble: Assemble, *, dry_run: bool) -> Publication:
-        """Write the files that differ, each in one step, new ones before old ones go.
+        """Write the files, each in one step, new ones before old ones go.
+
+        Args:
+            assemble: Merges the publication with what the folder holds.
+            dry_run: Do all but write.
+
+        Returns:
+            What was written, or would be.
 
         Raises:
             PublishError: If the folder cannot be written or holds other data.

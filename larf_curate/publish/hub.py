@@ -65,6 +65,13 @@ class HubTarget:
     def publish(self, assemble: Assemble, *, dry_run: bool) -> Publication:
         """Read, merge and commit; all again if the repository changed meanwhile or the Hub stumbled, a few times.
 
+        Args:
+            assemble: Merges the publication with what the repository holds.
+            dry_run: Do all but write.
+
+        Returns:
+            What was published, or would be.
+
         Raises:
             PublishError: If the Hub refuses, or still cannot after the last try.
         """

@@ -8,6 +8,7 @@ SECRET_KEYS = {
     *("api_url", "server", "server_url", "workspace", "host", "hostname", "user", "username", "users", "email"),
 }
 PEOPLE_KEYS = {"annotators", "reviewers"}
+MERGE_KEY = "merge"  # its value may be "arbiter:NAME"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _WHOLE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
 _PATH_WITHIN = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"',;|]+)")
@@ -26,6 +27,8 @@ def without_private(value: Any) -> Any:  # noqa: ANN401  any JSON value
 def _people(key: str, value: Any) -> Any:  # noqa: ANN401  any JSON value
     if key.lower() in PEOPLE_KEYS and isinstance(value, list | dict):
         return len(value)
+    if key == MERGE_KEY and isinstance(value, str):
+        return _text(value.partition(":")[0])
     return without_private(value)
 
 

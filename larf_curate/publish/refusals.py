@@ -84,6 +84,9 @@ def explain(error: Exception, repo: str, *, token: str) -> Exception:
 def check_repo_id(repo: str) -> None:
     """Refuse what cannot be ``org/name``.
 
+    Args:
+        repo: The id that was given.
+
     Raises:
         PublishError: If it is not.
     """

@@ -39,6 +39,9 @@ def stage_shards(source: Source, staging: Path) -> Shards:
         source: What is to be published.
         staging: An empty folder for rewritten shards.
 
+    Returns:
+        The files and what they hold.
+
     Raises:
         InputError: If the shards differ in their columns.
     """

@@ -52,6 +52,12 @@ class Source:
 def read_source(folder: Path) -> Source:
     """Read a folder that ``review pull`` or ``select`` wrote, and check that no row is in two places or lost.
 
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its kept rows, records and counts.
+
     Raises:
         InputError: If it is neither, or does not add up.
     """
@@ -86,7 +92,7 @@ def _read_decisions(folder: Path, record: dict[str, Any]) -> Source:
             **_from_selection(selected, len(kept) + len(removed) + len(withheld), len(decisions)),
             "reviewed": len(decided),
             "removed": len(removed),
-            "edited": sum(row["decision"] == "edit" for row in decided),
+            "edited": len({row[ROW_ID] for row in decided if row["decision"] == "edit"}.intersection(kept)),
             "withheld": len(withheld),
             "published": len(kept),
         },
