@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from larf_curate.data import load_rows
 from larf_curate.errors import InputError
+from larf_curate.files import read_parquet
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+BUILTIN = {"builtin:harmful": "references", "builtin:safe": "overrejection"}
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "query", "text")
 
 
@@ -24,7 +27,8 @@ def load_prompts(
     A json file may also be a plain list of strings.
 
     Args:
-        source: File or Hub id.
+        source: File or Hub id; ``builtin:harmful`` for the prompts of the packaged references, ``builtin:safe`` for
+            the packaged over-rejection prompts.
         column: Column of the prompts, if it is none of the usual ones.
         split: Split of a Hub dataset.
         where: Keep only rows with ``column=value``, for example ``label=safe`` for XSTest's safe prompts.
@@ -36,6 +40,8 @@ def load_prompts(
     Raises:
         InputError: If there is no such file, column or prompt, or a prompt is not text.
     """
+    if str(source) in BUILTIN:
+        return [str(row["prompt"]) for row in load_rows(BUILTIN[str(source)])][:limit]
     strings = _plain_list(Path(source))
     prompts = strings if strings is not None else _column(load_table(source, split=split), column, where, source)
     for index, prompt in enumerate(prompts):
@@ -47,7 +53,10 @@ def load_prompts(
 
 
 def load_table(source: str | Path, *, split: str = "train") -> Dataset:
-    """Read a csv, json, jsonl or parquet file, or a split of a Hub dataset.
+    """Read rows: a csv, json, jsonl or parquet file, a folder, or a split of a Hub dataset.
+
+    A folder may be what a larf-curate command wrote (of a selection or of decisions the kept rows are read) or what
+    ``save_to_disk`` wrote.
 
     Raises:
         InputError: If it cannot be read.
@@ -57,6 +66,8 @@ def load_table(source: str | Path, *, split: str = "train") -> Dataset:
         if path.suffix in FORMATS and path.exists():
             options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
             return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
+        if path.is_dir():
+            return _folder(path, split)
         if path.exists() or path.suffix in FORMATS:
             raise InputError(f"cannot read {source}: wanted an existing {', '.join(FORMATS)} file or a Hub dataset id")
         return load_dataset(str(source), split=split)
@@ -64,6 +75,15 @@ def load_table(source: str | Path, *, split: str = "train") -> Dataset:
         raise
     except Exception as error:  # the loaders raise many kinds, with the cause in the text
         raise InputError(f"cannot read {source}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+def _folder(path: Path, split: str) -> Dataset:
+    if (path / "kept").is_dir():
+        return read_parquet(path / "kept")
+    if any(path.glob("*.parquet")):
+        return read_parquet(path)
+    saved = load_from_disk(str(path))
+    return saved[split] if isinstance(saved, DatasetDict) else saved
 
 
 def _plain_list(path: Path) -> list[str] | None:

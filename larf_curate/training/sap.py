@@ -20,7 +20,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -33,10 +32,11 @@ from larf_curate.training.contrastive import Batch, ContrastiveRows, References
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
 from larf_curate.training.rows import IGNORED
 
-require("peft", extra="train")
-require("trl", extra="train")
+for _module in ("accelerate", "peft", "trl"):
+    require(_module, extra="train")
 
-from peft import LoraConfig, PeftConfig  # noqa: E402  only after it is known to be there
+from accelerate.utils import DistributedType  # noqa: E402  only now is it known to be there
+from peft import LoraConfig, PeftConfig  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        with _named_targets():
+        with named_targets():
             super().__init__(
                 model,
                 args,
@@ -375,7 +375,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
 
 @contextmanager
-def _named_targets() -> Iterator[None]:
+def named_targets() -> Iterator[None]:
     """Turn PEFT's complaint about missing target modules into an error of this package."""
     try:
         yield
