@@ -16,7 +16,7 @@ from larf_curate.conversation import Row
 from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import cache_home, read_json, whole, write_json
-from larf_curate.hidden_states import Vectors
+from larf_curate.hidden_states import Vectors, in_worker
 from larf_curate.profile import SafetyProfile, read_states
 from larf_curate.references import ReferenceSet
 from larf_curate.signals.larf import unit
@@ -74,11 +74,17 @@ class ExemplarIndex:
             ModelError: If the model is needed and cannot be loaded.
         """
         if references.digest == profile.references["digest"]:
-            states = profile.states["unsafe"]["last"][:, 0]
-        else:
-            states = read_states(profile.reader(), references.unsafe, "unsafe")["last"][:, 0]
+            return cls.of_profile(profile)
+        states = read_states(profile.reader(), references.unsafe, "unsafe")["last"][:, 0]
         ids = tuple(f"reference-{index}" for index in range(len(references)))
         return cls(states=states, ids=ids, labels=references.labels, layer=profile.layers[0])
+
+    @classmethod
+    def of_profile(cls, profile: SafetyProfile) -> "ExemplarIndex":
+        """Index the unsafe references that a profile was built with; no model is needed."""
+        labels = tuple(profile.references["labels"])
+        ids = tuple(f"reference-{index}" for index in range(len(labels)))
+        return cls(states=profile.states["unsafe"]["last"][:, 0], ids=ids, labels=labels, layer=profile.layers[0])
 
     def search(self, states: Vectors, k: int) -> list[list[Neighbor]]:
         """Find the nearest exemplars of each state.
@@ -91,8 +97,10 @@ class ExemplarIndex:
             For each state its neighbours, nearest first.
 
         Raises:
-            InputError: If the width is another than the exemplars'.
+            InputError: If the width is another than the exemplars', or k is below 1.
         """
+        if k < 1:
+            raise InputError(f"wanted at least 1 neighbour, got k={k}")
         if states.ndim != 2 or states.shape[1] != self.states.shape[1]:
             raise InputError(f"wanted states of shape (n, {self.states.shape[1]}), got {states.shape}")
         cosines, found = self._index.search(np.ascontiguousarray(unit(states)), min(k, len(self.ids)))
@@ -112,8 +120,12 @@ class ExemplarIndex:
             profile: Its model reads the states of rows without ``larf_state``.
 
         Raises:
-            InputError: If a row has no state and no profile is given.
+            InputError: If a row has no state and no profile is given, or the states do not suit the index.
         """
+        if not rows:
+            return self
+        if profile is not None and profile.layers[0] != self.layer:
+            raise InputError(f"wanted a profile whose first layer is {self.layer}, got {profile.layers[0]}")
         known = [row.get("larf_state") for row in rows]
         if all(state is not None for state in known):
             states = np.asarray(known, np.float32)
@@ -123,6 +135,8 @@ class ExemplarIndex:
             raise InputError(
                 "wanted rows with larf_state (score them with keep_states=True), or a profile to read them"
             )
+        if states.shape[1] != self.states.shape[1]:
+            raise InputError(f"wanted states of width {self.states.shape[1]}, got {states.shape[1]}")
         ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
         labels = [str(row.get("category") or label) for row in rows]
         return replace(
@@ -160,6 +174,8 @@ class ExemplarIndex:
     @cached_property
     def _index(self) -> Any:  # noqa: ANN401  faiss has no types
         faiss = require("faiss", extra="cpu")
+        if in_worker():
+            faiss.omp_set_num_threads(1)
         index = faiss.IndexFlatIP(self.states.shape[1])
         index.add(np.ascontiguousarray(unit(self.states)))
         on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

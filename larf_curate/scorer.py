@@ -92,12 +92,13 @@ class LarfScorer:
         self.keep_states = keep_states
         self.columns = dict(columns) if columns else None
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
-        self._loaded: StateReader | None = None
+        self._loaded: tuple[StateReader, Renderer] | None = None
         self._check()
         cache_profile(profile)
         if exemplars is not None:
             cache_exemplars(exemplars)
-        write_json(_runtime_file(self._key()), self._runtime)
+        trusted = {"trust_remote_code": profile.source.trust_remote_code}
+        write_json(_runtime_file(self.key), self._runtime | trusted)
 
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
         """Score one batch, or one row.
@@ -124,8 +125,8 @@ class LarfScorer:
 
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
         """Score rows given as dicts; see `__call__` for the errors."""
-        reader = self._reader(rank)
-        rendered = Renderer(reader.tokenizer, reader.max_length, self.columns)(rows)
+        reader, render = self._load(rank)
+        rendered = render(rows)
         scores = self._scores(reader, [item for item in rendered if item.tokens is not None])
         return [RowScore(status=item.status) if item.tokens is None else next(scores) for item in rendered]
 
@@ -204,10 +205,11 @@ class LarfScorer:
         needed = {"last"}.union(*(SIGNALS[name].positions for name in self._fitted))
         return [position for position in POSITIONS if position in needed]
 
-    def _reader(self, rank: int | None) -> StateReader:
-        """The model, loaded and checked once a process."""
+    def _load(self, rank: int | None) -> tuple[StateReader, Renderer]:
+        """The model, loaded and checked once a process, and what renders rows for it."""
         if self._loaded is None:
-            self._loaded = self.profile.reader(**self._runtime, rank=rank)
+            reader = self.profile.reader(**self._runtime, rank=rank)
+            self._loaded = reader, Renderer(reader.tokenizer, reader.max_length, self.columns)
         return self._loaded
 
     def _check(self) -> None:
@@ -223,7 +225,8 @@ class LarfScorer:
                 f"{self.exemplars.layer} and width {self.exemplars.states.shape[1]}: build the index from this profile"
             )
 
-    def _key(self) -> str:
+    @property
+    def key(self) -> str:
         """Every setting that can change a result, as canonical JSON: the whole pickled content of a scorer."""
         settings = {
             "algorithm": ALGORITHM,
@@ -237,18 +240,20 @@ class LarfScorer:
         return json.dumps(settings, sort_keys=True)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return _rebuild, (self._key(),)
+        return _rebuild, (self.key,)
 
 
 def _rebuild(key: str) -> LarfScorer:
     """Make a scorer again in another process, from its key and the cache its maker filled."""
     settings = json.loads(key)
     exemplars = settings["exemplars"]
+    runtime = read_json(_runtime_file(key))
+    folder = cache_home() / "profiles" / settings["profile"]
     return LarfScorer(
-        SafetyProfile.from_pretrained(cache_home() / "profiles" / settings["profile"]),
+        SafetyProfile.from_pretrained(folder, trust_remote_code=runtime.pop("trust_remote_code")),
         exemplars=exemplars and ExemplarIndex.load(cache_home() / "exemplars" / exemplars),
         **{name: settings[name] for name in ("neighbors", "signals", "keep_states", "columns")},
-        **read_json(_runtime_file(key)),
+        **runtime,
     )
 
 
@@ -279,11 +284,14 @@ def _is_batch(batch: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether the values are columns of several rows; `datasets` says so, plain dicts are looked at."""
     if isinstance(batch, LazyBatch | LazyRow):
         return isinstance(batch, LazyBatch)
-    value = batch[columns[0]]
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    is_messages = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-    return isinstance(value, list) and bool(value) and not (is_messages and value[0].keys() & {"role", "from"})
+    lengths = {len(value) if isinstance(value, list) or getattr(value, "ndim", 0) else None for value in batch.values()}
+    return len(lengths) == 1 and None not in lengths and not any(_is_chat(batch[name]) for name in columns)
+
+
+def _is_chat(value: Any) -> bool:  # noqa: ANN401  a cell or a column
+    """Whether this is one conversation; legacy conversations are dicts of lists, so a column of them has dicts too."""
+    first = value[0] if len(value) else None
+    return isinstance(first, Mapping) and any(isinstance(first.get(name), str) for name in ("role", "from"))
 
 
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,97 @@
+"""``larf-curate profile``: what a scoring needs, from a model and references."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from larf_curate.cli.options import FOLDER, device_option, max_length_option, read_layers
+from larf_curate.cli.output import echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from larf_curate.hidden_states import Dtype
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", metavar="PROFILE", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--layers", required=True, callback=read_layers, help="0-based decoder blocks, as in 9,14, or all.")
+@click.option(
+    "--references",
+    default="builtin",
+    show_default=True,
+    help="Pairs of an unsafe and a safe answer: builtin, a file, a folder or a Hub dataset id.",
+)
+@click.option("--unsafe", help="Unsafe references alone, a file of conversations; together with --safe.")
+@click.option("--safe", help="Safe references alone, a file of conversations; together with --unsafe.")
+@click.option("--signal", default="larf", show_default=True, help="Signal that gives larf_score.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), help="Reference pairs that count in the LARF score.  [default: all]"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto is bfloat16 where the hardware computes in it, float32 elsewhere.",
+)
+@click.option("--revision", help="Commit, tag or branch of a Hub model.")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with a Jinja chat template to use instead of the model's own.",
+)
+@max_length_option
+@device_option
+@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
+@json_option
+def profile(
+    model: str,
+    output: Path,
+    layers: list[int] | Literal["all"],
+    references: str,
+    unsafe: str | None,
+    safe: str | None,
+    signal: str,
+    top_k: int | None,
+    dtype: "Dtype",
+    revision: str | None,
+    chat_template: Path | None,
+    max_length: int,
+    device: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    r"""Compute the reference states of MODEL, a folder or a Hub id, and save them as a safety profile.
+
+    \b
+    larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct --layers 9,14 -o profile/
+    larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
+    """
+    from larf_curate.profile import SafetyProfile
+    from larf_curate.references import ReferenceSet
+
+    if bool(unsafe) != bool(safe):
+        raise click.UsageError("--unsafe and --safe go together")
+    refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else ReferenceSet.load(references)
+    made = SafetyProfile.build(
+        model,
+        refs,
+        layers=layers,
+        signal=signal,
+        top_k=top_k,
+        dtype=dtype,
+        revision=revision,
+        max_length=max_length,
+        chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    made.save_pretrained(output)
+    if as_json:
+        echo_json({"profile": str(output), **made.summary()})
+        return
+    facts = made.summary() | {"references": f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"}
+    shown = ("model", "revision", "dtype", "layers", "signal", "references", "digest")
+    echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts[key] is not None])
+    click.echo(f"Written to {output}")

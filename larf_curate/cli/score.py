@@ -1,0 +1,95 @@
+"""``larf-curate score``: a dataset in, a scored dataset on disk."""
+
+from pathlib import Path
+
+import click
+
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option, read_columns
+from larf_curate.cli.output import echo_json, echo_table, json_option
+
+
+@click.command()
+@click.argument("dataset")
+@click.option(
+    "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
+)
+@click.option("-o", "--output", metavar="OUT", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--split", help="Split, where the dataset has several.")
+@click.option("--config", help="Configuration of a Hub dataset.")
+@click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
+@click.option("--columns", callback=read_columns, help="Column names by role, as in user=question,assistant=answer.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score only this many rows, from the beginning.")
+@click.option("--signals", help="Signals written into larf_signals, with commas.  [default: the profile's own]")
+@click.option(
+    "--neighbors",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Nearest exemplars to write as evidence; 0 for none.",
+)
+@click.option("--exemplars", type=EXISTING_FOLDER, help="Folder of an exemplar index.  [default: the references]")
+@click.option("--keep-states/--no-states", default=True, help="Keep each row's state, for review and re-scoring.")
+@click.option("--model", help="Where the model lies now, if not where the profile was built.")
+@device_option
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Most tokens of one forward pass, padding included.",
+)
+@click.option("--num-proc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; one GPU each.")
+@click.option("--resume", is_flag=True, help="Go on where an earlier run stopped.")
+@json_option
+def score(
+    dataset: str,
+    profile_name: str,
+    output: Path,
+    split: str | None,
+    config: str | None,
+    revision: str | None,
+    columns: dict[str, str] | None,
+    limit: int | None,
+    signals: str | None,
+    neighbors: int,
+    exemplars: Path | None,
+    keep_states: bool,
+    model: str | None,
+    device: str | None,
+    batch_tokens: int,
+    num_proc: int,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    r"""Score DATASET: a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
+
+    \b
+    larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
+    larf-curate score "data/*.jsonl" --profile profile/ -o scored/ --columns user=q,assistant=a --resume
+    """
+    from larf_curate.exemplars import ExemplarIndex
+    from larf_curate.profile import SafetyProfile
+    from larf_curate.scored import score_source
+    from larf_curate.scorer import LarfScorer
+    from larf_curate.sources import open_source
+
+    source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)
+    profile = SafetyProfile.from_pretrained(profile_name)
+    index = ExemplarIndex.load(exemplars) if exemplars else ExemplarIndex.of_profile(profile)
+    scorer = LarfScorer(
+        profile,
+        exemplars=index if neighbors else None,
+        neighbors=neighbors or 1,
+        signals=signals.split(",") if signals else None,
+        keep_states=keep_states,
+        columns=columns,
+        model=model,
+        device=device,
+        batch_tokens=batch_tokens,
+    )
+    manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc)
+    if as_json:
+        echo_json({"scored": str(output), **manifest})
+        return
+    echo_table("Scored", ("status", "rows"), [(name, f"{count:,}") for name, count in manifest["status"].items()])
+    click.echo(f"Written to {output}: {manifest['rows']:,} rows in {len(manifest['shards'])} files")

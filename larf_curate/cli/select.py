@@ -1,0 +1,56 @@
+"""``larf-curate select``: split a scored dataset by score."""
+
+from pathlib import Path
+
+import click
+
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER
+from larf_curate.cli.output import echo_json, echo_table, json_option
+
+
+@click.command()
+@click.argument("scored", metavar="OUT", type=EXISTING_FOLDER)
+@click.option("-o", "--output", metavar="SEL", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--top-ratio", type=click.FloatRange(0, 1), help="Flag this share of the scored rows.")
+@click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
+@click.option("--threshold", type=float, help="Flag scores at or above it.")
+@click.option("--percentile", type=click.FloatRange(0, 100), help="Flag scores at or above this percentile.")
+@json_option
+def select(
+    scored: Path,
+    output: Path,
+    top_ratio: float | None,
+    top_k: int | None,
+    threshold: float | None,
+    percentile: float | None,
+    as_json: bool,
+) -> None:
+    r"""Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
+
+    Rows that could not be scored are flagged too: a person should look at them. Give exactly one rule.
+
+    \b
+    larf-curate select scored/ --top-ratio 0.05 -o selection/
+    """
+    from larf_curate.scored import Scored
+    from larf_curate.selection import select as select_rows
+
+    data = Scored.load(scored)
+    selection = select_rows(
+        data.rows,
+        top_ratio=top_ratio,
+        top_k=top_k,
+        threshold=threshold,
+        percentile=percentile,
+        source=data.source_id,
+        scored=data.manifest,
+    )
+    selection.save(output)
+    summary = selection.summary()
+    if as_json:
+        echo_json({"selection": str(output), **summary})
+        return
+    echo_table("Selection", ("", "rows"), [(name, f"{count:,}") for name, count in summary["counts"].items()])
+    if summary["threshold"] is not None:
+        click.echo(f"Lowest flagged score: {summary['threshold']:.4f}")
+    click.echo(f"Written to {output}")
