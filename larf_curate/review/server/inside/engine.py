@@ -54,7 +54,7 @@ class _Selected:
     score: str | None
 
 
-class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc]  # argilla_server is not there for mypy
+class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  # argilla_server is not there for mypy
     """The methods argilla-server calls; those that keep a copy up to date have nothing to do."""
 
     @classmethod

@@ -45,10 +45,10 @@ def main() -> None:
 def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     credentials = json.loads((home / "credentials.json").read_text(encoding="utf-8"))
     _configure(home, credentials["auth_secret"])
-    from . import logs, memory_redis
+    from . import jobs, logs
 
     logs.install()
-    memory_redis.replace()
+    jobs.keep_redis_in_memory()
     # This imports argilla_server, which reads the environment and copies its static files at import.
     from . import accounts, database, engine, speed
 
@@ -57,6 +57,7 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     speed.apply()
     database.upgrade(home / "argilla.db")
     asyncio.run(accounts.ensure(credentials["accounts"]))
+    jobs.start_worker()
 
     import uvicorn
 
@@ -79,6 +80,8 @@ def _hold(path: Path) -> int:
                 raise SystemExit(EXIT_HOME_TAKEN) from None
             time.sleep(0.02)
         else:
+            # a forked process must not keep the lock when this one is gone
+            os.register_at_fork(after_in_child=lambda: os.close(handle))
             return handle
 
 
