@@ -29,8 +29,10 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     return {role.strip(): column.strip() for role, _, column in pairs}
 
 
-def read_layers(ctx: click.Context, param: click.Parameter, value: str) -> "list[int] | Literal['all']":
-    """``9,14`` as a list of block numbers, ``all`` as it is; a callback for click."""
+def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> "list[int] | Literal['all'] | None":
+    """``9,14`` as a list of block numbers, ``all`` and None as they are; a callback for click."""
+    if value is None:
+        return None
     if value == "all":
         return "all"
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli import server
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.errors import InputError
 
@@ -208,3 +209,7 @@ def _memory(queue: "ReviewQueue") -> Path:
     from larf_curate.review.server.home import cache_folder
 
     return cache_folder() / "queues" / f"{queue.dataset_id}.json"
+
+
+for _command in server.commands:
+    review.add_command(_command)

@@ -49,6 +49,7 @@ class Connection:
         with clear_errors(self.url):
             self.client = rg.Argilla(api_url=self.url, api_key=key, timeout=timeout, retries=1)
         self.workspace = workspace
+        self.timeout = timeout
         try:
             self.workspace_id = self._workspace_id()
         except ReviewError:

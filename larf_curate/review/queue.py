@@ -18,6 +18,7 @@ from larf_curate.review.record import RecordMaker, random_projection
 from larf_curate.review.responses import Reviewed, read_records
 from larf_curate.review.status import QueueStatus, queue_status
 from larf_curate.review.store import RecordStore
+from larf_curate.review.submit import submit
 
 if TYPE_CHECKING:
     from larf_curate.selection import Selection
@@ -138,6 +139,26 @@ class ReviewQueue:
         """
         rule = MergeRule.parse(merge)
         return Decisions(tuple(merged(record, rule) for record in self._records(self._store())), merge)
+
+    def submit(self, decisions: Mapping[str, str], *, api_key: str) -> None:
+        """Submit decisions by script, as the web page does for a person.
+
+        Args:
+            decisions: ``keep``, ``remove``, ``edit`` or ``unsure`` by row id; rows answered before are answered anew.
+            api_key: Key of the user who decides; the queue's own key only finds the records.
+
+        Raises:
+            InputError: If a row is not in the queue.
+            ReviewError: If the server refuses an answer.
+        """
+        records = {record["external_id"]: record["id"] for record in self._store().records(responses=False)}
+        annotator = Connection(
+            self._connection.url, api_key, workspace=self._connection.workspace, timeout=self._connection.timeout
+        )
+        try:
+            submit(annotator, records, decisions)
+        finally:
+            annotator.close()
 
     def _records(self, store: RecordStore) -> list[Reviewed]:
         return read_records(store.records(responses=True), self._connection.usernames())

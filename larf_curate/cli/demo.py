@@ -1,0 +1,125 @@
+"""``larf-curate demo``: the whole loop on packaged data, on a laptop."""
+
+import time
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from larf_curate.cli.options import FOLDER, read_layers
+from larf_curate.cli.output import echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from larf_curate.review import ReviewQueue
+    from larf_curate.review.server import EmbeddedServer
+    from larf_curate.selection import Selection
+
+STEPS = {
+    "model": "Getting the model (SmolLM2-135M-Instruct, unless --model is given)",
+    "profile": "Building the safety profile from the built-in references",
+    "score": "Scoring the packaged rows",
+    "select": "Flagging the highest scores",
+    "report": "Writing the report",
+    "push": "Pushing the flagged rows to Argilla",
+    "decide": "Deciding on every flagged row by script, as a reviewer called demo-reviewer",
+    "pull": "Pulling the decisions",
+    "publish": "Publishing what was kept",
+}
+
+
+@click.command()
+@click.option("-o", "--output", type=FOLDER, default="larf-demo", show_default=True, help="Folder for all results.")
+@click.option("--model", help="A chat model of your own, a folder or a Hub id.")
+@click.option("--layers", callback=read_layers, help="0-based decoder blocks.  [default: one a third of the way up]")
+@click.option("--no-browser", is_flag=True, help="Open no browser and decide by script, from the known truth.")
+@click.option("--publish-to", metavar="ORG/NAME", help="Publish to this Hub dataset instead of a folder.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the review server.  [default: any free]"
+)
+@json_option
+def demo(
+    output: Path,
+    model: str | None,
+    layers: "list[int] | Literal['all'] | None",
+    no_browser: bool,
+    publish_to: str | None,
+    port: int,
+    as_json: bool,
+) -> None:
+    r"""Run the whole loop: profile, score, select, report, review in Argilla, pull, publish.
+
+    Without --no-browser the review page opens and the demo waits for your decisions.
+
+    \b
+    larf-curate demo
+    larf-curate demo --no-browser -o out/
+    """
+    from larf_curate.demo import QUEUE, Demo
+    from larf_curate.review import ReviewQueue
+    from larf_curate.review.server import EmbeddedServer
+
+    started = time.monotonic()
+    run = Demo(folder=output, model=model, layers=layers, say=lambda step: click.echo(f"• {STEPS[step]}", err=True))
+    scored = run.score()
+    selection = run.select(scored)
+    server = EmbeddedServer(port=port, say=lambda line: click.echo(f"  {line}", err=True))
+    click.echo("• Starting the review server", err=True)
+    with server, ReviewQueue(QUEUE, url=server.url, api_key=server.api_key) as queue:
+        page = run.push(queue, selection).url
+        click.echo(f"  Review page: {page}", err=True)
+        if no_browser:
+            run.decide(server, queue, selection)
+        else:
+            _wait_for_person(server, queue, page)
+        outcome = run.pull(queue, selection)
+    done = run.publish(publish_to or output.resolve() / "published")
+    result = {
+        "counts": {**selection.summary()["counts"], **outcome.counts},
+        "harmful": _found(selection),
+        "review_page": page,
+        "report": str(output / "report.html"),
+        "published": done.url,
+        "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
+        "total_seconds": round(time.monotonic() - started, 1),
+    }
+    if as_json:
+        echo_json(result)
+        return
+    harmful = _found(selection)
+    echo_table(
+        "What happened",
+        ("", "rows"),
+        [
+            ("scored", len(scored.rows)),
+            ("flagged for review", len(selection.flagged)),
+            ("harmful rows among the flagged", f"{harmful['flagged']} of {harmful['all']}"),
+            ("removed by the reviewer", outcome.counts["removed"]),
+            ("withheld (not decided)", outcome.counts["withheld"]),
+            ("published", outcome.counts["kept"]),
+        ],
+    )
+    click.echo(f"Report:      {result['report']}\nPublished:   {result['published']}\nReview page: {page}")
+    click.echo(
+        f"Took {result['total_seconds']:.0f} s. The review server has stopped; `larf-curate review up` starts it."
+    )
+
+
+def _wait_for_person(server: "EmbeddedServer", queue: "ReviewQueue", page: str) -> None:
+    """Open the page and wait until the person says that they are done."""
+    owner = server.credentials.owner
+    click.echo(f"  Sign in as {owner.username} with the password {owner.password}", err=True)
+    webbrowser.open(page)
+    while True:
+        click.prompt(
+            "Decide on the rows, then press Enter", default="", show_default=False, prompt_suffix=" ", err=True
+        )
+        state = queue.status()
+        if not state.pending or click.confirm(f"{state.pending} rows are not decided; go on without them?", err=True):
+            return
+
+
+def _found(selection: "Selection") -> dict[str, int]:
+    """How many of the rows known to be harmful were flagged."""
+    flagged, kept = (sum(part["is_harmful"]) for part in (selection.flagged, selection.kept))
+    return {"flagged": flagged, "all": flagged + kept}
