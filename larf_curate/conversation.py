@@ -23,6 +23,9 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
 
+NAMES = (("role", "from"), ("content", "value"))
+"""What OpenAI and ShareGPT call the parts of a message."""
+
 
 class EmptyConversationError(ConversationError):
     """The row has no assistant turn with text: there is nothing to score."""
@@ -66,8 +69,10 @@ def to_conversation(row: Row | None, columns: Mapping[str, str] | None = None) -
     """
     if row is None:
         raise EmptyConversationError("wanted a row, got None: remove it or fill it")
+    if not isinstance(row, Mapping):
+        raise _wrong("a row with named columns", row)
     schema = _told(columns) if columns else detect_schema(row)
-    messages = [_clean(message) for message in schema.read(row)]
+    messages = [message | {"content": clean(message["content"])} for message in schema.read(row)]
     if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
         raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
     return Conversation(messages=messages, text=messages[0]["content"] if schema.columns == ("text",) else None)
@@ -93,6 +98,11 @@ def detect_schema(columns: Iterable[str]) -> Schema:
         f"no known conversation format in the columns {sorted(present)}: wanted one of {wanted}, "
         "or name them (columns={'user': …, 'assistant': …}, on the command line --columns user=…,assistant=…)"
     )
+
+
+def clean(text: str) -> str:
+    """Join surrogate pairs and replace lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
@@ -139,8 +149,8 @@ def _chat_message(item: object) -> Message:
         item = _parse(item)
     if not isinstance(item, Mapping):
         raise _wrong("a message with role and content", item)
-    role = item.get("role", item.get("from"))
-    message = _message(role, item.get("content", item.get("value")), optional=bool(item.get("tool_calls")))
+    role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in NAMES)
+    message = _message(role, content, optional=bool(item.get("tool_calls")))
     return message | {key: item[key] for key in ("tool_calls", "tool_call_id", "name") if item.get(key)}
 
 
@@ -190,8 +200,8 @@ def _with_input(extra: str, answer: str) -> Callable[[Row], list[Message]]:
     """Alpaca and Dolly: the instruction, then a blank line and the input when there is one."""
 
     def read(row: Row) -> list[Message]:
-        parts = [row["instruction"], row.get(extra)]
-        user = [_message("user", part)["content"] for part in parts if part or part is parts[0]]
+        parts = [row["instruction"], *([row[extra]] if row.get(extra) else [])]
+        user = [_message("user", part)["content"] for part in parts]
         system = [_message("system", row["system"])] if row.get("system") else []
         return [*system, _message("user", "\n\n".join(user)), _message("assistant", row[answer])]
 
@@ -221,11 +231,6 @@ SCHEMAS = (
     Schema(("question", "answer"), _pair("question", "answer")),
     Schema(("text",), lambda row: [_message("assistant", row["text"])]),
 )
-
-
-def _clean(message: Message) -> Message:
-    """Join surrogate pairs and replace lone surrogates, which no tokenizer takes."""
-    return message | {"content": message["content"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")}
 
 
 def _wrong(wanted: str, got: object) -> ConversationError:

@@ -5,6 +5,8 @@ from types import ModuleType
 
 from larf_curate.errors import MissingExtraError
 
+OTHERWISE = {"cpu": ' (with an NVIDIA GPU "larf-curate[gpu]" instead, never both)'}
+
 
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional module.
@@ -25,5 +27,5 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name != module.split(".")[0]:
             raise
         raise MissingExtraError(
-            f'{module} is needed here and not installed: pip install "larf-curate[{extra}]"'
+            f'{module} is needed here and not installed: pip install "larf-curate[{extra}]"{OTHERWISE.get(extra, "")}'
         ) from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import datasets
 from datasets import Dataset
@@ -25,7 +26,7 @@ def cache_home() -> Path:
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes that name in one step, on error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
         yield aside
         os.replace(aside, path)

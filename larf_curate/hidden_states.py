@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from larf_curate.blocks import decoder_blocks
@@ -187,7 +188,6 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     return tokenizer  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=1)
 def load_reader(
     source: ModelSource,
     layers: tuple[int, ...],
@@ -208,6 +208,15 @@ def load_reader(
     Raises:
         ModelError: If the model cannot be loaded or has no such layers.
     """
+    if in_worker():
+        torch.set_num_threads(1)
+    return _load_reader(source, layers, device, max_length, batch_tokens)
+
+
+@lru_cache(maxsize=1)
+def _load_reader(
+    source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
+) -> StateReader:
     config = _load(transformers.AutoConfig, source)
     commit = getattr(config, "_commit_hash", None)
     text = config.get_text_config(decoder=True)
@@ -217,7 +226,6 @@ def load_reader(
     model = _load(
         transformers.AutoModel, source, config=config, dtype=getattr(torch, resolve_dtype(source.dtype, device))
     )
-    _share_cores()
     return StateReader(
         model=model.eval().requires_grad_(False).to(device),
         tokenizer=load_tokenizer(source),
@@ -264,10 +272,12 @@ def _cut(config: Any, count: int) -> None:  # noqa: ANN401  any config of transf
     config.num_hidden_layers = count
 
 
-def _share_cores() -> None:
-    """A forked worker cannot use its parent's thread pool (it would wait for ever): one thread each."""
-    if multiprocess.parent_process() is not None:
-        torch.set_num_threads(1)
+def in_worker() -> bool:
+    """Whether this is a worker process.
+
+    A forked one waits for ever for the thread pools of its parent: libraries must be told to use one thread there.
+    """
+    return multiprocess.parent_process() is not None
 
 
 def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
@@ -275,7 +285,7 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
     try:
         with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "folder" if os.path.isdir(source.model_id) else "Hub id"
         raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error

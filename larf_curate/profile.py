@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from larf_curate import __version__
 from larf_curate.conversation import Row
-from larf_curate.errors import ProfileError, ProfileMismatchError, ReferenceSetError
+from larf_curate.errors import InputError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.files import cache_home, read_json, whole, write_json
 from larf_curate.hidden_states import (
     DEFAULT_BATCH_TOKENS,
@@ -120,7 +120,7 @@ class SafetyProfile:
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        chosen = tuple(range(count_layers(source))) if layers == "all" else tuple(layers)
+        chosen = tuple(range(count_layers(source))) if layers == "all" else tuple(map(int, layers))
         reader = load_reader(source, chosen, device=device, max_length=max_length)
         profile = cls(
             source=replace(source, revision=reader.revision or revision),
@@ -237,9 +237,20 @@ class SafetyProfile:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "SafetyProfile":
         """Read a profile from a folder or from a Hub model repository.
+
+        Args:
+            name: The folder or the repository.
+            revision: Branch, tag or commit of the repository.
+            token: Hub token, if not the one stored on this machine.
+            trust_remote_code: Whether code from the model's repository may run; never taken from the profile itself.
 
         Raises:
             ProfileError: If there is none, it is damaged, or a newer version of this package wrote it.
@@ -247,7 +258,10 @@ class SafetyProfile:
         folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
         if not (folder / CONFIG_FILE).exists():
             raise ProfileError(f"no {CONFIG_FILE} in {name}: wanted a folder or Hub id that save_pretrained wrote")
-        config = read_json(folder / CONFIG_FILE)
+        try:
+            config = dict(read_json(folder / CONFIG_FILE))
+        except (InputError, TypeError, ValueError) as error:
+            raise ProfileError(f"the profile in {name} is damaged ({error}): build it again") from error
         if config.get("format") != FORMAT:
             raise ProfileError(f"profile format {config.get('format')} in {name}, wanted {FORMAT}: upgrade larf-curate")
         try:
@@ -257,10 +271,15 @@ class SafetyProfile:
                 side, position = key.split(".")
                 states[side][position] = value  # type: ignore[index]
             fields = {key: value for key, value in config.items() if key != "format"}
-            fields |= {"source": ModelSource(**config["source"]), "layers": tuple(config["layers"]), "states": states}
-            return cls(**fields)
+            source = ModelSource(**config["source"] | {"trust_remote_code": trust_remote_code})
+            fields |= {"source": source, "layers": tuple(config["layers"]), "states": states}
+            profile = cls(**fields)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ProfileError(f"the profile in {name} is damaged ({error}): build it again") from error
+        with safe_open(folder / STATES_FILE, framework="numpy") as file:
+            if (file.metadata() or {}).get("digest") != profile.digest:
+                raise ProfileError(f"the profile in {name} was changed after it was written: build it again")
+        return profile
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload the profile to a Hub model repository; returns the URL of the commit.
@@ -276,7 +295,8 @@ class SafetyProfile:
     def _config(self) -> dict[str, Any]:
         keys = ("template_digest", "references", "canary", "signal", "top_k", "max_length", "package")
         values = {key: getattr(self, key) for key in keys}
-        return {"format": FORMAT, "source": asdict(self.source), "layers": list(self.layers), **values}
+        source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
+        return {"format": FORMAT, "source": source, "layers": list(self.layers), **values}
 
     def _tensors(self) -> dict[str, Vectors]:
         return {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from larf_curate.conversation import Row, to_messages
 from larf_curate.data import load_rows
@@ -130,9 +131,9 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     try:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in FORMATS)
-            return list(concatenate_datasets([_read_file(p) for p in files])) if files else []
+            return [row for file in files for row in _read_file(file)]
         data = _read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise ReferenceSetError(f"cannot read references from {name!r}: {str(error).splitlines()[0]}") from error
     return list(data)
 

@@ -1,7 +1,7 @@
 """Conversations as token ids: the model's own chat template, and where each assistant turn begins and ends."""
 
 import hashlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
 
-from larf_curate.conversation import Conversation, EmptyConversationError, Message, Row, to_conversation
+from larf_curate.conversation import Conversation, EmptyConversationError, Message, Row, clean, to_conversation
 from larf_curate.errors import ConversationError, ModelError
 
 Status = Literal["ok", "truncated", "empty", "malformed", "non_finite"]
@@ -144,12 +144,12 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
         except (TemplateError, TypeError, KeyError) as error:
             raise ConversationError(f"the model's chat template refuses the conversation: {error}") from error
-        return str(text)
+        return clean(str(text))  # tool calls and names are not cleaned before
 
     def _spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
         """Where each assistant turn lies; only the last one where the template changes the messages' text."""
         spans = self._walk(messages, text)
-        if spans is None:
+        if not spans:
             answer = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
             prompt = self._apply(messages[:answer], generation_prompt=True) if answer else ""
             return [(len(commonprefix([prompt, text])), len(text))]
@@ -166,7 +166,7 @@ class Renderer:
             content = _shown(message["content"], after, text, cursor)
             if content is None:
                 return None
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and content:
                 closing = self._literal(roles[: index + 1])
                 mark = closing[-1] if closing and after.startswith(closing[-1]) else ""
                 spans.append((cursor, cursor + len(content) + len(mark)))
@@ -196,9 +196,12 @@ class Renderer:
     def _tokens(self, item: _Text, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
         if not ids:
             return Rendered(status="empty", reason="the conversation has no tokens")
-        ends = [end for _, end in offsets]
-        last = len(ids) - 1
-        turns = [Turn(min(bisect_left(ends, a + 1), last), min(bisect_left(ends, b), last)) for a, b in item.spans]
+        starts, ends = zip(*offsets, strict=True)
+        turns = []
+        for begin, stop in item.spans:
+            end = max(bisect_left(starts, stop) - 1, 0)  # the last of several tokens that share one character
+            turns.append(Turn(min(bisect_right(ends, begin), end), end))
+        ids = ids[: turns[-1].end + 1]  # nothing is read behind the last answer
         tokens = Tokens(ids, tuple(turns))
         if len(ids) <= self.max_length:
             return Rendered(status="ok", tokens=tokens)

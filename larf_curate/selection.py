@@ -155,7 +155,7 @@ def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
     name, value = next(iter(rule.items()))
     high = {"top_ratio": 1.0, "top_k": np.inf, "threshold": np.inf, "percentile": 100.0}[name]
     low = -np.inf if name == "threshold" else 0.0
-    if not low <= value <= high or (name == "top_k" and value != int(value)):
+    if not low <= value <= high or (name == "top_k" and not float(value).is_integer()):
         raise InputError(f"wanted {name} from {low:g} to {high:g}, got {value}")
     return rule
 
