@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -55,8 +56,14 @@ class Push:
         Raises:
             ReviewServerError: If the server stops answering; what was sent stays, and the next run goes on.
         """
-        for batch in batched(self._changed(records)):
-            self._send(batch)
+        with ThreadPoolExecutor(1) as sender:  # the next batch is made while the server works on this one
+            sending: Future[None] | None = None
+            for batch in batched(self._changed(records)):
+                if sending:
+                    sending.result()
+                sending = sender.submit(self._send, batch)
+            if sending:
+                sending.result()
         return PushResult(
             pushed=self.pushed,
             updated=self.updated,

@@ -84,7 +84,8 @@ class RecordMaker:
         length = float(np.linalg.norm(reduced))
         if not math.isfinite(length) or length == 0:
             return []
-        return [round(value, 5) for value in (reduced / length).tolist()]
+        rounded: list[float] = np.round(reduced.astype(np.float64) / length, 5).tolist()
+        return rounded
 
 
 def random_projection(width: int, dimensions: int) -> NDArray[np.float32]:
