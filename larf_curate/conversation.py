@@ -137,6 +137,8 @@ def _told(columns: Mapping[str, str]) -> Schema:
 
 def _chat(value: object) -> list[Message]:
     """Messages from a list of role/content or from/value dicts, or from the dict of lists that older datasets give."""
+    if value is None:
+        raise EmptyConversationError("the row has no messages")
     if isinstance(value, Mapping):
         value = _transpose(value)
     if not isinstance(value, Sequence) or isinstance(value, str):

@@ -121,7 +121,8 @@ class LarfScorer:
         named = list(self.columns.values()) if self.columns else detect_schema(batch).columns
         if _is_batch(batch, named):
             return self._columns(_rows(batch), rank)
-        return {name: column[0] for name, column in self._columns([dict(batch)], rank).items()}
+        row = {name: _plain(value) for name, value in batch.items()}
+        return {name: column[0] for name, column in self._columns([row], rank).items()}
 
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
         """Score rows given as dicts; see `__call__` for the errors."""
@@ -284,7 +285,8 @@ def _is_batch(batch: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether the values are columns of several rows; `datasets` says so, plain dicts are looked at."""
     if isinstance(batch, LazyBatch | LazyRow):
         return isinstance(batch, LazyBatch)
-    lengths = {len(value) if isinstance(value, list) or getattr(value, "ndim", 0) else None for value in batch.values()}
+    values = [_plain(value) for value in batch.values()]
+    lengths = {len(value) if isinstance(value, list) else None for value in values}
     return len(lengths) == 1 and None not in lengths and not any(_is_chat(batch[name]) for name in columns)
 
 
@@ -294,8 +296,12 @@ def _is_chat(value: Any) -> bool:  # noqa: ANN401  a cell or a column
     return isinstance(first, Mapping) and any(isinstance(first.get(name), str) for name in ("role", "from"))
 
 
+def _plain(value: Any) -> Any:  # noqa: ANN401  a cell or a column
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    values = [value.tolist() if isinstance(value, np.ndarray) else value for value in batch.values()]
+    values = [_plain(value) for value in batch.values()]
     return [dict(zip(batch, cells, strict=True)) for cells in zip(*values, strict=True)]
 
 
