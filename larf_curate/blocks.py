@@ -1,8 +1,15 @@
-"""Where a model keeps its decoder blocks, whatever its architecture."""
+"""Where a model keeps its decoder blocks and their projection weights, whatever its architecture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from larf_curate.errors import ModelError
+
+SCALABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -26,3 +33,87 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             f"no list of {count} decoder blocks in {type(model).__name__}: only decoder models can be read"
         )
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def projection_modules(block: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules of a block that project, by name: attention and feed-forward, fused or not.
+
+    Norms and routers are none. Of a LoRA adapter only the second factor counts, so that scaling it with the weight it
+    adapts scales their sum once.
+
+    Args:
+        block: A decoder block.
+
+    Returns:
+        Linear and Conv1D modules, and modules that hold the stacked matrices of experts.
+
+    Raises:
+        ModelError: If there is none, or a weight is quantised.
+    """
+    found = {name: module for name, module in block.named_modules() if _projects(name, module)}
+    if not found:
+        raise ModelError(f"no projection weights in {type(block).__name__}: only linear layers can be scaled")
+    for name, module in found.items():
+        for weight in _weights(module).values():
+            if weight.dtype not in SCALABLE:
+                raise ModelError(
+                    f"wanted floating-point weights, got {weight.dtype} in {name}: load without quantising"
+                )
+    return found
+
+
+def projections(block: nn.Module) -> dict[str, nn.Parameter]:
+    """The projection weights of a block by name: all matrices but those of routers; no norms, no biases.
+
+    Args:
+        block: A decoder block.
+
+    Returns:
+        For a Llama block ``self_attn.q_proj.weight`` and six more; fused ones (``qkv_proj``, ``gate_up_proj``,
+        ``query_key_value``) count as they are.
+
+    Raises:
+        ModelError: If there is none, or a weight is quantised.
+    """
+    modules = projection_modules(block)
+    return {f"{path}.{name}": weight for path, module in modules.items() for name, weight in _weights(module).items()}
+
+
+@contextmanager
+def scaled(block: nn.Module, alpha: float) -> Iterator[None]:
+    """Multiply the projection weights of a block in place; afterwards they are what they were, bit for bit.
+
+    Args:
+        block: A decoder block.
+        alpha: The factor.
+
+    Raises:
+        ModelError: If the block has no projection weights, or they are quantised.
+    """
+    weights = list(projections(block).values())
+    copies = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(alpha)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, copy in zip(weights, copies, strict=True):
+                weight.copy_(copy)
+
+
+def _projects(name: str, module: nn.Module) -> bool:
+    last = name.rpartition(".")[2]
+    if last.endswith("gate") or "router" in name or ".lora_A" in f".{name}":
+        return False
+    return bool(_weights(module))
+
+
+def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices a module itself holds: the weight of a linear layer, or the stacks of experts."""
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, nn.Linear | Conv1D):
+        return {"weight": own["weight"]} if "weight" in own else {}
+    stacks = {name: weight for name, weight in own.items() if weight.ndim == 3}
+    return {} if isinstance(module, nn.Conv1d) else stacks

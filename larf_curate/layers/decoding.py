@@ -1,0 +1,135 @@
+"""Greedy answers in one batch, each stopped as soon as it is known whether it refuses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from larf_curate.layers.replay import Pass, last_logits
+from larf_curate.layers.subject import Subject
+
+ROWS = 256
+"""Most answers decoded side by side."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The beginning of an answer.
+
+    Args:
+        ids: Token ids up to the point that decided.
+        refused: Whether it refuses.
+    """
+
+    ids: list[int]
+    refused: bool
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Answers under way: which ones, their keys and values, masks, next positions and logits."""
+
+    rows: list[int]
+    cache: DynamicCache
+    mask: Tensor
+    positions: Tensor
+    logits: Tensor
+
+    def keep(self, places: list[int]) -> None:
+        """Drop the answers that are decided."""
+        if len(places) == len(self.rows):
+            return
+        index = torch.tensor(places, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.rows = [self.rows[place] for place in places]
+        self.mask, self.positions = self.mask[index], self.positions[index]
+
+
+def decode(
+    subject: Subject, passes: Sequence[Pass], refuses: Callable[[str], bool], *, new_tokens: int
+) -> list[Answer]:
+    """Decode greedily behind prompts.
+
+    Args:
+        subject: The model.
+        passes: Forward passes over n prompts, with the logits of their last token.
+        refuses: Whether a text refuses; once true it must stay true when the text goes on.
+        new_tokens: Longest answer in tokens.
+
+    Returns:
+        n answers, in the order of the prompts. Refusals are those of the whole answers.
+    """
+    answers: dict[int, Answer] = {}
+    for group in _grouped(passes):
+        answers |= _decode(subject, _merged(group), refuses, new_tokens)
+    return [answers[row] for row in sorted(answers)]
+
+
+@torch.no_grad()
+def _decode(subject: Subject, state: _Rows, refuses: Callable[[str], bool], new_tokens: int) -> dict[int, Answer]:
+    ids: dict[int, list[int]] = {row: [] for row in state.rows}
+    answers: dict[int, Answer] = {}
+    tokens = state.logits.float().argmax(-1)
+    for _ in range(new_tokens):
+        for row, token in zip(state.rows, tokens.tolist(), strict=True):
+            ids[row].append(token)
+        texts = subject.tokenizer.batch_decode([ids[row] for row in state.rows], skip_special_tokens=True)
+        places = []
+        for place, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
+            refused = refuses(text)
+            answers[row] = Answer(ids[row], refused)
+            if not refused and ids[row][-1] not in subject.stop_ids:
+                places.append(place)
+        if not places or len(ids[state.rows[places[0]]]) == new_tokens:
+            break
+        state.keep(places)
+        tokens = _step(subject, state, tokens[places])
+    return answers
+
+
+def _step(subject: Subject, state: _Rows, tokens: Tensor) -> Tensor:
+    state.mask = pad(state.mask, (0, 1), value=1)
+    output = subject.model(
+        input_ids=tokens.unsqueeze(1),
+        attention_mask=state.mask,
+        position_ids=state.positions.unsqueeze(1),
+        past_key_values=state.cache,
+        use_cache=True,
+        **last_logits(subject.model, 1),
+    )
+    state.positions = state.positions + 1
+    next_tokens: Tensor = output.logits[:, -1].float().argmax(-1)
+    return next_tokens
+
+
+def _grouped(passes: Sequence[Pass]) -> list[list[Pass]]:
+    groups: list[list[Pass]] = [[]]
+    for item in passes:
+        if groups[-1] and sum(len(p.batch.rows) for p in [*groups[-1], item]) > ROWS:
+            groups.append([])
+        groups[-1].append(item)
+    return groups
+
+
+def _merged(passes: Sequence[Pass]) -> _Rows:
+    """One batch of several, padded on the left to the longest."""
+    width = max(item.batch.mask.shape[1] for item in passes)
+    extra = [width - item.batch.mask.shape[1] for item in passes]
+    cache = DynamicCache()
+    for index in range(len(passes[0].cache.layers)):
+        layers = [item.cache.layers[index] for item in passes]
+        keys, values = (
+            [pad(getattr(x, side), (0, 0, n, 0)) for x, n in zip(layers, extra, strict=True)]
+            for side in ("keys", "values")
+        )
+        cache.update(torch.cat(keys), torch.cat(values), index)
+    return _Rows(
+        rows=[row for item in passes for row in item.batch.rows],
+        cache=cache,
+        mask=torch.cat([pad(item.batch.mask, (n, 0)) for item, n in zip(passes, extra, strict=True)]),
+        positions=torch.cat([item.batch.positions[:, -1] + 1 for item in passes]),
+        logits=torch.cat([item.logits[:, -1] for item in passes]),
+    )

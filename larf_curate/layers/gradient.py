@@ -1,0 +1,85 @@
+"""How the log-odds of a refusal react to the scale of each block, from one forward and one backward pass.
+
+Scaling the weights of a linear layer by ``alpha`` scales its output without the bias, so the derivative by ``alpha`` at
+1 is the inner product of that output and its gradient: no gradient of a weight is needed, and every prompt has its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from larf_curate.blocks import projection_modules
+from larf_curate.errors import ModelError
+from larf_curate.layers.openings import Openings
+from larf_curate.layers.replay import BATCH_TOKENS, Batch, batched, last_logits
+from larf_curate.layers.statistics import Floats
+from larf_curate.layers.subject import Subject
+
+
+def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Openings) -> Floats:
+    """Derivative of every prompt's log-odds of a refusal by the scale of every block, at scale 1.
+
+    Args:
+        subject: The model, at rest.
+        prompts: Token ids of n prompts.
+        openings: What the log-odds are of.
+
+    Returns:
+        Shape (blocks, n); positive = scaling the block up makes the prompt refused more.
+
+    Raises:
+        ModelError: If a block has experts, whose outputs do not keep the prompts apart.
+    """
+    texts = openings.extend(prompts)
+    gradients = np.zeros((len(subject.blocks), len(texts)))
+    for batch in tqdm(list(batched(texts, [], BATCH_TOKENS, subject.device)), desc="gradient", unit="batch"):
+        gradients[:, batch.rows] = _batch_gradients(subject, batch, openings).double().cpu().numpy()
+    return gradients
+
+
+def _batch_gradients(subject: Subject, batch: Batch, openings: Openings) -> Tensor:
+    total = torch.zeros(len(subject.blocks), len(batch.rows), device=subject.device)
+    with torch.enable_grad(), _watched(subject, total):
+        output = subject.model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            **last_logits(subject.model, openings.positions),
+        )
+        openings.log_odds(output.logits[:, -openings.positions :]).sum().backward()  # type: ignore[no-untyped-call]
+    return total
+
+
+@contextmanager
+def _watched(subject: Subject, total: Tensor) -> Iterator[None]:
+    """Add the derivative by each block's scale to ``total``, shape (blocks, rows), while gradients flow back."""
+
+    def watch(block: int) -> Any:  # noqa: ANN401
+        def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
+            if not isinstance(output, Tensor) or output.ndim != 3 or len(output) != total.shape[1]:
+                raise ModelError("blocks with experts do not keep prompts apart: use method='forward'")
+            bias = getattr(module, "bias", None)
+            product = output.detach() if bias is None else output.detach() - bias
+
+            def add(grad: Tensor) -> None:
+                total[block] += (grad.float() * product.float()).flatten(1).sum(1)
+
+            output.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    embeddings = subject.model.get_input_embeddings()
+    handles = [embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_(True))]
+    for block, module in enumerate(subject.blocks):
+        handles += [m.register_forward_hook(watch(block)) for m in projection_modules(module).values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

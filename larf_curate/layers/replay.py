@@ -1,0 +1,226 @@
+"""Forward passes that begin at a block: what lies below it is computed once and replayed.
+
+A block that is scaled changes nothing below it, and the tokens that all texts begin with need computing once a pass
+instead of once a text. Both are exact: the same numbers up to rounding as whole passes, text by text.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from larf_curate.layers.subject import Subject
+
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Texts of like length behind the shared beginning, padded on the left.
+
+    Args:
+        rows: Which texts these are.
+        ids: Token ids, shape (n, t).
+        mask: 1 for tokens and 0 for padding, the shared beginning included, shape (n, shared + t).
+        positions: Position of each token in its text, shape (n, t).
+    """
+
+    rows: list[int]
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a forward pass over one batch gave.
+
+    Args:
+        batch: The texts.
+        logits: Logits at the last positions, shape (n, kept, vocabulary).
+        cache: Keys and values of all blocks, shared beginning included.
+    """
+
+    batch: Batch
+    logits: Tensor
+    cache: DynamicCache
+
+
+@dataclass(eq=False)
+class _Record:
+    """Outputs, keys and values of every block on one batch, nothing scaled."""
+
+    outputs: list[Any] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class Replay:
+    """Runs a model over fixed texts again and again, from a block on.
+
+    Args:
+        subject: The model; its weights below the block must be the same at every call.
+        texts: Token ids of the texts.
+        keep: How many last positions of each text to give logits for.
+        batch_tokens: Most tokens of one batch, padding included.
+    """
+
+    def __init__(
+        self, subject: Subject, texts: Sequence[list[int]], *, keep: int = 1, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        self.subject = subject
+        self.shared = _shared(texts, keep)
+        self.texts = [list(text) for text in texts]
+        self.batches = list(batched(texts, self.shared, batch_tokens, subject.device))
+        self._keep = keep
+        self._records: list[_Record] | None = None
+        self._beginning = _Record()
+
+    @torch.no_grad()
+    def __call__(self, block: int | None = None) -> Iterator[Pass]:
+        """Run all texts, one batch after the other.
+
+        Args:
+            block: The lowest block whose weights differ from those of the first call; None to run all blocks.
+        """
+        if self._records is None and block is not None:
+            self._record()
+        beginning = self._run_beginning(block)
+        for index, batch in enumerate(self.batches):
+            record = self._records[index] if self._records and block is not None else None
+            cache = _repeated(beginning, len(batch.rows))
+            logits = self._run(batch, cache, record, block)
+            yield Pass(batch, logits, cache)
+
+    def _record(self) -> None:
+        """Run everything once as it is and keep what every block gave."""
+        with _recorded(self.subject.blocks, self._beginning):
+            beginning = self._run_beginning(None)
+        _keep_cache(self._beginning, beginning, 0)
+        records = []
+        for batch in self.batches:
+            record, cache = _Record(), _repeated(beginning, len(batch.rows))
+            with _recorded(self.subject.blocks, record):
+                self._run(batch, cache, None, None)
+            _keep_cache(record, cache, self.shared_length)
+            records.append(record)
+        self._records = records
+
+    @property
+    def shared_length(self) -> int:
+        """Number of tokens that all texts begin with."""
+        return len(self.shared)
+
+    def _run_beginning(self, block: int | None) -> DynamicCache | None:
+        if not self.shared:
+            return None
+        ids = torch.tensor([self.shared], device=self.subject.device)
+        positions = torch.arange(len(self.shared), device=ids.device).unsqueeze(0)
+        cache = DynamicCache()
+        self._run(Batch([0], ids, torch.ones_like(ids), positions), cache, self._beginning, block)
+        return cache
+
+    def _run(self, batch: Batch, cache: DynamicCache, record: _Record | None, block: int | None) -> Tensor:
+        with _replayed(self.subject.blocks, record, block or 0, cache):
+            output = self.subject.model(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                past_key_values=cache,
+                use_cache=True,
+                **last_logits(self.subject.model, self._keep),
+            )
+        logits: Tensor = output.logits[:, -self._keep :]
+        return logits
+
+
+def last_logits(model: nn.Module, count: int) -> dict[str, int]:
+    """The option that makes a model compute logits at its last positions only, if it has one."""
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def batched(texts: Sequence[list[int]], shared: list[int], budget: int, device: torch.device) -> Iterator[Batch]:
+    """Group texts of like length, without their shared beginning, into left-padded batches.
+
+    Args:
+        texts: Token ids, each longer than ``shared``.
+        shared: What all begin with.
+        budget: Most tokens of one batch, padding included; a longer text is a batch of its own.
+        device: Where the tensors go.
+    """
+    start = len(shared)
+    rows: list[int] = []
+    for index in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+        if rows and (len(rows) + 1) * (len(texts[rows[0]]) - start) > budget:
+            yield _batch(texts, rows, start, device)
+            rows = []
+        rows.append(index)
+    yield _batch(texts, rows, start, device)
+
+
+def _batch(texts: Sequence[list[int]], rows: list[int], start: int, device: torch.device) -> Batch:
+    width = max(len(texts[row]) for row in rows) - start
+    padding = [width - len(texts[row]) + start for row in rows]
+    ids = [[0] * pad + texts[row][start:] for row, pad in zip(rows, padding, strict=True)]
+    mask = [[1] * start + [0] * pad + [1] * (width - pad) for pad in padding]
+    positions = [[0] * pad + list(range(start, start + width - pad)) for pad in padding]
+    return Batch(rows, *(torch.tensor(value, device=device) for value in (ids, mask, positions)))
+
+
+def _shared(texts: Sequence[list[int]], keep: int) -> list[int]:
+    """The longest beginning of all texts that leaves each the positions whose logits are wanted."""
+    room = min(len(text) for text in texts) - keep
+    return list(commonprefix(list(texts)))[: max(room, 0)]
+
+
+def _repeated(beginning: DynamicCache | None, count: int) -> DynamicCache:
+    cache = DynamicCache()
+    for index, layer in enumerate(beginning.layers if beginning is not None else []):
+        cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), index)
+    return cache
+
+
+def _keep_cache(record: _Record, cache: DynamicCache | None, start: int) -> None:
+    for layer in cache.layers if cache is not None else []:
+        record.keys.append(layer.keys[:, :, start:])
+        record.values.append(layer.values[:, :, start:])
+
+
+@contextmanager
+def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
+    handles = [b.register_forward_hook(lambda _module, _inputs, output: record.outputs.append(output)) for b in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replayed(blocks: nn.ModuleList, record: _Record | None, block: int, cache: DynamicCache) -> Iterator[None]:
+    """Replace the blocks below ``block`` by what they gave when recorded."""
+    below = list(blocks)[:block] if record is not None else []
+    before = [module.__dict__.get("forward") for module in below]
+
+    def replay(index: int, record: _Record) -> Any:  # noqa: ANN401
+        def forward(*_args: object, **_options: object) -> Any:  # noqa: ANN401
+            cache.update(record.keys[index], record.values[index], index)
+            return record.outputs[index]
+
+        return forward
+
+    try:
+        for index, module in enumerate(below):
+            module.forward = replay(index, record)  # type: ignore[arg-type]
+        yield
+    finally:
+        for module, old in zip(below, before, strict=True):
+            module.__dict__.pop("forward", None)
+            if old is not None:
+                module.forward = old

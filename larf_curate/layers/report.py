@@ -1,0 +1,183 @@
+"""LayerReport: which blocks are safety-sensitive, how sure that is, and how far two methods agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from larf_curate.errors import InputError
+from larf_curate.files import read_json, write_json
+from larf_curate.layers.statistics import spearman
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+FORMAT = 1
+REPORT_FILE = "layers.json"
+
+Method = Literal["gradient", "forward", "sweep", "separation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far two rankings of one model's blocks agree; blocks that are broken in either do not count.
+
+    Args:
+        spearman: Rank correlation over all blocks; blocks that do not matter are noise in it.
+        spearman_clear: Rank correlation over the blocks whose interval in the first report excludes zero; NaN if these
+            are fewer than two.
+        clear: Number of those blocks.
+        top3: Blocks among the first three of both.
+        top5: Blocks among the first five of both.
+    """
+
+    spearman: float
+    spearman_clear: float
+    clear: int
+    top3: int
+    top5: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What one method found of every decoder block of a model.
+
+    A layer is a 0-based decoder block. The LARF authors' sweep counts blocks the same way; their score reads
+    ``hidden_states[i]``, which is the output of block ``i - 1``: the layer they call 10 in scoring is block 9 here.
+
+    Args:
+        method: ``gradient``, ``forward``, ``sweep`` or ``separation``.
+        model: Name of the model.
+        layers: Recommended blocks, the most sensitive first: sound, and with an interval above zero. Empty if no
+            block stands out from chance.
+        scores: One a block, high = refusals (or, for ``separation``, states) react more. ``sweep``: share of prompts
+            refused at the largest scale minus that at the smallest. ``forward``: the same difference in log-odds.
+            ``gradient``: derivative of the log-odds by the scale. ``separation``: Fisher ratio.
+        low: Lower bounds of the scores' 95 % bootstrap intervals over prompts (``separation``: over references).
+        high: Upper bounds.
+        ranking: All blocks that are not known to be broken, in order.
+        broken: Blocks that destroy harmless answers when scaled.
+        neutral_loss: How much the loss on harmless answers grows, in nats a token, at the worse of the two outermost
+            scales, at most 100; None for blocks that were not checked, because they would not be recommended.
+        alphas: Scales tried; empty if only the derivative was taken or nothing was scaled.
+        curves: Mean value of every block at every scale: refused share or log-odds.
+        baseline: That mean value with nothing scaled; None for ``separation``.
+        measures: Further columns by name, one value a block.
+        prompts: Number of prompts, or of reference pairs for ``separation``.
+        refused: Prompts refused with nothing scaled; None for ``separation``.
+        scaled: Names of the weights that are scaled in a block.
+        seconds: Time it took, loading included.
+    """
+
+    method: Method
+    model: str
+    layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    ranking: tuple[int, ...]
+    broken: tuple[int, ...]
+    neutral_loss: tuple[float | None, ...]
+    alphas: tuple[float, ...] = ()
+    curves: tuple[tuple[float, ...], ...] = ()
+    baseline: float | None = None
+    measures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    prompts: int
+    refused: int | None = None
+    scaled: tuple[str, ...]
+    seconds: float
+
+    @property
+    def advice(self) -> str:
+        """What to do when no layer is recommended; empty when one is."""
+        if self.layers:
+            return ""
+        other = "references" if self.method == "separation" else "prompts, or method='separation'"
+        return (
+            f"no block of {self.model} stands out from chance with {self.prompts} prompts, so none is recommended: "
+            f"try more {other}"
+        )
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row a block, in order of rank and then the broken ones; the index is the block."""
+        import pandas as pd
+
+        blocks = range(len(self.scores))
+        columns: dict[str, Sequence[Any]] = {
+            "score": self.scores,
+            "low": self.low,
+            "high": self.high,
+            "recommended": [block in self.layers for block in blocks],
+            "broken": [block in self.broken for block in blocks],
+            "neutral_loss": self.neutral_loss,
+            "larf_hidden_state": [block + 1 for block in blocks],
+        }
+        curves = {f"alpha_{alpha:g}": [curve[i] for curve in self.curves] for i, alpha in enumerate(self.alphas)}
+        table = pd.DataFrame({**columns, **self.measures, **curves}, index=pd.Index(blocks, name="block"))
+        return table.loc[[*self.ranking, *self.broken]]
+
+    def agreement(self, other: "LayerReport") -> Agreement:
+        """Compare with another method's ranking of the same model.
+
+        Args:
+            other: The other report; this one says which blocks are clear, so take the more trusted one here.
+
+        Raises:
+            InputError: If the other one is of a model with another number of blocks.
+        """
+        if len(self.scores) != len(other.scores):
+            raise InputError(f"wanted reports of one model, got {len(self.scores)} and {len(other.scores)} blocks")
+        sound = [block for block in self.ranking if block in other.ranking]
+        clear = [block for block in sound if self.low[block] > 0 or self.high[block] < 0]
+        firsts = [[block for block in report.ranking if block in sound] for report in (self, other)]
+        return Agreement(
+            spearman=spearman([self.scores[b] for b in sound], [other.scores[b] for b in sound]),
+            spearman_clear=spearman([self.scores[b] for b in clear], [other.scores[b] for b in clear]),
+            clear=len(clear),
+            top3=len(set(firsts[0][:3]) & set(firsts[1][:3])),
+            top5=len(set(firsts[0][:5]) & set(firsts[1][:5])),
+        )
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw scores with their intervals, and curves over the scales, as PNG, SVG or PDF by the file's ending.
+
+        Raises:
+            InputError: If the ending is none of these.
+        """
+        from larf_curate.layers.plot import draw  # matplotlib is slow to import
+
+        return draw(self, Path(path))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, into a file ending in ``.json`` or as ``layers.json`` into a folder."""
+        file = report_file(path)
+        write_json(file, {"kind": "layers", "format": FORMAT, **asdict(self)})
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LayerReport":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: If it is not there or not a layer report of this version.
+        """
+        value = read_json(report_file(path))
+        if not isinstance(value, dict) or value.pop("kind", None) != "layers" or value.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is no layer report of format {FORMAT}: write it again with larf-curate layers")
+        try:
+            return cls(**_from_json(value))
+        except (TypeError, KeyError) as error:
+            raise InputError(f"the layer report {path} is damaged ({error}): make it again") from error
+
+
+def report_file(path: str | Path) -> Path:
+    """The JSON file a path stands for: itself if it ends in ``.json``, else ``layers.json`` in that folder."""
+    return Path(path) if Path(path).suffix == ".json" else Path(path) / REPORT_FILE
+
+
+def _from_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Lists become tuples again."""
+    curves = tuple(tuple(curve) for curve in value["curves"])
+    measures = {name: tuple(column) for name, column in value["measures"].items()}
+    fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return {**fields, "curves": curves, "measures": measures}
