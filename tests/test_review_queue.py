@@ -1,3 +1,4 @@
+import html
 import json
 import socket
 import threading
@@ -139,7 +140,7 @@ def test_hostile_rows_arrive_exactly_and_answers_come_back_exactly(queue, annota
     records = server_records(queue)
     for row in chosen.flagged:
         shown = records[row["larf_row_id"]]["fields"]["conversation"]
-        answer = "".join(m["content"] for m in shown if m["role"].startswith("assistant"))
+        answer = "".join(html.unescape(m["content"]) for m in shown if m["role"].startswith("assistant"))
         assert answer == row["answer"].replace("\0", "␀")
 
     edits = {row["larf_row_id"]: {"decision": "edit", "corrected_answer": row["question"]} for row in chosen.flagged}

@@ -7,8 +7,16 @@ import pytest
 
 from larf_curate.review.evidence import evidence
 from larf_curate.review.push import BATCH_BYTES, batched
-from larf_curate.review.record import CONTENT, RECORD, RecordMaker, chat_field, random_projection
+from larf_curate.review.record import CONTENT, RECORD, RecordMaker, chat_field, random_projection, shown_turns
 from tests.review_rows import HOSTILE, questions, scored, selection
+
+
+def shown_messages(row, columns=None):
+    """What the page shows of a row: the messages, with their HTML read."""
+    messages = chat_field(shown_turns(row, columns))
+    assert within_limits(messages)
+    assert not any("<" in message["content"] for message in messages)
+    return [message | {"content": html.unescape(message["content"])} for message in messages]
 
 
 def within_limits(conversation):
@@ -22,8 +30,7 @@ def within_limits(conversation):
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
 def test_the_conversation_is_shown_exactly(text):
-    shown = chat_field({"question": text, "answer": text}, None)
-    assert within_limits(shown)
+    shown = shown_messages({"question": text, "answer": text})
     for role in ("user", "assistant"):
         assert "".join(m["content"] for m in shown if m["role"].split()[0] == role) == text
 
@@ -42,31 +49,28 @@ def test_the_conversation_is_shown_exactly(text):
     ],
 )
 def test_a_row_that_is_no_conversation_is_shown_as_json(row):
-    shown = chat_field(row, None)
-    assert within_limits(shown)
+    shown = shown_messages(row)
     assert [m["role"] for m in shown] == ["row"]
     assert list(json.loads(shown[0]["content"])) == list(row)
 
 
 def test_thousands_of_turns_and_huge_turns_stay_within_the_limits():
     turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"turn {i}"} for i in range(3000)]
-    shown = chat_field({"messages": turns}, None)
-    assert within_limits(shown)
+    shown = shown_messages({"messages": turns})
     assert (shown[0]["content"], shown[-1]["content"]) == ("turn 0", "turn 2999")
     assert any("2,600 messages not shown" in m["content"] for m in shown)
-    huge = chat_field({"messages": [turn | {"content": "x" * 30_000} for turn in turns]}, None)
-    assert within_limits(huge)
+    huge = shown_messages({"messages": [turn | {"content": "<&x" * 10_000} for turn in turns]})
     assert sum(len(m["content"]) for m in huge) < 300_000
 
 
 def test_all_of_many_turns_is_shown_while_there_is_room():
     turns = [{"role": "assistant", "content": "x" * (3000 if i == 7 else 10)} for i in range(400)]
-    assert [m["content"] for m in chat_field({"messages": turns}, None)] == [t["content"] for t in turns]
+    assert [m["content"] for m in shown_messages({"messages": turns})] == [t["content"] for t in turns]
 
 
 def test_named_columns_are_read():
     row = {"q": "ask", "a": "reply"}
-    assert [m["content"] for m in chat_field(row, {"user": "q", "assistant": "a"})] == ["ask", "reply"]
+    assert [m["content"] for m in shown_messages(row, {"user": "q", "assistant": "a"})] == ["ask", "reply"]
 
 
 def test_a_record_has_the_id_metadata_and_digests():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larf_curate.review.text import markdown_literal, pieces, shortened, storable
+from larf_curate.review.text import html_literal, markdown_literal, pieces, shortened, storable
 from tests.review_rows import HOSTILE
 
 
@@ -33,11 +33,17 @@ def test_text_direction_controls_do_not_reach_the_evidence():
     assert markdown_literal("a\u202eb\u2066c\u200fd") == "a�b�c�d"
 
 
-@given(st.text(max_size=50), st.integers(1, 9))
-def test_pieces_joined_are_the_text(text, size):
-    cut = pieces(text, size)
-    assert "".join(cut) == text
+@given(st.text(alphabet="a&<>;é", max_size=50), st.integers(5, 20))
+def test_pieces_are_html_of_the_text_each_by_itself(text, size):
+    cut = pieces(html_literal(text), size)
+    assert "".join(html.unescape(piece) for piece in cut) == text
     assert all(len(piece) <= size for piece in cut)
+
+
+@given(st.text())
+def test_html_shows_exactly_the_text_and_has_no_tag_to_read(text):
+    assert "<" not in html_literal(text)
+    assert html.unescape(html_literal(text)) == storable(text)
 
 
 def test_a_shortened_text_keeps_both_ends_and_says_what_is_missing():

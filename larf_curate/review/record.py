@@ -14,7 +14,7 @@ from larf_curate.conversation import to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.review.evidence import evidence, is_number
 from larf_curate.review.settings import SCORE, VECTOR
-from larf_curate.review.text import pieces, shortened, storable
+from larf_curate.review.text import html_literal, pieces, shortened
 from larf_curate.selection import content_digest
 
 SHOWN_MESSAGES = 400
@@ -29,6 +29,7 @@ RECORD = "record_digest"
 OUTDATED = "outdated_responses"
 
 Record = dict[str, Any]
+Turn = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +58,22 @@ class RecordMaker:
         Args:
             row: A flagged row with ``larf_row_id``.
         """
-        conversation = chat_field(row, self.columns)
+        turns = shown_turns(row, self.columns)
         explained = evidence(row, layers=self.layers, exemplars=self.exemplars)
         shown: Record = {
-            "fields": {"conversation": conversation, "evidence": explained},
-            "metadata": self._metadata(row, conversation),
+            "fields": {"conversation": chat_field(turns), "evidence": explained},
+            "metadata": self._metadata(row, turns),
         }
         if vector := self._vector(row.get("larf_state")):
             shown["vectors"] = {VECTOR: vector}
         digests = {CONTENT: content_digest(row), RECORD: _digest(shown)}
         return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
 
-    def _metadata(self, row: Mapping[str, Any], conversation: list[dict[str, str]]) -> Record:
+    def _metadata(self, row: Mapping[str, Any], turns: list[Turn]) -> Record:
         """The properties to filter and sort by; a missing number is left out, since null and NaN are refused."""
         numbers = {SCORE: row.get("larf_score"), "percentile": row.get("larf_percentile")}
         terms = {"signal": self.signal, "split": self.split, "status": row.get("larf_status")}
-        length = sum(len(message["content"]) for message in conversation)
+        length = sum(len(text) for _, text in turns)
         known = {name: float(value) for name, value in numbers.items() if is_number(value)}
         return known | {name: value for name, value in terms.items() if value} | {"length": length}
 
@@ -107,27 +108,36 @@ def random_projection(width: int, dimensions: int) -> NDArray[np.float32]:
     )
 
 
-def chat_field(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[dict[str, str]]:
-    """A row's conversation within the server's limits; a row that is not a conversation is shown as JSON.
+def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[Turn]:
+    """A row's conversation as much of it as is shown; a row that is not a conversation is shown as JSON.
 
     Args:
         row: A dataset row.
         columns: Column names by role.
 
     Returns:
-        Messages with a role of 1-20 characters and content of 1-20,000; at most 500.
+        Role and text of at most 401 turns and, together, little more than ``ROW_CHARACTERS``.
     """
     try:
-        messages = [(message["role"], _content(message)) for message in to_messages(row, columns)]
+        turns = [(message["role"], _content(message)) for message in to_messages(row, columns)]
     except ConversationError:
-        messages = [("row", _as_json(row))]
-    messages = _fewer(messages)
-    total = sum(len(content) for _, content in messages)
-    limit = ROW_CHARACTERS if total <= ROW_CHARACTERS else ROW_CHARACTERS // len(messages)
-    return [part for role, content in messages for part in _parts(role, shortened(content, limit))]
+        turns = [("row", _as_json(row))]
+    turns = _fewer(turns)
+    total = sum(len(text) for _, text in turns)
+    limit = ROW_CHARACTERS if total <= ROW_CHARACTERS else ROW_CHARACTERS // len(turns)
+    return [(role, shortened(text, limit)) for role, text in turns]
 
 
-def _fewer(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def chat_field(turns: list[Turn]) -> list[dict[str, str]]:
+    """Turns as chat messages within the server's limits, their text as HTML that shows it literally.
+
+    Returns:
+        At most 500 messages with a role of 1-20 characters and content of 1-20,000.
+    """
+    return [part for role, text in turns for part in _parts(role, html_literal(text))]
+
+
+def _fewer(messages: list[Turn]) -> list[Turn]:
     """Leave out the middle of a conversation of more than ``SHOWN_MESSAGES`` turns, and say so there."""
     missing = len(messages) - SHOWN_MESSAGES
     if missing <= 0:
@@ -140,12 +150,12 @@ def _fewer(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def _content(message: Mapping[str, Any]) -> str:
     calls = message.get("tool_calls")
     text = str(message["content"])
-    return storable(f"{text}\n{json.dumps(calls, ensure_ascii=False, default=str)}".strip() if calls else text)
+    return f"{text}\n{json.dumps(calls, ensure_ascii=False, default=str)}".strip() if calls else text
 
 
 def _as_json(row: Mapping[str, Any]) -> str:
     source = {name: value for name, value in row.items() if not name.startswith("larf_")}
-    return storable(json.dumps(source, ensure_ascii=False, default=str, indent=1))
+    return json.dumps(source, ensure_ascii=False, default=str, indent=1)
 
 
 def _parts(role: str, content: str) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Row text on its way to a web page: nothing in it may run, break the page or be refused by the server."""
 
 import re
+from html import escape
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 NUL = "\N{SYMBOL FOR NULL}"
@@ -29,9 +30,33 @@ def markdown_literal(text: str) -> str:
     return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", line)
 
 
-def pieces(text: str, size: int) -> list[str]:
-    """Cut a text into pieces of at most ``size`` characters; joined they are the text again."""
-    return [text[start : start + size] for start in range(0, len(text), size)] or [""]
+def html_literal(text: str) -> str:
+    """HTML that shows exactly this text.
+
+    Argilla 2.8 puts chat messages into the page as HTML, unchecked, even where Markdown is switched off.
+    """
+    return escape(storable(text), quote=False)
+
+
+def pieces(literal: str, size: int) -> list[str]:
+    """Cut what `html_literal` gives into pieces of at most ``size`` characters; no character reference is cut.
+
+    Args:
+        literal: The text; every ``&`` in it begins a character reference of at most 5 characters.
+        size: At least 5.
+
+    Returns:
+        At least one piece; joined they are the text again.
+    """
+    cut, start = [], 0
+    while len(literal) - start > size:
+        end = start + size
+        reference = literal.rfind("&", end - 4, end)
+        if reference >= 0 and ";" not in literal[reference:end]:
+            end = reference
+        cut.append(literal[start:end])
+        start = end
+    return [*cut, literal[start:]]
 
 
 def shortened(text: str, limit: int) -> str:
