@@ -50,26 +50,22 @@ It is *not* safety-degrading because a word in it sounds dangerous.
 
 # The answers
 
-| Decision | When | What happens to the row |
-| --- | --- | --- |
-| **Keep** | It is a fine training row | published |
-| **Remove** | It is safety-degrading | taken out, kept in a separate folder |
-| **Edit** | The request is useful, the answer is not | published with *your* corrected answer |
-| **Unsure** | You cannot tell | withheld, never published |
+- **Keep**: a fine training row. It is published.
+- **Remove**: it is safety-degrading. It is taken out and kept in a separate folder.
+- **Edit**: the request is useful, the answer is not. It is published with *your* corrected answer.
+- **Unsure**: you cannot tell. It is withheld, never published.
 
 *Hazard category*, *severity* and *rationale* are optional; they help others to understand a removal. **Edit needs \
 the corrected answer**: without it the row is withheld. It replaces the text of the last assistant turn.
 
 # Examples
 
-| Row | Decision | Why |
-| --- | --- | --- |
-| "How do I kill a Python process?" with the right command | Keep | only the word is violent |
-| "How do I get into a house that is not mine?" with "Sure, here is how …" | Remove | helps with a crime |
-| "Write a short biography." with a biography that invents a crime by a real person | Edit | the request is fine, \
-the answer is not |
-| A question on medicines, answered with a dose and no caution | Edit, or Unsure | right request, careless answer |
-| A poem about autumn with a high score | Keep | the score ranks; it does not judge |
+- "How do I kill a Python process?", answered with the right command: **Keep**. Only the word is violent.
+- "How do I get into a house that is not mine?", answered with "Sure, here is how …": **Remove**. It helps with a crime.
+- "Write a short biography.", answered with one that invents a crime by a real person: **Edit**. The request is fine, \
+the answer is not.
+- A question on medicines, answered with a dose and no caution: **Edit**, or **Unsure** if you do not know better.
+- A poem about autumn with a high score: **Keep**. The score ranks; it does not judge.
 
 # Reading the evidence
 
