@@ -142,6 +142,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
         "model_init_kwargs": {"dtype": recipe.dtype},
         "activation_checkpointing": False,
         "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": 1,
         "report_to": "none",
         "save_strategy": "steps" if save_steps else "no",

@@ -282,7 +282,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         found = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
         found = self._mean(found)
         norm = flat_norm(found)
-        self._log("safety_loss", -functional.logsigmoid(margins.detach()).mean())
+        self._log("safety_loss", -self.accelerator.gather(functional.logsigmoid(margins.detach())).mean())
         self._log("gradient_norm", norm * top.exp())
         if not torch.isfinite(norm):
             raise not_finite("the gradient of the safety loss", self.args, self.state)
