@@ -19,7 +19,7 @@ from larf_curate.files import cache_home, read_json, whole, write_json
 from larf_curate.hidden_states import Vectors, in_worker
 from larf_curate.profile import SafetyProfile, read_states
 from larf_curate.references import ReferenceSet
-from larf_curate.signals.larf import unit
+from larf_curate.signals.geometry import unit
 
 CONFIG_FILE = "exemplars.json"
 STATES_FILE = "exemplars.safetensors"

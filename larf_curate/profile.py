@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from larf_curate import __version__
-from larf_curate.conversation import Row
+from larf_curate.conversation import Row, to_messages
 from larf_curate.errors import InputError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.files import cache_home, read_json, whole, write_json
 from larf_curate.hidden_states import (
@@ -33,14 +33,14 @@ from larf_curate.hidden_states import (
     resolve_device,
     resolve_dtype,
 )
-from larf_curate.references import ReferenceSet
+from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Renderer, template_digest
-from larf_curate.signals import SIGNALS, ReferenceStates, Signal
+from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal
 
 FORMAT = 1
 CONFIG_FILE = "larf_profile.json"
 STATES_FILE = "larf_profile.safetensors"
-SIDES = ("unsafe", "safe")
+SIDES = ("unsafe", "safe", "neutral")
 DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
 
@@ -53,8 +53,9 @@ class SafetyProfile:
         source: The model: id, revision, resolved dtype.
         template_digest: Hex SHA-256 of the chat template.
         layers: 0-based decoder blocks.
-        states: States of the references: keys ``unsafe`` and ``safe``, then position; shape (n, layers, d), float32.
+        states: Keys ``unsafe``, ``safe`` and ``neutral``, then position; shape (n, layers, d), float32.
         references: Source, digest, counts and labels of the reference set.
+        neutral: Source, digest and count of the neutral rows.
         canary: The first unsafe reference, by which a loaded model is recognised.
         signal: Name of the signal that gives ``larf_score``.
         top_k: Pairs that count in the LARF score; None for all.
@@ -67,8 +68,9 @@ class SafetyProfile:
     layers: tuple[int, ...]
     states: dict[str, States]
     references: dict[str, Any]
+    neutral: dict[str, Any]
     canary: Row
-    signal: str = "larf"
+    signal: str = DEFAULT_SIGNAL
     top_k: int | None = None
     max_length: int = DEFAULT_MAX_LENGTH
     package: str = f"larf-curate {__version__}"
@@ -80,7 +82,8 @@ class SafetyProfile:
         references: ReferenceSet | str | Path = "builtin",
         *,
         layers: Sequence[int] | Literal["all"],
-        signal: str = "larf",
+        neutral: str | Path | Sequence[Row] = "builtin",
+        signal: str = DEFAULT_SIGNAL,
         top_k: int | None = None,
         dtype: Dtype = "auto",
         revision: str | None = None,
@@ -95,6 +98,8 @@ class SafetyProfile:
             model: A local folder or a Hub id.
             references: A set, or what `ReferenceSet.load` takes.
             layers: 0-based decoder blocks, or ``all``.
+            neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
+                id, or rows.
             signal: Name of the signal that gives ``larf_score``.
             top_k: Pairs that count in the LARF score; None for all, as in the paper.
             dtype: ``auto`` is bfloat16 where the hardware computes in it, float32 elsewhere.
@@ -111,6 +116,7 @@ class SafetyProfile:
         """
         if signal not in SIGNALS:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
+        ordinary = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
         device = resolve_device(device)
         source = ModelSource(
@@ -120,16 +126,19 @@ class SafetyProfile:
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        chosen = tuple(range(count_layers(source))) if layers == "all" else tuple(map(int, layers))
+        every = isinstance(layers, str) and layers == "all"
+        chosen = tuple(range(count_layers(source)) if every else map(int, layers))
         reader = load_reader(source, chosen, device=device, max_length=max_length)
         profile = cls(
             source=replace(source, revision=reader.revision or revision),
             template_digest=template_digest(reader.tokenizer),
             layers=chosen,
             states={
-                side: read_states(reader, rows, side) for side, rows in (("unsafe", refs.unsafe), ("safe", refs.safe))
+                side: read_states(reader, rows, side)
+                for side, rows in zip(SIDES, (refs.unsafe, refs.safe, ordinary), strict=True)
             },
             references=_describe(refs),
+            neutral=_describe_neutral(neutral, ordinary),
             canary=dict(refs.unsafe[0]),
             signal=signal,
             top_k=top_k,
@@ -148,7 +157,7 @@ class SafetyProfile:
         name = signal or self.signal
         if name not in SIGNALS:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {name!r}")
-        return SIGNALS[name].fit(ReferenceStates(**self.states), self.top_k)
+        return SIGNALS[name].fit(ReferenceStates(**self.states, top_k=self.top_k))
 
     def reader(
         self,
@@ -225,6 +234,7 @@ class SafetyProfile:
             "max_length": self.max_length,
             "template_sha256": self.template_digest,
             "references": {key: value for key, value in self.references.items() if key != "labels"},
+            "neutral": self.neutral,
             "digest": self.digest,
             "package": self.package,
         }
@@ -293,7 +303,7 @@ class SafetyProfile:
         return str(commit.commit_url)
 
     def _config(self) -> dict[str, Any]:
-        keys = ("template_digest", "references", "canary", "signal", "top_k", "max_length", "package")
+        keys = ("template_digest", "references", "neutral", "canary", "signal", "top_k", "max_length", "package")
         values = {key: getattr(self, key) for key in keys}
         source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
         return {"format": FORMAT, "source": source, "layers": list(self.layers), **values}
@@ -318,6 +328,12 @@ def _identify(model: str | Path) -> str:
 def _describe(refs: ReferenceSet) -> dict[str, Any]:
     counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
     return {"source": refs.source, "digest": refs.digest, **counts, "labels": list(refs.labels)}
+
+
+def _describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    source = Path(name).name if isinstance(name, str | Path) else "rows"
+    text = json.dumps([to_messages(row) for row in rows], sort_keys=True)
+    return {"source": source, "digest": hashlib.sha256(text.encode()).hexdigest(), "rows": len(rows)}
 
 
 def read_states(reader: StateReader, rows: Sequence[Row], side: str) -> States:

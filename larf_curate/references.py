@@ -15,6 +15,7 @@ from larf_curate.data import load_rows
 from larf_curate.errors import ConversationError, ReferenceSetError
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+MIN_NEUTRAL = 10
 PAIR_COLUMNS = ("prompt", "unsafe", "safe")
 
 
@@ -102,6 +103,26 @@ class ReferenceSet:
         """Hex SHA-256 of both sides."""
         text = json.dumps([[to_messages(row) for row in side] for side in (self.unsafe, self.safe)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...]:
+    """Ordinary rows, which say what is normal for a model.
+
+    Args:
+        name: ``builtin``, a file, a folder or a Hub dataset id with conversations in any recognised format, or rows.
+
+    Raises:
+        ReferenceSetError: If they cannot be read, are fewer than 10, or one is not a conversation.
+    """
+    if isinstance(name, str | Path):
+        rows = load_rows("neutral") if str(name) == "builtin" else _read(str(name), "train", None)
+    else:
+        rows = list(name)
+    if len(rows) < MIN_NEUTRAL:
+        raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} neutral rows, got {len(rows)}: use the built-in ones")
+    for index, row in enumerate(rows):
+        _check_row(row, f"neutral row {index}")
+    return tuple(rows)
 
 
 def _pair(row: Row, columns: Mapping[str, str], where: str) -> tuple[Any, Any, Any, str] | None:

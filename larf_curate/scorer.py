@@ -21,7 +21,7 @@ from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, POSITIONS, Position, StateReader, States, Vectors
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.rendering import Rendered, Renderer, Status
-from larf_curate.signals import SIGNALS, Signal
+from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 
 ALGORITHM = 1
 """Part of the cache key: raised whenever the same settings give other numbers."""
@@ -60,7 +60,8 @@ class LarfScorer:
         profile: What to score with.
         exemplars: An index whose nearest exemplars are written into ``larf_neighbors``.
         neighbors: How many of them.
-        signals: Names of the signals written into ``larf_signals``; the profile's own if left out.
+        signals: Names of the signals written into ``larf_signals``; if left out, the two axes of the default signal,
+            or the profile's own if it is another.
         keep_states: Whether to write ``larf_state``, the state at the profile's first layer.
         columns: Column names by role, if they are not to be found, as in ``{"user": "q", "assistant": "a"}``.
         model: Where the model lies, if not where it lay when the profile was built.
@@ -88,7 +89,7 @@ class LarfScorer:
         self.profile = profile
         self.exemplars = exemplars
         self.neighbors = neighbors
-        self.signals = tuple(signals or (profile.signal,))
+        self.signals = tuple(signals or default_signals(profile.signal))
         self.keep_states = keep_states
         self.columns = dict(columns) if columns else None
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
@@ -256,6 +257,11 @@ def _rebuild(key: str) -> LarfScorer:
         **{name: settings[name] for name in ("neighbors", "signals", "keep_states", "columns")},
         **runtime,
     )
+
+
+def default_signals(signal: str) -> tuple[str, ...]:
+    """What ``larf_signals`` shows beside a score: what the default signal is made of, any other signal itself."""
+    return AXES if signal == DEFAULT_SIGNAL else (signal,)
 
 
 def _runtime_file(key: str) -> Path:

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 )
 @click.option("--unsafe", help="Unsafe references alone, a file of conversations; together with --safe.")
 @click.option("--safe", help="Safe references alone, a file of conversations; together with --unsafe.")
-@click.option("--signal", default="larf", show_default=True, help="Signal that gives larf_score.")
+@click.option(
+    "--neutral", default="builtin", show_default=True, help="Ordinary rows: builtin, a file, folder or Hub id."
+)
+@click.option(
+    "--signal", default="combined", show_default=True, help="Signal that gives larf_score; larf is the published one."
+)
 @click.option(
     "--top-k", type=click.IntRange(min=1), help="Reference pairs that count in the LARF score.  [default: all]"
 )
@@ -52,6 +57,7 @@ def profile(
     references: str,
     unsafe: str | None,
     safe: str | None,
+    neutral: str,
     signal: str,
     top_k: int | None,
     dtype: "Dtype",
@@ -78,6 +84,7 @@ def profile(
         model,
         refs,
         layers=layers,
+        neutral=neutral,
         signal=signal,
         top_k=top_k,
         dtype=dtype,

@@ -1,44 +1,50 @@
-"""Score formulas: pure functions of hidden states, one module each."""
+"""Score formulas: made from reference states, then pure functions of rows' states; one idea a module."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from larf_curate.hidden_states import Position, States, Vectors
-from larf_curate.signals.larf import LarfSignal
+from larf_curate.hidden_states import Position
+from larf_curate.signals.centred import larf_centred, larf_whitened, unsafe_similarity
+from larf_curate.signals.combined import combined, erosion, harmful
+from larf_curate.signals.direction import pair_cosine, projection, refusal_direction
+from larf_curate.signals.knn import knn
+from larf_curate.signals.larf import larf
+from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
+from larf_curate.signals.subspace import subspace
 
-Signal = Callable[[States], Vectors]
-"""Scores states of t turns; returns shape (t, layers), float32, high = bad."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReferenceStates:
-    """States of the references, each of shape (n, layers, d), float32, by position.
-
-    Args:
-        unsafe: Of the compliant answers to harmful prompts.
-        safe: Of the refusals.
-    """
-
-    unsafe: States
-    safe: States
+__all__ = ["AXES", "DEFAULT_SIGNAL", "SIGNALS", "ReferenceStates", "Signal", "SignalKind"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SignalKind:
-    """A signal that a profile can offer.
+    """A signal that a profile can offer; high = bad in all of them.
 
     Args:
+        fit: Makes the signal from reference states.
         positions: The states it reads.
-        fit: Makes the signal from reference states and a number of neighbours (None for all).
     """
 
+    fit: Fit
     positions: frozenset[Position]
-    fit: Callable[[ReferenceStates, int | None], Signal]
 
 
-def _fit_larf(states: ReferenceStates, top_k: int | None) -> Signal:
-    signal = LarfSignal(unsafe=states.unsafe["last"], safe=states.safe["last"], top_k=top_k)
-    return lambda turns: signal(turns["last"])
+def _kind(fit: Fit, *positions: Position) -> SignalKind:
+    return SignalKind(fit, frozenset(positions))
 
 
-SIGNALS: dict[str, SignalKind] = {"larf": SignalKind(positions=frozenset({"last"}), fit=_fit_larf)}
+SIGNALS: dict[str, SignalKind] = {
+    "combined": _kind(combined, "last", "prompt"),
+    "harmful": _kind(harmful, "last"),
+    "erosion": _kind(erosion, "prompt"),
+    "larf": _kind(larf, "last"),
+    "larf_centred": _kind(larf_centred, "last"),
+    "larf_whitened": _kind(larf_whitened, "last"),
+    "unsafe_similarity": _kind(unsafe_similarity, "last"),
+    "refusal_direction": _kind(refusal_direction, "prompt"),
+    "projection": _kind(projection, "prompt", "mean"),
+    "subspace": _kind(subspace, "last"),
+    "pair_cosine": _kind(pair_cosine, "prompt", "last"),
+    "knn": _kind(knn, "last"),
+}
+DEFAULT_SIGNAL = "combined"
+AXES = ("harmful", "erosion")
+"""What the default signal is made of: how harmful a row is, and how much it erodes refusals."""

@@ -7,11 +7,16 @@ phase.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from larf_curate.errors import ReferenceSetError
+from larf_curate.signals.geometry import dot, mean_unit, unit
+from larf_curate.signals.protocol import ReferenceStates, Signal, Vectors
 
-Vectors = NDArray[np.float32]
+
+def larf(refs: ReferenceStates) -> Signal:
+    """The published score of each row's last token; see `LarfSignal`."""
+    signal = LarfSignal(unsafe=refs.unsafe["last"], safe=refs.safe["last"], top_k=refs.top_k)
+    return lambda states: signal(states["last"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,15 +60,8 @@ class LarfSignal:
         """Score states of shape (n, layers, d); returns shape (n, layers)."""
         rows = unit(states)
         if self.top_k is None:
-            direction = unit(self.unsafe).mean(axis=0) - unit(self.safe).mean(axis=0)
-            return np.asarray(np.einsum("nld,ld->nl", rows, direction))
+            return dot(rows, mean_unit(self.unsafe) - mean_unit(self.safe))
         pairs = unit(self.unsafe) - unit(self.safe)
         differences = np.einsum("nld,mld->nlm", rows, pairs, optimize=True)
         highest = np.partition(differences, -self.top_k, axis=-1)[..., -self.top_k :]
         return np.asarray(highest.mean(axis=-1))
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """Scale the last axis to length 1; a zero vector stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
