@@ -104,30 +104,24 @@ def forward(task: Task) -> Finding:
     subject = task.subject
     prompts, openings, refused = _begin(task)
     replay = Replay(subject, openings.extend(prompts), keep=openings.positions)
-    cell = log_odds_cell(subject, replay, openings)
-    baseline = float(np.mean(cell(len(subject.blocks), 1.0)))
+    baseline = float(np.mean(_log_odds(replay, openings, None)))
     store = GridStore(task.checkpoint, _key(task, "forward", replay, repr(openings)))
+
+    def cell(block: int, alpha: float) -> list[float]:
+        with scaled(subject.blocks[block], alpha):
+            return _log_odds(replay, openings, block)
+
     grid = fill(cell, len(subject.blocks), task.alphas, store, title="forward")
     return _of_grid(grid, baseline=baseline, refused=refused)
 
 
-def log_odds_cell(subject: Subject, replay: Replay, openings: Openings) -> Cell:
-    """Make the function that gives each prompt's log-odds with one block scaled; the block behind the last is none."""
-
-    def cell(block: int, alpha: float) -> list[float]:
-        if block == len(subject.blocks):
-            return evaluate(block)
-        with scaled(subject.blocks[block], alpha):
-            return evaluate(block)
-
-    def evaluate(block: int) -> list[float]:
-        values: dict[int, float] = {}
-        for item in replay(block):
-            odds = torch.nan_to_num(openings.log_odds(item.logits), nan=0.0, posinf=100.0, neginf=-100.0)
-            values |= zip(item.batch.rows, odds.tolist(), strict=True)
-        return [values[row] for row in sorted(values)]
-
-    return cell
+def _log_odds(replay: Replay, openings: Openings, block: int | None) -> list[float]:
+    """Each prompt's log-odds, run from a block on."""
+    values: dict[int, float] = {}
+    for item in replay(block):
+        odds = torch.nan_to_num(openings.log_odds(item.logits), nan=0.0, posinf=100.0, neginf=-100.0)
+        values |= zip(item.batch.rows, odds.tolist(), strict=True)
+    return [values[row] for row in sorted(values)]
 
 
 def gradient(task: Task) -> Finding:

@@ -18,6 +18,8 @@ from transformers import DynamicCache
 from larf_curate.layers.subject import Subject
 
 BATCH_TOKENS = 1024
+ROOM = 64
+"""Tokens that may be decoded behind a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Replay:
     """Runs a model over fixed texts again and again, from a block on.
 
     Args:
-        subject: The model; its weights below the block must be the same at every call.
+        subject: The model.
         texts: Token ids of the texts.
         keep: How many last positions of each text to give logits for.
         batch_tokens: Most tokens of one batch, padding included.
@@ -75,49 +77,31 @@ class Replay:
         self, subject: Subject, texts: Sequence[list[int]], *, keep: int = 1, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         self.subject = subject
-        self.shared = _shared(texts, keep)
         self.texts = [list(text) for text in texts]
+        self.shared = [] if _window(subject) < max(map(len, texts)) + ROOM else _shared(texts, keep)
         self.batches = list(batched(texts, self.shared, batch_tokens, subject.device))
         self._keep = keep
-        self._records: list[_Record] | None = None
         self._beginning = _Record()
+        self._records: list[_Record] = []
 
     @torch.no_grad()
     def __call__(self, block: int | None = None) -> Iterator[Pass]:
         """Run all texts, one batch after the other.
 
         Args:
-            block: The lowest block whose weights differ from those of the first call; None to run all blocks.
+            block: The lowest block whose weights differ from those of the last whole run; what is below it is replayed.
+                None to run all blocks, with the weights as they should be, and to record what they give: do this once
+                to the end before any other run.
         """
-        if self._records is None and block is not None:
-            self._record()
-        beginning = self._run_beginning(block)
-        for index, batch in enumerate(self.batches):
-            record = self._records[index] if self._records and block is not None else None
+        if block is None:
+            self._beginning, self._records = _Record(), [_Record() for _ in self.batches]
+        beginning = self._begin(block)
+        for batch, record in zip(self.batches, self._records, strict=True):
             cache = _repeated(beginning, len(batch.rows))
-            logits = self._run(batch, cache, record, block)
-            yield Pass(batch, logits, cache)
+            yield Pass(batch, self._run(batch, cache, record, block), cache)
 
-    def _record(self) -> None:
-        """Run everything once as it is and keep what every block gave."""
-        with _recorded(self.subject.blocks, self._beginning):
-            beginning = self._run_beginning(None)
-        _keep_cache(self._beginning, beginning, 0)
-        records = []
-        for batch in self.batches:
-            record, cache = _Record(), _repeated(beginning, len(batch.rows))
-            with _recorded(self.subject.blocks, record):
-                self._run(batch, cache, None, None)
-            _keep_cache(record, cache, self.shared_length)
-            records.append(record)
-        self._records = records
-
-    @property
-    def shared_length(self) -> int:
-        """Number of tokens that all texts begin with."""
-        return len(self.shared)
-
-    def _run_beginning(self, block: int | None) -> DynamicCache | None:
+    def _begin(self, block: int | None) -> DynamicCache | None:
+        """Keys and values of the shared beginning."""
         if not self.shared:
             return None
         ids = torch.tensor([self.shared], device=self.subject.device)
@@ -126,8 +110,9 @@ class Replay:
         self._run(Batch([0], ids, torch.ones_like(ids), positions), cache, self._beginning, block)
         return cache
 
-    def _run(self, batch: Batch, cache: DynamicCache, record: _Record | None, block: int | None) -> Tensor:
-        with _replayed(self.subject.blocks, record, block or 0, cache):
+    def _run(self, batch: Batch, cache: DynamicCache, record: _Record, block: int | None) -> Tensor:
+        blocks = self.subject.blocks
+        with _recorded(blocks, record) if block is None else _replayed(blocks, record, block, cache):
             output = self.subject.model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -136,8 +121,18 @@ class Replay:
                 use_cache=True,
                 **last_logits(self.subject.model, self._keep),
             )
+        if block is None:
+            own = batch.ids.shape[1]
+            record.keys = [layer.keys[:, :, -own:] for layer in cache.layers]
+            record.values = [layer.values[:, :, -own:] for layer in cache.layers]
         logits: Tensor = output.logits[:, -self._keep :]
         return logits
+
+
+def _window(subject: Subject) -> float:
+    """Width of sliding attention, which counts padding in the middle of a text; infinite if there is none."""
+    config = subject.model.config.get_text_config(decoder=True)
+    return getattr(config, "sliding_window", None) or float("inf")
 
 
 def last_logits(model: nn.Module, count: int) -> dict[str, int]:
@@ -186,12 +181,6 @@ def _repeated(beginning: DynamicCache | None, count: int) -> DynamicCache:
     return cache
 
 
-def _keep_cache(record: _Record, cache: DynamicCache | None, start: int) -> None:
-    for layer in cache.layers if cache is not None else []:
-        record.keys.append(layer.keys[:, :, start:])
-        record.values.append(layer.values[:, :, start:])
-
-
 @contextmanager
 def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
     handles = [b.register_forward_hook(lambda _module, _inputs, output: record.outputs.append(output)) for b in blocks]
@@ -203,12 +192,12 @@ def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
 
 
 @contextmanager
-def _replayed(blocks: nn.ModuleList, record: _Record | None, block: int, cache: DynamicCache) -> Iterator[None]:
+def _replayed(blocks: nn.ModuleList, record: _Record, block: int, cache: DynamicCache) -> Iterator[None]:
     """Replace the blocks below ``block`` by what they gave when recorded."""
-    below = list(blocks)[:block] if record is not None else []
+    below = list(blocks)[:block]
     before = [module.__dict__.get("forward") for module in below]
 
-    def replay(index: int, record: _Record) -> Any:  # noqa: ANN401
+    def replay(index: int) -> Any:  # noqa: ANN401
         def forward(*_args: object, **_options: object) -> Any:  # noqa: ANN401
             cache.update(record.keys[index], record.values[index], index)
             return record.outputs[index]
@@ -217,7 +206,7 @@ def _replayed(blocks: nn.ModuleList, record: _Record | None, block: int, cache: 
 
     try:
         for index, module in enumerate(below):
-            module.forward = replay(index, record)  # type: ignore[arg-type]
+            module.forward = replay(index)
         yield
     finally:
         for module, old in zip(below, before, strict=True):

@@ -42,7 +42,7 @@ class NeutralLoss:
         self._texts = _short_answers(self.subject)
         self._counts = [len(ids) - start - OPENING for ids, start in self._texts]
         self._replay = Replay(self.subject, [ids for ids, _ in self._texts], keep=max(self._counts) + 1)
-        self._plain = self._loss(len(self.subject.blocks))
+        self._plain = self._loss(None)
 
     def growth(self, block: int, alphas: Sequence[float]) -> float:
         """How much the loss grows, in nats a token, at the worst of some scales; at most `HOPELESS`."""
@@ -53,7 +53,7 @@ class NeutralLoss:
             loss = self._loss(block) - self._plain
         return min(loss, HOPELESS) if loss == loss else HOPELESS
 
-    def _loss(self, block: int) -> float:
+    def _loss(self, block: int | None) -> float:
         losses = [self._row_loss(item, place) for item in self._replay(block) for place in range(len(item.batch.rows))]
         return float(torch.stack(losses).mean())
 

@@ -1,0 +1,113 @@
+"""``larf-curate layers``: the blocks that a model's refusals depend on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from larf_curate.cli.output import echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from larf_curate.layers import LayerReport
+
+ALPHAS = "0.7,0.8,0.9,1.1,1.2,1.3"
+SHOWN = 10
+
+
+def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[float]:
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"wanted numbers with commas between them, got {value!r}") from None
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder (gets layers.json and layers.png), or a .json file with the plot beside it.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["gradient", "forward", "sweep", "separation"]),
+    default="gradient",
+    show_default=True,
+    help="gradient: seconds. forward: a grid without decoding. sweep: LARF's own. separation: for models that never "
+    "or always refuse.",
+)
+@click.option(
+    "--prompts",
+    metavar="FILE|ID",
+    default="builtin",
+    show_default=True,
+    help="Harmless prompts that sound harmful: json, jsonl, csv or parquet file, or Hub dataset id.",
+)
+@click.option(
+    "--references", metavar="FILE|ID", default="builtin", show_default=True, help="Pairs of unsafe and safe answers."
+)
+@click.option(
+    "--alphas", default=ALPHAS, show_default=True, callback=_numbers, help="Scales, as many below 1 as above."
+)
+@click.option(
+    "--keywords",
+    type=click.Choice(["default", "larf"]),
+    default="default",
+    show_default=True,
+    help="What counts as a refusal; larf: the authors' four keywords.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Most layers to recommend.")
+@click.option("--revision", help="Commit, tag or branch of a Hub id.")
+@click.option("--device", help="A torch device, such as cpu or cuda:1.  [default: an accelerator if there is one]")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
+@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
+@json_option
+def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Find the blocks of MODEL, a folder or Hub id, that its refusals depend on.
+
+    A sweep that was interrupted goes on where it stopped when the same command runs again. The exit code is 1 if no
+    block stands out from chance.
+
+    Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
+    """
+    from larf_curate.layers import find_safety_layers  # torch takes seconds to import: not for --help
+    from larf_curate.layers.report import report_file
+
+    file = report_file(output)
+    report = find_safety_layers(model, checkpoint=file.with_suffix(".cells.jsonl"), **options)
+    report.save(file)
+    plot = report.plot(file.with_suffix(".png"))
+    if as_json:
+        echo_json({**_summary(report), "report": str(file), "plot": str(plot)})
+    else:
+        _show(report)
+        click.echo(f"Written to {file} and {plot}")
+    if report.advice:
+        click.echo(report.advice, err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _summary(report: "LayerReport") -> dict[str, Any]:
+    keys = ("method", "model", "layers", "broken", "ranking", "scores", "low", "high", "prompts", "refused", "seconds")
+    return {key: getattr(report, key) for key in keys}
+
+
+def _show(report: "LayerReport") -> None:
+    refused = "" if report.refused is None else f", {report.refused} of {report.prompts} prompts refused as it is"
+    rows = [
+        (
+            block,
+            f"{report.scores[block]:.3f}",
+            f"{report.low[block]:.3f} to {report.high[block]:.3f}",
+            "-" if report.neutral_loss[block] is None else f"{report.neutral_loss[block]:+.2f}",
+            "broken" if block in report.broken else "recommended" if block in report.layers else "",
+        )
+        for block in [*report.ranking[: max(SHOWN, len(report.layers))], *report.broken]
+    ]
+    title = f"{report.model}: {report.method}, {report.seconds:.0f} s{refused}"
+    echo_table(title, ("block", "score", "95 % interval", "loss on harmless answers", ""), rows)
+    click.echo(f"Recommended layers: {', '.join(map(str, report.layers)) or 'none'}")
