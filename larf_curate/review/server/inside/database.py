@@ -32,11 +32,14 @@ def upgrade(path: Path) -> None:
     config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
     head = ScriptDirectory.from_config(config).get_current_head()
     current = _revision(path)
-    if current == head:
-        return
-    if current is not None:
+    if current not in (None, head):
         _copy(path, path.with_name(f"{path.name}.before-{head}"))
-    command.upgrade(config, "head")
+    if current != head:
+        command.upgrade(config, "head")
+    with closing(sqlite3.connect(path)) as connection:
+        # lets the text search see at once whether records have changed
+        connection.execute("CREATE INDEX IF NOT EXISTS larf_records_changed ON records (dataset_id, updated_at)")
+        connection.commit()
 
 
 def _revision(path: Path) -> str | None:

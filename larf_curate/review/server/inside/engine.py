@@ -36,6 +36,7 @@ from .text_index import Bind, TextIndex
 
 _WORDS = 200
 _VECTORS = VectorCache()
+_VERIFIED: set[str] = set()  # datasets whose text index was compared record by record since this process began
 Answer = TypeVar("Answer")
 
 
@@ -47,8 +48,9 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class _Selected:
-    """FROM and WHERE of the records that a query and a filter choose, and how well the text fits."""
+    """WITH, FROM and WHERE of the records that a query and a filter choose, and how well the text fits."""
 
+    parts: str
     source: str
     where: str
     score: str | None
@@ -76,7 +78,7 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
 
     async def create_index(self, dataset: Dataset) -> None:
         """Make the dataset's text index."""
-        await self._indexed(dataset, TextIndex.catch_up)
+        await self._indexed(dataset, lambda index: index.catch_up(thorough=True))
 
     async def delete_index(self, dataset: Dataset) -> None:
         """Drop the dataset's text index."""
@@ -159,8 +161,9 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
 
         def find(db: sqlite3.Connection) -> tuple[int, list[tuple[str, float]]]:
             bind = Bind()
-            chosen = _select(TextIndex(db, dataset.id.hex, fields), bind, query, filter)
-            total = db.execute(f"SELECT count(*) FROM {chosen.source} WHERE {chosen.where}", bind.values).fetchone()[0]
+            chosen = _select(TextIndex(db, dataset.id.hex, fields), bind, query, filter, ranked=not sort)
+            counted = f"{chosen.parts} SELECT count(*) FROM {chosen.source} WHERE {chosen.where}"
+            total = db.execute(counted, bind.values).fetchone()[0]
             terms = ordering(sort or (), bind)
             if not terms and chosen.score:
                 terms = [f"{chosen.score} DESC"]
@@ -168,8 +171,8 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
                 terms = [f"shuffled({bind(str(user_id))}, r.id)"]
             order = ", ".join([*terms, "r.inserted_at", "r.id"])
             page = (
-                f"SELECT r.id, {chosen.score or '1.0'} FROM {chosen.source} WHERE {chosen.where} ORDER BY {order}"
-                f" LIMIT {bind(limit)} OFFSET {bind(offset)}"
+                f"{chosen.parts} SELECT r.id, {chosen.score or '1.0'} FROM {chosen.source} WHERE {chosen.where}"
+                f" ORDER BY {order} LIMIT {bind(limit)} OFFSET {bind(offset)}"
             )
             return total, db.execute(page, bind.values).fetchall()
 
@@ -196,8 +199,8 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
 
         def find(db: sqlite3.Connection) -> list[tuple[str, float]]:
             bind = Bind()
-            chosen = _select(TextIndex(db, dataset.id.hex, fields), bind, query, filter)
-            rows = db.execute(f"SELECT r.id FROM {chosen.source} WHERE {chosen.where}", bind.values)
+            chosen = _select(TextIndex(db, dataset.id.hex, fields), bind, query, filter, ranked=False)
+            rows = db.execute(f"{chosen.parts} SELECT r.id FROM {chosen.source} WHERE {chosen.where}", bind.values)
             allowed = {row[0] for row in rows} - ({record.id.hex} if record is not None else set())
             vectors = _VECTORS.get(db, vector_settings.id.hex)
             ranked = vectors.ranked(probe or [], least=order == SimilarityOrder.least_similar)
@@ -211,28 +214,38 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
     @staticmethod
     async def _indexed(dataset: Dataset, act: Callable[[TextIndex], None]) -> None:
         fields = await _text_fields(dataset)
-        await _read(lambda db: act(TextIndex(db, dataset.id.hex, fields)))
+        try:
+            await _read(lambda db: act(TextIndex(db, dataset.id.hex, fields)))
+        except BaseException:
+            _VERIFIED.discard(dataset.id.hex)
+            raise
 
 
-def _select(index: TextIndex, bind: Bind, query: TextQuery | str | None, chosen: Filter | None) -> _Selected:
+def _select(
+    index: TextIndex, bind: Bind, query: TextQuery | str | None, chosen: Filter | None, *, ranked: bool
+) -> _Selected:
+    """Put a query and a filter together; the hits of the text are found first, once, and then joined."""
     where = [f"r.dataset_id = {bind(index.dataset)}"]
     if chosen is not None:
         where.append(f"({condition(chosen, bind)})")
     if query is None:
-        return _Selected("records r", " AND ".join(where), None)
+        return _Selected("", "records r", " AND ".join(where), None)
     text, field = (query, None) if isinstance(query, str) else (query.q, query.field)
     part = text_query.parse(text)
     if part is None or (field is not None and field not in index.fields):
-        return _Selected("records r", "0", None)
+        return _Selected("", "records r", "0", None)
     if text_query.size(part) > _WORDS:
         raise UnprocessableEntityError(f"At most {_WORDS} words can be searched for at once.")
-    index.catch_up()
-    where.append(index.condition(part, bind, field))
-    source = f"records r JOIN {index.docs} d ON d.record = r.id"
-    if wanted := text_query.words(part):
-        source += f" LEFT JOIN ({index.ranked(wanted, bind, field)}) m ON m.rowid = d.rowid"
-        return _Selected(source, " AND ".join(where), "coalesce(m.score, 0.0)")
-    return _Selected(source, " AND ".join(where), None)
+    index.catch_up(thorough=index.dataset not in _VERIFIED)
+    _VERIFIED.add(index.dataset)
+    hits = f"SELECT d.record, d.rowid AS place FROM {index.docs} d WHERE {index.condition(part, bind, field)}"
+    source = "records r JOIN hits ON hits.record = r.id"
+    if not ranked or not (wanted := text_query.words(part)):
+        return _Selected(f"WITH hits AS MATERIALIZED ({hits})", source, " AND ".join(where), None)
+    scores = f"scores AS MATERIALIZED ({index.ranked(wanted, bind, field)})"
+    source += " LEFT JOIN scores ON scores.rowid = hits.place"
+    parts = f"WITH hits AS MATERIALIZED ({hits}), {scores}"
+    return _Selected(parts, source, " AND ".join(where), "coalesce(scores.score, 0.0)")
 
 
 async def _read(act: Callable[[sqlite3.Connection], Answer]) -> Answer:

@@ -58,10 +58,15 @@ class TextIndex:
         with writing(self.connection):
             self._remove(list(records))
 
-    def catch_up(self) -> None:
-        """Index what Argilla holds and the index does not, and forget what Argilla forgot."""
+    def catch_up(self, *, thorough: bool) -> None:
+        """Index what Argilla holds and the index does not, and forget what Argilla forgot.
+
+        Args:
+            thorough: Compare record by record; else only when the number of records or the last change differ, which
+                cannot see a change missed before a later one was indexed.
+        """
         self._create()
-        if not any(self._behind()):
+        if not (thorough or self._looks_behind()) or not any(self._behind()):
             return
         with writing(self.connection):
             missing, gone = self._behind()
@@ -91,9 +96,18 @@ class TextIndex:
         self.connection.execute(
             f"CREATE TABLE IF NOT EXISTS {self.docs} (rowid INTEGER PRIMARY KEY, record TEXT UNIQUE, changed TEXT)"
         )
+        self.connection.execute(f"CREATE INDEX IF NOT EXISTS {self.docs}_changed ON {self.docs} (changed)")
         # the tokens come ready-made: the ascii tokenizer only splits them at the spaces between
         self.connection.execute(
             f"CREATE VIRTUAL TABLE IF NOT EXISTS {self.texts} USING fts5({columns}, tokenize=ascii)"
+        )
+
+    def _looks_behind(self) -> bool:
+        there = self.connection.execute(
+            "SELECT count(*), max(updated_at) FROM argilla.records WHERE dataset_id = ?", (self.dataset,)
+        )
+        return bool(
+            there.fetchone() != self.connection.execute(f"SELECT count(*), max(changed) FROM {self.docs}").fetchone()
         )
 
     def _behind(self) -> tuple[list[str], list[str]]:
