@@ -340,7 +340,8 @@ def test_a_queue_whose_creation_was_cut_off_is_made_again(queue):
 
 def test_the_commands_push_show_and_pull(argilla_server, make_queue, annotators, tmp_path, monkeypatch):
     monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ARGILLA_API_KEY", raising=False)
+    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     key, chosen = tmp_path / "key.txt", selection()
     key.write_text(argilla_server.api_key + "\n")
     chosen.save(tmp_path / "selection")
@@ -365,3 +366,5 @@ def test_the_commands_push_show_and_pull(argilla_server, make_queue, annotators,
     assert (counts["kept"], counts["removed"], counts["withheld"]) == (3, 1, 1)
     assert json.loads((tmp_path / "decisions" / "decisions.json").read_text())["counts"] == counts
     assert "removed" in run("pull", tmp_path / "selection", "-o", tmp_path / "again")
+    server[2:] = ["--home", str(argilla_server.home.path)]  # without address and key: the embedded server
+    assert json.loads(run("status", "--json"))["rows"] == 3

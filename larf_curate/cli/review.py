@@ -39,6 +39,12 @@ def _queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="File with the API key of an owner or admin; or set ARGILLA_API_KEY.",
         ),
+        click.option(
+            "--home",
+            envvar="LARF_CURATE_ARGILLA_HOME",
+            type=FOLDER,
+            help="Home of the server that review up started, if it is not the usual one.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -62,6 +68,7 @@ def push(
     workspace: str,
     url: str | None,
     api_key_file: Path | None,
+    home: Path | None,
     annotators: int,
     as_json: bool,
 ) -> None:
@@ -75,7 +82,7 @@ def push(
     """
     from larf_curate.selection import Selection
 
-    with _queue(name, workspace, url, api_key_file, annotators=annotators) as queue:
+    with _queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
         result = queue.push(Selection.load(selection))
         _remember(queue, selection)
     if as_json:
@@ -93,9 +100,11 @@ def push(
 @review.command()
 @_queue_options
 @json_option
-def status(name: str, workspace: str, url: str | None, api_key_file: Path | None, as_json: bool) -> None:
+def status(
+    name: str, workspace: str, url: str | None, api_key_file: Path | None, home: Path | None, as_json: bool
+) -> None:
     """Show how far the review has come."""
-    with _queue(name, workspace, url, api_key_file) as queue:
+    with _queue(name, workspace, url, api_key_file, home) as queue:
         state = queue.status()
     if as_json:
         echo_json(asdict(state))
@@ -124,6 +133,7 @@ def pull(
     workspace: str,
     url: str | None,
     api_key_file: Path | None,
+    home: Path | None,
     as_json: bool,
 ) -> None:
     r"""Bring people's decisions back and split the selection by them.
@@ -137,7 +147,7 @@ def pull(
     """
     from larf_curate.selection import Selection
 
-    with _queue(name, workspace, url, api_key_file) as queue:
+    with _queue(name, workspace, url, api_key_file, home) as queue:
         rows = Selection.load(selection or _remembered(queue))
         outcome = queue.pull(merge=merge).apply(rows)
     outcome.save(output)
@@ -169,21 +179,27 @@ def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
 
 
 def _queue(
-    name: str, workspace: str, url: str | None, api_key_file: Path | None, *, annotators: int = 1
+    name: str,
+    workspace: str,
+    url: str | None,
+    api_key_file: Path | None,
+    home: Path | None,
+    *,
+    annotators: int = 1,
 ) -> "ReviewQueue":
     from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
     key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file else None
     if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
-        url, key = _embedded()
+        url, key = _embedded(home)
     return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
 
 
-def _embedded() -> tuple[str | None, str | None]:
+def _embedded(home: Path | None) -> tuple[str | None, str | None]:
     """Address and key of the server that ``review up`` started, if it runs."""
     from larf_curate.review.server import EmbeddedServer
 
-    server = EmbeddedServer()
+    server = EmbeddedServer(home)
     state = server.status()
     return (state.url, server.api_key) if state.running else (None, None)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from larf_curate.errors import ConversationError, InputError, ReviewError
@@ -79,19 +78,11 @@ class Outcome:
         """
         decisions = Decisions.load(folder)
         described = read_json(Path(folder) / "decisions.json")
-        parts = {name: _read_part(Path(folder) / name) for name in PARTS}
+        parts = {name: read_parquet(Path(folder) / name) for name in PARTS}
         outcome = cls(**parts, decisions=decisions, selection=described["selection"])
         if outcome.counts != described["counts"]:
             raise InputError(f"{folder} has {outcome.counts}, its manifest says {described['counts']}: pull it again")
         return outcome
-
-
-def _read_part(folder: Path) -> Dataset:
-    """A part without rows needs care: datasets refuses to read it."""
-    paths = sorted(folder.glob("*.parquet"))
-    if paths and not any(pq.read_metadata(path).num_rows for path in paths):
-        return Dataset(pq.read_table(paths[0]))
-    return read_parquet(folder)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
