@@ -278,7 +278,7 @@ def test_an_empty_prompt_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "p.json").write_text('["a", " "]')
     with pytest.raises(InputError, match="prompt 1 of .* is empty"):
         load_prompts(tmp_path / "p.json")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="no files match"):
         load_prompts(tmp_path / "none.csv")
 
 

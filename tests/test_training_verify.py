@@ -11,6 +11,7 @@ from larf_curate.errors import InputError, ModelError
 from larf_curate.training import verify as verify_module
 from larf_curate.training.checks import Checks
 from larf_curate.training.finetune import Recipe, fine_tune
+from larf_curate.training.prompts import load_table
 from larf_curate.training.subsets import Arm, choose, signal_values
 from tests.training_tiny import TRIPLES, tiny_model, tiny_tokenizer
 
@@ -257,6 +258,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
 def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     (tmp_path / "scored").mkdir()
     scored_rows().to_parquet(tmp_path / "scored/part-00000.parquet")
+    (tmp_path / "scored/manifest.json").write_text('{"kind": "scored"}')
     (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
     output = invoke(
         verify, tmp_path / "scored", "--model", start, "-o", tmp_path / "runs", "--arm", "top:refusal", "--arm", "all",
@@ -269,7 +271,8 @@ def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     assert (tmp_path / "runs/refusals.png").exists()
 
 
-def test_columns_that_are_not_pairs_are_refused(start, tmp_path):
-    scored_rows(4).to_json(tmp_path / "rows.jsonl")
-    with pytest.raises(InputError, match="--columns like"):
-        invoke(train, tmp_path / "rows.jsonl", "--model", start, "-o", tmp_path / "o", "--columns", "user")
+def test_kept_rows_of_a_selection_are_what_is_trained_on(tmp_path):
+    for part, count in (("kept", 3), ("flagged", 2)):
+        (tmp_path / part).mkdir()
+        scored_rows(count).to_parquet(tmp_path / part / "part-00000.parquet")
+    assert len(load_table(tmp_path)) == 3

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, read_columns
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.errors import InputError
 
 Command = Callable[..., Any]
-FOLDER = click.Path(file_okay=False, path_type=Path)
 
 RECIPE = (
     click.option("--lora-rank", default=8, show_default=True, help="Rank of the LoRA; 0 trains all weights."),
@@ -23,7 +22,7 @@ RECIPE = (
     click.option("--micro-batch-size", default=16, show_default=True, help="Rows a forward pass."),
     click.option("--max-length", default=1024, show_default=True, help="Longest row in tokens."),
     click.option("--dtype", default="float32", show_default=True, help="Dtype of the loaded weights."),
-    click.option("--bf16", is_flag=True, help="Compute in bfloat16; for SAP set --epsilon to about 0.01 then."),
+    click.option("--bf16", is_flag=True, help="Compute in bfloat16; for SAP set --epsilon to about 0.002 then."),
     click.option("--epsilon", default=2e-5, show_default=True, help="SAP: the move along the harmful direction."),
     click.option("--beta", default=0.05, show_default=True, help="SAP: size of the probe step."),
     click.option("--probe-step", type=click.Choice(["sign", "unit"]), default="sign", show_default=True,
@@ -32,8 +31,9 @@ RECIPE = (
     click.option("--contrastive-batch-size", default=8, show_default=True, help="SAP: contrastive rows a step."),
 )  # fmt: skip
 DATA = (
-    click.option("--split", default="train", show_default=True, help="Split of a Hub dataset."),
-    click.option("--columns", metavar="ROLE=NAME,…", help="Column names, as in user=q,assistant=a."),
+    click.option(
+        "--columns", callback=read_columns, help="Column names by role, as in user=question,assistant=answer."
+    ),
     click.option("--references", default="builtin", show_default=True, help="SAP: file, folder or Hub id of pairs."),
 )
 PROMPTS = (
@@ -68,6 +68,7 @@ def options(*groups: tuple[Command, ...]) -> Callable[[Command], Command]:
 @click.option("--model", required=True, help="Folder or Hub id of the start.")
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder for checkpoints and the result.")
 @click.option("--method", type=click.Choice(["sft", "sap"]), default="sap", show_default=True, help="How to train.")
+@click.option("--split", help="Split, where the dataset has several.")
 @click.option("--seed", default=0, show_default=True, help="Seed.")
 @click.option("--save-steps", default=0, show_default=True, help="Steps between checkpoints; 0: only the end.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
@@ -81,8 +82,8 @@ def train(
     seed: int,
     save_steps: int,
     resume: bool,
-    split: str,
-    columns: str | None,
+    split: str | None,
+    columns: dict[str, str] | None,
     references: str,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401  the options of RECIPE
@@ -103,7 +104,7 @@ def train(
         recipe=_recipe(method, recipe),
         seed=seed,
         references=references,
-        columns=_roles(columns),
+        columns=columns,
         save_steps=save_steps,
         resume=resume,
     )
@@ -118,7 +119,9 @@ def train(
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder for figures, answers and plot.")
-@click.option("--against", type=FOLDER, help="Folder of an earlier evaluation on the same prompts, to compare with.")
+@click.option(
+    "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, to compare with."
+)
 @click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
 @click.option("--refusal-label", default="REFUSAL", show_default=True, help="Its label of refusals.")
 @options(PROMPTS)
@@ -170,7 +173,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("scored", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("scored", type=EXISTING_FOLDER)
 @click.option("--model", required=True, help="Folder or Hub id of the start.")
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the runs; runs in it are not repeated.")
 @click.option("--arm", "arms", multiple=True, metavar="KIND[:SIGNAL]",
@@ -190,8 +193,7 @@ def verify(
     seeds: int,
     rows: int,
     removed: float,
-    split: str,
-    columns: str | None,
+    columns: dict[str, str] | None,
     references: str,
     as_json: bool,
     **others: Any,  # noqa: ANN401  the options of RECIPE and PROMPTS
@@ -204,7 +206,8 @@ def verify(
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
     """
-    from larf_curate.files import read_parquet, write_json
+    from larf_curate.files import write_json
+    from larf_curate.scored import Scored
 
     training = _training()
     from larf_curate.training.subsets import Arm
@@ -213,7 +216,7 @@ def verify(
     recipe = {name: value for name, value in others.items() if name not in asked}
     findings = training.Experiment(
         model=model,
-        scored=read_parquet(scored),
+        scored=Scored.load(scored).rows,
         folder=output,
         checks=_checks(**asked),
         arms=tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest")),
@@ -221,7 +224,7 @@ def verify(
         seeds=tuple(range(seeds)),
         rows=rows,
         removed=removed,
-        columns=_roles(columns),
+        columns=columns,
         references=references,
     ).run()
     table = findings.table()
@@ -265,7 +268,7 @@ def _checks(
     from larf_curate.training.prompts import load_prompts
     from larf_curate.training.utility import load_questions
 
-    rows = _load(held_out, "test") if held_out else None
+    rows = _load(held_out) if held_out else None
     return Checks(
         harmful=tuple(load_prompts(harmful, column=harmful_column, limit=limit)),
         safe=tuple(load_prompts(safe, column=safe_column, where=safe_where, limit=limit)),
@@ -277,20 +280,10 @@ def _checks(
     )
 
 
-def _load(source: str, split: str) -> Any:  # noqa: ANN401
+def _load(source: str, split: str | None = None) -> Any:  # noqa: ANN401
     from larf_curate.training.prompts import load_table
 
     return load_table(source, split=split)
-
-
-def _roles(columns: str | None) -> dict[str, str] | None:
-    """Read ``user=q,assistant=a``."""
-    if columns is None:
-        return None
-    pairs = [part.partition("=") for part in columns.split(",")]
-    if not all(role and sign and name for role, sign, name in pairs):
-        raise InputError(f"wanted --columns like user=q,assistant=a, got {columns!r}")
-    return {role.strip(): name.strip() for role, _, name in pairs}
 
 
 def _names(group: tuple[Command, ...]) -> set[str]:

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets
 
 from larf_curate.data import load_rows
 from larf_curate.errors import InputError
-from larf_curate.files import read_parquet
+from larf_curate.sources import open_source
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 BUILTIN = {"builtin:harmful": "references", "builtin:safe": "overrejection"}
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "query", "text")
 
@@ -18,7 +17,7 @@ def load_prompts(
     source: str | Path,
     *,
     column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     where: str | None = None,
     limit: int | None = None,
 ) -> list[str]:
@@ -30,7 +29,7 @@ def load_prompts(
         source: File or Hub id; ``builtin:harmful`` for the prompts of the packaged references, ``builtin:safe`` for
             the packaged over-rejection prompts.
         column: Column of the prompts, if it is none of the usual ones.
-        split: Split of a Hub dataset.
+        split: Split, where there are several.
         where: Keep only rows with ``column=value``, for example ``label=safe`` for XSTest's safe prompts.
         limit: Most prompts, from the beginning.
 
@@ -52,38 +51,17 @@ def load_prompts(
     return prompts[:limit]
 
 
-def load_table(source: str | Path, *, split: str = "train") -> Dataset:
-    """Read rows: a csv, json, jsonl or parquet file, a folder, or a split of a Hub dataset.
+def load_table(source: str | Path, *, split: str | None = None) -> Dataset:
+    """Read rows: a file, a glob, a folder, or a split of a Hub dataset.
 
-    A folder may be what a larf-curate command wrote (of a selection or of decisions the kept rows are read) or what
-    ``save_to_disk`` wrote.
+    Of a selection or of decisions, the folder that ``select`` or ``review pull`` wrote, the kept rows are read.
 
     Raises:
         InputError: If it cannot be read.
     """
-    path = Path(source)
-    try:
-        if path.suffix in FORMATS and path.exists():
-            options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-            return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
-        if path.is_dir():
-            return _folder(path, split)
-        if path.exists() or path.suffix in FORMATS:
-            raise InputError(f"cannot read {source}: wanted an existing {', '.join(FORMATS)} file or a Hub dataset id")
-        return load_dataset(str(source), split=split)
-    except InputError:
-        raise
-    except Exception as error:  # the loaders raise many kinds, with the cause in the text
-        raise InputError(f"cannot read {source}: {str(error).splitlines()[0] if str(error) else error!r}") from error
-
-
-def _folder(path: Path, split: str) -> Dataset:
-    if (path / "kept").is_dir():
-        return read_parquet(path / "kept")
-    if any(path.glob("*.parquet")):
-        return read_parquet(path)
-    saved = load_from_disk(str(path))
-    return saved[split] if isinstance(saved, DatasetDict) else saved
+    kept = Path(source) / "kept"
+    pieces = open_source(str(kept if kept.is_dir() else source), split=split).pieces
+    return concatenate_datasets([piece.rows for piece in pieces])
 
 
 def _plain_list(path: Path) -> list[str] | None:

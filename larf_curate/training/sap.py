@@ -56,7 +56,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
 
     These defaults differ from ``SFTConfig``: ``learning_rate`` is 1e-4 (the authors' code) and ``bf16`` is False,
     because an ``epsilon`` of 2e-5 is below the resolution of bfloat16: there the probe would follow rounding noise.
-    For bf16 take an ``epsilon`` of about 0.01; only the direction of the difference matters, not its size.
+    For bf16 take an ``epsilon`` of about 0.002; only the direction of the difference matters, not its size.
 
     Args:
         epsilon: How far the weights are moved in the harmful direction, in units of their norm. 0: plain SFT.
@@ -112,7 +112,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     )
     bf16: bool | None = field(
         default=False,
-        metadata={"help": "Whether to compute in bfloat16. Then set epsilon to about 0.01: 2e-5 is below its grain."},
+        metadata={"help": "Whether to compute in bfloat16. Then set epsilon to about 0.002: 2e-5 is below its grain."},
     )
 
     def __post_init__(self) -> None:
@@ -366,10 +366,10 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
             raise ModelError("the model has no trainable weights: give peft_config, or unfreeze it")
         dtypes = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}
         grain = max(torch.finfo(dtype).eps for dtype in dtypes | ({torch.bfloat16} if args.bf16 else set()))
-        if 0 < args.epsilon < grain:
+        if 0 < args.epsilon < grain / 8:
             warnings.warn(
                 f"epsilon={args.epsilon} is below the resolution of this model's arithmetic ({grain:.1e}), so the "
-                "probe follows rounding noise: load float32 weights with bf16=False, or set epsilon to about 0.01",
+                "probe follows rounding noise: load float32 weights with bf16=False, or set epsilon to about 0.002",
                 stacklevel=3,
             )
 

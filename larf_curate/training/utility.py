@@ -48,7 +48,7 @@ def last_number(text: str) -> float | None:
     return float(numbers[-1].replace(",", "")) if numbers else None
 
 
-def load_questions(source: str, *, split: str = "test", limit: int | None = None) -> list[tuple[str, str]]:
+def load_questions(source: str, *, split: str | None = None, limit: int | None = None) -> list[tuple[str, str]]:
     """Read questions and their answers from a file or the Hub, columns ``question`` and ``answer`` as in GSM8K.
 
     Raises:
