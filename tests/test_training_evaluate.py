@@ -157,6 +157,20 @@ def test_a_guard_model_judges_by_its_first_word():
         GuardJudge(lambda chats: ["well"])(["a"], ["b"])
 
 
+def test_a_guard_model_is_loaded_and_asked_with_the_whole_exchange(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    asked = []
+
+    def answers(model, tokenizer, chats, **options):
+        asked.extend(tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats)
+        return ["safe"] * len(chats)
+
+    monkeypatch.setattr("larf_curate.training.generate.generate_answers", answers)
+    assert GuardJudge.load(str(tmp_path))(["Hurt him"], ["No."]) == [True]
+    assert asked == ["<|im_start|>user\nHurt him<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"]
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 

@@ -88,13 +88,13 @@ def train(
     as_json: bool,
     **recipe: Any,  # noqa: ANN401  the options of RECIPE
 ) -> None:
-    r"""Fine-tune a model on DATASET, with plain SFT or with SAP, which keeps its refusals.
+    """Fine-tune a model on DATASET, with plain SFT or with SAP, which keeps its refusals.
 
     DATASET is a file, a folder or a Hub id; of a selection or of decisions the kept rows are read.
 
     \b
     larf-curate train decisions/ --model org/model -o tuned/ --method sap
-    """
+    """  # noqa: D301  click reads the backspace
     fine_tune = _training().fine_tune
     rows = _load(dataset, split)
     trained = fine_tune(
@@ -122,6 +122,7 @@ def train(
 @click.option(
     "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, to compare with."
 )
+@click.option("--guard", help="Judge with this model of the Llama Guard kind: folder or Hub id.")
 @click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
 @click.option("--refusal-label", default="REFUSAL", show_default=True, help="Its label of refusals.")
 @options(PROMPTS)
@@ -130,25 +131,28 @@ def evaluate(
     model: str,
     output: Path,
     against: Path | None,
+    guard: str | None,
     classifier: str | None,
     refusal_label: str,
     as_json: bool,
     **checks: Any,  # noqa: ANN401  the options of PROMPTS
 ) -> None:
-    r"""Count how often MODEL refuses harmful prompts and, wrongly, safe ones; measure what it can do besides.
+    """Count how often MODEL refuses harmful prompts and, wrongly, safe ones; measure what it can do besides.
 
     Writes evaluation.json, harmful.json and safe.json with all answers, and refusals.png.
 
     \b
     larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
-    """
+    """  # noqa: D301  click reads the backspace
     from larf_curate.files import write_json
     from larf_curate.training.evaluate import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.training.generate import load_model
-    from larf_curate.training.judge import ClassifierJudge
+    from larf_curate.training.judge import ClassifierJudge, GuardJudge
 
     measure = _checks(**checks)
+    if guard:
+        measure = replace(measure, judge=GuardJudge.load(guard))
     if classifier:
         measure = replace(measure, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
     loaded, tokenizer = load_model(model)
@@ -198,14 +202,14 @@ def verify(
     as_json: bool,
     **others: Any,  # noqa: ANN401  the options of RECIPE and PROMPTS
 ) -> None:
-    r"""Fine-tune on the rows that a score picks and on others, and count the refusals that are left.
+    """Fine-tune on the rows that a score picks and on others, and count the refusals that are left.
 
     SCORED is the folder that `score` wrote. Interrupted, the same command goes on where it stopped. Writes table.json
     and refusals.png beside the runs.
 
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
-    """
+    """  # noqa: D301  click reads the backspace
     from larf_curate.files import write_json
     from larf_curate.scored import Scored
 

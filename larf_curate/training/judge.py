@@ -148,6 +148,18 @@ class GuardJudge:
 
     generate: Callable[[Sequence[list[dict[str, str]]]], list[str]]
 
+    @classmethod
+    def load(cls, model: str, *, max_new_tokens: int = 16, batch_size: int = 8) -> "GuardJudge":
+        """Load a guard model whose chat template asks for the verdict, as that of Llama Guard does."""
+        from larf_curate.training.generate import generate_answers, load_model
+
+        guard, tokenizer = load_model(model)
+        return cls(
+            lambda chats: generate_answers(
+                guard, tokenizer, chats, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
+        )
+
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Judge answers.
 
