@@ -4,10 +4,12 @@ A layer is a 0-based decoder block and its state is that block's output, the res
 model is cut off after the deepest layer asked for: later blocks and the vocabulary projection are never loaded.
 """
 
+import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,10 +20,12 @@ import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from larf_curate.blocks import decoder_blocks
-from larf_curate.errors import ModelError
+from larf_curate.errors import ModelError, ScoringError
 from larf_curate.rendering import Tokenizer, Tokens
+from larf_curate.shortcuts import SHORTCUTS, Shortcut, common_prefix, only_at, repeated, run_prefix
 
 Vectors = NDArray[np.float32]
 Position = Literal["last", "prompt", "mean"]
@@ -32,6 +36,8 @@ POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_MAX_LENGTH = 4096
 DEFAULT_BATCH_TOKENS = 4096
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class ModelSource:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class StateReader:
     """Reads hidden states from a model that ends with the deepest layer asked for.
 
@@ -68,7 +74,9 @@ class StateReader:
         layers: 0-based decoder blocks, in the order wanted.
         revision: The commit the model came from, if it came from the Hub.
         max_length: Longest conversation in tokens.
-        batch_tokens: Most tokens of one batch, padding included; a longer conversation runs alone.
+        batch_tokens: Most tokens of one batch, padding included; a longer conversation runs alone. Halved when the
+            device runs out of memory.
+        shortcuts: Work to leave out; see `larf_curate.shortcuts`.
     """
 
     model: nn.Module
@@ -77,10 +85,7 @@ class StateReader:
     revision: str | None = None
     max_length: int = DEFAULT_MAX_LENGTH
     batch_tokens: int = DEFAULT_BATCH_TOKENS
-    _device: torch.device = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_device", next(self.model.parameters()).device)
+    shortcuts: frozenset[Shortcut] = SHORTCUTS
 
     def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)) -> States:
         """Read the states of every assistant turn.
@@ -92,51 +97,125 @@ class StateReader:
         Returns:
             For each position an array of shape (t, number of layers, d), float32, turns in the order of the
             conversations. A model that overflows its dtype gives infinities or NaN there, which the caller checks.
+
+        Raises:
+            ScoringError: If a single conversation does not fit into memory.
         """
-        starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
-        shape = (int(starts[-1]), len(self.layers), self.width)
-        states: States = {position: np.empty(shape, np.float32) for position in positions}
-        for batch in _batches([len(c.ids) for c in conversations], self.batch_tokens):
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-            for position, read in self._forward([conversations[i] for i in batch], positions).items():
-                states[position][rows] = read.numpy()
-        return states
+        if "dedupe" not in self.shortcuts:
+            return self._read(conversations, positions)
+        first: dict[Any, int] = {}
+        places = [first.setdefault((tuple(c.ids), c.turns), len(first)) for c in conversations]
+        unique = [conversations[places.index(place)] for place in range(len(first))]
+        states = self._read(unique, positions)
+        if len(first) == len(conversations):
+            return states
+        starts = np.cumsum([0, *(len(c.turns) for c in unique)])
+        turns = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places])
+        return {position: values[turns] for position, values in states.items()}
 
     @property
     def width(self) -> int:
         """Width d of the hidden states."""
         return int(self.model.config.get_text_config(decoder=True).hidden_size)  # type: ignore[union-attr, operator]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Tokens], positions: Sequence[Position]) -> dict[Position, Tensor]:
+    def _read(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+        starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
+        shape = (int(starts[-1]), len(self.layers), self.width)
+        states: States = {position: np.empty(shape, np.float32) for position in positions}
+        prefix = self._prefix(conversations)
+        todo = deque(_batches([len(c.ids) - prefix.length for c in conversations], self.batch_tokens))
+        while todo:
+            batch = todo.popleft()
+            try:
+                read = self._forward([conversations[i] for i in batch], positions, prefix)
+            except torch.OutOfMemoryError as error:
+                todo.extendleft(reversed(self._smaller(batch, error)))
+                continue
+            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+            for position, values in read.items():
+                states[position][rows] = values.numpy()
+        return states
+
+    def _prefix(self, conversations: Sequence[Tokens]) -> "_Prefix":
+        """The common beginning of the conversations that no turn is read in, run once."""
+        if "prefix" not in self.shortcuts or not conversations:
+            return _Prefix()
+        limit = min(turn.start for c in conversations for turn in c.turns) - 1
+        length = common_prefix([c.ids for c in conversations], limit)
+        return (
+            _Prefix(length, run_prefix(self.model, conversations[0].ids[:length], self.device)) if length else _Prefix()
+        )
+
+    def _smaller(self, batch: list[int], error: Exception) -> list[list[int]]:
+        """Halve a batch that did not fit, and the budget of later calls."""
+        if len(batch) == 1:
+            raise ScoringError(
+                "one conversation does not fit into memory: lower max_length in the profile, or use a larger device"
+            ) from error
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        logger.warning("out of memory: going on with batches of at most %d tokens", self.batch_tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return [batch[:half], batch[half:]]
+
+    def _forward(
+        self, batch: Sequence[Tokens], positions: Sequence[Position], prefix: "_Prefix"
+    ) -> dict[Position, Tensor]:
         """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
-        length = max(len(item.ids) for item in batch)
-        ids = torch.tensor([item.ids + [0] * (length - len(item.ids)) for item in batch], device=self._device)
-        gather = _Gather(batch, length, self._device)
+        rows = [item.ids[prefix.length :] for item in batch]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
+        gather = _Gather(batch, prefix.length, length, self.device)
         blocks = decoder_blocks(self.model)
         found: dict[int, dict[Position, Tensor]] = {}
 
         def keep(layer: int, output: Tensor) -> None:
             found[layer] = {position: gather(output, position) for position in positions}
 
-        with _watch(blocks, self.layers, keep):
-            self.model(input_ids=ids, use_cache=False)
+        trimmed = only_at(blocks[-1], gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
+        past = repeated(prefix.cache, len(rows)) if prefix.cache is not None else None
+        with _watch(blocks, self.layers, keep), trimmed:
+            self.model(input_ids=ids, past_key_values=past, use_cache=past is not None)
         return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
 
 
-class _Gather:
-    """Picks the positions of every turn of one padded batch out of a block's output."""
+@dataclass(frozen=True)
+class _Prefix:
+    """A common beginning: its length in tokens, and its keys and values."""
 
-    def __init__(self, batch: Sequence[Tokens], length: int, device: torch.device) -> None:
-        turns = [(row * length, turn) for row, item in enumerate(batch) for turn in item.turns]
+    length: int = 0
+    cache: DynamicCache | None = None
+
+
+class _Gather:
+    """Picks the positions of every turn of one padded batch, less its common beginning, out of a block's output."""
+
+    def __init__(self, batch: Sequence[Tokens], skipped: int, length: int, device: torch.device) -> None:
+        turns = [(row * length - skipped, turn) for row, item in enumerate(batch) for turn in item.turns]
+        first = [max(turn.start - 1, 0) for _, turn in turns]
         self._end = torch.tensor([offset + turn.end for offset, turn in turns], device=device)
-        self._before = torch.tensor([offset + max(turn.start - 1, 0) for offset, turn in turns], device=device)
+        self._before = torch.tensor(
+            [turn[0] + before for turn, before in zip(turns, first, strict=True)], device=device
+        )
         counts = torch.tensor([turn.end - turn.start + 1 for _, turn in turns], device=device)
         self._turn = torch.repeat_interleave(counts)
         firsts = torch.tensor([offset + turn.start for offset, turn in turns], device=device)
         within = torch.arange(len(self._turn), device=device) - (counts.cumsum(0) - counts)[self._turn]
         self._tokens = firsts[self._turn] + within
         self._counts = counts.unsqueeze(1)
+
+    def read(self, positions: Sequence[Position]) -> Tensor:
+        """Flat indices of all tokens that these positions read, each once."""
+        places = {"last": self._end, "prompt": self._before, "mean": self._tokens}
+        tokens: Tensor = torch.unique(torch.cat([places[position] for position in positions]))  # type: ignore[no-untyped-call]
+        return tokens
 
     def __call__(self, output: Tensor, position: Position) -> Tensor:
         """States of shape (turns, d), float32, from an output of shape (rows, length, d)."""
@@ -294,13 +373,13 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the loading reports and progress bars of `transformers`."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    reports = transformers.utils.logging
+    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        reports.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()

@@ -1,0 +1,81 @@
+"""Work that scoring can leave out without changing a state: repeated prefixes, and tokens nobody reads.
+
+Each is exact up to floating-point rounding and can be switched off, so that its gain can be measured.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+Shortcut = Literal["dedupe", "prefix", "trim"]
+SHORTCUTS: frozenset[Shortcut] = frozenset({"dedupe", "prefix", "trim"})
+"""``dedupe``: identical conversations run once; ``prefix``: their common beginning runs once; ``trim``: in the last
+block, only the tokens that are read pass the attention's output projection and the feed-forward layer."""
+MIN_PREFIX = 4
+READ_ONLY_ENDS = ("mlp", "o_proj", "dense")
+"""Names, in the blocks of transformers, of the modules whose output at a token depends on that token's input alone."""
+
+
+def common_prefix(conversations: Sequence[Sequence[int]], limit: int) -> int:
+    """Number of leading tokens that all conversations share, at most ``limit``; 0 if it would not pay."""
+    if len(conversations) < 2:
+        return 0
+    first, last = min(conversations), max(conversations)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = min(shared, limit)
+    return length if length >= MIN_PREFIX else 0
+
+
+def run_prefix(model: nn.Module, ids: Sequence[int], device: torch.device) -> DynamicCache:
+    """Run the common beginning once; returns its keys and values, for one row."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A copy of one row's keys and values for a batch of ``rows``; a forward pass writes into the copy."""
+    copy = deepcopy(cache)
+    copy.batch_repeat_interleave(rows)
+    return copy
+
+
+@contextmanager
+def only_at(block: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """Let the token-wise modules of a block compute some tokens only; their output is zero at the others.
+
+    Args:
+        block: The last block that runs: what it gives at other tokens is wrong and must not be read.
+        tokens: Flat indices into (rows, length) of the tokens that will be read.
+    """
+    with ExitStack() as hooks:
+        for name, module in block.named_modules():
+            if name.rpartition(".")[2] in READ_ONLY_ENDS and name.count(".") < 2:
+                hooks.enter_context(_narrowed(module, tokens))
+        yield
+
+
+@contextmanager
+def _narrowed(module: nn.Module, tokens: Tensor) -> Iterator[None]:
+    shape: list[torch.Size] = []
+
+    def narrow(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        shape[:] = [inputs[0].shape[:2]]
+        return (inputs[0].flatten(0, 1)[tokens].unsqueeze(0), *inputs[1:])
+
+    def widen(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        wide = output.new_zeros(shape[0].numel(), output.shape[-1])
+        wide[tokens] = output[0]
+        return wide.unflatten(0, shape[0])
+
+    handles = [module.register_forward_pre_hook(narrow), module.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
