@@ -214,7 +214,7 @@ class _Gather:
     def read(self, positions: Sequence[Position]) -> Tensor:
         """Flat indices of all tokens that these positions read, each once."""
         places = {"last": self._end, "prompt": self._before, "mean": self._tokens}
-        tokens: Tensor = torch.unique(torch.cat([places[position] for position in positions]))  # type: ignore[no-untyped-call]
+        tokens: Tensor = torch.unique(torch.cat([places[position] for position in positions]))
         return tokens
 
     def __call__(self, output: Tensor, position: Position) -> Tensor:

@@ -71,7 +71,7 @@ def _narrowed(module: nn.Module, tokens: Tensor) -> Iterator[None]:
     def widen(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         wide = output.new_zeros(shape[0].numel(), output.shape[-1])
         wide[tokens] = output[0]
-        return wide.unflatten(0, shape[0])
+        return wide.view(*shape[0], -1)
 
     handles = [module.register_forward_pre_hook(narrow), module.register_forward_hook(widen)]
     try:
