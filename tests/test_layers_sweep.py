@@ -49,12 +49,11 @@ def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(arc
     assert [answer.refused for answer in plain] == naive_refusals(model, tokenizer, None, 1.0, KEYWORDS)
     cell = refusal_cell(task, replay)
     total = 0
-    for block in range(3):
-        for alpha in task.alphas:
-            want = naive_refusals(model, tokenizer, block, alpha, KEYWORDS)
-            assert cell(block, alpha) == [float(value) for value in want], (block, alpha)
-            total += sum(want)
-    assert 0 < total < 6 * len(PROMPTS)
+    for block, alpha in ((0, 0.7), (1, 1.3), (2, 0.7)):
+        want = naive_refusals(model, tokenizer, block, alpha, KEYWORDS)
+        assert cell(block, alpha) == [float(value) for value in want], (block, alpha)
+        total += sum(want)
+    assert 0 < total < 3 * len(PROMPTS)
 
 
 def test_answers_stop_at_the_decision_and_their_text_is_that_of_greedy_decoding():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from larf_curate.blocks import projection_modules
 from larf_curate.errors import ModelError
 from larf_curate.layers.openings import Openings
-from larf_curate.layers.replay import BATCH_TOKENS, Batch, batched, last_logits
+from larf_curate.layers.replay import BATCH_TOKENS, batched, last_logits
 from larf_curate.layers.statistics import Floats
 from larf_curate.layers.subject import Subject
 
@@ -38,21 +38,22 @@ def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Op
     texts = openings.extend(prompts)
     gradients = np.zeros((len(subject.blocks), len(texts)))
     for batch in tqdm(list(batched(texts, [], BATCH_TOKENS, subject.device)), desc="gradient", unit="batch"):
-        gradients[:, batch.rows] = _batch_gradients(subject, batch, openings).double().cpu().numpy()
+        rows = [texts[row] for row in batch.rows]
+        gradients[:, batch.rows] = _gradients(subject, rows, openings).double().cpu().numpy()
     return gradients
 
 
-def _batch_gradients(subject: Subject, batch: Batch, openings: Openings) -> Tensor:
-    total = torch.zeros(len(subject.blocks), len(batch.rows), device=subject.device)
+def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings) -> Tensor:
+    """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
+    lengths = [len(text) for text in texts]
+    width, keep = max(lengths), max(lengths) - min(lengths) + openings.positions
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=subject.device)
+    total = torch.zeros(len(subject.blocks), len(texts), device=subject.device)
     with torch.enable_grad(), _watched(subject, total):
-        output = subject.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            use_cache=False,
-            **last_logits(subject.model, openings.positions),
-        )
-        openings.log_odds(output.logits[:, -openings.positions :]).sum().backward()  # type: ignore[no-untyped-call]
+        logits = subject.model(input_ids=ids, use_cache=False, **last_logits(subject.model, keep)).logits[:, -keep:]
+        ends = [length - width + keep for length in lengths]
+        read = torch.stack([row[end - openings.positions : end] for row, end in zip(logits, ends, strict=True)])
+        openings.log_odds(read).sum().backward()  # type: ignore[no-untyped-call]
     return total
 
 

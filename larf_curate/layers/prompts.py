@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from larf_curate.data import load_rows
 from larf_curate.errors import InputError
+from larf_curate.files import no_progress_bars
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "text")
@@ -49,16 +50,20 @@ def _read(name: str) -> list[Any]:
     try:
         if path.suffix == ".json" and path.exists():
             return [_prompt(item, name) for item in json.loads(path.read_text(encoding="utf-8"))]
-        if path.exists() or path.suffix in FORMATS:
-            rows = load_dataset(FORMATS[path.suffix], data_files=name, split="train")
-        else:
-            rows = load_dataset(name, split="train")
+        with no_progress_bars():
+            rows = _table(path, name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"cannot read prompts from {name!r} ({reason}): wanted a json, jsonl, csv or parquet file, or a Hub id"
         ) from error
     return [_prompt(row, name) for row in rows]
+
+
+def _table(path: Path, name: str) -> Dataset:
+    if path.exists() or path.suffix in FORMATS:
+        return load_dataset(FORMATS[path.suffix], data_files=name, split="train")
+    return load_dataset(name, split="train")
 
 
 def _prompt(item: object, name: str) -> object:

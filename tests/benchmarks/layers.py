@@ -1,0 +1,172 @@
+"""Time and agreement of the ways of finding layers, against a naive sweep: reload, scale, generate, prompt by prompt.
+
+    python tests/benchmarks/layers.py --model MODEL --prompts FILE -o FOLDER
+
+Writes ``layers.json``, ``layers.md`` and a plot of each method into FOLDER. The naive sweep is timed on a random sample
+of cells and extrapolated; the refusals of each sampled cell are compared with those of our sweep, prompt by prompt.
+``gradient:32`` is the gradient on the first 32 prompts.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from larf_curate.blocks import decoder_blocks, projections
+from larf_curate.layers import LayerReport, find_safety_layers
+from larf_curate.layers.grid import ALPHAS
+from larf_curate.layers.prompts import load_prompts
+from larf_curate.layers.refusals import RefusalPhrases
+
+METHODS = ["sweep", "forward", "gradient", "gradient:32", "separation"]
+
+
+def naive_cell(model_id, prompts, block, alpha, refuses, dtype, device):
+    """Refusals of every prompt with one block scaled, and the seconds it took."""
+    start = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(model_id)
+    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype).to(device).eval()
+    for weight in projections(decoder_blocks(model)[block]).values():
+        weight.data = weight.data * alpha
+    refused = []
+    for prompt in prompts:
+        chat = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32)
+        refused.append(refuses(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+    return refused, time.perf_counter() - start
+
+
+def naive_sample(arguments, prompts, cells, ours):
+    """Time the naive loop on some cells and compare its refusals with ours, as far as ours are known."""
+    refuses, rows = RefusalPhrases.named(arguments.keywords), []
+    for block, alpha in cells:
+        refused, seconds = naive_cell(
+            arguments.model, prompts, block, alpha, refuses, getattr(torch, arguments.dtype), arguments.device
+        )
+        known = ours.get((block, alpha))
+        rows.append(
+            {
+                "block": block,
+                "alpha": alpha,
+                "seconds": seconds,
+                "naive": sum(refused),
+                "ours": None if known is None else int(sum(known)),
+                "prompts that differ": None
+                if known is None
+                else sum(a != b for a, b in zip(refused, known, strict=True)),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def read_cells(path):
+    cells = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
+    return {(cell["block"], cell["alpha"]): cell["values"] for cell in cells}
+
+
+def run_method(arguments, prompts, name, folder):
+    method, _, count = name.partition(":")
+    checkpoint = folder / f"{method}.cells.jsonl"
+    checkpoint.unlink(missing_ok=True)
+    report = find_safety_layers(
+        arguments.model,
+        method=method,
+        prompts=prompts[: int(count)] if count else prompts,
+        alphas=arguments.alphas,
+        keywords=arguments.keywords,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        checkpoint=checkpoint,
+    )
+    file = name.replace(":", "-")
+    report.save(folder / f"{file}.json")
+    report.plot(folder / f"{file}.png")
+    print(f"{name}: {report.seconds:.1f} s, layers {report.layers}, broken {report.broken}", flush=True)
+    return report
+
+
+def method_row(name, report, sweep):
+    row = {"method": name, "seconds": report.seconds, "layers": report.layers, "broken": report.broken}
+    if sweep is None or report is sweep:
+        return row
+    found = sweep.agreement(report)
+    agreement = {
+        "top 3": found.top3,
+        "top 5": found.top5,
+        "spearman": found.spearman,
+        f"spearman, {found.clear} clear blocks": found.spearman_clear,
+    }
+    return {**row, "times faster than the sweep": sweep.seconds / report.seconds, **agreement}
+
+
+def markdown(rows):
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    for row in rows:
+        lines.append("| " + " | ".join(cell_text(row.get(column, "")) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def cell_text(value):
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--prompts", default="builtin")
+    parser.add_argument("--limit", type=int, help="use only the first so many prompts")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--alphas", nargs="+", type=float, default=list(ALPHAS))
+    parser.add_argument("--cells", type=int, default=12, help="cells of the naive sweep to run")
+    parser.add_argument("--keywords", choices=["default", "larf"], default="larf")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sweep", type=Path, help="folder of an earlier run whose sweep is taken")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    prompts = load_prompts(arguments.prompts)[: arguments.limit]
+
+    reports = {name: run_method(arguments, prompts, name, arguments.output) for name in arguments.methods}
+    kept = arguments.sweep or arguments.output
+    sweep = reports.get("sweep") or (LayerReport.load(kept / "sweep.json") if arguments.sweep else None)
+    cells_file = kept / "sweep.cells.jsonl"
+    ours = read_cells(cells_file) if sweep is not None and cells_file.exists() else {}
+
+    blocks = len(next(iter(reports.values())).scores)
+    grid = [(block, alpha) for block in range(blocks) for alpha in sorted(arguments.alphas)]
+    naive = naive_sample(arguments, prompts, random.Random(0).sample(grid, min(arguments.cells, len(grid))), ours)
+
+    rows = [method_row(name, report, sweep) for name, report in reports.items()]
+    if naive:
+        whole = sum(row["seconds"] for row in naive) / len(naive) * len(grid)
+        times = {"times faster than the sweep": sweep.seconds / whole} if sweep else {}
+        rows.insert(0, {"method": f"naive sweep, from {len(naive)} cells", "seconds": whole, **times})
+    about = {
+        "model": arguments.model,
+        "prompts": len(prompts),
+        "cells": len(grid),
+        "keywords": arguments.keywords,
+        "threads": torch.get_num_threads(),
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+    }
+    text = "\n\n".join([markdown(rows), markdown(naive), json.dumps(about)])
+    (arguments.output / "layers.md").write_text(text + "\n", encoding="utf-8")
+    value = {"about": about, "methods": rows, "naive": naive}
+    (arguments.output / "layers.json").write_text(json.dumps(value, indent=2), encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
