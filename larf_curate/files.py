@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import datasets
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from larf_curate.errors import InputError
@@ -77,6 +78,8 @@ def read_parquet(folder: str | Path) -> Dataset:
     paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
+    if not any(pq.read_metadata(path).num_rows for path in paths):  # which `datasets` refuses to read
+        return Dataset(pq.read_table(paths[0]))
     with no_progress_bars():
         return Dataset.from_parquet(paths)
 

@@ -162,6 +162,8 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
 def _read_file(path: Path) -> Dataset:
     if path.suffix not in FORMATS:
         raise ReferenceSetError(f"wanted a file ending in {', '.join(FORMATS)}, got {path.name}")
+    if not path.stat().st_size:
+        raise ReferenceSetError(f"wanted references, got an empty file: {path.name}")
     return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
 
 

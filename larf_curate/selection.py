@@ -48,12 +48,12 @@ class Selection:
     @property
     def reasons(self) -> dict[str, str]:
         """Why each flagged row is flagged, by row id, worst first."""
-        return dict(zip(self.flagged["larf_row_id"], self.flagged["larf_reason"], strict=True))
+        return dict(zip(_column(self.flagged, "larf_row_id"), _column(self.flagged, "larf_reason"), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Counts, rule and threshold, as JSON values."""
-        status = Counter([*self.kept["larf_status"], *self.flagged["larf_status"]])
-        unscorable = sum(score is None for score in self.flagged["larf_score"])
+        status = Counter(_column(self.kept, "larf_status") + _column(self.flagged, "larf_status"))
+        unscorable = sum(score is None for score in _column(self.flagged, "larf_score"))
         counts = {"rows": len(self.kept) + len(self.flagged), "kept": len(self.kept), "flagged": len(self.flagged)}
         return {
             "rule": self.rule,
@@ -120,10 +120,11 @@ def select(
     rule = _rule({"top_ratio": top_ratio, "top_k": top_k, "threshold": threshold, "percentile": percentile})
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
-    scores = np.array([np.nan if s is None else s for s in dataset["larf_score"]], np.float64)
+    scores = np.array([np.nan if s is None else s for s in _column(dataset, "larf_score")], np.float64)
+    scores[~np.isfinite(scores)] = np.nan
     ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
     chosen = ranked[: _count(rule, scores[ranked])]
-    unscorable = np.flatnonzero(~np.isfinite(scores))
+    unscorable = np.flatnonzero(np.isnan(scores))
     flags = np.zeros(len(scores), bool)
     flags[chosen] = flags[unscorable] = True
     lowest = float(scores[chosen[-1]]) if len(chosen) else None
@@ -195,7 +196,7 @@ def _label(
     columns = {
         "larf_row_id": pa.array(_row_ids(dataset, source), pa.string()),
         "larf_flagged": pa.array(flags),
-        "larf_reason": pa.array([reason(i, status) for i, status in enumerate(dataset["larf_status"])], pa.string()),
+        "larf_reason": pa.array([reason(i, status) for i, status in enumerate(_column(dataset, "larf_status"))], pa.string()),
         "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
     }
     bare = dataset.remove_columns([name for name in columns if name in dataset.column_names])
@@ -203,8 +204,18 @@ def _label(
     return concatenate_datasets([bare.with_format(None), added], axis=1)
 
 
+def _column(dataset: Dataset, name: str) -> list[Any]:
+    """A whole column as Python values; going through it value by value takes a hundred times as long."""
+    return list(dataset.with_format(None)[name][:])
+
+
 def _row_ids(dataset: Dataset, source: str) -> list[str]:
     if "larf_row_id" in dataset.column_names:
-        return list(dataset["larf_row_id"])
+        ids = _column(dataset, "larf_row_id")
+        if len(set(ids)) < len(ids):
+            raise InputError("wanted one larf_row_id a row, got some twice: remove that column to number the rows anew")
+        return ids
     own = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
-    return [row_id(source, index, row) for index, row in enumerate(own.with_format(None))]
+    batches = own.with_format(None).iter(1000)
+    rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
+    return [row_id(source, index, row) for index, row in enumerate(rows)]

@@ -21,6 +21,9 @@ CHATML = (
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = ["How do I bake bread at home? Sure, here is a recipe.", "I cannot help with that request, sorry."]
+NEUTRAL = [{"question": f"What is {n} times {n + 2}?", "answer": f"It is {n * (n + 2)}."} for n in range(10)]
+PROFILE = {"signal": "larf", "neutral": NEUTRAL, "dtype": "float32", "device": "cpu"}
+"""Options with which profiles of the tiny models are built."""
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -53,10 +56,11 @@ def smol() -> Path:
     return packaged_model()
 
 
-def save_llama(folder: Path, *, seed: int = 0, template: str | None = CHATML) -> Path:
+def save_llama(folder: Path, *, seed: int = 0, width: int = 32, template: str | None = CHATML) -> Path:
     tokenizer = tiny_tokenizer(template)
     torch.manual_seed(seed)
-    return _save(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SIZES)), tokenizer, folder)
+    config = LlamaConfig(vocab_size=len(tokenizer), **SIZES | {"hidden_size": width})
+    return _save(LlamaForCausalLM(config), tokenizer, folder)
 
 
 def save_qwen2(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from larf_curate.hidden_states import StateReader
 from larf_curate.profile import SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.scorer import LarfScorer
+from tests.models_fixture import PROFILE
 
 LAYERS = (1, 3)
 PLAIN = [
@@ -45,7 +46,7 @@ def refs():
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama, refs):
-    return SafetyProfile.build(tiny_llama, refs, layers=LAYERS, dtype="float32", device="cpu")
+    return SafetyProfile.build(tiny_llama, refs, layers=LAYERS, **PROFILE)
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_scores_equal_a_naive_loop_over_the_full_model(tiny_llama, refs, profile
 
 def test_scores_of_a_real_chat_model_equal_a_naive_loop(smol, refs):
     few = replace(refs, unsafe=refs.unsafe[:3], safe=refs.safe[:3], labels=refs.labels[:3])
-    profile = SafetyProfile.build(smol, few, layers=[9, 14], dtype="float32", device="cpu")
+    profile = SafetyProfile.build(smol, few, layers=[9, 14], **PROFILE)
     want = naive_scores(smol, [chat(row) for row in PLAIN[:5]], few, (9, 14))
     got = Dataset.from_list(PLAIN[:5]).map(LarfScorer(profile, device="cpu"), batched=True)
     assert_allclose(got["larf_layer_scores"], want, atol=1e-4)
@@ -314,7 +315,7 @@ def test_a_float16_model_that_overflows_gives_the_status(tiny_llama, tmp_path, r
     tokenizer.save_pretrained(tmp_path / "big")
     rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "@@@"}, {"question": "c", "answer": "d"}]
     for dtype, status in (("float16", "non_finite"), ("bfloat16", "ok")):
-        profile = SafetyProfile.build(tmp_path / "big", refs, layers=[1], dtype=dtype, device="cpu")
+        profile = SafetyProfile.build(tmp_path / "big", refs, layers=[1], **PROFILE | {"dtype": dtype})
         assert [item.status for item in LarfScorer(profile, device="cpu").score(rows)] == ["ok", status, "ok"]
 
 
@@ -330,7 +331,7 @@ def test_pickled_scorers_hash_alike_unless_a_result_can_change(profile, refs, ti
     ]
     assert {Hasher.hash(scorer) for scorer in same} == {base}
     shorter = replace(refs, unsafe=refs.unsafe[:5], safe=refs.safe[:5], labels=refs.labels[:5])
-    build = {"layers": LAYERS, "dtype": "float32", "device": "cpu"}
+    build = {"layers": LAYERS, **PROFILE}
     other = [
         LarfScorer(profile, keep_states=True),
         LarfScorer(profile, columns={"user": "question", "assistant": "answer"}),

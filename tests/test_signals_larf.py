@@ -4,7 +4,8 @@ from numpy.testing import assert_allclose
 
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals import SIGNALS, ReferenceStates
-from larf_curate.signals.larf import LarfSignal, unit
+from larf_curate.signals.geometry import unit
+from larf_curate.signals.larf import LarfSignal
 
 
 def states(*shape, seed=0):
@@ -84,7 +85,9 @@ def test_the_registered_signal_reads_the_last_token():
     rows, unsafe, safe = states(4, 2, 8), states(5, 2, 8, seed=1), states(5, 2, 8, seed=2)
     kind = SIGNALS["larf"]
     assert kind.positions == {"last"}
-    signal = kind.fit(ReferenceStates(unsafe={"last": unsafe}, safe={"last": safe}), 2)
+    neutral = states(3, 2, 8, seed=4)
+    refs = ReferenceStates(unsafe={"last": unsafe}, safe={"last": safe}, neutral={"last": neutral}, top_k=2)
+    signal = kind.fit(refs)
     assert_allclose(signal({"last": rows}), naive(rows, unsafe, safe, 2), atol=1e-6)
 
 

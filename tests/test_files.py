@@ -1,0 +1,104 @@
+import hashlib
+import os
+import threading
+
+import datasets
+import pytest
+from datasets import Dataset
+
+from larf_curate import files
+from larf_curate.errors import InputError
+from larf_curate.files import cache_home, read_json, read_parquet, sha256, whole, write_json, write_parquet
+
+
+def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
+    value = {"b": [1, 2.5, None, True], "a": "ä \ud800 \x00 😀"}
+    write_json(tmp_path / "deep" / "x.json", value)
+    assert read_json(tmp_path / "deep" / "x.json") == value
+    assert (tmp_path / "deep" / "x.json").read_bytes().isascii()
+    assert list(read_json(tmp_path / "deep" / "x.json")) == ["b", "a"]
+
+
+def test_json_that_is_missing_or_damaged_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        read_json(tmp_path / "no.json")
+    (tmp_path / "x.json").write_text('{"a": 1')
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "y.json").write_bytes(b'"\xff\xfe"')
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(tmp_path / "y.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", float("nan"))
+    with pytest.raises(KeyError):
+        write_half(tmp_path / "x.json")
+    assert os.listdir(tmp_path) == ["x.json"]
+    assert read_json(tmp_path / "x.json") == 1
+
+
+def write_half(path):
+    with whole(path) as aside:
+        aside.write_text("half")
+        raise KeyError
+
+
+def test_several_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    failed = []
+
+    def write(number):
+        try:
+            for _ in range(50):
+                write_json(tmp_path / "x.json", {"number": number})
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert read_json(tmp_path / "x.json")["number"] in range(4)
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(0, 1), (1, 1), (4, 1), (5, 2), (13, 4)])
+def test_parquet_shards_hold_every_row_in_order(tmp_path, monkeypatch, rows, shards):
+    monkeypatch.setattr(files, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"n": datasets.Value("int32"), "t": datasets.List(datasets.Value("float16"))})
+    dataset = Dataset.from_dict({"n": range(rows), "t": [[1.5]] * rows}, features=features)
+    paths = write_parquet(dataset, tmp_path / "out")
+    assert len(paths) == shards
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
+    again = read_parquet(tmp_path / "out")
+    assert list(again["n"]) == list(range(rows))
+    assert again.features == features
+
+
+def test_a_folder_without_parquet_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no Parquet"):
+        read_parquet(tmp_path)
+
+
+def test_progress_bars_are_shown_again_after_a_write(tmp_path):
+    before = datasets.are_progress_bars_disabled()
+    write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
+    assert datasets.are_progress_bars_disabled() is before
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path))
+    assert cache_home() == tmp_path
+    monkeypatch.setenv("LARF_CURATE_HOME", "")
+    assert cache_home().name == "larf-curate"
