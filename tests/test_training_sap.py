@@ -1,4 +1,6 @@
 import copy
+import importlib
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch.nn import functional
 from transformers import HfArgumentParser
 from trl import SFTConfig, SFTTrainer
 
-from larf_curate.errors import InputError, ModelError, ReferenceSetError, TrainingError
+from larf_curate.errors import InputError, MissingExtraError, ModelError, ReferenceSetError, TrainingError
 from larf_curate.references import ReferenceSet
 from larf_curate.training import SapConfig, SapTrainer, sap_lora, training_rows
 from larf_curate.training.callbacks import FiniteGuard
@@ -390,6 +392,13 @@ def test_options_read_from_a_command_line_and_all_have_help():
     fields = SapConfig.__dataclass_fields__
     own = [name for name in SapConfig.__annotations__ if name in fields]
     assert all(fields[name].metadata["help"] for name in own)
+
+
+def test_a_missing_trl_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "larf_curate.training.sap")
+    with pytest.raises(MissingExtraError, match=r'pip install "larf-curate\[train\]"'):
+        importlib.import_module("larf_curate.training.sap")
 
 
 # --- rows and batches -------------------------------------------------------------------------------------------------

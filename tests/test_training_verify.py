@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from larf_curate.cli.training import evaluate, train, verify
 from larf_curate.errors import InputError, ModelError
+from larf_curate.files import sha256, write_json
 from larf_curate.training import verify as verify_module
 from larf_curate.training.checks import Checks
 from larf_curate.training.finetune import Recipe, fine_tune
@@ -201,6 +202,10 @@ def test_an_interrupted_experiment_goes_on_and_gives_the_same_table(start, tmp_p
 def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
     experiment(start, tmp_path)._claim()
     experiment(start, tmp_path, seeds=(5,))._claim()
+    with pytest.raises(InputError, match="another scored"):
+        experiment(start, tmp_path, scored=scored_rows(23))._claim()
+    with pytest.raises(InputError, match="another prompts"):
+        experiment(start, tmp_path, checks=Checks(harmful=("Kill it",), max_new_tokens=4))._claim()
     with pytest.raises(InputError, match="another rows"):
         experiment(start, tmp_path, rows=9)._claim()
     with pytest.raises(InputError, match="another the sft recipe"):
@@ -258,7 +263,9 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
 def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     (tmp_path / "scored").mkdir()
     scored_rows().to_parquet(tmp_path / "scored/part-00000.parquet")
-    (tmp_path / "scored/manifest.json").write_text('{"kind": "scored"}')
+    shard = {"file": "part-00000.parquet", "rows": 24, "sha256": sha256(tmp_path / "scored/part-00000.parquet")}
+    manifest = {"kind": "scored", "version": 1, "rows": 24, "source": {}, "status": {"ok": 24}, "shards": [shard]}
+    write_json(tmp_path / "scored/manifest.json", manifest)
     (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
     output = invoke(
         verify, tmp_path / "scored", "--model", start, "-o", tmp_path / "runs", "--arm", "top:refusal", "--arm", "all",

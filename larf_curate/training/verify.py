@@ -1,5 +1,6 @@
 """What a filter is worth: fine-tune on the rows it picks and on others, and count the refusals that are left."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,8 @@ class Experiment:
             "rows": self.rows,
             "removed": self.removed,
             "recipes": {recipe.method: recipe.to_dict() for recipe in self.recipes},
-            "prompts": [len(self.checks.harmful), len(self.checks.safe), len(self.checks.questions)],
+            "scored": _digest(self.scored["larf_score"] if "larf_score" in self.scored.column_names else []),
+            "prompts": _digest([self.checks.harmful, self.checks.safe, self.checks.questions]),
             "judge": self.checks.judge_name,
             "max_new_tokens": self.checks.max_new_tokens,
         }
@@ -218,6 +220,10 @@ class Findings:
         axes.invert_yaxis()
         axes.legend(loc="lower left", fontsize="small")
         figure.savefig(path)
+
+
+def _digest(values: Any) -> str:  # noqa: ANN401  any JSON value
+    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
 
 
 def _read(name: str, folders: Sequence[Path]) -> Finding:
