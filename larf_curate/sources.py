@@ -1,15 +1,31 @@
 """Datasets as users name them: a Hub id, a folder, files or globs, cut into pieces that are scored one by one."""
 
 import glob
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    get_dataset_config_names,
+    get_dataset_split_names,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
 from larf_curate.errors import InputError
 from larf_curate.files import no_progress_bars, sha256
@@ -37,7 +53,8 @@ class Source:
 
     Args:
         pieces: In row order.
-        description: Where the rows come from, as JSON values: dataset, split, config, revision, files with digests.
+        description: Where the rows come from, as JSON values: the dataset's name, with its split, configuration and
+            commit, or with the number of its files and the digest of their content.
     """
 
     pieces: tuple[Piece, ...]
@@ -67,22 +84,27 @@ def open_source(
         limit: Only this many rows, from the beginning.
 
     Returns:
-        The source; each file becomes one piece, or several of at most ``ROWS_PER_PIECE`` rows.
+        The source; each file becomes one piece, or several of at most ``ROWS_PER_PIECE`` rows. Files without rows are
+        left out.
 
     Raises:
-        InputError: If there is no such dataset, a file cannot be read, columns differ between files, or the split
-            must be named.
+        InputError: If there is no such dataset, it has no rows, a file cannot be read, columns differ between files,
+            the split must be named, or an option does not go with what was named.
     """
     files = _files(name)
+    local = bool(files) or Path(name).is_dir()
+    given = {"--split": split if files else None, "--config": config, "--revision": revision}
+    if local and (options := [option for option, value in given.items() if value]):
+        raise InputError(f"{' and '.join(options)} cannot be used with {name}: name the files that you want instead")
     if files:
-        parts = [(path.stem, _read(path)) for path in files]
-        _check_columns(parts)
-        listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
-        return _source(parts, limit, {"dataset": Path(name).name, "files": listed})
-    if Path(name).is_dir():
-        dataset, split = _one_split(load_from_disk(name), name, split)
-        return _source([(split, dataset)], limit, {"dataset": Path(name).name, "split": split})
-    return _from_hub(name, split, config, revision, limit)
+        parts, description = _from_files(files)
+    elif local:
+        parts, description = _from_disk(name, split)
+    else:
+        parts, description = _from_hub(name, split, config, revision)
+    if not any(len(dataset) for _, dataset in parts):
+        raise InputError(f"{name} has no rows: there is nothing to score")
+    return _source(parts, limit, {"dataset": name if not local else Path(name).resolve().name, **description})
 
 
 def _files(name: str) -> list[Path]:
@@ -92,42 +114,91 @@ def _files(name: str) -> list[Path]:
         found = [path]
     elif path.is_dir():
         saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-        found = (
-            [] if saved else sorted(p for p in path.rglob("*") if p.suffix in FORMATS and not p.name.startswith("."))
-        )
+        files = [p for p in path.rglob("*") if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
+        found = [] if saved else sorted(files)
         if not saved and not found:
             raise InputError(f"no {', '.join(FORMATS)} files in {name}, and save_to_disk did not write it")
     else:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True))
-        if not found and (any(c in name for c in "*?[") or path.suffix in FORMATS or name.startswith((".", "/"))):
-            raise InputError(f"no files match {name}")
-    if wrong := [p.name for p in found if p.suffix not in FORMATS]:
+        if not found and (any(c in name for c in "*?[") or path.suffix in FORMATS or name.startswith((".", "/", "~"))):
+            raise InputError(f"no files match {name}: give a file, a folder, a glob or a Hub dataset id")
+    if wrong := [p.name for p in found if p.suffix.lower() not in FORMATS]:
         raise InputError(f"wanted files ending in {', '.join(FORMATS)}, got {', '.join(wrong[:3])}")
     return found
 
 
-def _read(path: Path) -> Dataset:
+def _from_files(files: Sequence[Path]) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    read = [(name, _read(path)) for name, path in zip(_names(files), files, strict=True)]
+    parts = [(name, dataset) for name, dataset in read if dataset is not None]
+    return _aligned(parts), {"files": len(files), "sha256": _digest(files)}
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """One output name a file: its stem; its path below the folder of all files where stems are not unique."""
+    stems = [path.stem for path in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    folder = os.path.commonpath([path.parent for path in files])
+    return ["--".join(path.relative_to(folder).parts) for path in files]
+
+
+def _digest(files: Sequence[str | Path]) -> str:
+    """Digest of the files' content in order; that of the file itself if there is one."""
+    digests = [sha256(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _read(path: Path) -> Dataset | None:
+    """Read one file; None if it has no rows."""
+    kind = FORMATS[path.suffix.lower()]
     try:
-        with no_progress_bars():
-            return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"cannot read {path.name} as {FORMATS[path.suffix]}: {cause}") from error
+        if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
+            return None  # `datasets` has no words for these
+        with _silent():
+            builder = load_dataset_builder(kind, data_files=glob.escape(str(path)))
+            builder.download_and_prepare()
+            return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
+    except (DatasetsError, ValueError, TypeError, OSError) as error:
+        raise InputError(
+            f"cannot read {path.name} as {kind}: {_first_line(error.__cause__ or error)}; mend the file or leave it out"
+        ) from error
 
 
-def _check_columns(parts: Sequence[tuple[str, Dataset]]) -> None:
-    (first, wanted), *rest = parts
-    for name, dataset in rest:
+def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
+    """Give all files the same types: a column that is empty in one file, say, gets its type from the others."""
+    for name, dataset in parts[1:]:
+        first, wanted = parts[0]
         if set(dataset.column_names) != set(wanted.column_names):
             raise InputError(
                 f"{name} has columns {sorted(dataset.column_names)}, but {first} has {sorted(wanted.column_names)}: "
                 "score files of one layout together"
             )
+    if all(dataset.features == parts[0][1].features for _, dataset in parts):
+        return list(parts)
+    try:
+        schemas = [dataset.features.arrow_schema.remove_metadata() for _, dataset in parts]
+        features = Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
+        with _silent():
+            return [(name, dataset.cast(features)) for name, dataset in parts]
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(
+            f"types differ between files: {_first_line(error)}; score files of one layout together"
+        ) from error
+
+
+def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    try:
+        dataset, split = _one_split(load_from_disk(name), name, split)
+    except (DatasetsError, ValueError, TypeError, KeyError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {name} as save_to_disk wrote it: {_first_line(error)}; save it again") from error
+    return [(split, dataset)], {"split": split, "sha256": _digest([file["filename"] for file in dataset.cache_files])}
 
 
 def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tuple[Dataset, str]:
     if isinstance(data, Dataset):
-        return data, split or str(data.split or "train")
+        data = DatasetDict({str(data.split or split or "train"): data})
     if split is None and len(data) == 1:
         split = next(iter(data))
     if split not in data:
@@ -135,36 +206,78 @@ def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tup
     return data[split], str(split)
 
 
-def _from_hub(name: str, split: str | None, config: str | None, revision: str | None, limit: int | None) -> Source:
-    try:
-        revision = HfApi().dataset_info(name, revision=revision).sha
-        splits = get_dataset_split_names(name, config, revision=revision)
+def _from_hub(
+    name: str, split: str | None, config: str | None, revision: str | None
+) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    with _hub_errors(name, revision):
+        commit = HfApi().dataset_info(name, revision=revision).sha
+        configs = get_dataset_config_names(name, revision=commit)
+        if config not in configs and (config or len(configs) > 1 and "default" not in configs):
+            raise InputError(f"{name} has the configurations {', '.join(configs)}: choose one (--config)")
+        splits = get_dataset_split_names(name, config, revision=commit)
         if split is None and len(splits) == 1:
             split = splits[0]
-        if split is None:
+        if split not in splits:
             raise InputError(f"{name} has the splits {', '.join(splits)}: choose one (--split)")
-        dataset = load_dataset(name, config, split=split, revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, DatasetNotFoundError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"no file or folder and no readable Hub dataset {name!r}: {str(error).strip().splitlines()[0]}"
-        ) from error
-    return _source([(split, dataset)], limit, {"dataset": name, "config": config, "split": split, "revision": revision})
+        dataset = load_dataset(name, config, split=split, revision=commit)
+    return [(str(split), dataset)], {"config": config, "split": split, "revision": commit}
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Say in one line what kept a dataset from being read, and what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (DatasetsError, TransportError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(_advice(error, name, revision)) from error
+
+
+def _advice(error: Exception, name: str, revision: str | None) -> str:
+    if isinstance(error, RevisionNotFoundError):
+        return f"the Hub dataset {name!r} has no revision {revision!r}: name a commit, tag or branch"
+    if isinstance(error, GatedRepoError):
+        return f"the Hub dataset {name!r} is gated: ask for access on its page, then run hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no file, folder or Hub dataset {name!r}: check the name; if it is private, run hf auth login"
+    cause = _first_line(error.__cause__ or error)
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub refuses to give {name!r} ({cause}): check HF_TOKEN, or try later"
+    if isinstance(error, TransportError | ConnectionError):
+        return f"no file or folder {name!r}, and the Hub cannot be reached ({cause}): go online, or give files"
+    return f"cannot read the Hub dataset {name!r}: {cause}; check its name, or give its data files instead"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep `datasets` from logging what becomes an error of ours, and from showing progress bars."""
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        with no_progress_bars():
+            yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description: dict[str, Any]) -> Source:
     pieces = tuple(piece for name, dataset in _limited(parts, limit) for piece in _cut(name, dataset))
     names = [piece.name for piece in pieces]
     if len(set(names)) != len(names):
-        raise InputError("several files have one name: score them apart, or rename them")
+        raise InputError("several files would get one name: score them apart, or rename them")
     return Source(pieces=pieces, description={**description, "limit": limit})
 
 
 def _limited(parts: Sequence[tuple[str, Dataset]], limit: int | None) -> Iterator[tuple[str, Dataset]]:
     left = limit if limit is not None else sum(len(dataset) for _, dataset in parts)
     for name, dataset in parts:
-        yield name, dataset if len(dataset) <= left else dataset.select(range(left))
+        if left:
+            yield name, dataset if len(dataset) <= left else dataset.select(range(left))
         left -= min(left, len(dataset))
 
 
