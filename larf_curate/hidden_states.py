@@ -28,11 +28,12 @@ from larf_curate.rendering import Tokenizer, Tokens
 from larf_curate.shortcuts import SHORTCUTS, Shortcut, common_prefix, only_at, repeated, run_prefix
 
 Vectors = NDArray[np.float32]
-Position = Literal["last", "prompt", "mean"]
+Position = Literal["last", "prompt", "mean", "length"]
 States = dict[Position, Vectors]
-"""States by position, each of shape (turns, layers, d)."""
-POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean")
-"""Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens."""
+"""States by position, each of shape (turns, layers, d); ``length`` has d = 1."""
+POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean", "length")
+"""Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens;
+``length`` is no state but the number of tokens up to the turn's end, the same at every layer."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_MAX_LENGTH = 4096
 DEFAULT_BATCH_TOKENS = 4096
@@ -101,14 +102,23 @@ class StateReader:
         Raises:
             ScoringError: If a single conversation does not fit into memory.
         """
+        wanted = [position for position in positions if position != "length"]
+        states = self._read_unique(conversations, wanted)
+        if "length" in positions:
+            lengths = np.array([turn.end + 1 for c in conversations for turn in c.turns], np.float32)
+            states["length"] = np.repeat(lengths[:, None, None], len(self.layers), axis=1)
+        return states
+
+    def _read_unique(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+        """Read each conversation once."""
         if "dedupe" not in self.shortcuts:
             return self._read(conversations, positions)
         first: dict[Any, int] = {}
         places = [first.setdefault((tuple(c.ids), c.turns), len(first)) for c in conversations]
-        unique = [conversations[places.index(place)] for place in range(len(first))]
-        states = self._read(unique, positions)
         if len(first) == len(conversations):
-            return states
+            return self._read(conversations, positions)
+        unique = [conversations[index] for index in np.unique(places, return_index=True)[1]]
+        states = self._read(unique, positions)
         starts = np.cumsum([0, *(len(c.turns) for c in unique)])
         turns = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places])
         return {position: values[turns] for position, values in states.items()}
@@ -213,7 +223,7 @@ class _Gather:
 
     def read(self, positions: Sequence[Position]) -> Tensor:
         """Flat indices of all tokens that these positions read, each once."""
-        places = {"last": self._end, "prompt": self._before, "mean": self._tokens}
+        places: dict[Position, Tensor] = {"last": self._end, "prompt": self._before, "mean": self._tokens}
         tokens: Tensor = torch.unique(torch.cat([places[position] for position in positions]))
         return tokens
 

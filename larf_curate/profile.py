@@ -36,6 +36,7 @@ from larf_curate.hidden_states import (
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Renderer, template_digest
 from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal
+from larf_curate.signals.separation import best_layers
 
 FORMAT = 1
 CONFIG_FILE = "larf_profile.json"
@@ -81,7 +82,7 @@ class SafetyProfile:
         model: str | Path,
         references: ReferenceSet | str | Path = "builtin",
         *,
-        layers: Sequence[int] | Literal["all"],
+        layers: Sequence[int] | Literal["all", "auto"] = "auto",
         neutral: str | Path | Sequence[Row] = "builtin",
         signal: str = DEFAULT_SIGNAL,
         top_k: int | None = None,
@@ -97,7 +98,8 @@ class SafetyProfile:
         Args:
             model: A local folder or a Hub id.
             references: A set, or what `ReferenceSet.load` takes.
-            layers: 0-based decoder blocks, or ``all``.
+            layers: 0-based decoder blocks; ``auto`` for the three of the middle half of the model at which the signal
+                separates held-out references best; or ``all``.
             neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
                 id, or rows.
             signal: Name of the signal that gives ``larf_score``.
@@ -145,7 +147,25 @@ class SafetyProfile:
             max_length=max_length,
         )
         profile.fit(signal)
-        return profile
+        return profile.at(profile.best_layers()) if layers == "auto" else profile
+
+    def best_layers(self) -> tuple[int, ...]:
+        """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`."""
+        return best_layers(SIGNALS[self.signal].fit, ReferenceStates(**self.states, top_k=self.top_k), len(self.layers))
+
+    def at(self, layers: Sequence[int]) -> "SafetyProfile":
+        """The same profile at some of its layers.
+
+        Raises:
+            ProfileError: If it lacks one.
+        """
+        if missing := set(layers) - set(self.layers):
+            raise ProfileError(f"the profile has layers {list(self.layers)}, not {sorted(missing)}: build it with them")
+        places = [self.layers.index(layer) for layer in layers]
+        states: dict[str, States] = {
+            side: {position: values[:, places] for position, values in by.items()} for side, by in self.states.items()
+        }
+        return replace(self, layers=tuple(layers), states=states)
 
     def fit(self, signal: str | None = None) -> Signal:
         """Make a signal from the reference states; the profile's own if none is named.

@@ -282,8 +282,9 @@ def _highest(ranking: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp
 def _blank_non_finite(states: States) -> NDArray[np.bool_]:
     """Which turns are finite everywhere; the others are set to zero, so that no formula warns."""
     finite = np.logical_and.reduce([np.isfinite(values).all(axis=(1, 2)) for values in states.values()])
-    for values in states.values():
-        values[~finite] = 0
+    for position, values in states.items():
+        if position != "length":
+            values[~finite] = 0
     return np.asarray(finite)
 
 

@@ -21,7 +21,7 @@ READ_ONLY_ENDS = ("mlp", "o_proj", "dense")
 """Names, in the blocks of transformers, of the modules whose output at a token depends on that token's input alone."""
 
 
-def common_prefix(conversations: Sequence[Sequence[int]], limit: int) -> int:
+def common_prefix(conversations: Sequence[list[int]], limit: int) -> int:
     """Number of leading tokens that all conversations share, at most ``limit``; 0 if it would not pay."""
     if len(conversations) < 2:
         return 0

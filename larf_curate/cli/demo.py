@@ -47,7 +47,7 @@ def demo(
     port: int,
     as_json: bool,
 ) -> None:
-    r"""Run the whole loop: profile, score, select, report, review in Argilla, pull, publish.
+    """Run the whole loop: profile, score, select, report, review in Argilla, pull, publish.
 
     Without --no-browser the review page opens and the demo waits for your decisions.
 

@@ -68,7 +68,7 @@ def profile(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    r"""Compute the reference states of MODEL, a folder or a Hub id, and save them as a safety profile.
+    """Compute the reference states of MODEL, a folder or a Hub id, and save them as a safety profile.
 
     \b
     larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct --layers 9,14 -o profile/

@@ -17,7 +17,7 @@ CARD_LINES = 40
 @click.option("--dry-run", is_flag=True, help="Write nothing; show the files, the counts and the head of the card.")
 @json_option
 def publish(decisions: str, to: str, public: bool, create_pr: bool, dry_run: bool, as_json: bool) -> None:
-    r"""Publish the rows that were kept, in one commit with a card and provenance.json.
+    """Publish the rows that were kept, in one commit with a card and provenance.json.
 
     DECISIONS is the folder that `review pull` wrote. One that `select` wrote will do as well: then the rows that were
     not flagged are published, and the card says that no person reviewed the others.

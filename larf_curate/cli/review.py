@@ -72,7 +72,7 @@ def push(
     annotators: int,
     as_json: bool,
 ) -> None:
-    r"""Put the flagged rows of the folder SEL, which select wrote, before reviewers.
+    """Put the flagged rows of the folder SEL, which select wrote, before reviewers.
 
     Run it again at any time: what is there stays, what changed is replaced, no answer is lost.
 
@@ -136,7 +136,7 @@ def pull(
     home: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Bring people's decisions back and split the selection by them.
+    """Bring people's decisions back and split the selection by them.
 
     SEL is the folder that was pushed; by default the one last pushed to this queue from this machine. DEC gets kept/,
     removed/ and withheld/ (not decided, unsure, in conflict, or changed since), and decisions.parquet.

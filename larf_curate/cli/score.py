@@ -61,7 +61,7 @@ def score(
     resume: bool,
     as_json: bool,
 ) -> None:
-    r"""Score DATASET: a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
+    """Score DATASET: a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
 
     \b
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
@@ -69,12 +69,12 @@ def score(
     """
     from larf_curate.exemplars import ExemplarIndex
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scored import score_source
+    from larf_curate.scored import first_reasons, score_source
     from larf_curate.scorer import LarfScorer
     from larf_curate.sources import open_source
 
-    source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)
     profile = SafetyProfile.from_pretrained(profile_name)
+    source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)
     index = ExemplarIndex.load(exemplars) if exemplars else ExemplarIndex.of_profile(profile)
     scorer = LarfScorer(
         profile,
@@ -88,8 +88,12 @@ def score(
         batch_tokens=batch_tokens,
     )
     manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc)
+    reasons = first_reasons(source, output, scorer)
     if as_json:
-        echo_json({"scored": str(output), **manifest})
+        unscorable = [{"row": row, "reason": reason} for row, reason in reasons]
+        echo_json({"scored": str(output), **manifest, "first_unscorable": unscorable})
         return
     echo_table("Scored", ("status", "rows"), [(name, f"{count:,}") for name, count in manifest["status"].items()])
+    if reasons:
+        echo_table("First rows without a score", ("row", "reason"), reasons)
     click.echo(f"Written to {output}: {manifest['rows']:,} rows in {len(manifest['shards'])} files")

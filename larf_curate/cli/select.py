@@ -25,7 +25,7 @@ def select(
     percentile: float | None,
     as_json: bool,
 ) -> None:
-    r"""Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
+    """Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
 
     Rows that could not be scored are flagged too: a person should look at them. Give exactly one rule.
 

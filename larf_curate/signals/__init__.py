@@ -32,9 +32,9 @@ def _kind(fit: Fit, *positions: Position) -> SignalKind:
 
 
 SIGNALS: dict[str, SignalKind] = {
-    "combined": _kind(combined, "last", "prompt"),
-    "harmful": _kind(harmful, "last"),
-    "erosion": _kind(erosion, "prompt"),
+    "combined": _kind(combined, "last", "prompt", "length"),
+    "harmful": _kind(harmful, "last", "length"),
+    "erosion": _kind(erosion, "prompt", "length"),
     "larf": _kind(larf, "last"),
     "larf_centred": _kind(larf_centred, "last"),
     "larf_whitened": _kind(larf_whitened, "last"),

@@ -1,25 +1,27 @@
 """The two axes of a row's danger, on one scale, and the default that joins them.
 
 A row can BE harmful (its answer complies with a harmful request) or, though harmless, ERODE refusals (it trains the
-model to comply where its hidden state says refuse). Both axes are standardised by the neutral rows: 0 is an ordinary
-row, 1 is one standard deviation above it, so that layers and axes add up in one unit.
+model to comply where its hidden state says refuse). Both axes are calibrated by neutral rows: what a row's length
+predicts is taken off, 0 is an ordinary row and 1 is one standard deviation above it, so that layers and axes add up in
+one unit.
 """
 
 import numpy as np
 
+from larf_curate.hidden_states import States
 from larf_curate.signals.centred import unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
-from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
+from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
 
 
 def harmful(refs: ReferenceStates) -> Signal:
-    """`unsafe_similarity` in standard deviations of the neutral rows; unbounded, higher is more harmful."""
-    return standardised(unsafe_similarity, refs)
+    """`unsafe_similarity` in standard deviations of neutral rows of that length; unbounded, higher is more harmful."""
+    return calibrated(unsafe_similarity, refs)
 
 
 def erosion(refs: ReferenceStates) -> Signal:
-    """`refusal_direction` in standard deviations of the neutral rows; unbounded, higher erodes refusals more."""
-    return standardised(refusal_direction, refs)
+    """`refusal_direction` in standard deviations of neutral rows of that length; unbounded, higher erodes more."""
+    return calibrated(refusal_direction, refs)
 
 
 def combined(refs: ReferenceStates) -> Signal:
@@ -28,9 +30,27 @@ def combined(refs: ReferenceStates) -> Signal:
     return lambda states: np.mean([axis(states) for axis in axes], axis=0)
 
 
-def standardised(fit: Fit, refs: ReferenceStates) -> Signal:
-    """A signal less its mean over the neutral rows, in units of their standard deviation, at every layer."""
+def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:
+    """A signal less what a line over the logarithm of the length predicts of it, in units of what neutral rows vary.
+
+    Args:
+        fit: Makes the signal.
+        refs: Their neutral rows give line and unit, one a layer.
+    """
     signal = fit(refs)
-    neutral = signal(refs.neutral)
-    mean, spread = neutral.mean(axis=0), neutral.std(axis=0)
-    return lambda states: (signal(states) - mean) / np.where(spread > 0, spread, 1)
+    values, lengths = signal(refs.neutral), _log_length(refs.neutral)
+    mean, centre = values.mean(axis=0), lengths.mean(axis=0)
+    variance = lengths.var(axis=0)
+    slope = ((lengths - centre) * (values - mean)).mean(axis=0) / np.where(variance > 0, variance, 1)
+
+    def residual(states: States) -> Vectors:
+        return np.asarray(signal(states) - mean - slope * (_log_length(states) - centre), np.float32)
+
+    spread = residual(refs.neutral).std(axis=0)
+    unit = np.where(spread > 0, spread, 1).astype(np.float32)
+    return lambda states: np.asarray(residual(states) / unit)
+
+
+def _log_length(states: States) -> Vectors:
+    """Logarithm of the number of tokens, shape (n, layers)."""
+    return np.asarray(np.log(states["length"][:, :, 0]))

@@ -1,0 +1,61 @@
+"""Which layers tell unsafe references from ordinary rows best, judged on references that were left out."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import KFold
+
+from larf_curate.hidden_states import States
+from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
+
+FOLDS = 5
+CHOSEN = 3
+
+
+def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
+    """Distance between held-out unsafe references and held-out neutral rows, in pooled standard deviations (d').
+
+    Args:
+        fit: Makes the signal.
+        refs: At least 5 rows a side, all paired references together in a fold.
+
+    Returns:
+        Shape (layers,); higher separates better.
+    """
+    unsafe, neutral = (np.concatenate(parts) for parts in zip(*_held_out(fit, refs), strict=True))
+    pooled = np.sqrt((unsafe.var(axis=0) + neutral.var(axis=0)) / 2)
+    return np.asarray((unsafe.mean(axis=0) - neutral.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
+
+
+def best_layers(fit: Fit, refs: ReferenceStates, blocks: int) -> tuple[int, ...]:
+    """The three layers that separate best among the middle half of the model.
+
+    The first quarter is left out because it tells words apart, not intentions, and separates one's own references all
+    too well; the last because it is about the next token.
+
+    Args:
+        fit: Makes the signal.
+        refs: States at every block of the model.
+        blocks: Number of blocks.
+    """
+    middle = np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
+    scores = separation(fit, refs)[middle]
+    return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
+
+
+def _held_out(fit: Fit, refs: ReferenceStates) -> Iterator[tuple[Vectors, Vectors]]:
+    """Scores of the left-out unsafe references and neutral rows of every fold."""
+    sides = (refs.unsafe, refs.safe, refs.neutral)
+    for splits in zip(*(_folds(side) for side in sides), strict=True):
+        kept = [_rows(side, train) for side, (train, _) in zip(sides, splits, strict=True)]
+        signal = fit(ReferenceStates(unsafe=kept[0], safe=kept[1], neutral=kept[2]))
+        yield signal(_rows(refs.unsafe, splits[0][1])), signal(_rows(refs.neutral, splits[2][1]))
+
+
+def _folds(side: States) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    return KFold(FOLDS, shuffle=True, random_state=0).split(next(iter(side.values())))  # type: ignore[no-any-return]
+
+
+def _rows(side: States, rows: NDArray[np.intp]) -> States:
+    return {position: values[rows] for position, values in side.items()}
