@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import datasets
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, DatasetInfo
 
 from larf_curate.errors import InputError
 
@@ -65,8 +65,14 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
         with whole(path) as aside, no_progress_bars():
-            dataset.shard(count, index, contiguous=True).to_parquet(aside)
+            _gathered(dataset.shard(count, index, contiguous=True)).to_parquet(aside)
     return paths
+
+
+def _gathered(dataset: Dataset) -> Dataset:
+    """The same rows in one piece: a selection has a piece a row, which takes ten times as long to write."""
+    table = dataset.with_format("arrow")[:].combine_chunks()
+    return Dataset(table, info=DatasetInfo(features=dataset.features))
 
 
 def read_parquet(folder: str | Path) -> Dataset:

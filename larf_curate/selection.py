@@ -196,7 +196,9 @@ def _label(
     columns = {
         "larf_row_id": pa.array(_row_ids(dataset, source), pa.string()),
         "larf_flagged": pa.array(flags),
-        "larf_reason": pa.array([reason(i, status) for i, status in enumerate(_column(dataset, "larf_status"))], pa.string()),
+        "larf_reason": pa.array(
+            [reason(i, status) for i, status in enumerate(_column(dataset, "larf_status"))], pa.string()
+        ),
         "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
     }
     bare = dataset.remove_columns([name for name in columns if name in dataset.column_names])
