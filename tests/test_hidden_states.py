@@ -74,9 +74,11 @@ def assert_states_are_the_full_models(folder, layers, atol=1e-4):
             assert_allclose(states["last"][turn], want[:, span.end], atol=atol)
             assert_allclose(states["prompt"][turn], want[:, span.start - 1], atol=atol)
             assert_allclose(states["mean"][turn], want[:, span.start : span.end + 1].mean(axis=1), atol=atol)
+            assert (states["length"][turn] == span.end + 1).all()
             turn += 1
     assert turn == 6
-    assert all(states[position].shape == (6, len(layers), reader.width) for position in POSITIONS)
+    assert {p: v.shape[:2] for p, v in states.items()} == dict.fromkeys(POSITIONS, (6, len(layers)))
+    assert {p: v.shape[2] for p, v in states.items()} == dict.fromkeys(POSITIONS, reader.width) | {"length": 1}
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])

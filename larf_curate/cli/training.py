@@ -94,7 +94,7 @@ def train(
 
     \b
     larf-curate train decisions/ --model org/model -o tuned/ --method sap
-    """  click reads the backspace
+    """
     fine_tune = _training().fine_tune
     rows = _load(dataset, split)
     trained = fine_tune(
@@ -144,7 +144,7 @@ def evaluate(
     \b
     larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
-    """  click reads the backspace
+    """
     from larf_curate.files import write_json
     from larf_curate.training.evaluate import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.training.generate import load_model
@@ -209,7 +209,7 @@ def verify(
 
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
-    """  click reads the backspace
+    """
     from larf_curate.files import write_json
     from larf_curate.scored import Scored
 
