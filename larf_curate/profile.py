@@ -128,8 +128,9 @@ class SafetyProfile:
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        every = isinstance(layers, str) and layers == "all"
-        chosen = tuple(range(count_layers(source)) if every else map(int, layers))
+        if isinstance(layers, str) and layers not in ("auto", "all"):
+            raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
+        chosen = tuple(range(count_layers(source)) if isinstance(layers, str) else map(int, layers))
         reader = load_reader(source, chosen, device=device, max_length=max_length)
         profile = cls(
             source=replace(source, revision=reader.revision or revision),
@@ -147,7 +148,7 @@ class SafetyProfile:
             max_length=max_length,
         )
         profile.fit(signal)
-        return profile.at(profile.best_layers()) if layers == "auto" else profile
+        return profile.at(profile.best_layers()) if isinstance(layers, str) and layers == "auto" else profile
 
     def best_layers(self) -> tuple[int, ...]:
         """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`."""
