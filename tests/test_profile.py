@@ -236,6 +236,24 @@ def test_unknown_signals_are_refused(tiny_llama, refs, profile):
         profile.fit("magic")
 
 
+def test_a_word_that_names_no_layers_is_refused(tiny_llama, refs):
+    with pytest.raises(ProfileError, match="'auto' or 'all', got 'best'"):
+        SafetyProfile.build(tiny_llama, refs, layers="best", **PROFILE)
+
+
+def test_automatic_layers_are_some_of_the_models_own_with_their_states(tiny_llama, refs):
+    with pytest.raises(ReferenceSetError, match=r"at least 5 .* got 4.*layers="):
+        SafetyProfile.build(tiny_llama, refs, layers="auto", **PROFILE)
+    whole = ReferenceSet.load("builtin")
+    six = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    profile = SafetyProfile.build(tiny_llama, six, layers="auto", **PROFILE)
+    every = SafetyProfile.build(tiny_llama, six, layers="all", **PROFILE)
+    assert set(profile.layers) <= set(range(5))
+    for side in ("unsafe", "safe", "neutral"):
+        want = every.states[side]["last"][:, list(profile.layers)]
+        assert_array_equal(profile.states[side]["last"], want)
+
+
 def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
     with pytest.raises(ModelError, match="from 0 to 4"):
         SafetyProfile.build(tiny_llama, refs, layers=[7], **PROFILE)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
+from larf_curate.errors import ReferenceSetError
 from larf_curate.hidden_states import States
 from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
 
@@ -22,7 +23,16 @@ def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
 
     Returns:
         Shape (layers,); higher separates better.
+
+    Raises:
+        ReferenceSetError: If a side has too few rows.
     """
+    fewest = min(len(next(iter(side.values()))) for side in (refs.unsafe, refs.safe, refs.neutral))
+    if fewest < FOLDS:
+        raise ReferenceSetError(
+            f"wanted at least {FOLDS} unsafe, safe and neutral references to choose layers by, got {fewest}: "
+            "give more, or name the layers (layers=[…])"
+        )
     unsafe, neutral = (np.concatenate(parts) for parts in zip(*_held_out(fit, refs), strict=True))
     pooled = np.sqrt((unsafe.var(axis=0) + neutral.var(axis=0)) / 2)
     return np.asarray((unsafe.mean(axis=0) - neutral.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
