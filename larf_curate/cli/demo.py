@@ -31,7 +31,7 @@ STEPS = {
 @click.command()
 @click.option("-o", "--output", type=FOLDER, default="larf-demo", show_default=True, help="Folder for all results.")
 @click.option("--model", help="A chat model of your own, a folder or a Hub id.")
-@click.option("--layers", callback=read_layers, help="0-based decoder blocks.  [default: one a third of the way up]")
+@click.option("--layers", callback=read_layers, help="0-based decoder blocks.  [default: three about the middle]")
 @click.option("--no-browser", is_flag=True, help="Open no browser and decide by script, from the known truth.")
 @click.option("--publish-to", metavar="ORG/NAME", help="Publish to this Hub dataset instead of a folder.")
 @click.option(
