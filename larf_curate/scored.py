@@ -1,29 +1,37 @@
 """A scored dataset on disk: one Parquet file a piece, each whole or absent, and a manifest when all are there."""
 
+import glob
 import json
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features
+from datasets import Audio, Dataset, Features, Image, Video
+from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
 from larf_curate import __version__
-from larf_curate.errors import InputError, ScoringError
-from larf_curate.files import read_json, read_parquet, sha256, whole, write_json
+from larf_curate.conversation import to_conversation
+from larf_curate.errors import ConversationError, InputError, ScoringError
+from larf_curate.files import no_progress_bars, read_json, sha256, whole, write_json
 from larf_curate.scorer import LarfScorer
 from larf_curate.sources import Piece, Source
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 BATCH_ROWS = 1000
+SCORABLE = ("ok", "truncated")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,10 +58,20 @@ class Scored:
         Raises:
             InputError: If it is not whole.
         """
+        if not (Path(folder) / MANIFEST).exists() and (Path(folder) / PLAN).exists():
+            raise InputError(f"{folder} is not scored to its end: go on with larf-curate score --resume")
         manifest = read_json(Path(folder) / MANIFEST)
         if manifest.get("kind") != "scored":
             raise InputError(f"{folder} holds {manifest.get('kind')!r}, wanted a scored dataset: run larf-curate score")
-        return cls(rows=read_parquet(folder), manifest=manifest)
+        shards = [Path(folder) / shard["file"] for shard in manifest["shards"]]
+        try:
+            with no_progress_bars():
+                rows = Dataset.from_parquet([glob.escape(str(path)) for path in shards])
+        except (DatasetsError, OSError, ValueError) as error:
+            raise InputError(f"cannot read {folder}: {error.__cause__ or error}; score again with --resume") from error
+        if len(rows) != manifest["rows"]:
+            raise InputError(f"{folder} holds {len(rows)} rows, its manifest says {manifest['rows']}: score again")
+        return cls(rows=rows, manifest=manifest)
 
 
 def score_source(
@@ -81,14 +99,13 @@ def score_source(
 
     Raises:
         InputError: If the folder is in use for something else or was begun with other settings.
-        ScoringError: If a worker process dies.
+        ScoringError: If a worker process dies, or the disk is full.
     """
     folder = Path(out)
     _begin(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
-    todo = [piece for piece in source.pieces if not (folder / f"{piece.name}.parquet").exists()]
-    with tqdm(
-        total=source.rows, desc="Scoring", unit="row", initial=source.rows - sum(len(p.rows) for p in todo)
-    ) as bar:
+    todo = [piece for piece in source.pieces if _rows_in(_file(folder, piece)) != len(piece.rows)]
+    done = source.rows - sum(len(piece.rows) for piece in todo)
+    with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:
         for rows in _run(todo, scorer, folder, num_proc):
             bar.update(rows)
     manifest = _manifest(source, scorer, folder)
@@ -96,21 +113,81 @@ def score_source(
     return manifest
 
 
+def first_reasons(source: Source, folder: str | Path, scorer: LarfScorer, *, most: int = 3) -> list[tuple[int, str]]:
+    """Say why rows could not be scored.
+
+    Args:
+        source: The rows.
+        folder: Where `score_source` wrote them.
+        scorer: What scored them.
+        most: How many rows to explain.
+
+    Returns:
+        Number and reason of the first rows without a score.
+    """
+    reasons: list[tuple[int, str]] = []
+    start = 0
+    for piece in source.pieces:
+        for index, status in enumerate(_statuses(_file(Path(folder), piece))):
+            if len(reasons) == most:
+                return reasons
+            if status not in SCORABLE:
+                reasons.append((start + index, _reason(piece.rows.with_format(None)[index], status, scorer)))
+        start += len(piece.rows)
+    return reasons
+
+
+def _reason(row: dict[str, Any], status: str, scorer: LarfScorer) -> str:
+    if status == "non_finite":
+        return f"the model's states are not finite in {scorer.profile.source.dtype}: build a profile in another dtype"
+    try:
+        to_conversation(row, scorer.columns)
+    except ConversationError as error:
+        return str(error)
+    return "the model's chat template refuses the conversation"
+
+
 def score_piece(piece: Piece, scorer: LarfScorer, folder: Path, rank: int | None = None) -> Iterator[int]:
-    """Score one piece into ``folder/<name>.parquet``; yields the number of rows after each batch."""
+    """Score one piece into ``folder/<name>.parquet``; yields the number of rows after each batch.
+
+    Raises:
+        ScoringError: If the file cannot be written.
+    """
     features = scorer.features(piece.rows.features)
-    with whole(folder / f"{piece.name}.parquet") as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
-        for start in range(0, len(piece.rows), BATCH_ROWS):
-            batch = piece.rows.select(range(start, min(start + BATCH_ROWS, len(piece.rows))))
-            writer.write_table(_score_table(batch, scorer, features, rank))
-            yield len(batch)
+    path = _file(folder, piece)
+    try:
+        with whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
+            for start in range(0, len(piece.rows), BATCH_ROWS):
+                batch = piece.rows.select(range(start, min(start + BATCH_ROWS, len(piece.rows))))
+                writer.write_table(_score_table(batch, scorer, features, rank))
+                yield len(batch)
+    except OSError as error:
+        raise ScoringError(f"cannot write {path}: {error}; make room, then go on with --resume") from error
+
+
+def _file(folder: Path, piece: Piece) -> Path:
+    return folder / f"{piece.name}.parquet"
+
+
+def _rows_in(path: Path) -> int | None:
+    """Number of rows of a Parquet file; None if it is not there or damaged."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _statuses(path: Path) -> list[str]:
+    statuses: list[str] = pq.read_table(path, columns=["larf_status"])[0].to_pylist()
+    return statuses
 
 
 def _score_table(batch: Dataset, scorer: LarfScorer, features: Features, rank: int | None) -> pa.Table:
     """The batch's own columns as they are, and the scorer's behind them."""
     table = batch.with_format("arrow")[:]
     schema = features.arrow_schema
-    added = scorer(batch.with_format(None)[:], rank)
+    text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
+    added = scorer(batch.select_columns(text).with_format(None)[:], rank)
     own = [name for name in table.column_names if name not in added]
     columns = {name: table[name] for name in own} | {n: _array(v, schema.field(n).type) for n, v in added.items()}
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
@@ -122,17 +199,30 @@ def _array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
 
 def _begin(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     """Write the plan of a new folder, or check it against the one that was begun."""
-    if (folder / PLAN).exists():
-        if not resume:
-            raise InputError(f"{folder} was begun before: go on with --resume, or name another folder")
-        if read_json(folder / PLAN) != json.loads(json.dumps(plan)):
-            raise InputError(f"{folder} was begun with another dataset, profile or settings: name another folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: name another folder")
-    else:
+    plan = json.loads(json.dumps(plan))
+    if not (folder / PLAN).exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty: name another folder")
         write_json(folder / PLAN, plan)
+    elif not any(folder.glob("*.parquet")):  # nothing was scored: other settings may be tried
+        write_json(folder / PLAN, plan)
+    elif not resume:
+        raise InputError(f"{folder} was begun before: go on with --resume, or name another folder")
+    elif changed := _changes(read_json(folder / PLAN), plan):
+        raise InputError(f"{folder} was begun with another {', '.join(changed)}: name another folder")
+    _sweep(folder)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Which settings of two plans differ."""
+    old, new = ({**plan["source"], **plan["scorer"], "rows": plan["rows"]} for plan in (before, now))
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half written."""
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
 def _run(todo: Sequence[Piece], scorer: LarfScorer, folder: Path, num_proc: int) -> Iterator[int]:
@@ -140,29 +230,49 @@ def _run(todo: Sequence[Piece], scorer: LarfScorer, folder: Path, num_proc: int)
         for piece in todo:
             yield from score_piece(piece, scorer, folder)
         return
+    try:
+        with _workers(min(num_proc, len(todo)), scorer) as pool:
+            for job in as_completed([pool.submit(_work, piece, folder) for piece in todo]):
+                yield job.result()
+    except BrokenProcessPool as error:
+        raise ScoringError("a worker process was killed, for lack of memory perhaps: go on with --resume") from error
+    finally:
+        _sweep(folder)
+
+
+@contextmanager
+def _workers(num_proc: int, scorer: LarfScorer) -> Iterator[ProcessPoolExecutor]:
+    """Processes with the scorer, each with a rank; they end with this process, however it ends, and on any error."""
     context = multiprocessing.get_context("spawn")
     ranks = context.Queue()
     for rank in range(num_proc):
         ranks.put(rank)
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(ranks, scorer)) as pool:
-        jobs = [pool.submit(_work, piece, folder) for piece in todo]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        except BrokenProcessPool as error:
-            raise ScoringError(
-                "a worker process was killed, for lack of memory perhaps: go on with --resume"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        num_proc, mp_context=context, initializer=_start_worker, initargs=(ranks, theirs, scorer)
+    )
+    try:
+        with ours:  # once it is closed, here or by the kernel, every worker ends at once
+            yield pool
+            pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        theirs.close()
 
 
 _worker: dict[str, Any] = {}
 """What a worker process was started with: its rank and its scorer."""
 
 
-def _start_worker(ranks: Any, scorer: LarfScorer) -> None:  # noqa: ANN401  a queue of multiprocessing
+def _start_worker(ranks: Any, parent: Connection, scorer: LarfScorer) -> None:  # noqa: ANN401  a queue
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker.update(rank=ranks.get(), scorer=scorer)
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process when the other end of the pipe is closed."""
+    wait([parent])
+    os._exit(1)
 
 
 def _work(piece: Piece, folder: Path) -> int:
@@ -170,11 +280,8 @@ def _work(piece: Piece, folder: Path) -> int:
 
 
 def _manifest(source: Source, scorer: LarfScorer, folder: Path) -> dict[str, Any]:
-    files = [folder / f"{piece.name}.parquet" for piece in source.pieces]
-    counts = [pq.read_metadata(path).num_rows for path in files]
-    if sum(counts) != source.rows:
-        raise ScoringError(f"{folder} holds {sum(counts)} rows, wanted {source.rows}: score into a new folder")
-    status = Counter(s for path in files for s in pq.read_table(path, columns=["larf_status"])[0].to_pylist())
+    files = [_file(folder, piece) for piece in source.pieces]
+    status = Counter(status for path in files for status in _statuses(path))
     return {
         "kind": "scored",
         "version": 1,
@@ -185,6 +292,7 @@ def _manifest(source: Source, scorer: LarfScorer, folder: Path) -> dict[str, Any
         "rows": source.rows,
         "status": dict(sorted(status.items())),
         "shards": [
-            {"file": path.name, "rows": rows, "sha256": sha256(path)} for path, rows in zip(files, counts, strict=True)
+            {"file": path.name, "rows": len(piece.rows), "sha256": sha256(path)}
+            for path, piece in zip(files, source.pieces, strict=True)
         ],
     }
