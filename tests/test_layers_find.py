@@ -6,6 +6,8 @@ from larf_curate.blocks import scaled
 from larf_curate.data import load_rows
 from larf_curate.errors import InputError, ModelError
 from larf_curate.layers import find_safety_layers
+from larf_curate.layers.find import _evenly
+from larf_curate.layers.methods import border_of
 from larf_curate.layers.soundness import OPENING, NeutralLoss
 from larf_curate.references import ReferenceSet
 from tests.layers_tiny import PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
@@ -16,7 +18,7 @@ REFERENCES = ReferenceSet(
     labels=("unsafe",) * len(PROMPTS),
     source="test",
 )
-OPTIONS = {"prompts": PROMPTS, "references": REFERENCES, "alphas": (0.5, 1.5), "keywords": "larf"}
+OPTIONS = {"prompts": PROMPTS, "references": REFERENCES, "alphas": (0.4, 2.0), "keywords": "larf"}
 
 
 def planted(block=1, *, layers=4):
@@ -69,6 +71,27 @@ def test_curves_and_the_baseline_are_refused_shares():
     assert report.scores[1] == pytest.approx(report.curves[1][1] - report.curves[1][0])
 
 
+def test_the_border_has_as_many_log_odds_above_it_as_prompts_are_refused():
+    odds = [3.0, -1.0, 0.5, 2.0]
+    assert border_of(odds, 3) == 0
+    for refused in (1, 2, 3):
+        assert sum(value > border_of(odds, refused) for value in odds) == refused
+
+
+def test_forward_starts_from_the_share_that_the_model_refuses_and_keeps_the_log_odds():
+    report = find("forward")
+    assert report.curves[0] == (report.baseline, report.baseline)
+    assert report.scores[1] == pytest.approx(report.curves[1][1] - report.curves[1][0])
+    assert report.measures["log_odds"][1] > 0.5
+
+
+def test_fewer_prompts_are_taken_from_everywhere_in_the_list():
+    assert find("sweep", max_prompts=7).prompts == 7
+    assert _evenly(list("abcdefghij"), 48, None) == list("abcdefghij")
+    assert _evenly(list("abcdefghij"), 5, None) == list("acegi")
+    assert _evenly(list("abcdefghij"), 5, 2) == list("af")
+
+
 def test_separation_needs_no_refusals():
     model = tiny_model()
     report = find_safety_layers(model, tokenizer=tiny_tokenizer(), method="separation", **OPTIONS)
@@ -105,6 +128,7 @@ def test_a_block_that_destroys_harmless_answers_is_broken_and_not_recommended(me
         ({"top": 0}, InputError, "top"),
         ({"alphas": [0.5]}, InputError, "scales"),
         ({"prompts": []}, InputError, "prompts"),
+        ({"max_prompts": 0}, InputError, "max_prompts"),
         ({"prompts": ["garlic " * 300]}, InputError, "shorten"),
         ({"keywords": "best"}, InputError, "keywords"),
     ],

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.layers.grid import Grid, GridStore, check_alphas, fill, pairs
+from larf_curate.layers.grid import Grid, GridStore, check_alphas, fill, pairs, ranking
 from larf_curate.layers.statistics import mean_interval, spearman
 
 
@@ -10,7 +10,7 @@ def test_blocks_rank_by_the_widest_pair_of_scales_and_ties_by_the_narrower_ones(
     alphas = (0.7, 0.8, 1.2, 1.3)
     counts = [[0, 1, 2, 4], [0, 0, 2, 4], [0, 0, 3, 3], [3, 2, 1, 0]]
     values = np.array([[[float(i < n) for i in range(4)] for n in row] for row in counts])
-    assert Grid(alphas, values).ranking() == [1, 0, 2, 3]
+    assert ranking(*Grid(alphas, values).gains) == [1, 0, 2, 3]
     assert pairs(alphas) == [(0, 3), (1, 2)]
     np.testing.assert_array_equal(Grid(alphas, values).effects.sum(1), [4, 4, 3, -3])
 

@@ -110,7 +110,7 @@ def run(files, *options):
         "--dtype",
         "float32",
         "--alphas",
-        "0.5,1.5",
+        "0.4,2.0",
         "--keywords",
         "larf",
         *options,

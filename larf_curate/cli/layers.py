@@ -10,13 +10,12 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 if TYPE_CHECKING:
     from larf_curate.layers import LayerReport
 
-ALPHAS = "0.7,0.8,0.9,1.1,1.2,1.3"
 SHOWN = 10
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[float]:
+def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[float] | None:
     try:
-        return [float(part) for part in value.split(",")]
+        return None if value is None else [float(part) for part in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"wanted numbers with commas between them, got {value!r}") from None
 
@@ -49,7 +48,12 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
     "--references", metavar="FILE|ID", default="builtin", show_default=True, help="Pairs of unsafe and safe answers."
 )
 @click.option(
-    "--alphas", default=ALPHAS, show_default=True, callback=_numbers, help="Scales, as many below 1 as above."
+    "--alphas",
+    callback=_numbers,
+    help="Scales, as many below 1 as above.  [default: 0.7,0.8,0.9,1.1,1.2,1.3 for sweep, else 0.7,1.3]",
+)
+@click.option(
+    "--max-prompts", type=click.IntRange(min=1), help="Most prompts to use.  [default: 48 for gradient, else all]"
 )
 @click.option(
     "--keywords",

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from larf_curate.errors import InputError
 from larf_curate.hidden_states import Dtype
-from larf_curate.layers.grid import ALPHAS, check_alphas
+from larf_curate.layers.grid import ALPHAS, OUTERMOST, check_alphas
 from larf_curate.layers.methods import METHODS, Finding, Task
 from larf_curate.layers.prompts import Prompts, load_prompts
 from larf_curate.layers.refusals import Keywords, RefusalPhrases
@@ -20,6 +20,7 @@ from larf_curate.layers.subject import Subject, load_subject
 from larf_curate.references import ReferenceSet
 
 TOP = 5
+GRADIENT_PROMPTS = 48
 
 
 def find_safety_layers(
@@ -28,7 +29,8 @@ def find_safety_layers(
     method: Method = "gradient",
     prompts: Prompts = None,
     references: ReferenceSet | str | Path = "builtin",
-    alphas: Sequence[float] = ALPHAS,
+    alphas: Sequence[float] | None = None,
+    max_prompts: int | None = None,
     keywords: Keywords = "default",
     top: int = TOP,
     checkpoint: str | Path | None = None,
@@ -44,13 +46,16 @@ def find_safety_layers(
 
     Args:
         model: A local folder, a Hub id, or a loaded causal language model.
-        method: ``gradient``: derivative of the log-odds of a refusal by each block's scale, seconds. ``forward``: those
-            log-odds over the grid of blocks and scales, minutes. ``sweep``: LARF's own procedure, refusals counted over
-            the grid in decoded answers, slowest. ``separation``: how well states tell unsafe from safe references,
-            for models that never or always refuse.
+        method: ``gradient``: derivative of the log-odds of a refusal by each block's scale, seconds. ``forward``: how
+            many prompts' log-odds lean to a refusal over the grid of blocks and scales, minutes. ``sweep``: LARF's own
+            procedure, refusals counted over the grid in decoded answers, slowest. ``separation``: how well states tell
+            unsafe from safe references, for models that never or always refuse.
         prompts: Harmless prompts that sound harmful; see `load_prompts`. The built-in set if left out.
         references: A set, or what `ReferenceSet.load` takes; for the openings of refusals, and for ``separation``.
-        alphas: Scales of the grid, as many below 1 as above.
+        alphas: Scales of the grid, as many below 1 as above. If left out, those of the paper for ``sweep``, and of
+            them the outermost two for the other methods.
+        max_prompts: Most prompts to use, taken evenly from all. If left out, 48 for ``gradient``, whose values are
+            continuous and need fewer, and all for the other methods.
         keywords: What counts as a refusal: ``default``, ``larf`` for the authors' four keywords, or phrases.
         top: Most layers to recommend.
         checkpoint: A file of finished grid cells: an interrupted ``sweep`` or ``forward`` goes on from it.
@@ -73,7 +78,9 @@ def find_safety_layers(
         raise InputError(f"wanted a method among {', '.join(METHODS)}, got {method!r}")
     if top < 1:
         raise InputError(f"wanted at least one layer to recommend, got top={top}")
-    scales, refuses, texts = check_alphas(alphas), RefusalPhrases.named(keywords), load_prompts(prompts)
+    scales = check_alphas((ALPHAS if method == "sweep" else OUTERMOST) if alphas is None else alphas)
+    refuses = RefusalPhrases.named(keywords)
+    texts = _evenly(load_prompts(prompts), GRADIENT_PROMPTS if method == "gradient" else None, max_prompts)
     refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
     subject = load_subject(
         model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
@@ -91,6 +98,16 @@ def find_safety_layers(
         growth = _neutral_losses(subject, finding, scales, top)
     count = len(refs) if method == "separation" else len(texts)
     return _report(method, subject, finding, growth, top=top, count=count, start=start)
+
+
+def _evenly(prompts: list[str], usual: int | None, most: int | None) -> list[str]:
+    """At most so many prompts, from everywhere in the list."""
+    count = most if most is not None else usual or len(prompts)
+    if count < 1:
+        raise InputError(f"wanted at least one prompt, got max_prompts={count}")
+    if count >= len(prompts):
+        return prompts
+    return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
 def _neutral_losses(subject: Subject, finding: Finding, scales: tuple[float, ...], top: int) -> dict[int, float]:

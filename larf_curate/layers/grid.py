@@ -15,6 +15,9 @@ from larf_curate.layers.statistics import Floats
 ALPHAS = (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
 """The scales of the paper."""
 
+OUTERMOST = (ALPHAS[0], ALPHAS[-1])
+"""The pair that decides LARF's ranking; the others settle ties."""
+
 Cell = Callable[[int, float], Sequence[float]]
 """Gives the value of every prompt with one block scaled."""
 
@@ -36,11 +39,11 @@ class Grid:
         """How much more a prompt's value is at the largest than at the smallest scale, shape (blocks, prompts)."""
         return np.asarray(self.values[:, -1] - self.values[:, 0])
 
-    def ranking(self) -> list[int]:
-        """Blocks by the widest pair of scales, ties by the narrower ones, then by number."""
+    @property
+    def gains(self) -> list[Floats]:
+        """Differences of the mean values at each pair of scales, the widest pair first, each of shape (blocks,)."""
         means = self.values.mean(-1)
-        gains = [means[:, high] - means[:, low] for low, high in pairs(self.alphas)]
-        return sorted(range(len(means)), key=lambda block: tuple(-round(float(gain[block]), 9) for gain in gains))
+        return [means[:, high] - means[:, low] for low, high in pairs(self.alphas)]
 
 
 def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
@@ -59,6 +62,12 @@ def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
 def pairs(alphas: Sequence[float]) -> list[tuple[int, int]]:
     """Positions of the scales that are compared, the widest pair first."""
     return [(index, len(alphas) - 1 - index) for index in range(len(alphas) // 2)]
+
+
+def ranking(*criteria: Floats) -> list[int]:
+    """Blocks by the first criterion, ties by the next ones, high values first, then by number."""
+    keys = [[-round(float(value), 9) for value in criterion] for criterion in criteria]
+    return sorted(range(len(keys[0])), key=lambda block: tuple(key[block] for key in keys))
 
 
 def fill(cell: Cell, blocks: int, alphas: tuple[float, ...], store: "GridStore", *, title: str) -> Grid:

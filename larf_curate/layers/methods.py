@@ -13,7 +13,7 @@ from larf_curate.blocks import scaled
 from larf_curate.errors import ModelError
 from larf_curate.layers.decoding import Answer, decode
 from larf_curate.layers.gradient import block_gradients
-from larf_curate.layers.grid import Cell, Grid, GridStore, fill
+from larf_curate.layers.grid import Cell, Grid, GridStore, fill, ranking
 from larf_curate.layers.openings import Openings, find_openings
 from larf_curate.layers.refusals import RefusalPhrases
 from larf_curate.layers.replay import Replay
@@ -85,7 +85,7 @@ def sweep(task: Task) -> Finding:
     grid = fill(
         refusal_cell(task, replay), len(subject.blocks), task.alphas, GridStore(task.checkpoint, key), title="sweep"
     )
-    return _of_grid(grid, baseline=refused / len(task.prompts), refused=refused)
+    return _of_grid(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
 
 
 def refusal_cell(task: Task, replay: Replay) -> Cell:
@@ -100,19 +100,32 @@ def refusal_cell(task: Task, replay: Replay) -> Cell:
 
 
 def forward(task: Task) -> Finding:
-    """The same grid without decoding: log-odds of beginning a refusal, from one pass a cell."""
+    """The grid without decoding: log-odds of beginning a refusal, from one pass a cell.
+
+    What counts is how many prompts lean to a refusal, as in the sweep: a block that pushes prompts further that are
+    refused anyway changes nothing. The border is where the model as it is has as many above it as it refuses.
+    """
     subject = task.subject
     prompts, openings, refused = _begin(task)
     replay = Replay(subject, openings.extend(prompts), keep=openings.positions)
-    baseline = float(np.mean(_log_odds(replay, openings, None)))
+    border = border_of(_log_odds(replay, openings, None), refused)
     store = GridStore(task.checkpoint, _key(task, "forward", replay, repr(openings)))
 
     def cell(block: int, alpha: float) -> list[float]:
         with scaled(subject.blocks[block], alpha):
             return _log_odds(replay, openings, block)
 
-    grid = fill(cell, len(subject.blocks), task.alphas, store, title="forward")
-    return _of_grid(grid, baseline=baseline, refused=refused)
+    odds = fill(cell, len(subject.blocks), task.alphas, store, title="forward")
+    leaning = Grid(odds.alphas, (odds.values > border).astype(np.float64))
+    gain = odds.gains[0]
+    return _of_grid(leaning, gain, baseline=refused / len(prompts), refused=refused, measures={"log_odds": gain})
+
+
+def border_of(odds: Sequence[float], refused: int) -> float:
+    """A value that as many log-odds lie above as prompts are refused, 0 if it may be; 0 < refused < all."""
+    ordered = sorted(odds, reverse=True)
+    above, below = ordered[refused - 1], ordered[refused]
+    return 0.0 if below <= 0 < above else (above + below) / 2
 
 
 def _log_odds(replay: Replay, openings: Openings, block: int | None) -> list[float]:
@@ -130,15 +143,16 @@ def gradient(task: Task) -> Finding:
     effects = np.nan_to_num(block_gradients(task.subject, prompts, openings), posinf=0.0, neginf=0.0)
     scores = effects.mean(1)
     low, high = mean_interval(effects)
-    return Finding(scores=scores, low=low, high=high, ranking=_descending(scores), refused=refused)
+    return Finding(scores=scores, low=low, high=high, ranking=ranking(scores), refused=refused)
 
 
 def separation(task: Task) -> Finding:
     """Held-out separation of unsafe and safe references; nothing is scaled."""
     found = separate(task.subject, task.references)
     low, high = interval(found.resampled)
-    ranking = _descending(found.fisher)
-    return Finding(scores=found.fisher, low=low, high=high, ranking=ranking, measures={"auroc": found.auroc})
+    return Finding(
+        scores=found.fisher, low=low, high=high, ranking=ranking(found.fisher), measures={"auroc": found.auroc}
+    )
 
 
 METHODS: dict[Method, Callable[[Task], Finding]] = {
@@ -177,21 +191,21 @@ def _count(answers: Sequence[Answer], model: str) -> int:
     )
 
 
-def _of_grid(grid: Grid, *, baseline: float, refused: int) -> Finding:
+def _of_grid(
+    grid: Grid, *ties: Floats, baseline: float, refused: int, measures: Mapping[str, Floats] | None = None
+) -> Finding:
+    """Judge blocks by the widest pair of scales, ties by further criteria."""
     low, high = mean_interval(grid.effects)
     return Finding(
-        scores=grid.effects.mean(1),
+        scores=grid.gains[0],
         low=low,
         high=high,
-        ranking=grid.ranking(),
+        ranking=ranking(grid.gains[0], *ties),
         grid=grid,
         baseline=baseline,
         refused=refused,
+        measures=measures or {},
     )
-
-
-def _descending(scores: Floats) -> list[int]:
-    return sorted(range(len(scores)), key=lambda block: -scores[block])
 
 
 def _key(task: Task, *parts: object) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".svg", ".pdf")
 SCORES = {
     "sweep": "change of the refused share",
-    "forward": "change of the refusal log-odds",
+    "forward": "change of the share leaning to refuse",
     "gradient": "d(refusal log-odds) / d(scale)",
     "separation": "Fisher ratio, held out",
 }
@@ -112,6 +112,6 @@ def _curves(report: "LayerReport", axes: Axes) -> None:
             axes.plot(alphas, values, "-", lw=0.8, color=_PLAIN)  # type: ignore[arg-type]
     axes.set_xticks(alphas)
     axes.set_xlabel("scale of the block's projection weights")
-    axes.set_ylabel("refused share" if report.method == "sweep" else "refusal log-odds")
+    axes.set_ylabel("refused share" if report.method == "sweep" else "share leaning to refuse")
     if report.layers:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -51,8 +51,9 @@ class LayerReport:
         layers: Recommended blocks, the most sensitive first: sound, and with an interval above zero. Empty if no
             block stands out from chance.
         scores: One a block, high = refusals (or, for ``separation``, states) react more. ``sweep``: share of prompts
-            refused at the largest scale minus that at the smallest. ``forward``: the same difference in log-odds.
-            ``gradient``: derivative of the log-odds by the scale. ``separation``: Fisher ratio.
+            refused at the largest scale minus that at the smallest. ``forward``: the same of prompts whose
+            log-odds lean to a refusal. ``gradient``: derivative of the log-odds by the scale. ``separation``: Fisher
+            ratio.
         low: Lower bounds of the scores' 95 % bootstrap intervals over prompts (``separation``: over references).
         high: Upper bounds.
         ranking: All blocks that are not known to be broken, in order.
@@ -60,8 +61,8 @@ class LayerReport:
         neutral_loss: How much the loss on harmless answers grows, in nats a token, at the worse of the two outermost
             scales, at most 100; None for blocks that were not checked, because they would not be recommended.
         alphas: Scales tried; empty if only the derivative was taken or nothing was scaled.
-        curves: Mean value of every block at every scale: refused share or log-odds.
-        baseline: That mean value with nothing scaled; None for ``separation``.
+        curves: Share of prompts refused, or leaning to it, with every block at every scale.
+        baseline: That share with nothing scaled; None where nothing was scaled.
         measures: Further columns by name, one value a block.
         prompts: Number of prompts, or of reference pairs for ``separation``.
         refused: Prompts refused with nothing scaled; None for ``separation``.

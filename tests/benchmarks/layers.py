@@ -4,7 +4,7 @@
 
 Writes ``layers.json``, ``layers.md`` and a plot of each method into FOLDER. The naive sweep is timed on a random sample
 of cells and extrapolated; the refusals of each sampled cell are compared with those of our sweep, prompt by prompt.
-``gradient:32`` is the gradient on the first 32 prompts.
+``gradient:32`` is the gradient with ``max_prompts=32``, ``gradient:0`` with all prompts.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from larf_curate.layers.grid import ALPHAS
 from larf_curate.layers.prompts import load_prompts
 from larf_curate.layers.refusals import RefusalPhrases
 
-METHODS = ["sweep", "forward", "gradient", "gradient:32", "separation"]
+METHODS = ["sweep", "forward", "gradient", "gradient:0", "separation"]
 
 
 def naive_cell(model_id, prompts, block, alpha, refuses, dtype, device):
@@ -78,8 +78,9 @@ def run_method(arguments, prompts, name, folder):
     report = find_safety_layers(
         arguments.model,
         method=method,
-        prompts=prompts[: int(count)] if count else prompts,
-        alphas=arguments.alphas,
+        prompts=prompts,
+        max_prompts=(int(count) or len(prompts)) if count else None,
+        alphas=arguments.alphas if method == "sweep" else None,
         keywords=arguments.keywords,
         dtype=arguments.dtype,
         device=arguments.device,
