@@ -86,7 +86,8 @@ def _bars(report: "LayerReport", axes: Axes) -> None:
     axes.set_ylabel(SCORES[report.method])
     axes.set_xlim(-0.7, len(scores) - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-    axes.set_title(f"{report.model}, {report.method}, {report.prompts} prompts", loc="left", fontsize=10)
+    unit = "pairs" if report.method == "separation" else "prompts"
+    axes.set_title(f"{report.model}, {report.method}, {report.prompts} {unit}", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 

@@ -50,11 +50,18 @@ def separate(subject: Subject, references: ReferenceSet) -> Separation:
 
 
 def reference_states(subject: Subject, references: ReferenceSet, side: str) -> Vectors:
-    """States of one side of the references at the last token of every block, shape (n, blocks, d), of length 1."""
+    """States of one side of the references at the last token of every block, shape (n, blocks, d), of length 1.
+
+    Raises:
+        ReferenceSetError: If the model's chat template refuses one.
+    """
     layers = tuple(range(len(subject.blocks)))
     reader = StateReader(model=subject.model.base_model, tokenizer=subject.tokenizer, layers=layers)
-    rendered = [item.tokens for item in Renderer(subject.tokenizer, subject.window)(getattr(references, side))]
-    tokens = [Tokens(item.ids, item.turns[-1:]) for item in rendered if item]
+    tokens = []
+    for index, item in enumerate(Renderer(subject.tokenizer, subject.window)(getattr(references, side))):
+        if item.tokens is None:
+            raise ReferenceSetError(f"{side} reference {index} cannot be used: {item.reason}")
+        tokens.append(Tokens(item.tokens.ids, item.tokens.turns[-1:]))
     states = reader(tokens)["last"]
     return np.asarray(states / np.linalg.norm(states, axis=-1, keepdims=True))
 

@@ -67,7 +67,7 @@ class NeutralLoss:
 
 def _short_answers(subject: Subject) -> list[tuple[list[int], int]]:
     """Token ids of the shortest packaged neutral rows whose answers are sentences, and where each answer starts."""
-    rows = [{**row, "id": None} for row in load_rows("neutral")]
-    texts = [(ids, start) for ids, start in subject.answers(rows) if len(ids) - start >= OPENING + 1]
+    rows = subject.answers(load_rows("neutral"))
+    texts = [(ids, start) for ids, start in rows if len(ids) - start >= OPENING + 1]
     sentences = [(ids, start) for ids, start in texts if _SHORTEST <= len(ids) - start - OPENING <= _LONGEST]
     return sorted(sentences or texts, key=lambda text: len(text[0]))[:ROWS]
