@@ -56,7 +56,9 @@ def reference_states(subject: Subject, references: ReferenceSet, side: str) -> V
         ReferenceSetError: If the model's chat template refuses one.
     """
     layers = tuple(range(len(subject.blocks)))
-    reader = StateReader(model=subject.model.base_model, tokenizer=subject.tokenizer, layers=layers)
+    reader = StateReader(
+        model=subject.model.base_model, tokenizer=subject.tokenizer, layers=layers, shortcuts=frozenset()
+    )
     tokens = []
     for index, item in enumerate(Renderer(subject.tokenizer, subject.window)(getattr(references, side))):
         if item.tokens is None:
