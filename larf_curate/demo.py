@@ -9,10 +9,11 @@ from typing import Literal
 
 from datasets import Dataset
 
+from larf_curate import __version__
 from larf_curate.data import load_rows
 from larf_curate.demo_model import demo_model
 from larf_curate.exemplars import ExemplarIndex
-from larf_curate.files import read_json, write_json
+from larf_curate.files import no_progress_bars, read_json, write_json
 from larf_curate.hidden_states import ModelSource, count_layers
 from larf_curate.profile import SafetyProfile
 from larf_curate.publish import Publication, publish
@@ -58,22 +59,23 @@ class Demo:
         with self._step("score"):
             rows = Dataset.from_list(load_rows("demo"))
             scorer = LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), keep_states=True)
-            source = Source(pieces=(Piece(name="demo", rows=rows),), description={"dataset": "larf-curate demo"})
+            told = {"dataset": "larf-curate demo", "rows": len(rows), "of": f"larf-curate {__version__}"}
+            source = Source(pieces=(Piece(name="demo", rows=rows),), description=told)
             score_source(source, scorer, self.folder / "scored", resume=True)
         return Scored.load(self.folder / "scored")
 
     def select(self, scored: Scored) -> Selection:
         """Flag the highest rows and write the report."""
-        with self._step("select"):
+        with self._step("select"), no_progress_bars():
             selection = select(scored.rows, top_ratio=TOP_RATIO, source=scored.source_id, scored=scored.manifest)
             selection.save(self.folder / "selection")
-        with self._step("report"):
+        with self._step("report"), no_progress_bars():
             write_report(self.folder / "selection", self.folder / "report.html")
         return selection
 
     def push(self, queue: ReviewQueue, selection: Selection) -> PushResult:
         """Put the flagged rows before reviewers."""
-        with self._step("push"):
+        with self._step("push"), no_progress_bars():
             return queue.push(selection)
 
     def decide(self, server: EmbeddedServer, queue: ReviewQueue, selection: Selection) -> None:
@@ -86,14 +88,14 @@ class Demo:
 
     def pull(self, queue: ReviewQueue, selection: Selection) -> Outcome:
         """Bring the decisions back and split the rows by them."""
-        with self._step("pull"):
+        with self._step("pull"), no_progress_bars():
             outcome = queue.pull().apply(selection)
             outcome.save(self.folder / "decisions")
         return outcome
 
     def publish(self, target: str | Path) -> Publication:
         """Publish what people kept."""
-        with self._step("publish"):
+        with self._step("publish"), no_progress_bars():
             return publish(self.folder / "decisions", target)
 
     def _profile(self, model: str) -> SafetyProfile:

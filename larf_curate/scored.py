@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +25,10 @@ from larf_curate import __version__
 from larf_curate.conversation import to_conversation
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.files import no_progress_bars, read_json, sha256, whole, write_json
-from larf_curate.scorer import LarfScorer
 from larf_curate.sources import Piece, Source
+
+if TYPE_CHECKING:
+    from larf_curate.scorer import LarfScorer  # torch, which reading needs not
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -76,7 +78,7 @@ class Scored:
 
 def score_source(
     source: Source,
-    scorer: LarfScorer,
+    scorer: "LarfScorer",
     out: str | Path,
     *,
     resume: bool = False,
@@ -113,7 +115,7 @@ def score_source(
     return manifest
 
 
-def first_reasons(source: Source, folder: str | Path, scorer: LarfScorer, *, most: int = 3) -> list[tuple[int, str]]:
+def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, most: int = 3) -> list[tuple[int, str]]:
     """Say why rows could not be scored.
 
     Args:
@@ -137,7 +139,7 @@ def first_reasons(source: Source, folder: str | Path, scorer: LarfScorer, *, mos
     return reasons
 
 
-def _reason(row: dict[str, Any], status: str, scorer: LarfScorer) -> str:
+def _reason(row: dict[str, Any], status: str, scorer: "LarfScorer") -> str:
     if status == "non_finite":
         return f"the model's states are not finite in {scorer.profile.source.dtype}: build a profile in another dtype"
     try:
@@ -147,7 +149,7 @@ def _reason(row: dict[str, Any], status: str, scorer: LarfScorer) -> str:
     return "the model's chat template refuses the conversation"
 
 
-def score_piece(piece: Piece, scorer: LarfScorer, folder: Path, rank: int | None = None) -> Iterator[int]:
+def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | None = None) -> Iterator[int]:
     """Score one piece into ``folder/<name>.parquet``; yields the number of rows after each batch.
 
     Raises:
@@ -182,7 +184,7 @@ def _statuses(path: Path) -> list[str]:
     return statuses
 
 
-def _score_table(batch: Dataset, scorer: LarfScorer, features: Features, rank: int | None) -> pa.Table:
+def _score_table(batch: Dataset, scorer: "LarfScorer", features: Features, rank: int | None) -> pa.Table:
     """The batch's own columns as they are, and the scorer's behind them."""
     table = batch.with_format("arrow")[:]
     schema = features.arrow_schema
@@ -225,7 +227,7 @@ def _sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _run(todo: Sequence[Piece], scorer: LarfScorer, folder: Path, num_proc: int) -> Iterator[int]:
+def _run(todo: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int) -> Iterator[int]:
     if num_proc <= 1 or len(todo) <= 1:
         for piece in todo:
             yield from score_piece(piece, scorer, folder)
@@ -241,7 +243,7 @@ def _run(todo: Sequence[Piece], scorer: LarfScorer, folder: Path, num_proc: int)
 
 
 @contextmanager
-def _workers(num_proc: int, scorer: LarfScorer) -> Iterator[ProcessPoolExecutor]:
+def _workers(num_proc: int, scorer: "LarfScorer") -> Iterator[ProcessPoolExecutor]:
     """Processes with the scorer, each with a rank; they end with this process, however it ends, and on any error."""
     context = multiprocessing.get_context("spawn")
     ranks = context.Queue()
@@ -264,7 +266,7 @@ _worker: dict[str, Any] = {}
 """What a worker process was started with: its rank and its scorer."""
 
 
-def _start_worker(ranks: Any, parent: Connection, scorer: LarfScorer) -> None:  # noqa: ANN401  a queue
+def _start_worker(ranks: Any, parent: Connection, scorer: "LarfScorer") -> None:  # noqa: ANN401  a queue
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker.update(rank=ranks.get(), scorer=scorer)
 
@@ -279,7 +281,7 @@ def _work(piece: Piece, folder: Path) -> int:
     return sum(score_piece(piece, _worker["scorer"], folder, _worker["rank"]))
 
 
-def _manifest(source: Source, scorer: LarfScorer, folder: Path) -> dict[str, Any]:
+def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> dict[str, Any]:
     files = [_file(folder, piece) for piece in source.pieces]
     status = Counter(status for path in files for status in _statuses(path))
     return {

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["larf_curate.scored", "transformers.models.llama.modeling_llama"])
+_CONTEXT.set_forkserver_preload(
+    ["larf_curate.scored", "larf_curate.scorer", "transformers.models.llama.modeling_llama"]
+)
 
 
 def start(function: Callable[..., Any], *arguments: Any, log: Path) -> multiprocessing.process.BaseProcess:

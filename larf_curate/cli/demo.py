@@ -65,14 +65,20 @@ def demo(
     selection = run.select(scored)
     server = EmbeddedServer(port=port, say=lambda line: click.echo(f"  {line}", err=True))
     click.echo("• Starting the review server", err=True)
-    with server, ReviewQueue(QUEUE, url=server.url, api_key=server.api_key) as queue:
-        page = run.push(queue, selection).url
-        click.echo(f"  Review page: {page}", err=True)
-        if no_browser:
-            run.decide(server, queue, selection)
-        else:
-            _wait_for_person(server, queue, page)
-        outcome = run.pull(queue, selection)
+    server.start()
+    try:
+        with ReviewQueue(QUEUE, url=server.url, api_key=server.api_key) as queue:
+            page = run.push(queue, selection).url
+            click.echo(f"  Review page: {page}", err=True)
+            if no_browser:
+                run.decide(server, queue, selection)
+            else:
+                _wait_for_person(server, queue, page)
+            outcome = run.pull(queue, selection)
+    finally:
+        started_here = server.started_here
+        if started_here:  # one that ran before goes on: somebody else may be at work
+            server.stop()
     done = run.publish(publish_to or output.resolve() / "published")
     result = {
         "counts": {**selection.summary()["counts"], **outcome.counts},
@@ -100,9 +106,8 @@ def demo(
         ],
     )
     click.echo(f"Report:      {result['report']}\nPublished:   {result['published']}\nReview page: {page}")
-    click.echo(
-        f"Took {result['total_seconds']:.0f} s. The review server has stopped; `larf-curate review up` starts it."
-    )
+    ended = "has stopped; `larf-curate review up` starts it" if started_here else "goes on, as it ran before"
+    click.echo(f"Took {result['total_seconds']:.0f} s. The review server {ended}.")
 
 
 def _wait_for_person(server: "EmbeddedServer", queue: "ReviewQueue", page: str) -> None:

@@ -74,26 +74,28 @@ def profile(
     larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct --layers 9,14 -o profile/
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
     """
+    from larf_curate.files import no_progress_bars
     from larf_curate.profile import SafetyProfile
     from larf_curate.references import ReferenceSet
 
     if bool(unsafe) != bool(safe):
         raise click.UsageError("--unsafe and --safe go together")
-    refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else ReferenceSet.load(references)
-    made = SafetyProfile.build(
-        model,
-        refs,
-        layers=layers,
-        neutral=neutral,
-        signal=signal,
-        top_k=top_k,
-        dtype=dtype,
-        revision=revision,
-        max_length=max_length,
-        chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    with no_progress_bars():  # `datasets` shows one for every small file
+        refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else ReferenceSet.load(references)
+        made = SafetyProfile.build(
+            model,
+            refs,
+            layers=layers,
+            neutral=neutral,
+            signal=signal,
+            top_k=top_k,
+            dtype=dtype,
+            revision=revision,
+            max_length=max_length,
+            chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
     made.save_pretrained(output)
     if as_json:
         echo_json({"profile": str(output), **made.summary()})
