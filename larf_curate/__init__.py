@@ -11,16 +11,28 @@ __version__ = "0.1.0"
 _HOMES = {
     "ExemplarIndex": "exemplars",
     "LarfScorer": "scorer",
+    "LayerReport": "layers",
     "ReferenceSet": "references",
     "SafetyProfile": "profile",
     "Selection": "selection",
+    "find_safety_layers": "layers",
     "select": "selection",
 }
 
-__all__ = ["ExemplarIndex", "LarfScorer", "ReferenceSet", "SafetyProfile", "Selection", "select"]
+__all__ = [
+    "ExemplarIndex",
+    "LarfScorer",
+    "LayerReport",
+    "ReferenceSet",
+    "SafetyProfile",
+    "Selection",
+    "find_safety_layers",
+    "select",
+]
 
 if TYPE_CHECKING:
     from larf_curate.exemplars import ExemplarIndex
+    from larf_curate.layers import LayerReport, find_safety_layers
     from larf_curate.profile import SafetyProfile
     from larf_curate.references import ReferenceSet
     from larf_curate.scorer import LarfScorer
