@@ -35,7 +35,9 @@ from larf_curate.hidden_states import (
 )
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Renderer, template_digest
-from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal
+from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
+from larf_curate.signals.geometry import mean_unit
+from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.signals.separation import best_layers
 
 FORMAT = 1
@@ -44,6 +46,8 @@ STATES_FILE = "larf_profile.safetensors"
 SIDES = ("unsafe", "safe", "neutral")
 DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
+ALIKE = 1e-3
+"""Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,13 +117,15 @@ class SafetyProfile:
 
         Raises:
             ModelError: If the model cannot be loaded, or lacks a chat template or a layer.
-            ReferenceSetError: If a reference cannot be scored or the references do not suit the signal.
+            ReferenceSetError: If a reference cannot be scored, the references do not suit the signal, both sides are
+                alike, or a neutral row is a reference too.
             ProfileError: If there is no such signal.
         """
         if signal not in SIGNALS:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
         ordinary = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
+        _check_apart(refs, ordinary)
         device = resolve_device(device)
         source = ModelSource(
             model_id=_identify(model),
@@ -147,6 +153,7 @@ class SafetyProfile:
             top_k=top_k,
             max_length=max_length,
         )
+        _check_unlike(profile.states)
         profile.fit(signal)
         return profile.at(profile.best_layers()) if isinstance(layers, str) and layers == "auto" else profile
 
@@ -175,10 +182,32 @@ class SafetyProfile:
             ProfileError: If there is no such signal.
             ReferenceSetError: If the references do not suit it.
         """
+        return self._kind(signal).fit(ReferenceStates(**self.states, top_k=self.top_k))
+
+    def _kind(self, signal: str | None) -> SignalKind:
         name = signal or self.signal
         if name not in SIGNALS:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {name!r}")
-        return SIGNALS[name].fit(ReferenceStates(**self.states, top_k=self.top_k))
+        return SIGNALS[name]
+
+    def held_out(self, signal: str | None = None, *, sides: Sides = SIDES) -> HeldOut:
+        """Score the references and neutral rows by signals made without them; see `larf_curate.signals.held_out`.
+
+        Args:
+            signal: Its name; the profile's own if none is named.
+            sides: Which rows to leave out and score.
+
+        Raises:
+            ProfileError: If there is no such signal.
+            ReferenceSetError: If a side has a single row.
+        """
+        return held_out(self._kind(signal).fit, ReferenceStates(**self.states, top_k=self.top_k), sides=sides)
+
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """Number of neutral rows, and the higher half of their held-out scores from the highest on, as JSON values."""
+        scores = np.sort(self.held_out(sides=("neutral",)).neutral.mean(axis=1))[::-1]
+        return {"neutral_rows": len(scores), "highest": [round(float(s), 6) for s in scores[: len(scores) // 2]]}
 
     def reader(
         self,
@@ -256,6 +285,7 @@ class SafetyProfile:
             "template_sha256": self.template_digest,
             "references": {key: value for key, value in self.references.items() if key != "labels"},
             "neutral": self.neutral,
+            "calibration": self.calibration,
             "digest": self.digest,
             "package": self.package,
         }
@@ -353,8 +383,38 @@ def _describe(refs: ReferenceSet) -> dict[str, Any]:
 
 def _describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
     source = Path(name).name if isinstance(name, str | Path) else "rows"
+    return {"source": source, "digest": neutral_digest(rows), "rows": len(rows)}
+
+
+def neutral_digest(rows: Sequence[Row]) -> str:
+    """Hex SHA-256 of neutral rows."""
     text = json.dumps([to_messages(row) for row in rows], sort_keys=True)
-    return {"source": source, "digest": hashlib.sha256(text.encode()).hexdigest(), "rows": len(rows)}
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
+    """Refuse neutral rows that are references."""
+    known = {
+        json.dumps(to_messages(row), sort_keys=True): f"{side} reference {index}"
+        for side, rows in (("safe", refs.safe), ("unsafe", refs.unsafe))
+        for index, row in enumerate(rows)
+    }
+    for index, row in enumerate(ordinary):
+        if same := known.get(json.dumps(to_messages(row), sort_keys=True)):
+            raise ReferenceSetError(
+                f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
+                "take it out of the neutral rows"
+            )
+
+
+def _check_unlike(states: dict[str, States]) -> None:
+    """Refuse references whose two sides the model cannot tell apart at any layer."""
+    difference = mean_unit(states["unsafe"]["last"]) - mean_unit(states["safe"]["last"])
+    if np.linalg.norm(difference, axis=-1).max() < ALIKE:
+        raise ReferenceSetError(
+            "wanted unsafe and safe references that differ, got two sides with the same states (mean cosine difference "
+            f"below {ALIKE:g} at every layer): do both sides hold the same answers?"
+        )
 
 
 def read_states(reader: StateReader, rows: Sequence[Row], side: str) -> States:

@@ -13,10 +13,11 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.errors import InputError
+from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.files import read_json, read_parquet, write_json, write_parquet
+from larf_curate.profile import SafetyProfile
 
-RULES = ("top_ratio", "top_k", "threshold", "percentile")
+RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 MANIFEST = "selection.json"
 PREFIX = "larf_"
 
@@ -95,6 +96,8 @@ def select(
     top_k: int | None = None,
     threshold: float | None = None,
     percentile: float | None = None,
+    max_false_flags: float | None = None,
+    profile: SafetyProfile | None = None,
     source: str = "",
     scored: Mapping[str, Any] | None = None,
 ) -> Selection:
@@ -108,6 +111,9 @@ def select(
         top_k: Number of rows to flag.
         threshold: Flag scores at or above it.
         percentile: Flag scores at or above this percentile of all scores, in [0, 100].
+        max_false_flags: Flag scores that at most this share of ordinary rows reach, in (0, 0.5], by the held-out scores
+            of the profile's neutral rows.
+        profile: The profile that scored the rows, for ``max_false_flags``; not needed with ``scored``.
         source: What the rows come from; part of their ids.
         scored: Manifest of the scored dataset, kept as provenance.
 
@@ -116,14 +122,17 @@ def select(
 
     Raises:
         InputError: If there is not exactly one rule, its value is out of range, or the dataset is not scored.
+        ProfileMismatchError: If the profile is not the one that scored the rows.
     """
-    rule = _rule({"top_ratio": top_ratio, "top_k": top_k, "threshold": threshold, "percentile": percentile})
+    values = (top_ratio, top_k, threshold, percentile, max_false_flags)
+    rule = _rule(dict(zip(RULES, values, strict=True)))
+    limit = threshold if max_false_flags is None else _neutral_limit(max_false_flags, profile, scored or {})
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
     scores = np.array([np.nan if s is None else s for s in _column(dataset, "larf_score")], np.float64)
     scores[~np.isfinite(scores)] = np.nan
     ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
-    chosen = ranked[: _count(rule, scores[ranked])]
+    chosen = ranked[: _count(rule, scores[ranked], limit)]
     unscorable = np.flatnonzero(np.isnan(scores))
     flags = np.zeros(len(scores), bool)
     flags[chosen] = flags[unscorable] = True
@@ -154,15 +163,37 @@ def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
     if len(rule) != 1:
         raise InputError(f"wanted exactly one of {', '.join(RULES)}, got {', '.join(rule) or 'none'}")
     name, value = next(iter(rule.items()))
-    high = {"top_ratio": 1.0, "top_k": np.inf, "threshold": np.inf, "percentile": 100.0}[name]
+    high = {"top_ratio": 1.0, "top_k": np.inf, "threshold": np.inf, "percentile": 100.0, "max_false_flags": 0.5}[name]
     low = -np.inf if name == "threshold" else 0.0
     if not low <= value <= high or (name == "top_k" and not float(value).is_integer()):
         raise InputError(f"wanted {name} from {low:g} to {high:g}, got {value}")
     return rule
 
 
-def _count(rule: Mapping[str, float], ranked: NDArray[np.float64]) -> int:
-    """How many of the scores, sorted from high to low, the rule flags."""
+def _neutral_limit(rate: float, profile: SafetyProfile | None, scored: Mapping[str, Any]) -> float:
+    """The score that a share of ordinary rows reaches at most.
+
+    One more ordinary row takes each place among the n neutral ones with equal chance, so it reaches the k-th highest of
+    them with chance k / (n + 1).
+    """
+    recorded = scored.get("profile") or {}
+    if profile is not None and recorded and recorded.get("digest") != profile.digest:
+        raise ProfileMismatchError("another profile scored these rows: give that one, or score the rows again")
+    calibration = recorded.get("calibration") if profile is None else profile.calibration
+    if not calibration:
+        raise InputError("max_false_flags needs the neutral rows of the profile that scored the rows: give profile=…")
+    rows, highest = calibration["neutral_rows"], calibration["highest"]
+    place = min(int(rate * (rows + 1) + 1e-9), len(highest))
+    if place < 1:
+        raise InputError(
+            f"{rows} neutral rows cannot tell a false-flag rate below {1 / (rows + 1):.4f}, got {rate:g}: "
+            "ask for more, or build the profile with more neutral rows"
+        )
+    return float(highest[place - 1])
+
+
+def _count(rule: Mapping[str, float], ranked: NDArray[np.float64], limit: float | None) -> int:
+    """How many of the scores, sorted from high to low, the rule flags; ``limit`` is its threshold if it sets one."""
     name, value = next(iter(rule.items()))
     if not len(ranked):
         return 0
@@ -170,7 +201,7 @@ def _count(rule: Mapping[str, float], ranked: NDArray[np.float64]) -> int:
         return round(value * len(ranked))
     if name == "top_k":
         return min(int(value), len(ranked))
-    lowest = value if name == "threshold" else float(np.percentile(ranked, value))
+    lowest = float(np.percentile(ranked, value)) if limit is None else limit
     return int((ranked >= lowest).sum())
 
 

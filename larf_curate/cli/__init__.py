@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "demo",
     "layers": "layers",
     "profile": "profile",
+    "diagnose": "diagnose",
     "score": "score",
     "select": "select",
     "report": "report",

@@ -15,6 +15,11 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
 @click.option("--threshold", type=float, help="Flag scores at or above it.")
 @click.option("--percentile", type=click.FloatRange(0, 100), help="Flag scores at or above this percentile.")
+@click.option(
+    "--max-false-flags",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    help="Flag scores that at most this share of ordinary rows reach, by the profile's neutral rows.",
+)
 @json_option
 def select(
     scored: Path,
@@ -23,6 +28,7 @@ def select(
     top_k: int | None,
     threshold: float | None,
     percentile: float | None,
+    max_false_flags: float | None,
     as_json: bool,
 ) -> None:
     """Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
@@ -42,6 +48,7 @@ def select(
         top_k=top_k,
         threshold=threshold,
         percentile=percentile,
+        max_false_flags=max_false_flags,
         source=data.source_id,
         scored=data.manifest,
     )

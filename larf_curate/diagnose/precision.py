@@ -1,0 +1,37 @@
+"""Whether a low-precision profile ranks as the same model does in float32."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from larf_curate.diagnose.figures import rank_correlation
+from larf_curate.diagnose.texts import Rows
+from larf_curate.hidden_states import load_reader, resolve_device
+from larf_curate.profile import SIDES, SafetyProfile, read_states
+
+
+def float32_agreement(
+    profile: SafetyProfile, rows: Rows, *, model: str | None = None, device: str | None = None
+) -> float | None:
+    """Spearman's correlation over the neutral rows of the profile's scores with those of its model in float32.
+
+    Args:
+        profile: The profile.
+        rows: The rows it was built from.
+        model: Where the model lies now, if not where it lay.
+        device: A torch device; the first accelerator there is, if left out.
+
+    Returns:
+        From -1 to 1; None where a score does not vary.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+    """
+    source = replace(profile.source, dtype="float32")
+    if model:
+        source = replace(source, model_id=model, revision=None)
+    reader = load_reader(source, profile.layers, device=resolve_device(device), max_length=profile.max_length)
+    states = {side: read_states(reader, getattr(rows, side), side) for side in SIDES}
+    exact = replace(profile, source=source, states=states)
+    scores = [np.mean(made.fit()(made.states["neutral"]), axis=1) for made in (profile, exact)]
+    return rank_correlation(*scores)

@@ -1,0 +1,156 @@
+"""What the scored rows of a dataset say about the profile that scored them."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from larf_curate.conversation import Row
+from larf_curate.diagnose.figures import agreement, rank_correlation
+from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
+from larf_curate.hidden_states import Vectors
+from larf_curate.profile import SafetyProfile
+from larf_curate.scored import SCORABLE, Scored
+from larf_curate.signals.baselines import text_of
+from larf_curate.signals.held_out import fold_of
+from larf_curate.signals.whitening import Whitening
+
+SAMPLE = 5000
+"""Most rows that are read; of a longer dataset, so many spread evenly over it."""
+SHARE = 99.0
+"""Percentile of the neutral rows' distances beyond which a row counts as far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far rows lie from the neutral ones, at the profile's first layer.
+
+    Args:
+        shift: Distance of the two mean states, in standard deviations of the neutral states.
+        far: Share of rows farther out (Mahalanobis distance) than 99 % of neutral rows; 0.01 is no drift.
+    """
+
+    shift: float
+    far: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """Figures of a scored dataset.
+
+    Args:
+        rows: Number of rows.
+        unscorable: Share of them without a score.
+        length: Spearman's correlation of the score with the row's length in characters; None if unknown.
+        signal_lengths: The same of every signal in ``larf_signals``.
+        agreement: Spearman's correlation of every two layers.
+        drift: How far the rows lie from the neutral ones; None if no states were kept.
+    """
+
+    rows: int
+    unscorable: float
+    length: float | None
+    signal_lengths: dict[str, float | None]
+    agreement: list[list[float | None]]
+    drift: Drift | None
+
+
+def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
+    """Compare scored rows with the profile that scored them.
+
+    Args:
+        profile: What scored them.
+        scored: The rows.
+
+    Raises:
+        ProfileMismatchError: If another profile scored them.
+        InputError: If they are not scored.
+    """
+    if isinstance(scored, Scored):
+        check_profile(profile, scored.manifest.get("profile") or {})
+    data = scored.rows if isinstance(scored, Scored) else scored
+    if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
+        raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
+    statuses = Counter(data.with_format(None)["larf_status"][:])
+    rows = _sample(data)
+    lengths = np.array([_length(row) for row in rows], np.float64)
+    known = np.isfinite(lengths)
+    signals = rows[0].get("larf_signals") or {} if rows else {}
+    scores = np.array([row["larf_score"] for row in rows], np.float64)
+    return ScoredRows(
+        rows=len(data),
+        unscorable=sum(n for status, n in statuses.items() if status not in SCORABLE) / max(len(data), 1),
+        length=rank_correlation(scores[known], lengths[known]),
+        signal_lengths={
+            name: rank_correlation(np.array([row["larf_signals"][name] for row in rows])[known], lengths[known])
+            for name in signals
+        },
+        agreement=agreement(_matrix(rows, profile)),
+        drift=_drift(profile, rows),
+    )
+
+
+def check_profile(profile: SafetyProfile, recorded: dict[str, Any]) -> None:
+    """Refuse rows that another profile scored.
+
+    Args:
+        profile: The profile at hand.
+        recorded: Summary of the one that scored, from a manifest.
+
+    Raises:
+        ProfileMismatchError: If they are not one; the message says in what they differ.
+    """
+    summary = profile.summary()
+    if recorded.get("digest") == summary["digest"]:
+        return
+    names = [name for name in ("model", "revision", "dtype", "layers", "signal") if recorded.get(name) != summary[name]]
+    differ = [f"{name} {recorded.get(name)} against {summary[name]}" for name in names] or ["other reference states"]
+    raise ProfileMismatchError(
+        f"another profile scored these rows ({'; '.join(differ)}): give that one, or score the rows again"
+    )
+
+
+def _sample(data: Dataset) -> list[Row]:
+    """Some rows that have a score, spread evenly over the dataset."""
+    bare = data.remove_columns([name for name in ("larf_neighbors",) if name in data.column_names])
+    places = np.unique(np.linspace(0, len(data) - 1, min(SAMPLE, len(data))).astype(int))
+    rows = bare.with_format(None).select(places)
+    return [row for row in rows if row["larf_score"] is not None and np.isfinite(row["larf_score"])]
+
+
+def _length(row: Row) -> float:
+    try:
+        return len(text_of(row))
+    except ConversationError:
+        return np.nan
+
+
+def _matrix(rows: list[Row], profile: SafetyProfile) -> Vectors:
+    return np.array([row["larf_layer_scores"] for row in rows], np.float32).reshape(len(rows), len(profile.layers))
+
+
+def _drift(profile: SafetyProfile, rows: list[Row]) -> Drift | None:
+    kept = [row["larf_state"] for row in rows if row.get("larf_state") is not None]
+    if not kept:
+        return None
+    states, neutral = np.array(kept, np.float32), profile.states["neutral"]["last"][:, 0]
+    limit = np.percentile(_held_out_distances(neutral), SHARE)
+    shift = np.linalg.norm(states.mean(axis=0) - neutral.mean(axis=0))
+    spread = float(np.sqrt(neutral.var(axis=0).sum())) or 1.0
+    return Drift(shift=float(shift) / spread, far=float((_distances(neutral, states) > limit).mean()))
+
+
+def _held_out_distances(neutral: Vectors) -> Vectors:
+    """Mahalanobis distance of every neutral row from the others."""
+    places = fold_of(len(neutral))
+    distances = np.zeros(len(neutral), np.float32)
+    for fold in np.unique(places):
+        distances[places == fold] = _distances(neutral[places != fold], neutral[places == fold])
+    return distances
+
+
+def _distances(neutral: Vectors, states: Vectors) -> Vectors:
+    """Mahalanobis distance of states (n, d) from neutral rows (k, d)."""
+    return np.asarray(np.linalg.norm(Whitening.fit(neutral[:, None])(states[:, None])[:, 0], axis=-1))
