@@ -24,10 +24,16 @@ def test_every_public_name_loads_and_knows_where_it_lives():
 
 
 def test_the_public_names_are_exactly_the_documented_ones():
-    assert {"ExemplarIndex", "LarfScorer", "ReferenceSet", "SafetyProfile", "Selection", "select"} <= set(
-        larf_curate.__all__
-    )
-    assert list(larf_curate.__all__) == sorted(set(larf_curate.__all__))
+    assert larf_curate.__all__ == [
+        "ExemplarIndex",
+        "LarfScorer",
+        "LayerReport",
+        "ReferenceSet",
+        "SafetyProfile",
+        "Selection",
+        "find_safety_layers",
+        "select",
+    ]
     assert set(larf_curate.__all__) == set(larf_curate._HOMES)
     assert set(larf_curate.__all__) <= set(dir(larf_curate))
 

@@ -30,6 +30,7 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--exemplars", type=EXISTING_FOLDER, help="Folder of an exemplar index.  [default: the references]")
 @click.option("--keep-states/--no-states", default=True, help="Keep each row's state, for review and re-scoring.")
 @click.option("--model", help="Where the model lies now, if not where the profile was built.")
+@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
 @device_option
 @click.option(
     "--batch-tokens",
@@ -55,6 +56,7 @@ def score(
     exemplars: Path | None,
     keep_states: bool,
     model: str | None,
+    trust_remote_code: bool,
     device: str | None,
     batch_tokens: int,
     num_proc: int,
@@ -73,7 +75,7 @@ def score(
     from larf_curate.scorer import LarfScorer
     from larf_curate.sources import open_source
 
-    profile = SafetyProfile.from_pretrained(profile_name)
+    profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
     source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)
     index = ExemplarIndex.load(exemplars) if exemplars else ExemplarIndex.of_profile(profile)
     scorer = LarfScorer(
