@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["larf_curate.scored", "larf_curate.scorer", "transformers.models.llama.modeling_llama"]
-)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["larf_curate.scored", "larf_curate.scorer", "transformers.models.llama.modeling_llama"])
 
 
 def start(function: Callable[..., Any], *arguments: Any, log: Path) -> multiprocessing.process.BaseProcess:
     """Call a function of a module in a process of its own; what it prints goes to the end of a file."""
-    process = _CONTEXT.Process(target=_call, args=(function, arguments, log))
+    process = CONTEXT.Process(target=_call, args=(function, arguments, log))
     process.start()
     return process
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -25,7 +26,7 @@ from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored, first_reasons, score_source
 from larf_curate.scorer import LarfScorer
 from larf_curate.sources import open_source
-from tests.fresh_process import start
+from tests.fresh_process import CONTEXT, start
 
 LAYERS = (1, 3)
 PER_PIECE = 40
@@ -221,14 +222,15 @@ class BarThatKills:
         pass
 
     def update(self, rows):
-        os.kill(workers(os.getpid())[0], signal.SIGKILL)
+        multiprocessing.active_children()[0].kill()
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_resuming_completes_it(data, scorer, tmp_path, monkeypatch):
     monkeypatch.setattr(scored, "tqdm", BarThatKills)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
     with pytest.raises(ScoringError, match="--resume"):
         score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
-    assert workers(os.getpid()) == []
+    assert multiprocessing.active_children() == []
     assert not list((tmp_path / "out").glob(".*"))
     monkeypatch.undo()
     monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
