@@ -1,5 +1,6 @@
 """Files that are either whole or not there: JSON and Parquet, written aside and then renamed."""
 
+import glob
 import hashlib
 import json
 import os
@@ -87,7 +88,7 @@ def read_parquet(folder: str | Path) -> Dataset:
     if not any(pq.read_metadata(path).num_rows for path in paths):  # which `datasets` refuses to read
         return Dataset(pq.read_table(paths[0]))
     with no_progress_bars():
-        return Dataset.from_parquet(paths)
+        return Dataset.from_parquet([glob.escape(path) for path in paths])
 
 
 @contextmanager

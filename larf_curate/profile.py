@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -451,10 +452,6 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
     try:
         files = [CONFIG_FILE, STATES_FILE]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        OSError,
-    ) as error:  # OSError: no network, no such repository in the cache
+    except (TransportError, HFValidationError, OSError) as error:  # OSError: no such repository in the cache
         first = str(error).strip().splitlines()[0]
         raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error
