@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from larf_curate.errors import ModelError
@@ -33,6 +36,39 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             f"no list of {count} decoder blocks in {type(model).__name__}: only decoder models can be read"
         )
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def cut(config: Any, count: int) -> Any:  # noqa: ANN401  any config of transformers
+    """A copy of a config that ends after its first ``count`` decoder blocks, per-block lists included."""
+    short = deepcopy(config)
+    text = short.get_text_config(decoder=True)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:
+            setattr(text, name, value[:count])
+    text.num_hidden_layers = count
+    return short
+
+
+def same_blocks(whole: Any, short: Any, *, trust_remote_code: bool = False) -> bool:  # noqa: ANN401  two configs
+    """Whether a model of a shorter config has the very parts of the whole one: shapes and plain attributes.
+
+    False for a model whose first blocks depend on how many follow, by sharing keys or by scaling with the depth.
+    """
+    try:
+        parts, fewer = (_parts(config, trust_remote_code) for config in (whole, short))
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError):
+        return False
+    return all(parts.get(name) == part for name, part in fewer.items())
+
+
+def _parts(config: Any, trust_remote_code: bool) -> dict[str, Any]:  # noqa: ANN401  any config of transformers
+    """Shapes of the parameters and the plain attributes of every module of a model, which is not filled."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code).get_decoder()
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    plain = (bool, int, float, str, list, type(None))
+    own = {n: {k: v for k, v in vars(m).items() if isinstance(v, plain)} for n, m in model.named_modules()}
+    return {**shapes, **{f"{name}.": attributes for name, attributes in own.items()}}
 
 
 def projection_modules(block: nn.Module) -> dict[str, nn.Module]:

@@ -8,9 +8,9 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import multiprocess
@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from larf_curate.blocks import decoder_blocks
-from larf_curate.errors import ModelError, ScoringError
-from larf_curate.rendering import Tokenizer, Tokens
+from larf_curate.blocks import cut, decoder_blocks, same_blocks
+from larf_curate.errors import LarfCurateError, ModelError, ScoringError
+from larf_curate.rendering import Tokenizer, Tokens, Turn
 from larf_curate.shortcuts import SHORTCUTS, Shortcut, common_prefix, only_at, repeated, run_prefix
 
 Vectors = NDArray[np.float32]
@@ -37,6 +37,8 @@ POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean", "length")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_MAX_LENGTH = 4096
 DEFAULT_BATCH_TOKENS = 4096
+UNRUNNABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+"""What a forward pass raises that a model was not made for."""
 
 logger = logging.getLogger(__name__)
 
@@ -183,15 +185,19 @@ class StateReader:
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
         gather = _Gather(batch, prefix.length, length, self.device)
-        blocks = decoder_blocks(self.model)
         found: dict[int, dict[Position, Tensor]] = {}
 
         def keep(layer: int, output: Tensor) -> None:
+            if output.shape != (*ids.shape, self.width):
+                shape = tuple(output.shape)
+                raise ModelError(f"wanted one state a token, got shape {shape} from {type(self.model).__name__}")
             found[layer] = {position: gather(output, position) for position in positions}
 
-        trimmed = only_at(blocks[-1], gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
+        blocks = decoder_blocks(self.model)
+        deepest = blocks[max(self.layers)]
+        trimmed = only_at(deepest, gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
         past = repeated(prefix.cache, len(rows)) if prefix.cache is not None else None
-        with _watch(blocks, self.layers, keep), trimmed:
+        with _watch(blocks, self.layers, keep), trimmed, suppress(_DeepestReached):
             self.model(input_ids=ids, past_key_values=past, use_cache=past is not None)
         return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
 
@@ -238,14 +244,24 @@ class _Gather:
         return total.index_add_(0, self._turn, flat[self._tokens].float()) / self._counts
 
 
+class _DeepestReached(Exception):  # noqa: N818  not an error
+    """Ends a forward pass: nothing after the deepest layer is wanted."""
+
+
 @contextmanager
 def _watch(blocks: nn.ModuleList, layers: Sequence[int], keep: Any) -> Iterator[None]:  # noqa: ANN401
-    """Hand the output of the asked blocks to ``keep``; the hooks are gone afterwards, come what may."""
+    """Hand the output of the asked blocks to ``keep`` and stop after the deepest.
 
-    def hook(layer: int) -> Any:  # noqa: ANN401
-        return lambda _module, _inputs, output: keep(layer, output if isinstance(output, Tensor) else output[0])
+    The hooks are gone afterwards, come what may.
+    """
+    deepest = max(layers)
 
-    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
+    def read(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
+        keep(layer, output if isinstance(output, Tensor) else output[0])
+        if layer == deepest:
+            raise _DeepestReached
+
+    handles = [blocks[layer].register_forward_hook(partial(read, layer)) for layer in set(layers)]
     try:
         yield
     finally:
@@ -308,26 +324,100 @@ def _load_reader(
 ) -> StateReader:
     config = _load(transformers.AutoConfig, source)
     commit = getattr(config, "_commit_hash", None)
-    text = config.get_text_config(decoder=True)
-    _check_layers(layers, text.num_hidden_layers, source.model_id)
-    limit = getattr(text, "max_position_embeddings", None) or max_length
-    _cut(text, max(layers) + 1)
-    model = _load(
-        transformers.AutoModel, source, config=config, dtype=getattr(torch, resolve_dtype(source.dtype, device))
-    )
-    return StateReader(
+    _check_layers(layers, _count(config, source), source.model_id)
+    model = _load_decoder(source, config, max(layers) + 1, getattr(torch, resolve_dtype(source.dtype, device)))
+    reader = StateReader(
         model=model.eval().requires_grad_(False).to(device),
         tokenizer=load_tokenizer(source),
         layers=layers,
         revision=commit,
-        max_length=min(max_length, limit),
+        max_length=min(max_length, _longest(model.config, max_length)),
         batch_tokens=batch_tokens,
     )
+    reader.shortcuts = exact_shortcuts(reader)
+    return reader
+
+
+def _load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """At least the first blocks of a model, without its head and without what it sees or hears with."""
+    short = cut(config, count)
+    if not same_blocks(config, short, trust_remote_code=source.trust_remote_code):
+        short = config  # its first blocks depend on how many follow: all are loaded
+    model = _load(transformers.AutoModel, source, config=short, dtype=dtype)
+    return model.get_decoder()
+
+
+def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
+    """Find which of its shortcuts give a model's own states, with two made-up conversations.
+
+    Args:
+        reader: A reader of the model.
+
+    Returns:
+        All of the reader's shortcuts but those that the model's blocks do not allow.
+
+    Raises:
+        ModelError: If the states of a conversation depend on the padding behind it, or the model does not run.
+    """
+    vocabulary = reader.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    ids = [index * 7919 % vocabulary for index in range(20)]
+    probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]
+
+    tolerance = 0.001 if reader.model.dtype == torch.float32 else 0.05  # of halves, errors are about 0.01
+
+    def states(conversations: Sequence[Tokens], shortcuts: frozenset[Shortcut]) -> NDArray[np.float32]:
+        plain = replace(reader, shortcuts=shortcuts)
+        return np.concatenate(list(plain(conversations, ("last", "prompt", "mean")).values()), axis=1)
+
+    try:
+        want = np.concatenate([states([probe], frozenset()) for probe in probes])
+        if not _alike(states(probes, frozenset()), want, tolerance):
+            raise ModelError(
+                f"the states of {type(reader.model).__name__} depend on what comes after them: only causal "
+                "decoder models can be read"
+            )
+    except UNRUNNABLE as error:
+        if isinstance(error, LarfCurateError):
+            raise
+        raise ModelError(f"cannot read states from {type(reader.model).__name__}: {error}") from error
+
+    def exact(shortcuts: frozenset[Shortcut]) -> bool:
+        try:
+            return _alike(states(probes, shortcuts), want, tolerance)
+        except UNRUNNABLE:
+            return False
+
+    if exact(reader.shortcuts):
+        return reader.shortcuts
+    return frozenset(shortcut for shortcut in reader.shortcuts if exact(frozenset({shortcut})))
+
+
+def _alike(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float) -> bool:
+    """Whether states differ by rounding only, on average; wrong ones are off by about their own length."""
+    with np.errstate(all="ignore"):
+        errors = np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)
+    errors = errors[np.isfinite(errors)]  # an overflow is an error of a row, not of a model
+    return not errors.size or float(errors.mean()) < tolerance
+
+
+def _longest(config: Any, default: int) -> int:  # noqa: ANN401  any config of transformers
+    """Most tokens a model reads with one set of rotary frequencies; beyond, a row's states depend on its batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
+        return int(rope["original_max_position_embeddings"])
+    return getattr(config, "max_position_embeddings", None) or default
 
 
 def count_layers(source: ModelSource) -> int:
     """Number of decoder blocks of a model, from its config alone."""
-    return int(_load(transformers.AutoConfig, source).get_text_config(decoder=True).num_hidden_layers)
+    return _count(_load(transformers.AutoConfig, source), source)
+
+
+def _count(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any config of transformers
+    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if config.is_encoder_decoder or not isinstance(count, int):
+        raise ModelError(f"wanted a decoder model, got {config.model_type!r} in {source.model_id!r}: take a chat model")
+    return count
 
 
 def resolve_device(device: str | None = None, rank: int | None = None) -> str:
@@ -351,14 +441,6 @@ def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
 def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
     if not layers or not all(0 <= layer < count for layer in layers):
         raise ModelError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")
-
-
-def _cut(config: Any, count: int) -> None:  # noqa: ANN401  any config of transformers
-    """Shorten a config to its first blocks, per-block lists included."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
-            setattr(config, name, value[:count])
-    config.num_hidden_layers = count
 
 
 def in_worker() -> bool:

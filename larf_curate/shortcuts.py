@@ -15,9 +15,9 @@ from transformers import DynamicCache
 Shortcut = Literal["dedupe", "prefix", "trim"]
 SHORTCUTS: frozenset[Shortcut] = frozenset({"dedupe", "prefix", "trim"})
 """``dedupe``: identical conversations run once; ``prefix``: their common beginning runs once; ``trim``: in the last
-block, only the tokens that are read pass the attention's output projection and the feed-forward layer."""
+block, only the tokens that are read pass the attention's query and output projections and the feed-forward layer."""
 MIN_PREFIX = 4
-READ_ONLY_ENDS = ("mlp", "o_proj", "dense")
+READ_ONLY_ENDS = ("mlp", "q_proj", "o_proj", "dense")
 """Names, in the blocks of transformers, of the modules whose output at a token depends on that token's input alone."""
 
 
@@ -68,7 +68,9 @@ def _narrowed(module: nn.Module, tokens: Tensor) -> Iterator[None]:
         shape[:] = [inputs[0].shape[:2]]
         return (inputs[0].flatten(0, 1)[tokens].unsqueeze(0), *inputs[1:])
 
-    def widen(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def widen(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
+        if not isinstance(output, Tensor):  # some experts give their router's scores too
+            return (widen(_module, _inputs, output[0]), *output[1:])
         wide = output.new_zeros(shape[0].numel(), output.shape[-1])
         wide[tokens] = output[0]
         return wide.view(*shape[0], -1)
