@@ -20,6 +20,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from larf_curate.diagnose.figures import auroc, average_precision, rank_correlation
+from larf_curate.errors import ConversationError
 from larf_curate.hidden_states import POSITIONS
 from larf_curate.profile import SafetyProfile
 from larf_curate.references import ReferenceSet, load_neutral
@@ -32,13 +33,21 @@ COLUMNS = ("AUROC", "average precision", "recall in top tenth")
 
 
 def read_mix(path, label, limit):
-    """Rows without their label, and the labels; a limit takes as many of each class, the first ones."""
-    rows = list(Dataset.from_json(str(path)))
+    """Rows without their label, and the labels, of all that can be scored; a limit takes the first of each class."""
+    rows = [row for row in Dataset.from_json(str(path)) if is_scorable(row)]
     harmful = np.array([bool(row.pop(label)) for row in rows])
     if limit:
         places = np.sort(np.concatenate([np.flatnonzero(harmful == side)[: limit // 2] for side in (True, False)]))
         rows, harmful = [rows[i] for i in places], harmful[places]
     return rows, harmful
+
+
+def is_scorable(row):
+    try:
+        text_of(row)
+    except ConversationError:
+        return False
+    return True
 
 
 def read_rows(profile, rows, device):
