@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 
-import argilla as rg
 from argilla.records import Record
 
 from larf_curate.review import ReviewQueue
