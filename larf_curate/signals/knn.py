@@ -35,5 +35,8 @@ def _indexes(side: Vectors) -> list[Any]:
 def _near(rows: Vectors, indexes: list[Any]) -> Vectors:
     """Mean cosine of rows to their nearest of each layer, shape (n, layers)."""
     rows = unit(rows)
-    found = [index.search(np.ascontiguousarray(rows[:, i]), NEIGHBORS)[0] for i, index in enumerate(indexes)]
+    found = [
+        index.search(np.ascontiguousarray(rows[:, i]), min(NEIGHBORS, index.ntotal))[0]
+        for i, index in enumerate(indexes)
+    ]
     return np.stack([cosines.mean(axis=1) for cosines in found], axis=1)
