@@ -1,3 +1,11 @@
-"""Fixtures that start real servers for the whole suite."""
+"""Fixtures for the whole suite: real servers, small models, and what lets several workers share a machine."""
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the cores
+settings.register_profile("larf-curate", deadline=None)
+settings.load_profile("larf-curate")
 
 pytest_plugins = ["tests.models_fixture", "tests.hub_fixture", "tests.argilla_fixture"]
