@@ -9,8 +9,9 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Literal
 
 import multiprocess
@@ -89,6 +90,7 @@ class StateReader:
     max_length: int = DEFAULT_MAX_LENGTH
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     shortcuts: frozenset[Shortcut] = SHORTCUTS
+    _halved: bool = field(default=False, init=False, repr=False)
 
     def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)) -> States:
         """Read the states of every assistant turn.
@@ -141,13 +143,19 @@ class StateReader:
         shape = (int(starts[-1]), len(self.layers), self.width)
         states: States = {position: np.empty(shape, np.float32) for position in positions}
         prefix = self._prefix(conversations)
-        todo = deque(_batches([len(c.ids) - prefix.length for c in conversations], self.batch_tokens))
+        lengths = [len(c.ids) - prefix.length for c in conversations]
+        todo = deque(_batches(lengths, self.batch_tokens))
         while todo:
             batch = todo.popleft()
             try:
                 read = self._forward([conversations[i] for i in batch], positions, prefix)
-            except torch.OutOfMemoryError as error:
-                todo.extendleft(reversed(self._smaller(batch, error)))
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve([lengths[i] for i in batch], error)
+                rest = [*batch, *chain.from_iterable(todo)]
+                groups = _batches([lengths[i] for i in rest], self.batch_tokens)
+                todo = deque([rest[place] for place in group] for group in groups)
                 continue
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
             for position, values in read.items():
@@ -164,18 +172,16 @@ class StateReader:
             _Prefix(length, run_prefix(self.model, conversations[0].ids[:length], self.device)) if length else _Prefix()
         )
 
-    def _smaller(self, batch: list[int], error: Exception) -> list[list[int]]:
-        """Halve a batch that did not fit, and the budget of later calls."""
-        if len(batch) == 1:
+    def _halve(self, lengths: Sequence[int], error: Exception) -> None:
+        """Halve the budget below what a batch that did not fit has taken; said once."""
+        if len(lengths) == 1:
             raise ScoringError(
                 "one conversation does not fit into memory: lower max_length in the profile, or use a larger device"
             ) from error
-        self.batch_tokens = max(1, self.batch_tokens // 2)
-        logger.warning("out of memory: going on with batches of at most %d tokens", self.batch_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return [batch[:half], batch[half:]]
+        self.batch_tokens = max(1, min(self.batch_tokens, len(lengths) * max(lengths)) // 2)
+        if not self._halved:
+            logger.warning("out of memory: going on with smaller batches")
+        self._halved = True
 
     def _forward(
         self, batch: Sequence[Tokens], positions: Sequence[Position], prefix: "_Prefix"
@@ -242,6 +248,11 @@ class _Gather:
             return flat[self._before].float()
         total = torch.zeros(len(self._counts), flat.shape[1], device=flat.device)
         return total.index_add_(0, self._turn, flat[self._tokens].float()) / self._counts
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a pass failed for lack of memory; on a CPU torch has no class of error for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 class _DeepestReached(Exception):  # noqa: N818  not an error
