@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetInfo
+from datasets import Dataset, DatasetInfo, Features, LargeList, List
 
 from larf_curate.errors import InputError
 
@@ -89,6 +91,21 @@ def read_parquet(folder: str | Path) -> Dataset:
         return Dataset(pq.read_table(paths[0]))
     with no_progress_bars():
         return Dataset.from_parquet([glob.escape(path) for path in paths])
+
+
+def stored_values(table: pa.Table, features: Features) -> dict[str, list[Any]]:
+    """The columns of a table as Python values; images, sounds and the like as they are stored, never decoded."""
+    return Dataset(table, info=DatasetInfo(features=Features(_undecoded(dict(features)))))[:]
+
+
+def _undecoded(feature: Any) -> Any:  # noqa: ANN401  a feature, or several in a dict or list
+    if isinstance(feature, dict):
+        return {name: _undecoded(part) for name, part in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded(part) for part in feature]
+    if isinstance(feature, List | LargeList):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return replace(feature, decode=False) if hasattr(feature, "decode") else feature
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.files import read_json, read_parquet, write_json, write_parquet
+from larf_curate.files import read_json, read_parquet, stored_values, write_json, write_parquet
 from larf_curate.profile import SafetyProfile
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 MANIFEST = "selection.json"
 PREFIX = "larf_"
+LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,8 +164,8 @@ def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
     if len(rule) != 1:
         raise InputError(f"wanted exactly one of {', '.join(RULES)}, got {', '.join(rule) or 'none'}")
     name, value = next(iter(rule.items()))
-    high = {"top_ratio": 1.0, "top_k": np.inf, "threshold": np.inf, "percentile": 100.0, "max_false_flags": 0.5}[name]
-    low = -np.inf if name == "threshold" else 0.0
+    high = {"top_ratio": 1.0, "percentile": 100.0, "max_false_flags": 0.5}.get(name, LARGEST)
+    low = -LARGEST if name == "threshold" else 0.0
     if not low <= value <= high or (name == "top_k" and not float(value).is_integer()):
         raise InputError(f"wanted {name} from {low:g} to {high:g}, got {value}")
     return rule
@@ -245,10 +246,12 @@ def _column(dataset: Dataset, name: str) -> list[Any]:
 def _row_ids(dataset: Dataset, source: str) -> list[str]:
     if "larf_row_id" in dataset.column_names:
         ids = _column(dataset, "larf_row_id")
-        if len(set(ids)) < len(ids):
-            raise InputError("wanted one larf_row_id a row, got some twice: remove that column to number the rows anew")
+        if not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids):
+            raise InputError(
+                "wanted a larf_row_id of its own for each row, a string: remove that column to number the rows anew"
+            )
         return ids
     own = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
-    batches = own.with_format(None).iter(1000)
+    batches = (stored_values(table, own.features) for table in own.with_format("arrow").iter(1000))
     rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
     return [row_id(source, index, row) for index, row in enumerate(rows)]

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from larf_curate.errors import InputError
 from larf_curate.files import no_progress_bars, sha256
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READ_OPTIONS = {"csv": {"index_col": False}}
+"""A first column is never an index, which pandas makes of it where lines have more fields than the header."""
 ROWS_PER_PIECE = 10_000
 
 
@@ -155,7 +158,7 @@ def _read(path: Path) -> Dataset | None:
         if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
             return None  # `datasets` has no words for these
         with _silent():
-            builder = load_dataset_builder(kind, data_files=glob.escape(str(path)))
+            builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **READ_OPTIONS.get(kind, {}))
             builder.download_and_prepare()
             return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
     except (DatasetsError, ValueError, TypeError, OSError) as error:
@@ -189,7 +192,7 @@ def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
 def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     try:
         dataset, split = _one_split(load_from_disk(name), name, split)
-    except (DatasetsError, ValueError, TypeError, KeyError, OSError) as error:
+    except (DatasetsError, ValueError, TypeError, LookupError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read {name} as save_to_disk wrote it: {_first_line(error)}; save it again") from error
@@ -259,7 +262,8 @@ def _silent() -> Iterator[None]:
     before = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with no_progress_bars():
+        with no_progress_bars(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Length of header or names")  # of CSV: fields would be lost
             yield
     finally:
         datasets.logging.set_verbosity(before)

@@ -360,3 +360,14 @@ def test_a_row_that_cannot_be_scored_keeps_its_place_and_its_reason_is_told(prof
     assert "wizard" in reasons[0][1]
     assert "assistant turn" in reasons[2][1]
     assert first_reasons(source, tmp_path / "out", scorer, most=1) == reasons[:1]
+
+
+def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_score(profile, tmp_path):
+    broken = {"bytes": b"no picture that can be decoded", "path": None}
+    columns = {"question": Value("string"), "answer": Value("string"), "one": Image(), "several": List(Image())}
+    rows = [{"question": "Q?", "answer": answer, "one": broken, "several": [broken]} for answer in ("A.", "")]
+    Dataset.from_list(rows, features=Features(columns)).save_to_disk(tmp_path / "saved")
+    source, scorer = open_source(str(tmp_path / "saved")), LarfScorer(profile, device="cpu")
+    score_source(source, scorer, tmp_path / "out")
+    assert Scored.load(tmp_path / "out").rows["larf_status"][:] == ["ok", "empty"]
+    assert [index for index, _ in first_reasons(source, tmp_path / "out", scorer)] == [1]

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from numpy.testing import assert_allclose
 
 from larf_curate.errors import InputError
@@ -146,7 +146,10 @@ def test_percentiles_are_the_share_of_scores_at_or_below():
         {"top_k": 1.5},
         {"top_k": float("inf")},
         {"top_k": float("nan")},
+        {"top_k": 10**400},
         {"threshold": float("nan")},
+        {"threshold": float("inf")},
+        {"threshold": float("-inf")},
         {"percentile": 101},
         {"percentile": float("nan")},
     ],
@@ -263,3 +266,20 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     assert time.perf_counter() - start < 30
     assert len(selection.flagged) == 5000
     assert_allclose(selection.threshold, np.sort(dataset["larf_score"])[-5000])
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [None, "a"], [[1], [2]], ["a", "a"]])
+def test_row_ids_that_are_no_strings_or_not_unique_are_refused(ids):
+    with pytest.raises(InputError, match="larf_row_id of its own"):
+        select(scored([0.5, 0.1]).add_column("larf_row_id", ids), top_k=1)
+
+
+def test_ids_of_rows_with_pictures_are_the_same_each_time_and_need_no_decoding(tmp_path):
+    broken = {"bytes": b"no picture that can be decoded", "path": None}
+    features = Features({"one": Image(), "several": List({"part": Image()})})
+    pictures = Dataset.from_list([{"one": broken, "several": [{"part": broken}]}] * 3, features=features)
+    dataset = concatenate_datasets([scored([0.5, None, 0.1]), pictures], axis=1)
+    first = list(select(dataset, top_k=1).reasons)
+    assert list(select(dataset, top_k=1).reasons) == first
+    select(dataset, top_k=1).save(tmp_path / "sel")
+    assert list(Selection.load(tmp_path / "sel").reasons) == first

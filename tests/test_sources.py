@@ -162,6 +162,7 @@ def test_a_damaged_saved_dataset_is_one_clear_line(here):
         ("a.jsonl", b"\x80\xff\n", "as json"),
         ("a.jsonl", b'{"question": "\\ud800"}\n', "surrogate"),
         ("a.csv", b"a,b\n1,2\n1,2,3,4\n", "line 3"),
+        ("a.csv", b"a,b\n1,2,3,4\n5\n", "loss of data"),
         ("a.csv", b"a,b\n\xe9,2\n", "utf-8"),
         ("a.parquet", b"PAR1 and no more", "as parquet"),
         ("a.txt", b"text", ".jsonl, .json, .csv, .parquet, got a.txt"),
@@ -177,6 +178,17 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(here, name, content, said,
     assert said in message
     assert name in message
     assert capfd.readouterr() == ("", "")
+
+
+def test_commas_at_the_ends_of_csv_lines_move_no_column(here):
+    (here / "a.csv").write_text("question,answer\nWhat?,That.,\nWho?,She.,\n", encoding="utf-8")
+    rows = open_source(str(here / "a.csv")).pieces[0].rows
+    assert rows.to_dict() == {"question": ["What?", "Who?"], "answer": ["That.", "She."]}
+
+
+def test_a_saved_dataset_without_columns_is_one_clear_line(here):
+    Dataset.from_dict({}).save_to_disk(here / "saved")
+    assert "save it again" in refusal(here / "saved")
 
 
 def test_a_truncated_parquet_file_names_itself(here):
