@@ -29,12 +29,16 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     return {role.strip(): column.strip() for role, _, column in pairs}
 
 
-def read_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> "list[int] | Literal['all'] | None":
-    """``9,14`` as a list of block numbers, ``all`` and None as they are; a callback for click."""
+def read_layers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> "list[int] | Literal['all', 'auto'] | None":
+    """``9,14`` as block numbers; ``all``, None and, where it is the default, ``auto`` as they are; a click callback."""
     if value is None:
         return None
     if value == "all":
         return "all"
+    if value == "auto" and param.default == "auto":
+        return "auto"
     try:
         return [int(item) for item in value.split(",")]
     except ValueError:

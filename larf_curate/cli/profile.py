@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", metavar="PROFILE", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--layers", required=True, callback=read_layers, help="0-based decoder blocks, as in 9,14, or all.")
+@click.option(
+    "--layers",
+    default="auto",
+    show_default=True,
+    callback=read_layers,
+    help="0-based decoder blocks, as in 9,14; all; or auto: three of the middle half, by held-out references.",
+)
 @click.option(
     "--references",
     default="builtin",
@@ -53,7 +59,7 @@ if TYPE_CHECKING:
 def profile(
     model: str,
     output: Path,
-    layers: list[int] | Literal["all"],
+    layers: list[int] | Literal["all", "auto"],
     references: str,
     unsafe: str | None,
     safe: str | None,
@@ -71,7 +77,7 @@ def profile(
     """Compute the reference states of MODEL, a folder or a Hub id, and save them as a safety profile.
 
     \b
-    larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct --layers 9,14 -o profile/
+    larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
     """
     from larf_curate.files import no_progress_bars

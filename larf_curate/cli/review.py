@@ -10,7 +10,7 @@ import click
 
 from larf_curate.cli import server
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.errors import InputError
+from larf_curate.errors import InputError, ReviewServerError
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus, ReviewQueue
@@ -195,13 +195,19 @@ def _queue(
     return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
 
 
-def _embedded(home: Path | None) -> tuple[str | None, str | None]:
-    """Address and key of the server that ``review up`` started, if it runs."""
+def _embedded(home: Path | None) -> tuple[str, str]:
+    """Address and key of the server that ``review up`` started."""
     from larf_curate.review.server import EmbeddedServer
 
     server = EmbeddedServer(home)
     state = server.status()
-    return (state.url, server.api_key) if state.running else (None, None)
+    if state.url is None:
+        option = f" --home {home}" if home else ""
+        raise ReviewServerError(
+            f"no server of {server.home.path} is running: start it with: larf-curate review up{option} --detach; or "
+            "give --home of another, or --url and a key"
+        )
+    return state.url, server.api_key
 
 
 def _remember(queue: "ReviewQueue", selection: Path) -> None:

@@ -41,6 +41,10 @@ def select(
     from larf_curate.scored import Scored
     from larf_curate.selection import select as select_rows
 
+    rules = (top_ratio, top_k, threshold, percentile, max_false_flags)
+    if (given := sum(rule is not None for rule in rules)) != 1:
+        options = "--top-ratio, --top-k, --threshold, --percentile or --max-false-flags"
+        raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
     data = Scored.load(scored)
     selection = select_rows(
         data.rows,

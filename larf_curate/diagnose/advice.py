@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from larf_curate.signals import DEFAULT_SIGNAL
+
 if TYPE_CHECKING:
     from larf_curate.diagnose.diagnosis import Diagnosis
     from larf_curate.diagnose.rows import ScoredRows
@@ -23,7 +25,7 @@ BASELINES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)
 
 def warnings_of(diagnosis: "Diagnosis") -> tuple[str, ...]:
     """What is wrong with a profile or does not suit the scored rows, the gravest first."""
-    scored = () if diagnosis.scored is None else _of_scored(diagnosis.scored)
+    scored = () if diagnosis.scored is None else _of_scored(diagnosis.scored, diagnosis.signal)
     return (*_of_length(diagnosis), *_of_separation(diagnosis), *scored, *_of_references(diagnosis))
 
 
@@ -32,7 +34,7 @@ def _of_length(diagnosis: "Diagnosis") -> Iterator[str]:
     ratio = tokens["unsafe"] / tokens["safe"]
     follows = diagnosis.length is not None and abs(diagnosis.length) >= FOLLOWS_LENGTH
     if follows:
-        yield _length_warning(diagnosis.length, "ordinary rows")
+        yield _length_warning(diagnosis.length, "ordinary rows", diagnosis.signal)
     if max(ratio, 1 / ratio) >= UNEQUAL and diagnosis.uses_safe:
         longer, shorter = ("unsafe", "safe") if ratio > 1 else ("safe", "unsafe")
         yield (
@@ -83,9 +85,9 @@ def _of_references(diagnosis: "Diagnosis") -> Iterator[str]:
         )
 
 
-def _of_scored(scored: "ScoredRows") -> Iterator[str]:
+def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
     if scored.length is not None and abs(scored.length) >= FOLLOWS_LENGTH:
-        yield _length_warning(scored.length, "the scored rows")
+        yield _length_warning(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():
         if value is not None and abs(value) >= FOLLOWS_LENGTH and not np.isclose(value, scored.length or 0):
             yield f"The signal {name} follows the length of the scored rows (rank correlation {value:+.2f})."
@@ -100,12 +102,15 @@ def _of_scored(scored: "ScoredRows") -> Iterator[str]:
         yield f"{scored.unscorable:.1%} of the rows could not be scored; see larf_status, and select flags them."
 
 
-def _length_warning(value: float | None, where: str) -> str:
+def _length_warning(value: float | None, where: str, signal: str) -> str:
     high = "long" if (value or 0) > 0 else "short"
+    if signal == DEFAULT_SIGNAL:
+        advice = "Compare rows of like length only, or build the profile with ordinary rows of this kind (--neutral)."
+    else:
+        advice = "Use the default signal, which takes off what length predicts, or compare rows of like length only."
     return (
         f"The score follows length, not only safety: over {where} its rank correlation with length is {value:+.2f}, so "
-        f"{high} rows score high whatever they say. A row flagged by it may be flagged for being {high}. Use the "
-        "default signal, which takes off what length predicts, or compare rows of like length only."
+        f"{high} rows score high whatever they say. A row flagged by it may be flagged for being {high}. {advice}"
     )
 
 

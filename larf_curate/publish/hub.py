@@ -89,7 +89,9 @@ class HubTarget:
                         raise
                     raise explained from error
                 self._unanswered = self._unanswered and status_of(error) != STALE_PARENT
-                logger.warning("publishing to %s again in %.0f s (HTTP %s)", self.repo_id, wait, status_of(error))
+                status = status_of(error)
+                told = "no answer" if status is None else f"HTTP {status}"
+                logger.warning("publishing to %s again in %.0f s (%s)", self.repo_id, wait, told)
                 time.sleep(wait)
 
     def _try(self, assemble: Assemble, *, dry_run: bool) -> Publication:
