@@ -2,10 +2,10 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the cores
-settings.register_profile("larf-curate", deadline=None)
+settings.register_profile("larf-curate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("larf-curate")
 
 pytest_plugins = ["tests.models_fixture", "tests.hub_fixture", "tests.argilla_fixture"]
