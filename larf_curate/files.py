@@ -12,7 +12,6 @@ from typing import Any
 from uuid import uuid4
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, LargeList, List
 
@@ -93,9 +92,10 @@ def read_parquet(folder: str | Path) -> Dataset:
         return Dataset.from_parquet([glob.escape(path) for path in paths])
 
 
-def stored_values(table: pa.Table, features: Features) -> dict[str, list[Any]]:
-    """The columns of a table as Python values; images, sounds and the like as they are stored, never decoded."""
-    return Dataset(table, info=DatasetInfo(features=Features(_undecoded(dict(features)))))[:]
+def undecoded(rows: Dataset) -> Dataset:
+    """The same rows, whose images, sounds and the like come as they are stored; decoded ones have no lasting value."""
+    features = Features(_undecoded(dict(rows.features)))
+    return Dataset(rows.with_format("arrow")[:], info=DatasetInfo(features=features))
 
 
 def _undecoded(feature: Any) -> Any:  # noqa: ANN401  a feature, or several in a dict or list

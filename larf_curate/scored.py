@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from larf_curate import __version__
 from larf_curate.conversation import to_conversation
 from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.files import no_progress_bars, read_json, sha256, stored_values, whole, write_json
+from larf_curate.files import no_progress_bars, read_json, sha256, undecoded, whole, write_json
 from larf_curate.sources import Piece, Source
 
 if TYPE_CHECKING:
@@ -134,14 +134,9 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
             if len(reasons) == most:
                 return reasons
             if status not in SCORABLE:
-                reasons.append((start + index, _reason(_row(piece.rows, index), status, scorer)))
+                reasons.append((start + index, _reason(undecoded(piece.rows.select([index]))[0], status, scorer)))
         start += len(piece.rows)
     return reasons
-
-
-def _row(rows: Dataset, index: int) -> dict[str, Any]:
-    columns = stored_values(rows.with_format("arrow")[index : index + 1], rows.features)
-    return {name: values[0] for name, values in columns.items()}
 
 
 def _reason(row: dict[str, Any], status: str, scorer: "LarfScorer") -> str:
@@ -194,7 +189,7 @@ def _score_table(batch: Dataset, scorer: "LarfScorer", features: Features, rank:
     table = batch.with_format("arrow")[:]
     schema = features.arrow_schema
     text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
-    added = scorer(stored_values(table.select(text), Features({name: batch.features[name] for name in text})), rank)
+    added = scorer(undecoded(batch.select_columns(text))[:], rank)
     own = [name for name in table.column_names if name not in added]
     columns = {name: table[name] for name in own} | {n: _array(v, schema.field(n).type) for n, v in added.items()}
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.files import read_json, read_parquet, stored_values, write_json, write_parquet
+from larf_curate.files import read_json, read_parquet, undecoded, write_json, write_parquet
 from larf_curate.profile import SafetyProfile
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
@@ -252,6 +252,6 @@ def _row_ids(dataset: Dataset, source: str) -> list[str]:
             )
         return ids
     own = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
-    batches = (stored_values(table, own.features) for table in own.with_format("arrow").iter(1000))
+    batches = undecoded(own).iter(1000)
     rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
     return [row_id(source, index, row) for index, row in enumerate(rows)]

@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, concatenate_datasets
 
 from larf_curate.conversation import to_messages
 from larf_curate.errors import ConversationError, InputError
@@ -170,3 +170,24 @@ def test_a_damaged_folder_is_refused(tmp_path):
     (tmp_path / "decisions.json").write_text('{"kind": "selection"}')
     with pytest.raises(InputError, match="not decisions"):
         Decisions.load(tmp_path)
+
+
+def test_decisions_on_rows_with_pictures_hold_and_edit_without_decoding():
+    broken = Dataset.from_list(
+        [{"picture": {"bytes": b"no picture", "path": None}}] * 5, Features({"picture": Image()})
+    )
+    chosen = selection()
+    parts = {"flagged": chosen.flagged, "kept": chosen.kept}
+    pictured = {
+        name: concatenate_datasets([part, broken.select(range(len(part)))], axis=1) for name, part in parts.items()
+    }
+    chosen = replace(chosen, **pictured)
+    shown = chosen.flagged.cast_column("picture", Image(decode=False))
+    outcome = decisions(shown, "keep", "edit", "remove").apply(chosen)
+    assert outcome.counts["stale"] == 0
+    assert (len(outcome.kept), len(outcome.removed)) == (4, 1)
+    assert outcome.kept.features["picture"] == Image()
+    assert (
+        outcome.kept.cast_column("picture", Image(decode=False))["picture"][:]
+        == [broken.data["picture"][0].as_py()] * 4
+    )

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from larf_curate.errors import ConversationError, InputError, ReviewError
-from larf_curate.files import read_json, read_parquet, whole, write_json, write_parquet
+from larf_curate.files import read_json, read_parquet, undecoded, whole, write_json, write_parquet
 from larf_curate.review.answers import answer, replace_answer
 from larf_curate.review.decisions import ROW_ID, Decisions
 from larf_curate.review.merge import Decision
@@ -97,8 +97,8 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         ReviewError: If a row would be lost or doubled.
     """
     flagged = selection.flagged
-    applied = list(decisions.for_rows(flagged).rows)
-    edits = _edits(flagged, applied, columns)
+    applied = list(decisions.for_rows(undecoded(flagged)).rows)
+    edits = _edits(undecoded(flagged), applied, columns)
     applied = [_without_failed_edit(row, edits) for row in applied]
     places: dict[str, list[int]] = {name: [] for name in PARTS}
     for index, row in enumerate(applied):
@@ -161,7 +161,7 @@ def _edited(rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
     """Replace the rows that have an edit; types stay."""
     if not edits:
         return rows
-    changed = [row | dict(edits.get(row[ROW_ID], {})) for row in rows]
+    changed = [row | dict(edits.get(row[ROW_ID], {})) for row in undecoded(rows)]
     return Dataset.from_list(changed, features=rows.features)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from larf_curate.errors import InputError, ReviewError
+from larf_curate.files import undecoded
 from larf_curate.review.connection import Connection
 from larf_curate.review.decisions import ROW_ID, Decisions
 from larf_curate.review.merge import MergeRule, merged
@@ -109,7 +110,7 @@ class ReviewQueue:
             InputError: If the rows have no unique ``larf_row_id``.
             ReviewServerError: If the server stops answering; what was sent stays there.
         """
-        rows = (flagged if isinstance(flagged, Dataset) else flagged.flagged).with_format(None)
+        rows = undecoded(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
         _check_ids(rows)
         store = self._store(create=True)
