@@ -58,11 +58,15 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
 
 
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
-    """Write a dataset as Parquet shards of at most ``ROWS_PER_SHARD`` rows; an empty one gives one empty shard.
+    """Write a dataset as Parquet shards of at most ``ROWS_PER_SHARD`` rows, in place of those of an earlier one.
+
+    An empty dataset gives one empty shard.
 
     Returns:
         The shards, in row order.
     """
+    for earlier in Path(folder).glob("part-*.parquet"):
+        earlier.unlink()
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):

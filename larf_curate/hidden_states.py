@@ -324,6 +324,7 @@ def load_reader(
     Raises:
         ModelError: If the model cannot be loaded or has no such layers.
     """
+    _check_device(device)
     if in_worker():
         torch.set_num_threads(1)
     return _load_reader(source, layers, device, max_length, batch_tokens)
@@ -438,6 +439,14 @@ def resolve_device(device: str | None = None, rank: int | None = None) -> str:
     if torch.cuda.is_available():
         return f"cuda:{(rank or 0) % torch.cuda.device_count()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot compute on device {device!r}: {first}; leave it out to take what there is") from error
 
 
 def resolve_dtype(dtype: Dtype, device: str) -> Dtype:

@@ -1,6 +1,7 @@
 """A scored dataset on disk: one Parquet file a piece, each whole or absent, and a manifest when all are there."""
 
 import glob
+import hashlib
 import json
 import multiprocessing
 import os
@@ -19,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, Image, Video
 from datasets.exceptions import DatasetsError
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from larf_curate import __version__
 from larf_curate.conversation import to_conversation
 from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.files import no_progress_bars, read_json, sha256, undecoded, whole, write_json
+from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, undecoded, whole, write_json
 from larf_curate.sources import Piece, Source
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-BATCH_ROWS = 1000
+BATCH_ROWS = 250
 SCORABLE = ("ok", "truncated")
 
 
@@ -100,10 +102,15 @@ def score_source(
         The manifest: kind, source, profile, rows, status counts, shards with digests.
 
     Raises:
-        InputError: If the folder is in use for something else or was begun with other settings.
+        InputError: If the folder is in use, by another process or for something else, or was begun with other settings.
         ScoringError: If a worker process dies, or the disk is full.
     """
     folder = Path(out)
+    with _alone_in(folder):
+        return _score_into(folder, source, scorer, resume, num_proc)
+
+
+def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> dict[str, Any]:
     _begin(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
     todo = [piece for piece in source.pieces if _rows_in(_file(folder, piece)) != len(piece.rows)]
     done = source.rows - sum(len(piece.rows) for piece in todo)
@@ -113,6 +120,19 @@ def score_source(
     manifest = _manifest(source, scorer, folder)
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a folder; the system lets go of the lock however this one ends."""
+    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    path = cache_home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"another process is scoring into {folder}: wait for it, or name another folder") from error
 
 
 def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, most: int = 3) -> list[tuple[int, str]]:

@@ -102,3 +102,10 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_home() == tmp_path
     monkeypatch.setenv("LARF_CURATE_HOME", "")
     assert cache_home().name == "larf-curate"
+
+
+def test_fewer_shards_replace_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_PER_SHARD", 2)
+    write_parquet(Dataset.from_dict({"a": list(range(5))}), tmp_path)
+    write_parquet(Dataset.from_dict({"a": [7, 8]}), tmp_path)
+    assert read_parquet(tmp_path)["a"][:] == [7, 8]

@@ -239,3 +239,10 @@ def test_a_reader_is_of_the_asked_model_only(tiny_llama, tiny_qwen2):
             [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}], return_dict=False
         ),
     )
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(tiny_llama, device):
+    with pytest.raises(ModelError, match=f"cannot compute on device '{device}'") as error:
+        load_reader(ModelSource(model_id=str(tiny_llama), dtype="float32"), (0,), device=device)
+    assert "\n" not in str(error.value)

@@ -371,3 +371,10 @@ def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_sc
     score_source(source, scorer, tmp_path / "out")
     assert Scored.load(tmp_path / "out").rows["larf_status"][:] == ["ok", "empty"]
     assert [index for index, _ in first_reasons(source, tmp_path / "out", scorer)] == [1]
+
+
+def test_two_processes_never_score_into_one_folder(data, scorer, tmp_path):
+    with scored._alone_in(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
+        score_source(open_source(str(data)), scorer, tmp_path / "out")
+    score_source(open_source(str(data)), scorer, tmp_path / "out")
+    check_whole(tmp_path / "out")
