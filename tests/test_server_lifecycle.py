@@ -136,7 +136,7 @@ def test_killed_in_the_middle_of_pushes_and_answers_it_loses_nothing_it_acknowle
 
 
 def until_gone(server):
-    # A killed process closes its sockets a moment before its lock: the callers can notice its end before the kernel is done.
+    # A killed process closes its sockets a moment before its lock: callers may notice first.
     deadline = time.monotonic() + 30
     while server.status().running:
         assert time.monotonic() < deadline
