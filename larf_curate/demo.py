@@ -14,7 +14,7 @@ from larf_curate.data import load_rows
 from larf_curate.demo_model import demo_model
 from larf_curate.exemplars import ExemplarIndex
 from larf_curate.files import no_progress_bars, read_json, write_json
-from larf_curate.hidden_states import ModelSource, count_layers
+from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import SafetyProfile
 from larf_curate.publish import Publication, publish
 from larf_curate.references import ReferenceSet

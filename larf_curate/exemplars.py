@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from larf_curate.conversation import Row
+from larf_curate.devices import in_worker
 from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import cache_home, read_json, whole, write_json
-from larf_curate.hidden_states import Vectors, in_worker
+from larf_curate.hidden_states import Vectors
 from larf_curate.profile import SafetyProfile, read_states
 from larf_curate.references import ReferenceSet
 from larf_curate.signals.geometry import unit

@@ -5,27 +5,23 @@ model is cut off after the deepest layer asked for: later blocks and the vocabul
 """
 
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
-import multiprocess
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from larf_curate.blocks import cut, decoder_blocks, same_blocks
-from larf_curate.errors import LarfCurateError, ModelError, ScoringError
-from larf_curate.rendering import Tokenizer, Tokens, Turn
+from larf_curate.blocks import decoder_blocks
+from larf_curate.errors import ModelError, ScoringError
+from larf_curate.rendering import Tokenizer, Tokens
 from larf_curate.shortcuts import SHORTCUTS, Shortcut, common_prefix, only_at, repeated, run_prefix
 
 Vectors = NDArray[np.float32]
@@ -35,37 +31,10 @@ States = dict[Position, Vectors]
 POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean", "length")
 """Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens;
 ``length`` is no state but the number of tokens up to the turn's end, the same at every layer."""
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_MAX_LENGTH = 4096
 DEFAULT_BATCH_TOKENS = 4096
-UNRUNNABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
-"""What a forward pass raises that a model was not made for."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """Which model to read, and how.
-
-    Args:
-        model_id: A local folder or a Hub id.
-        revision: Branch, tag or commit of a Hub id.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware computes in it.
-        chat_template: A Jinja chat template to use instead of the tokenizer's own.
-        trust_remote_code: Whether code from the model's repository may run.
-    """
-
-    model_id: str
-    revision: str | None = None
-    dtype: Dtype = "auto"
-    chat_template: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Options that every ``from_pretrained`` takes."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -290,208 +259,3 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
-
-
-def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load a tokenizer, with the source's chat template if it gives one.
-
-    Raises:
-        ModelError: If it cannot be loaded.
-    """
-    tokenizer = _load(transformers.AutoTokenizer, source)
-    if source.chat_template is not None:
-        tokenizer.chat_template = source.chat_template
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def load_reader(
-    source: ModelSource,
-    layers: tuple[int, ...],
-    *,
-    device: str,
-    max_length: int = DEFAULT_MAX_LENGTH,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-) -> StateReader:
-    """Load a model up to its deepest asked layer; the last one loaded is kept for the next call.
-
-    Args:
-        source: The model.
-        layers: 0-based decoder blocks.
-        device: A torch device, such as ``cpu``, ``cuda:1`` or ``mps``.
-        max_length: Longest conversation in tokens.
-        batch_tokens: Most tokens of one batch.
-
-    Raises:
-        ModelError: If the model cannot be loaded or has no such layers.
-    """
-    _check_device(device)
-    if in_worker():
-        torch.set_num_threads(1)
-    return _load_reader(source, layers, device, max_length, batch_tokens)
-
-
-@lru_cache(maxsize=1)
-def _load_reader(
-    source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
-) -> StateReader:
-    config = _load(transformers.AutoConfig, source)
-    commit = getattr(config, "_commit_hash", None)
-    _check_layers(layers, _count(config, source), source.model_id)
-    model = _load_decoder(source, config, max(layers) + 1, getattr(torch, resolve_dtype(source.dtype, device)))
-    reader = StateReader(
-        model=model.eval().requires_grad_(False).to(device),
-        tokenizer=load_tokenizer(source),
-        layers=layers,
-        revision=commit,
-        max_length=min(max_length, _longest(model.config, max_length)),
-        batch_tokens=batch_tokens,
-    )
-    reader.shortcuts = exact_shortcuts(reader)
-    return reader
-
-
-def _load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """At least the first blocks of a model, without its head and without what it sees or hears with."""
-    short = cut(config, count)
-    if not same_blocks(config, short, trust_remote_code=source.trust_remote_code):
-        short = config  # its first blocks depend on how many follow: all are loaded
-    model = _load(transformers.AutoModel, source, config=short, dtype=dtype)
-    return model.get_decoder()
-
-
-def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
-    """Find which of its shortcuts give a model's own states, with two made-up conversations.
-
-    Args:
-        reader: A reader of the model.
-
-    Returns:
-        All of the reader's shortcuts but those that the model's blocks do not allow.
-
-    Raises:
-        ModelError: If the states of a conversation depend on the padding behind it, or the model does not run.
-    """
-    vocabulary = reader.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    ids = [index * 7919 % vocabulary for index in range(20)]
-    probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]
-
-    tolerance = 0.001 if reader.model.dtype == torch.float32 else 0.05  # of halves, errors are about 0.01
-
-    def states(conversations: Sequence[Tokens], shortcuts: frozenset[Shortcut]) -> NDArray[np.float32]:
-        plain = replace(reader, shortcuts=shortcuts)
-        return np.concatenate(list(plain(conversations, ("last", "prompt", "mean")).values()), axis=1)
-
-    try:
-        want = np.concatenate([states([probe], frozenset()) for probe in probes])
-        if not _alike(states(probes, frozenset()), want, tolerance):
-            raise ModelError(
-                f"the states of {type(reader.model).__name__} depend on what comes after them: only causal "
-                "decoder models can be read"
-            )
-    except UNRUNNABLE as error:
-        if isinstance(error, LarfCurateError):
-            raise
-        raise ModelError(f"cannot read states from {type(reader.model).__name__}: {error}") from error
-
-    def exact(shortcuts: frozenset[Shortcut]) -> bool:
-        try:
-            return _alike(states(probes, shortcuts), want, tolerance)
-        except UNRUNNABLE:
-            return False
-
-    if exact(reader.shortcuts):
-        return reader.shortcuts
-    return frozenset(shortcut for shortcut in reader.shortcuts if exact(frozenset({shortcut})))
-
-
-def _alike(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float) -> bool:
-    """Whether states differ by rounding only, on average; wrong ones are off by about their own length."""
-    with np.errstate(all="ignore"):
-        errors = np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)
-    errors = errors[np.isfinite(errors)]  # an overflow is an error of a row, not of a model
-    return not errors.size or float(errors.mean()) < tolerance
-
-
-def _longest(config: Any, default: int) -> int:  # noqa: ANN401  any config of transformers
-    """Most tokens a model reads with one set of rotary frequencies; beyond, a row's states depend on its batch."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"])
-    return getattr(config, "max_position_embeddings", None) or default
-
-
-def count_layers(source: ModelSource) -> int:
-    """Number of decoder blocks of a model, from its config alone."""
-    return _count(_load(transformers.AutoConfig, source), source)
-
-
-def _count(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any config of transformers
-    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    if config.is_encoder_decoder or not isinstance(count, int):
-        raise ModelError(f"wanted a decoder model, got {config.model_type!r} in {source.model_id!r}: take a chat model")
-    return count
-
-
-def resolve_device(device: str | None = None, rank: int | None = None) -> str:
-    """The device asked for, else the GPU of this rank, else the first accelerator there is, else the CPU."""
-    if device and device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return f"cuda:{(rank or 0) % torch.cuda.device_count()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot compute on device {device!r}: {first}; leave it out to take what there is") from error
-
-
-def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
-    """``auto`` becomes bfloat16 where the device computes in it, float32 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
-    if not layers or not all(0 <= layer < count for layer in layers):
-        raise ModelError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")
-
-
-def in_worker() -> bool:
-    """Whether this is a worker process.
-
-    A forked one waits for ever for the thread pools of its parent: libraries must be told to use one thread there.
-    """
-    return multiprocess.parent_process() is not None
-
-
-def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
-    """``from_pretrained`` with errors in one line, and without its report on the weights left out."""
-    try:
-        with quiet():
-            return kind.from_pretrained(source.model_id, **source.loading, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "folder" if os.path.isdir(source.model_id) else "Hub id"
-        raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the loading reports and progress bars of `transformers`."""
-    reports = transformers.utils.logging
-    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    reports.set_verbosity_error()
-    reports.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reports.set_verbosity(level)
-        if bars:
-            reports.enable_progress_bar()

@@ -18,22 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from larf_curate import __version__
 from larf_curate.conversation import Row, to_messages
+from larf_curate.devices import Dtype, resolve_device, resolve_dtype
 from larf_curate.errors import InputError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.files import cache_home, read_json, whole, write_json
-from larf_curate.hidden_states import (
-    DEFAULT_BATCH_TOKENS,
-    DEFAULT_MAX_LENGTH,
-    POSITIONS,
-    Dtype,
-    ModelSource,
-    StateReader,
-    States,
-    Vectors,
-    count_layers,
-    load_reader,
-    resolve_device,
-    resolve_dtype,
-)
+from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, POSITIONS, StateReader, States, Vectors
+from larf_curate.loading import load_reader
+from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Renderer, template_digest
 from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind

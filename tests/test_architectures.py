@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose
 
 from larf_curate.blocks import decoder_blocks
 from larf_curate.errors import ModelError
-from larf_curate.hidden_states import ModelSource, count_layers, load_reader
+from larf_curate.loading import load_reader
+from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.rendering import Tokens, Turn
 from larf_curate.shortcuts import SHORTCUTS
 from tests.models_fixture import tiny_tokenizer

@@ -13,7 +13,7 @@ from larf_curate.cli import main
 from larf_curate.diagnose import diagnose
 from larf_curate.diagnose.figures import agreement, auroc, average_precision, rank_correlation
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
-from larf_curate.hidden_states import ModelSource
+from larf_curate.model_source import ModelSource
 from larf_curate.profile import SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from larf_curate.errors import InputError, MissingExtraError
 from larf_curate.exemplars import CONFIG_FILE, STATES_FILE, ExemplarIndex
-from larf_curate.hidden_states import load_reader
+from larf_curate.loading import load_reader
 from larf_curate.profile import SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer

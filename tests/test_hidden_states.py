@@ -8,16 +8,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate.blocks import decoder_blocks
+from larf_curate.devices import resolve_device, resolve_dtype
 from larf_curate.errors import ModelError
-from larf_curate.hidden_states import (
-    POSITIONS,
-    ModelSource,
-    StateReader,
-    count_layers,
-    load_reader,
-    resolve_device,
-    resolve_dtype,
-)
+from larf_curate.hidden_states import POSITIONS, StateReader
+from larf_curate.loading import load_reader
+from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.rendering import Renderer, Tokens, Turn
 
 ROWS = [

@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
 from larf_curate.errors import ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
-from larf_curate.hidden_states import POSITIONS, load_reader
+from larf_curate.hidden_states import POSITIONS
+from larf_curate.loading import load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer

@@ -11,7 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from larf_curate.blocks import decoder_blocks
 from larf_curate.errors import ScoringError
-from larf_curate.hidden_states import POSITIONS, ModelSource, load_reader
+from larf_curate.hidden_states import POSITIONS
+from larf_curate.loading import load_reader
+from larf_curate.model_source import ModelSource
 from larf_curate.rendering import Tokens, Turn
 from larf_curate.shortcuts import MIN_PREFIX, SHORTCUTS, common_prefix, repeated, run_prefix
 

@@ -9,7 +9,7 @@ from larf_curate.cli.options import FOLDER, device_option, max_length_option, re
 from larf_curate.cli.output import echo_json, echo_table, json_option
 
 if TYPE_CHECKING:
-    from larf_curate.hidden_states import Dtype
+    from larf_curate.devices import Dtype
 
 
 @click.command()

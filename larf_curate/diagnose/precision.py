@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from larf_curate.devices import resolve_device
 from larf_curate.diagnose.figures import rank_correlation
 from larf_curate.diagnose.texts import Rows
-from larf_curate.hidden_states import load_reader, resolve_device
+from larf_curate.loading import load_reader
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from larf_curate.devices import Dtype
 from larf_curate.errors import InputError
-from larf_curate.hidden_states import Dtype
 from larf_curate.layers.grid import ALPHAS, OUTERMOST, check_alphas
 from larf_curate.layers.methods import METHODS, Finding, Task
 from larf_curate.layers.prompts import Prompts, load_prompts

@@ -15,8 +15,9 @@ from torch import nn
 
 from larf_curate.blocks import decoder_blocks, projections
 from larf_curate.conversation import Row
+from larf_curate.devices import Dtype, resolve_device, resolve_dtype
 from larf_curate.errors import InputError, ModelError
-from larf_curate.hidden_states import Dtype, ModelSource, load_tokenizer, resolve_device, resolve_dtype
+from larf_curate.model_source import ModelSource, load_tokenizer
 from larf_curate.rendering import Renderer, template_digest
 
 SAMPLED = 1024

@@ -33,7 +33,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from larf_curate import LarfScorer, SafetyProfile
 from larf_curate.blocks import decoder_blocks
 from larf_curate.conversation import to_messages
-from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, ModelSource, count_layers, load_reader, resolve_device
+from larf_curate.devices import resolve_device
+from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS
+from larf_curate.loading import load_reader
+from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.rendering import Renderer
 from larf_curate.shortcuts import SHORTCUTS, common_prefix
 
