@@ -90,6 +90,13 @@ def test_a_saved_profile_is_read_back_whole(profile, saved):
             assert_array_equal(again.states[side][position], profile.states[side][position])
 
 
+def test_reading_the_references_shows_how_far_it_is(tiny_llama, refs, capsys):
+    SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE)
+    shown = capsys.readouterr().err
+    assert "references" in shown
+    assert "18/18" in shown, "4 unsafe, 4 safe and 10 neutral rows"
+
+
 def test_building_twice_gives_the_same_digest(tiny_llama, refs, profile):
     assert SafetyProfile.build(tiny_llama, refs, layers=[3, 1], **PROFILE).digest == profile.digest
 

@@ -1,4 +1,4 @@
-"""SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
+"""The profile itself: made from a model and references, it fits signals and loads the model again."""
 
 import hashlib
 import json
@@ -10,35 +10,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
 from larf_curate import __version__
-from larf_curate.conversation import Row, to_messages
+from larf_curate.conversation import Row
 from larf_curate.devices import Dtype, resolve_device, resolve_dtype
-from larf_curate.errors import InputError, ProfileError, ProfileMismatchError, ReferenceSetError
-from larf_curate.files import cache_home, read_json, whole, write_json
-from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, POSITIONS, StateReader, States, Vectors
+from larf_curate.errors import ProfileError, ProfileMismatchError
+from larf_curate.files import cache_home
+from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader, States, Vectors
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
+from larf_curate.profile import storage
+from larf_curate.profile.checks import check_apart, check_drift, check_unlike
+from larf_curate.profile.reading import SIDES, read_sides, read_states
+from larf_curate.profile.record import describe, describe_neutral, identify
 from larf_curate.references import ReferenceSet, load_neutral
-from larf_curate.rendering import Renderer, template_digest
+from larf_curate.rendering import template_digest
 from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
-from larf_curate.signals.geometry import mean_unit
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.signals.separation import best_layers
-
-FORMAT = 1
-CONFIG_FILE = "larf_profile.json"
-STATES_FILE = "larf_profile.safetensors"
-SIDES = ("unsafe", "safe", "neutral")
-DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
-"""Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
-ALIKE = 1e-3
-"""Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,10 +105,10 @@ class SafetyProfile:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
         ordinary = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
-        _check_apart(refs, ordinary)
+        check_apart(refs, ordinary)
         device = resolve_device(device)
         source = ModelSource(
-            model_id=_identify(model),
+            model_id=identify(model),
             revision=revision,
             dtype=resolve_dtype(dtype, device),
             chat_template=chat_template,
@@ -133,18 +122,15 @@ class SafetyProfile:
             source=replace(source, revision=reader.revision or revision),
             template_digest=template_digest(reader.tokenizer),
             layers=chosen,
-            states={
-                side: read_states(reader, rows, side)
-                for side, rows in zip(SIDES, (refs.unsafe, refs.safe, ordinary), strict=True)
-            },
-            references=_describe(refs),
-            neutral=_describe_neutral(neutral, ordinary),
+            states=read_sides(reader, dict(zip(SIDES, (refs.unsafe, refs.safe, ordinary), strict=True))),
+            references=describe(refs),
+            neutral=describe_neutral(neutral, ordinary),
             canary=dict(refs.unsafe[0]),
             signal=signal,
             top_k=top_k,
             max_length=max_length,
         )
-        _check_unlike(profile.states)
+        check_unlike(profile.states)
         profile.fit(signal)
         return profile.at(profile.best_layers()) if isinstance(layers, str) and layers == "auto" else profile
 
@@ -220,7 +206,7 @@ class SafetyProfile:
             ModelError: If the model cannot be loaded.
             ProfileMismatchError: If it is another model, or its chat template is another.
         """
-        source = replace(self.source, model_id=_identify(model), revision=None) if model else self.source
+        source = replace(self.source, model_id=identify(model), revision=None) if model else self.source
         reader = load_reader(
             source,
             self.layers,
@@ -241,13 +227,7 @@ class SafetyProfile:
         if reader.width != self.width:
             raise ProfileMismatchError(f"{source.model_id} has another width than the model of this profile")
         computed = read_states(reader, [self.canary], "unsafe")["last"]
-        drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
-        allowed = DRIFT[source.dtype]
-        if not drift.max() <= allowed:
-            raise ProfileMismatchError(
-                f"{source.model_id} is not the model this profile was built with ({self.source.model_id}): its states "
-                f"differ by {drift.max():.1%}, wanted at most {allowed:.1%}; build a profile for it"
-            )
+        check_drift(computed, recorded, dtype=source.dtype, model_id=source.model_id, built_with=self.source.model_id)
 
     @cached_property
     def digest(self) -> str:
@@ -283,9 +263,7 @@ class SafetyProfile:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the profile into a folder, as ``larf_profile.json`` and ``larf_profile.safetensors``."""
-        with whole(Path(folder) / STATES_FILE) as aside:
-            save_file(self._tensors(), aside, metadata={"digest": self.digest})
-        write_json(Path(folder) / CONFIG_FILE, self._config())
+        storage.write(Path(folder), self._config(), self._tensors(), self.digest)
 
     @classmethod
     def from_pretrained(
@@ -307,30 +285,16 @@ class SafetyProfile:
         Raises:
             ProfileError: If there is none, it is damaged, or a newer version of this package wrote it.
         """
-        folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
-        if not (folder / CONFIG_FILE).exists():
-            raise ProfileError(f"no {CONFIG_FILE} in {name}: wanted a folder or Hub id that save_pretrained wrote")
+        folder = storage.find(name, revision=revision, token=token)
+        config = storage.read_config(folder, name)
         try:
-            config = dict(read_json(folder / CONFIG_FILE))
-        except (InputError, TypeError, ValueError) as error:
-            raise ProfileError(f"the profile in {name} is damaged ({error}): build it again") from error
-        if config.get("format") != FORMAT:
-            raise ProfileError(f"profile format {config.get('format')} in {name}, wanted {FORMAT}: upgrade larf-curate")
-        try:
-            tensors = load_file(folder / STATES_FILE)
-            states: dict[str, States] = {side: {} for side in SIDES}
-            for key, value in tensors.items():
-                side, position = key.split(".")
-                states[side][position] = value  # type: ignore[index]
-            fields = {key: value for key, value in config.items() if key != "format"}
             source = ModelSource(**config["source"] | {"trust_remote_code": trust_remote_code})
-            fields |= {"source": source, "layers": tuple(config["layers"]), "states": states}
-            profile = cls(**fields)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ProfileError(f"the profile in {name} is damaged ({error}): build it again") from error
-        with safe_open(folder / STATES_FILE, framework="numpy") as file:
-            if (file.metadata() or {}).get("digest") != profile.digest:
-                raise ProfileError(f"the profile in {name} was changed after it was written: build it again")
+            states = storage.read_tensors(folder)
+            profile = cls(**config | {"source": source, "layers": tuple(config["layers"]), "states": states})
+            digest = profile.digest
+        except storage.DAMAGES as error:
+            raise storage.damaged(name, error) from error
+        storage.check_digest(folder, name, digest)
         return profile
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -338,17 +302,14 @@ class SafetyProfile:
 
         A model that lies in a local folder is named by that folder, so others pass ``model=`` to score with it.
         """
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
         folder = cache_profile(replace(self, source=replace(self.source, model_id=self.summary()["model"])))
-        commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload safety profile")
-        return str(commit.commit_url)
+        return storage.upload(folder, repo_id, private=private, token=token)
 
     def _config(self) -> dict[str, Any]:
         keys = ("template_digest", "references", "neutral", "canary", "signal", "top_k", "max_length", "package")
         values = {key: getattr(self, key) for key in keys}
         source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
-        return {"format": FORMAT, "source": source, "layers": list(self.layers), **values}
+        return {"source": source, "layers": list(self.layers), **values}
 
     def _tensors(self) -> dict[str, Vectors]:
         return {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
@@ -357,91 +318,6 @@ class SafetyProfile:
 def cache_profile(profile: SafetyProfile) -> Path:
     """Keep a profile under its digest in the user's cache, where worker processes find it; returns the folder."""
     folder = cache_home() / "profiles" / profile.digest
-    if not (folder / CONFIG_FILE).exists():
+    if not (folder / storage.CONFIG_FILE).exists():
         profile.save_pretrained(folder)
     return folder
-
-
-def _identify(model: str | Path) -> str:
-    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-
-
-def _describe(refs: ReferenceSet) -> dict[str, Any]:
-    counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
-    return {"source": refs.source, "digest": refs.digest, **counts, "labels": list(refs.labels)}
-
-
-def _describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    source = Path(name).name if isinstance(name, str | Path) else "rows"
-    return {"source": source, "digest": neutral_digest(rows), "rows": len(rows)}
-
-
-def neutral_digest(rows: Sequence[Row]) -> str:
-    """Hex SHA-256 of neutral rows."""
-    text = json.dumps([to_messages(row) for row in rows], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
-    """Refuse neutral rows that are references."""
-    known = {
-        json.dumps(to_messages(row), sort_keys=True): f"{side} reference {index}"
-        for side, rows in (("safe", refs.safe), ("unsafe", refs.unsafe))
-        for index, row in enumerate(rows)
-    }
-    for index, row in enumerate(ordinary):
-        if same := known.get(json.dumps(to_messages(row), sort_keys=True)):
-            raise ReferenceSetError(
-                f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
-                "take it out of the neutral rows"
-            )
-
-
-def _check_unlike(states: dict[str, States]) -> None:
-    """Refuse references whose two sides the model cannot tell apart at any layer."""
-    difference = mean_unit(states["unsafe"]["last"]) - mean_unit(states["safe"]["last"])
-    if np.linalg.norm(difference, axis=-1).max() < ALIKE:
-        raise ReferenceSetError(
-            "wanted unsafe and safe references that differ, got two sides with the same states (mean cosine difference "
-            f"below {ALIKE:g} at every layer): do both sides hold the same answers?"
-        )
-
-
-def read_states(reader: StateReader, rows: Sequence[Row], side: str) -> States:
-    """Read the states after the last turn of each reference; one that cannot be scored would shift the pairs.
-
-    Args:
-        reader: The model.
-        rows: n references.
-        side: What to call them in errors.
-
-    Returns:
-        States of shape (n, layers, d) at every position.
-
-    Raises:
-        ReferenceSetError: If one cannot be scored or its states are not finite.
-    """
-    rendered = Renderer(reader.tokenizer, reader.max_length)(rows)
-    tokens = []
-    for index, item in enumerate(rendered):
-        if item.tokens is None:
-            raise ReferenceSetError(f"{side} reference {index} cannot be scored: {item.reason}")
-        tokens.append(replace(item.tokens, turns=item.tokens.turns[-1:]))
-    states = reader(tokens, POSITIONS)
-    for position, values in states.items():
-        if not np.isfinite(values).all():
-            raise ReferenceSetError(
-                f"the model gives non-finite {position} states for {side} references in this dtype: "
-                "build the profile in bfloat16 or float32"
-            )
-    return states
-
-
-def _download(name: str, revision: str | None, token: str | None) -> Path:
-    try:
-        files = [CONFIG_FILE, STATES_FILE]
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
-    except (TransportError, HFValidationError, OSError) as error:  # OSError: no such repository in the cache
-        first = str(error).strip().splitlines()[0]
-        raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error

@@ -1,0 +1,16 @@
+"""SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
+
+from larf_curate.profile.profile import SafetyProfile, cache_profile
+from larf_curate.profile.reading import SIDES, read_states
+from larf_curate.profile.record import neutral_digest
+from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
+
+__all__ = [
+    "CONFIG_FILE",
+    "SIDES",
+    "STATES_FILE",
+    "SafetyProfile",
+    "cache_profile",
+    "neutral_digest",
+    "read_states",
+]

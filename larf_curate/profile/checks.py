@@ -1,0 +1,64 @@
+"""What would make a profile wrong: neutral rows that are references, sides that are one, another model."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from larf_curate.conversation import Row, to_messages
+from larf_curate.errors import ProfileMismatchError, ReferenceSetError
+from larf_curate.hidden_states import States, Vectors
+from larf_curate.references import ReferenceSet
+from larf_curate.signals.geometry import mean_unit
+
+DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
+"""Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
+ALIKE = 1e-3
+"""Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
+
+
+def check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
+    """Refuse neutral rows that are references."""
+    known = {
+        json.dumps(to_messages(row), sort_keys=True): f"{side} reference {index}"
+        for side, rows in (("safe", refs.safe), ("unsafe", refs.unsafe))
+        for index, row in enumerate(rows)
+    }
+    for index, row in enumerate(ordinary):
+        if same := known.get(json.dumps(to_messages(row), sort_keys=True)):
+            raise ReferenceSetError(
+                f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
+                "take it out of the neutral rows"
+            )
+
+
+def check_unlike(states: dict[str, States]) -> None:
+    """Refuse references whose two sides the model cannot tell apart at any layer."""
+    difference = mean_unit(states["unsafe"]["last"]) - mean_unit(states["safe"]["last"])
+    if np.linalg.norm(difference, axis=-1).max() < ALIKE:
+        raise ReferenceSetError(
+            "wanted unsafe and safe references that differ, got two sides with the same states (mean cosine difference "
+            f"below {ALIKE:g} at every layer): do both sides hold the same answers?"
+        )
+
+
+def check_drift(computed: Vectors, recorded: Vectors, *, dtype: str, model_id: str, built_with: str) -> None:
+    """Refuse a model whose state of the first reference is not the recorded one.
+
+    Args:
+        computed: Shape (1, layers, d).
+        recorded: Shape (1, layers, d).
+        dtype: The dtype the model computes in.
+        model_id: The model at hand.
+        built_with: The model that the profile was built with.
+
+    Raises:
+        ProfileMismatchError: If they differ by more than rounding.
+    """
+    drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
+    allowed = DRIFT[dtype]
+    if not drift.max() <= allowed:
+        raise ProfileMismatchError(
+            f"{model_id} is not the model this profile was built with ({built_with}): its states "
+            f"differ by {drift.max():.1%}, wanted at most {allowed:.1%}; build a profile for it"
+        )

@@ -1,0 +1,63 @@
+"""States of references and neutral rows, all of which must be scorable."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from larf_curate.conversation import Row
+from larf_curate.errors import ReferenceSetError
+from larf_curate.hidden_states import POSITIONS, StateReader, States
+from larf_curate.rendering import Renderer, Tokens
+
+SIDES = ("unsafe", "safe", "neutral")
+CHUNK = 32
+"""Rows between two steps of the progress bar."""
+
+
+def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
+    """Read the states of the rows of every side, under one progress bar; see `read_states` for the errors."""
+    with tqdm(total=sum(map(len, sides.values())), desc="references", unit="row") as bar:
+        return {side: read_states(reader, rows, side, bar) for side, rows in sides.items()}
+
+
+def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[Any] | None" = None) -> States:
+    """Read the states after the last turn of each reference; one that cannot be scored would shift the pairs.
+
+    Args:
+        reader: The model.
+        rows: n references.
+        side: What to call them in errors.
+        bar: A progress bar to move on by n.
+
+    Returns:
+        States of shape (n, layers, d) at every position.
+
+    Raises:
+        ReferenceSetError: If one cannot be scored or its states are not finite.
+    """
+    tokens = _tokens(reader, rows, side)
+    parts = []
+    for start in range(0, max(len(tokens), 1), CHUNK):
+        parts.append(reader(tokens[start : start + CHUNK], POSITIONS))
+        if bar is not None:
+            bar.update(len(tokens[start : start + CHUNK]))
+    states: States = {position: np.concatenate([part[position] for part in parts]) for position in POSITIONS}
+    for position, values in states.items():
+        if not np.isfinite(values).all():
+            raise ReferenceSetError(
+                f"the model gives non-finite {position} states for {side} references in this dtype: "
+                "build the profile in bfloat16 or float32"
+            )
+    return states
+
+
+def _tokens(reader: StateReader, rows: Sequence[Row], side: str) -> list[Tokens]:
+    tokens = []
+    for index, item in enumerate(Renderer(reader.tokenizer, reader.max_length)(rows)):
+        if item.tokens is None:
+            raise ReferenceSetError(f"{side} reference {index} cannot be scored: {item.reason}")
+        tokens.append(replace(item.tokens, turns=item.tokens.turns[-1:]))
+    return tokens

@@ -1,0 +1,33 @@
+"""What a profile keeps of the rows it was built from: where they came from and a digest, not their texts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from larf_curate.conversation import Row, to_messages
+from larf_curate.references import ReferenceSet
+
+
+def identify(model: str | Path) -> str:
+    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+
+
+def describe(refs: ReferenceSet) -> dict[str, Any]:
+    """Source, digest, counts and labels of references."""
+    counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
+    return {"source": refs.source, "digest": refs.digest, **counts, "labels": list(refs.labels)}
+
+
+def describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    """Source, digest and count of neutral rows, without their folder."""
+    source = Path(name).name if isinstance(name, str | Path) else "rows"
+    return {"source": source, "digest": neutral_digest(rows), "rows": len(rows)}
+
+
+def neutral_digest(rows: Sequence[Row]) -> str:
+    """Hex SHA-256 of neutral rows."""
+    text = json.dumps([to_messages(row) for row in rows], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

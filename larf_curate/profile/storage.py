@@ -1,0 +1,97 @@
+"""The files of a profile: ``larf_profile.json`` and ``larf_profile.safetensors``, in a folder or on the Hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from larf_curate.errors import InputError, ProfileError
+from larf_curate.files import read_json, whole, write_json
+from larf_curate.hidden_states import States, Vectors
+
+FORMAT = 1
+CONFIG_FILE = "larf_profile.json"
+STATES_FILE = "larf_profile.safetensors"
+DAMAGES = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What a damaged file raises while a profile is made of it."""
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], digest: str) -> None:
+    """Write settings, states and the digest of both into a folder."""
+    with whole(folder / STATES_FILE) as aside:
+        save_file(tensors, aside, metadata={"digest": digest})
+    write_json(folder / CONFIG_FILE, {"format": FORMAT, **config})
+
+
+def find(name: str | Path, *, revision: str | None, token: str | None) -> Path:
+    """The folder of a profile, downloaded if it is none here.
+
+    Raises:
+        ProfileError: If there is none.
+    """
+    folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
+    if not (folder / CONFIG_FILE).exists():
+        raise ProfileError(f"no {CONFIG_FILE} in {name}: wanted a folder or Hub id that save_pretrained wrote")
+    return folder
+
+
+def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
+    """The settings in a folder.
+
+    Raises:
+        ProfileError: If they are damaged, or a newer version of this package wrote them.
+    """
+    try:
+        config = dict(read_json(folder / CONFIG_FILE))
+    except (InputError, TypeError, ValueError) as error:
+        raise damaged(name, error) from error
+    if config.get("format") != FORMAT:
+        raise ProfileError(f"profile format {config.get('format')} in {name}, wanted {FORMAT}: upgrade larf-curate")
+    return {key: value for key, value in config.items() if key != "format"}
+
+
+def read_tensors(folder: Path) -> dict[str, States]:
+    """States by side and position; raises one of `DAMAGES` if they are damaged."""
+    states: dict[str, States] = {}
+    for key, value in load_file(folder / STATES_FILE).items():
+        side, position = key.split(".")
+        states.setdefault(side, {})[position] = value  # type: ignore[index]
+    return states
+
+
+def check_digest(folder: Path, name: str | Path, digest: str) -> None:
+    """Refuse files that are not those that were written together.
+
+    Raises:
+        ProfileError: If the digest is another than the recorded one.
+    """
+    with safe_open(folder / STATES_FILE, framework="numpy") as file:
+        if (file.metadata() or {}).get("digest") != digest:
+            raise ProfileError(f"the profile in {name} was changed after it was written: build it again")
+
+
+def damaged(name: str | Path, error: Exception) -> ProfileError:
+    """The error that tells of damaged files."""
+    return ProfileError(f"the profile in {name} is damaged ({error}): build it again")
+
+
+def upload(folder: Path, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Upload a profile's folder to a Hub model repository; returns the URL of the commit."""
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload safety profile")
+    return str(commit.commit_url)
+
+
+def _download(name: str, revision: str | None, token: str | None) -> Path:
+    try:
+        files = [CONFIG_FILE, STATES_FILE]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+    except (TransportError, HFValidationError, OSError) as error:  # OSError: no such repository in the cache
+        first = str(error).strip().splitlines()[0]
+        raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error
