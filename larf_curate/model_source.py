@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -78,6 +78,19 @@ def load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtyp
         short = config  # its first blocks depend on how many follow: all are loaded
     model = _load(transformers.AutoModel, source, config=short, dtype=dtype)
     return model.get_decoder()
+
+
+def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Any:  # noqa: ANN401
+    """Load a whole model with its head, or an adapter on its base.
+
+    Args:
+        source: The model; its dtype is not looked at.
+        dtype: Number format of the weights; ``auto`` for that of the files.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    return _load(transformers.AutoModelForCausalLM, source, dtype=dtype)
 
 
 def count_layers(source: ModelSource) -> int:

@@ -1,7 +1,6 @@
 """The model whose layers are sought: loaded with its head and tokenizer, and held still while it is probed."""
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jinja2 import TemplateError
 from torch import nn
 
 from larf_curate.blocks import decoder_blocks, projections
 from larf_curate.conversation import Row
 from larf_curate.devices import Dtype, resolve_device, resolve_dtype
-from larf_curate.errors import InputError, ModelError
-from larf_curate.model_source import ModelSource, load_tokenizer
+from larf_curate.errors import InputError
+from larf_curate.model_source import ModelSource, load_causal_lm, load_tokenizer
 from larf_curate.rendering import Renderer, template_digest
 
 SAMPLED = 1024
@@ -149,26 +147,6 @@ def load_subject(
         return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), Path(name).name or "model")
     device = resolve_device(device)
     source = ModelSource(model_id=str(model), revision=revision, trust_remote_code=trust_remote_code)
-    precision = getattr(torch, resolve_dtype(dtype, device))
-    try:
-        with _quiet():
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(str(model), dtype=precision, **source.loading)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next(itertools.chain(str(error).strip().splitlines(), [type(error).__name__]))
-        raise ModelError(f"cannot load the model {str(model)!r}: {reason}") from error
+    loaded = load_causal_lm(source, getattr(torch, resolve_dtype(dtype, device)))
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return Subject(loaded.to(device), tokenizer or load_tokenizer(source), name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

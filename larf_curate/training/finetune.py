@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
-from larf_curate.errors import InputError, ModelError
+from larf_curate.errors import InputError
+from larf_curate.model_source import ModelSource, load_tokenizer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.contrastive import References
 from larf_curate.training.rows import training_rows
@@ -113,7 +113,7 @@ def fine_tune(
         ModelError: If the model cannot be loaded or has no layer for the LoRA.
         TrainingError: If the loss breaks.
     """
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(ModelSource(model_id=model))
     table = training_rows(rows, tokenizer, max_length=recipe.max_length, columns=columns)
     options = _options(recipe, str(output), seed, save_steps)
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
@@ -166,15 +166,3 @@ def _lora(recipe: Recipe) -> LoraConfig | None:
         target_modules=list(recipe.lora_targets),
         task_type="CAUSAL_LM",
     )
-
-
-def load_tokenizer(model: str) -> Any:  # noqa: ANN401  transformers has no types
-    """Load a model's tokenizer.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {model}: {str(error).splitlines()[0]}") from error

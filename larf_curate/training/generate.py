@@ -1,14 +1,16 @@
 """Greedy answers of a chat model to prompts, in left-padded batches."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
+from larf_curate.devices import resolve_device, resolve_dtype
 from larf_curate.errors import InputError, ModelError
+from larf_curate.model_source import ModelSource, load_causal_lm, load_tokenizer
 
 Chat = str | list[dict[str, str]]
 """A prompt: the user's words, or messages."""
@@ -17,19 +19,18 @@ Chat = str | list[dict[str, str]]
 def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
     """Load a model, or the adapter of one, and its tokenizer, from a folder or the Hub.
 
+    Weights keep the dtype of their files where the hardware computes in bfloat16, and are float32 elsewhere.
+
     Args:
         name: Folder or Hub id.
-        device: As in torch; by default the accelerator if there is one.
+        device: As in torch; by default the first accelerator there is.
 
     Raises:
         ModelError: If there is no such model.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {name}: {str(error).splitlines()[0]}") from error
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+    device, source = resolve_device(device), ModelSource(model_id=name)
+    dtype: Literal["auto"] | torch.dtype = "auto" if resolve_dtype("auto", device) == "bfloat16" else torch.float32
+    return load_causal_lm(source, dtype).to(device), load_tokenizer(source)
 
 
 def generate_answers(

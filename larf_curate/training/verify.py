@@ -14,10 +14,11 @@ from datasets import Dataset
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
+from larf_curate.model_source import ModelSource, load_tokenizer
 from larf_curate.training.checks import Checks
 from larf_curate.training.contrastive import References
 from larf_curate.training.evaluate import RefusalReport
-from larf_curate.training.finetune import Recipe, fine_tune, load_tokenizer
+from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.generate import load_model
 from larf_curate.training.rows import training_rows, training_tokens
 from larf_curate.training.statistics import RESAMPLES
@@ -106,7 +107,7 @@ class Experiment:
 
     def _tokens(self) -> list[int]:
         """Training tokens of every row; 0 for one without an answer."""
-        tokenizer = load_tokenizer(self.model)
+        tokenizer = load_tokenizer(ModelSource(model_id=self.model))
         length = self.recipes[0].max_length
         table = training_rows(self.scored, tokenizer, max_length=length, columns=self.columns, keep_all=True)
         return training_tokens(table)
