@@ -63,7 +63,7 @@ class Learned:
     """
 
     scores: NDArray[np.float32]
-    chances: Floats
+    chances: NDArray[np.float32]
     directions: NDArray[np.float32]
     removed: int
     kept: int
@@ -122,10 +122,10 @@ def rank(
     directions[rows.has_state] = space(rows.states)
     regression = Regression.of(rows, directions, space, references)
     weights = regression.fit(places, bad)
-    added = regression.features[:, 1:] @ (weights - regression.mean)[1:]
+    added = regression.features[:, 1:] @ (weights - regression.mean)[1:].astype(np.float32)
     return Learned(
         scores=(rows.scores + regression.unit * added).astype(np.float32),
-        chances=np.where(scored, expit(regression.features @ weights), np.nan),
+        chances=np.where(scored, expit(regression.features @ weights.astype(np.float32)), np.nan),
         directions=directions,
         removed=int(bad.sum()),
         kept=int((~bad).sum()),

@@ -33,7 +33,7 @@ class Regression:
         unit: Standard deviation of the scores.
     """
 
-    features: Floats
+    features: NDArray[np.float32]
     mean: Floats
     spread: Floats
     anchors: Floats
@@ -59,7 +59,7 @@ class Regression:
         anchors = np.concatenate([np.zeros((0, k)), *(space(side) for side in sides)]) if k else np.zeros((0, 0))
         counts = [len(side) for side in sides] if k else []
         return cls(
-            features=np.column_stack([np.ones(len(machine)), machine, directions]).astype(np.float64),
+            features=np.column_stack([np.ones(len(machine), np.float32), machine.astype(np.float32), directions]),
             mean=np.array([-EVEN, 1.0, *np.zeros(signals + k)]),
             spread=np.array([EVEN, 1.0, *np.ones(signals), *np.full(k, STATE_SPREAD)]),
             anchors=np.column_stack([np.zeros((len(anchors), 2 + signals)), anchors]),
@@ -73,7 +73,7 @@ class Regression:
         if not len(places):
             return self.mean
         fade = len(places) / (len(places) + REFERENCE_WEIGHT)
-        features = np.concatenate([self.features[places], self.anchors])
+        features = np.concatenate([self.features[places].astype(np.float64), self.anchors])
         targets = np.concatenate([np.where(bad, 1 - DOUBT, DOUBT), self.anchor_targets])
         counts = np.concatenate([np.ones(len(places)), fade * self.anchor_weights])
         return most_probable(features, targets, counts, mean=self.mean, spread=self.spread)

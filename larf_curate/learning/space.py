@@ -14,7 +14,7 @@ from larf_curate.signals.geometry import unit
 
 DIRECTIONS = 64
 SAMPLE = 2000
-CHUNK = 8192
+CHUNK = 2048
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,10 +47,13 @@ class Space:
     def __call__(self, states: NDArray[Any]) -> NDArray[np.float32]:
         """Project states of shape (n, d); returns shape (n, k)."""
         found = np.empty((len(states), self.basis.shape[1]), np.float32)
+        room = np.empty((CHUNK, states.shape[1]), np.float32)  # used again and again: new memory costs more than sums
         for start in range(0, len(states), CHUNK):
-            part = states[start : start + CHUNK].astype(np.float32) - self.centre
+            part = room[: len(states) - start]
+            np.copyto(part, states[start : start + CHUNK])
+            part -= self.centre
             lengths = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
-            found[start : start + CHUNK] = part @ self.basis / np.where(lengths > 0, lengths, 1)
+            np.divide(part @ self.basis, np.where(lengths > 0, lengths, 1), out=found[start : start + CHUNK])
         return found
 
 
