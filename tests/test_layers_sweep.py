@@ -6,7 +6,7 @@ import torch
 from larf_curate.blocks import decoder_blocks, projections
 from larf_curate.layers import find_safety_layers
 from larf_curate.layers.decoding import decode
-from larf_curate.layers.methods import Task, refusal_cell
+from larf_curate.layers.methods import refusal_cell
 from larf_curate.layers.refusals import RefusalPhrases
 from larf_curate.layers.replay import Replay
 from tests.layers_tiny import PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
@@ -36,18 +36,11 @@ def naive_refusals(model, tokenizer, block, alpha, keywords):
 def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(architecture):
     model, tokenizer = tiny_model(architecture), tiny_tokenizer()
     subject = tiny_subject(architecture)
-    task = Task(
-        subject=subject,
-        prompts=PROMPTS,
-        references=None,
-        alphas=(0.7, 1.3),
-        refuses=RefusalPhrases(KEYWORDS),
-        checkpoint=None,
-    )
+    refuses = RefusalPhrases(KEYWORDS)
     replay = Replay(subject, subject.ask(PROMPTS, room=32), batch_tokens=32)
-    plain = decode(subject, list(replay()), task.refuses, new_tokens=32)
+    plain = decode(subject, list(replay()), refuses, new_tokens=32)
     assert [answer.refused for answer in plain] == naive_refusals(model, tokenizer, None, 1.0, KEYWORDS)
-    cell = refusal_cell(task, replay)
+    cell = refusal_cell(subject, replay, refuses)
     total = 0
     for block, alpha in ((0, 0.7), (1, 1.3), (2, 0.7)):
         want = naive_refusals(model, tokenizer, block, alpha, KEYWORDS)

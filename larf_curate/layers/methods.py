@@ -83,17 +83,21 @@ def sweep(task: Task) -> Finding:
     refused = _count(_answers(task, replay, NEW_TOKENS), subject.name)
     key = _key(task, "sweep", replay, task.refuses.phrases, task.refuses.plain)
     grid = fill(
-        refusal_cell(task, replay), len(subject.blocks), task.alphas, GridStore(task.checkpoint, key), title="sweep"
+        refusal_cell(subject, replay, task.refuses),
+        len(subject.blocks),
+        task.alphas,
+        GridStore(task.checkpoint, key),
+        title="sweep",
     )
     return _of_grid(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
 
 
-def refusal_cell(task: Task, replay: Replay) -> Cell:
+def refusal_cell(subject: Subject, replay: Replay, refuses: RefusalPhrases) -> Cell:
     """Make the function that says of each prompt whether it is refused (1) or not (0) with one block scaled."""
 
     def cell(block: int, alpha: float) -> list[float]:
-        with scaled(task.subject.blocks[block], alpha):
-            answers = decode(task.subject, list(replay(block)), task.refuses, new_tokens=NEW_TOKENS)
+        with scaled(subject.blocks[block], alpha):
+            answers = decode(subject, list(replay(block)), refuses, new_tokens=NEW_TOKENS)
         return [float(answer.refused) for answer in answers]
 
     return cell

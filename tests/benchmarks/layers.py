@@ -2,9 +2,10 @@
 
     python tests/benchmarks/layers.py --model MODEL --prompts FILE -o FOLDER
 
-Writes ``layers.json``, ``layers.md`` and a plot of each method into FOLDER. The naive sweep is timed on a random sample
-of cells and extrapolated; the refusals of each sampled cell are compared with those of our sweep, prompt by prompt.
-``gradient:32`` is the gradient with ``max_prompts=32``, ``gradient:0`` with all prompts.
+Writes ``layers.json``, ``layers.md`` and a plot of each method into FOLDER. The naive sweep and ours take turns on a
+random sample of cells; their times are extrapolated to the whole grid and their refusals compared, prompt by prompt.
+The agreement is with a whole sweep: one of ``--methods``, or one that an earlier run of this script wrote
+(``--sweep``). ``gradient:32`` is the gradient with ``max_prompts=32``, ``gradient:0`` with all prompts.
 """
 
 import argparse
@@ -18,10 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate.blocks import decoder_blocks, projections
 from larf_curate.layers import LayerReport, find_safety_layers
+from larf_curate.layers.decoding import decode
 from larf_curate.layers.grid import ALPHAS
+from larf_curate.layers.methods import NEW_TOKENS, refusal_cell
 from larf_curate.layers.prompts import load_prompts
 from larf_curate.layers.refusals import RefusalPhrases
+from larf_curate.layers.replay import Replay
+from larf_curate.layers.subject import load_subject
+from larf_curate.model_source import ModelSource, count_layers
 
+FASTER = "times faster than our sweep"
 METHODS = ["sweep", "forward", "gradient", "gradient:0", "separation"]
 
 
@@ -42,33 +49,28 @@ def naive_cell(model_id, prompts, block, alpha, refuses, dtype, device):
     return refused, time.perf_counter() - start
 
 
-def naive_sample(arguments, prompts, cells, ours):
-    """Time the naive loop on some cells and compare its refusals with ours, as far as ours are known."""
-    refuses, rows = RefusalPhrases.named(arguments.keywords), []
-    for block, alpha in cells:
-        refused, seconds = naive_cell(
-            arguments.model, prompts, block, alpha, refuses, getattr(torch, arguments.dtype), arguments.device
-        )
-        known = ours.get((block, alpha))
-        rows.append(
-            {
-                "block": block,
-                "alpha": alpha,
-                "seconds": seconds,
-                "naive": sum(refused),
-                "ours": None if known is None else int(sum(known)),
-                "prompts that differ": None
-                if known is None
-                else sum(a != b for a, b in zip(refused, known, strict=True)),
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
-
-
-def read_cells(path):
-    cells = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
-    return {(cell["block"], cell["alpha"]): cell["values"] for cell in cells}
+def sample(arguments, prompts, cells):
+    """Run cells by the naive loop and by ours in turns: seconds and refusals, and what ours takes before the first."""
+    refuses = RefusalPhrases.named(arguments.keywords)
+    start = time.perf_counter()
+    subject = load_subject(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    rows = []
+    with subject.at_rest():
+        replay = Replay(subject, subject.ask(prompts, room=NEW_TOKENS))
+        decode(subject, list(replay()), refuses, new_tokens=NEW_TOKENS)
+        begun = time.perf_counter() - start
+        ours = refusal_cell(subject, replay, refuses)
+        for block, alpha in cells:
+            naive, naive_seconds = naive_cell(
+                arguments.model, prompts, block, alpha, refuses, getattr(torch, arguments.dtype), arguments.device
+            )
+            start = time.perf_counter()
+            found = ours(block, alpha)
+            row = {"block": block, "alpha": alpha, "naive seconds": naive_seconds}
+            row |= {"our seconds": time.perf_counter() - start, "naive": sum(naive), "ours": int(sum(found))}
+            rows.append({**row, "prompts that differ": sum(a != b for a, b in zip(naive, found, strict=True))})
+            print(rows[-1], flush=True)
+    return rows, begun
 
 
 def run_method(arguments, prompts, name, folder):
@@ -93,8 +95,9 @@ def run_method(arguments, prompts, name, folder):
     return report
 
 
-def method_row(name, report, sweep):
+def method_row(name, report, sweep, seconds):
     row = {"method": name, "seconds": report.seconds, "layers": report.layers, "broken": report.broken}
+    row[FASTER] = seconds / report.seconds
     if sweep is None or report is sweep:
         return row
     found = sweep.agreement(report)
@@ -104,7 +107,7 @@ def method_row(name, report, sweep):
         "spearman": found.spearman,
         f"spearman, {found.clear} clear blocks": found.spearman_clear,
     }
-    return {**row, "times faster than the sweep": sweep.seconds / report.seconds, **agreement}
+    return {**row, **agreement}
 
 
 def markdown(rows):
@@ -126,9 +129,9 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompts", default="builtin")
     parser.add_argument("--limit", type=int, help="use only the first so many prompts")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--alphas", nargs="+", type=float, default=list(ALPHAS))
-    parser.add_argument("--cells", type=int, default=12, help="cells of the naive sweep to run")
+    parser.add_argument("--cells", type=int, default=12, help="cells to run by the naive sweep and by ours")
     parser.add_argument("--keywords", choices=["default", "larf"], default="larf")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
@@ -139,20 +142,17 @@ def main():
     prompts = load_prompts(arguments.prompts)[: arguments.limit]
 
     reports = {name: run_method(arguments, prompts, name, arguments.output) for name in arguments.methods}
-    kept = arguments.sweep or arguments.output
-    sweep = reports.get("sweep") or (LayerReport.load(kept / "sweep.json") if arguments.sweep else None)
-    cells_file = kept / "sweep.cells.jsonl"
-    ours = read_cells(cells_file) if sweep is not None and cells_file.exists() else {}
-
-    blocks = len(next(iter(reports.values())).scores)
+    sweep = reports.get("sweep") or (LayerReport.load(arguments.sweep / "sweep.json") if arguments.sweep else None)
+    blocks = count_layers(ModelSource(model_id=arguments.model))
     grid = [(block, alpha) for block in range(blocks) for alpha in sorted(arguments.alphas)]
-    naive = naive_sample(arguments, prompts, random.Random(0).sample(grid, min(arguments.cells, len(grid))), ours)
-
-    rows = [method_row(name, report, sweep) for name, report in reports.items()]
-    if naive:
-        whole = sum(row["seconds"] for row in naive) / len(naive) * len(grid)
-        times = {"times faster than the sweep": sweep.seconds / whole} if sweep else {}
-        rows.insert(0, {"method": f"naive sweep, from {len(naive)} cells", "seconds": whole, **times})
+    cells, begun = sample(arguments, prompts, random.Random(0).sample(grid, min(arguments.cells, len(grid))))
+    naive = sum(cell["naive seconds"] for cell in cells) / len(cells) * len(grid)
+    ours = sum(cell["our seconds"] for cell in cells) / len(cells) * len(grid) + begun
+    rows = [
+        {"method": f"naive sweep, from {len(cells)} cells", "seconds": naive, FASTER: ours / naive},
+        {"method": f"our sweep, from {len(cells)} cells", "seconds": ours, FASTER: 1.0},
+        *(method_row(name, report, sweep, ours) for name, report in reports.items()),
+    ]
     about = {
         "model": arguments.model,
         "prompts": len(prompts),
@@ -162,9 +162,9 @@ def main():
         "dtype": arguments.dtype,
         "device": arguments.device,
     }
-    text = "\n\n".join([markdown(rows), markdown(naive), json.dumps(about)])
+    text = "\n\n".join([markdown(rows), markdown(cells), json.dumps(about)])
     (arguments.output / "layers.md").write_text(text + "\n", encoding="utf-8")
-    value = {"about": about, "methods": rows, "naive": naive}
+    value = {"about": about, "methods": rows, "cells": cells}
     (arguments.output / "layers.json").write_text(json.dumps(value, indent=2), encoding="utf-8")
     print(text)
 
