@@ -3,6 +3,8 @@
 import numpy as np
 from datasets import Dataset
 
+from larf_curate.model_source import ModelSource
+from larf_curate.profile import SafetyProfile
 from larf_curate.selection import Selection, select
 
 HOSTILE = {
@@ -48,3 +50,19 @@ def selection(rows=None, *, flagged=3, **given) -> Selection:
     profile = {"layers": [9, 14], "signal": "larf"}
     manifest = {"profile": profile, "source": {"split": "train"}}
     return select(scored(rows or questions(5), **given), top_k=flagged, source="test", scored=manifest)
+
+
+def fake_profile(states) -> SafetyProfile:
+    """A profile whose reference and neutral rows have these states, of shape (n, d), at its one layer."""
+    parts = np.array_split(np.asarray(states, np.float32)[:, None], 3)
+    sides = dict(zip(("unsafe", "safe", "neutral"), parts, strict=True))
+    return SafetyProfile(
+        source=ModelSource(model_id="none", revision=None, dtype="float32"),
+        template_digest="",
+        layers=(9,),
+        states={side: {"last": values} for side, values in sides.items()},
+        references={"source": "rows", "digest": "", "labels": []},
+        neutral={"source": "rows", "digest": "", "rows": len(sides["neutral"])},
+        canary={},
+        signal="larf",
+    )

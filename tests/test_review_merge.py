@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from larf_curate.errors import InputError
 from larf_curate.review.agreement import agreement, krippendorff_alpha
-from larf_curate.review.merge import MergeRule, merged
+from larf_curate.review.merge import MergeRule, merged, merged_all
 from larf_curate.review.responses import Judgement, Reviewed, read_records
 from larf_curate.review.status import pace, queue_status
 
@@ -170,3 +170,56 @@ def test_records_of_others_and_unknown_users_are_read():
     (read,) = read_records([mine, theirs], {})
     assert read.judgements[0].annotator == "u1"
     assert read.judgements[0].time == NOON
+
+
+def leader(row_id, decision, *, serves, **given):
+    judgements = (judgement("ann", decision),) if decision else ()
+    shared = {name: f"d-{name}" for name in serves}
+    fields = {"content_digest": f"d-{row_id}", "done": bool(decision), "shared": shared} | given
+    return Reviewed(row_id=row_id, judgements=judgements, **fields)
+
+
+def by_row(*records):
+    return {row.row_id: row for row in merged_all(records, MergeRule.parse("majority"))}
+
+
+def test_a_decision_serves_the_near_identical_rows_with_their_own_content():
+    rows = by_row(leader("a", "remove", serves=["b", "c"]), leader("z", "keep", serves=[]))
+    assert [(r.decision, r.decided_through, r.content_digest) for r in rows.values()] == [
+        ("remove", None, "d-a"),
+        ("keep", None, "d-z"),
+        ("remove", "a", "d-b"),
+        ("remove", "a", "d-c"),
+    ]
+
+
+def test_without_a_decision_the_served_rows_are_pending_as_well():
+    assert by_row(leader("a", None, serves=["b"]))["b"].status == "pending"
+    torn = leader("a", "keep", serves=["b"])
+    torn = Reviewed(**vars(torn) | {"judgements": (judgement("ann", "keep"), judgement("bob", "remove"))})
+    rows = by_row(torn)
+    assert (rows["a"].status, rows["b"].status, rows["b"].decided_through) == ("conflict", "pending", None)
+
+
+def test_a_corrected_answer_serves_exact_copies_only():
+    rows = by_row(leader("a", "edit", serves=["b"], shared={"b": "d-a", "c": "d-c"}))
+    assert (rows["b"].decision, rows["b"].corrected_answer) == ("edit", "better")
+    assert (rows["c"].status, rows["c"].decision) == ("pending", None)
+
+
+def test_two_groups_that_claim_a_row_must_agree():
+    assert by_row(leader("a", "keep", serves=["x"]), leader("b", "remove", serves=["x"]))["x"].status == "conflict"
+    assert by_row(leader("a", "keep", serves=["x"]), leader("b", "keep", serves=["x"]))["x"].decision == "keep"
+    for order in (1, -1):
+        claims = (leader("a", None, serves=["x"]), leader("b", "remove", serves=["x"]))[::order]
+        assert by_row(*claims)["x"].decided_through == "b"
+
+
+def test_an_answer_or_discard_of_its_own_counts_more_than_the_groups():
+    rows = by_row(leader("a", "remove", serves=["b"]), leader("b", "keep", serves=[]))
+    assert (rows["b"].decision, rows["b"].decided_through) == ("keep", None)
+    untouched = by_row(leader("a", "remove", serves=["b"]), leader("b", None, serves=[]))
+    assert untouched["b"].decided_through == "a"
+    discarded = leader("b", None, serves=[])
+    discarded = Reviewed(**vars(discarded) | {"judgements": (judgement("ann", None, status="discarded"),)})
+    assert by_row(leader("a", "remove", serves=["b"]), discarded)["b"].status == "pending"

@@ -79,7 +79,15 @@ def test_the_settings_are_those_a_reviewer_needs(queue):
     assert settings.questions["decision"].labels == ["keep", "remove", "edit", "unsure"]
     assert {field.name for field in settings.fields} == {"conversation", "evidence"}
     assert settings.fields["conversation"].use_markdown is False
-    assert {m.name for m in settings.metadata} == {"larf_score", "percentile", "signal", "split", "status", "length"}
+    assert {m.name for m in settings.metadata} == {
+        "larf_score",
+        "percentile",
+        "signal",
+        "cluster",
+        "split",
+        "status",
+        "length",
+    }
     assert [(vector.name, vector.dimensions) for vector in settings.vectors] == [("state", 8)]
     assert all(
         not record.get("suggestions") for record in server_records(queue, include="&include=suggestions").values()

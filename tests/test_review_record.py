@@ -2,12 +2,12 @@ import html
 import json
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
 from larf_curate.review.evidence import evidence
 from larf_curate.review.push import BATCH_BYTES, batched
-from larf_curate.review.record import CONTENT, RECORD, RecordMaker, chat_field, random_projection, shown_turns
+from larf_curate.review.record import CONTENT, RECORD, RecordMaker, chat_field, shown_turns
+from larf_curate.review.reduction import Reduction
 from tests.review_rows import HOSTILE, questions, scored, selection
 
 
@@ -107,19 +107,7 @@ def test_a_row_without_a_score_says_so_and_sends_no_number(score):
 @pytest.mark.parametrize("state", [None, [float("nan")] * 8, [0.0] * 8, [1.0] * 5])
 def test_an_unusable_state_gives_no_vector(state):
     row = selection().flagged[0] | {"larf_state": state}
-    assert "vectors" not in RecordMaker(projection=random_projection(8, 128))(row)
-
-
-def test_the_projection_keeps_who_is_near():
-    rng = np.random.default_rng(3)
-    centres = rng.normal(size=(10, 576))
-    states = np.repeat(centres, 5, axis=0) + rng.normal(size=(50, 576)) * 0.5
-    reduced = states @ random_projection(576, 128)
-    assert reduced.shape == (50, 128)
-    reduced /= np.linalg.norm(reduced, axis=1, keepdims=True)
-    nearest = np.argsort(-(reduced @ reduced.T), axis=1)[:, 1:5]
-    assert (nearest // 5 == np.arange(50)[:, None] // 5).all()
-    np.testing.assert_array_equal(random_projection(576, 128), random_projection(576, 128))
+    assert "vectors" not in RecordMaker(reduction=Reduction.random(8))(row)
 
 
 class Tags(HTMLParser):
@@ -168,3 +156,33 @@ def test_batches_hold_every_record_in_order_within_both_limits():
     assert [row_id for batch in batches for row_id, _ in batch] == list(rows["larf_row_id"])
     big = {"external_id": "x", "fields": {"conversation": "y" * (BATCH_BYTES // 3)}}
     assert [len(batch) for batch in batched([big] * 5)] == [2, 2, 1]
+
+
+def tokens(*weighed):
+    return {"larf_tokens": [{"text": text, "weight": weight} for text, weight in weighed]}
+
+
+def test_tokens_are_shaded_by_their_pull_and_stay_text():
+    page = evidence(tokens((" Sure", 2.0), (",", 0.01), (" <b>", -1.0), ("\n", 0.0), ("x", float("nan"))))
+    shown = Tags(page)
+    assert "Sure, <b> x" in html.unescape(shown.text)
+    assert page.count("background:rgba(194,65,12,0.60)") == 1
+    assert page.count("background:rgba(15,118,110,0.30)") == 1
+    assert "b" not in shown.tags
+    assert "Tokens" not in evidence({})
+    assert "Tokens" not in evidence(tokens(("a", 0.0), ("b", None)))
+
+
+def test_of_a_long_row_the_tokens_that_pulled_most_are_shown():
+    words = [(f" t{i}", 1.0 if 800 <= i < 900 else 0.001) for i in range(2000)]
+    shown = html.unescape(Tags(evidence(tokens(*words))).text).split()
+    assert {f"t{i}" for i in range(800, 900)} < set(shown)
+    assert len(shown) < 320
+    assert shown.count("…") == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_tokens_are_only_text(text):
+    page = Tags(evidence(tokens((text, 1.0), (text, -1.0))))
+    assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span", "div"}
+    assert page.attributes <= {"style"}

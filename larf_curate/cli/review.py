@@ -10,10 +10,11 @@ import click
 
 from larf_curate.cli import server
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.errors import InputError, ReviewServerError
+from larf_curate.errors import InputError, ReferenceSetError, ReviewServerError
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus, ReviewQueue
+    from larf_curate.selection import Selection
 
 SHOWN = 20
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -61,6 +62,17 @@ def _queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How many people must decide each row; set when the queue is created.",
 )
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=FOLDER,
+    help="Profile that scored the rows, where this machine does not have it: for find similar and near-identical rows.",
+)
+@click.option(
+    "--group",
+    is_flag=True,
+    help="Show only the worst of near-identical rows; the decision on it serves the others, and pull records so.",
+)
 @json_option
 def push(
     selection: Path,
@@ -70,6 +82,8 @@ def push(
     api_key_file: Path | None,
     home: Path | None,
     annotators: int,
+    profile: Path | None,
+    group: bool,
     as_json: bool,
 ) -> None:
     """Put the flagged rows of the folder SEL, which select wrote, before reviewers.
@@ -80,16 +94,20 @@ def push(
     larf-curate review push selection/
     larf-curate review push selection/ --url https://argilla.example.org --api-key-file key.txt
     """
+    from larf_curate.profile import SafetyProfile
     from larf_curate.selection import Selection
 
+    chosen = Selection.load(selection)
+    scored_by = SafetyProfile.from_pretrained(profile) if profile else None
     with _queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
-        result = queue.push(Selection.load(selection))
+        result = queue.push(chosen, exemplars=_exemplar_texts(chosen), profile=scored_by, group=group)
         _remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
     else:
         counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
-        echo_table("Review queue", ("rows", ""), [*counts, ("refused", len(result.failed))])
+        grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
+        echo_table("Review queue", ("rows", ""), [*counts, *grouped, ("refused", len(result.failed))])
         if result.failed:
             echo_table("Refused by the server", ("row", "reason"), result.failed[:SHOWN])
         click.echo(f"Review, worst first: {result.url}")
@@ -165,6 +183,7 @@ def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
     pace = state.decisions_per_hour
     return [
         ("rows", state.rows),
+        *([("near-identical, not shown", state.grouped)] if state.grouped else []),
         ("done", state.done),
         ("pending", state.pending),
         *((f"decided {decision}", count) for decision, count in state.decisions.items()),
@@ -208,6 +227,24 @@ def _embedded(home: Path | None) -> tuple[str, str]:
             "give --home of another, or --url and a key"
         )
     return state.url, server.api_key
+
+
+def _exemplar_texts(selection: "Selection") -> dict[str, str]:
+    """Requests of the references that a selection's neighbours name, if the references can still be read."""
+    from larf_curate.conversation import to_messages
+    from larf_curate.references import ReferenceSet
+
+    described = (selection.scored.get("profile") or {}).get("references") or {}
+    source = str(described.get("source", ""))
+    if source != "builtin" and not Path(source).exists():
+        return {}
+    try:
+        references = ReferenceSet.load(source)
+    except ReferenceSetError:
+        return {}
+    if references.digest != described.get("digest"):
+        return {}
+    return {f"reference-{i}": str(to_messages(row)[0]["content"]) for i, row in enumerate(references.unsafe)}
 
 
 def _remember(queue: "ReviewQueue", selection: Path) -> None:

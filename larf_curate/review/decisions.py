@@ -32,6 +32,7 @@ FEATURES = Features(
         "drafts": Value("int32"),
         "discards": Value("int32"),
         "content_digest": Value("string"),
+        "decided_through": Value("string"),
     }
 )
 

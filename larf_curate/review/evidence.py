@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeGuard
 
+from larf_curate.review.groups import Group
 from larf_curate.review.text import markdown_literal
 
 EXEMPLAR_CHARACTERS = 160
+SHOWN_TOKENS = 300
 _CELL = "padding:2px 18px 2px 0;text-align:left;vertical-align:top"
 _BAR = "display:inline-block;height:9px;border-radius:2px;background:"
 _UNSAFE, _SAFE = "#c2410c", "#0f766e"
@@ -17,6 +20,7 @@ def evidence(
     *,
     layers: Sequence[int] | None = None,
     exemplars: Mapping[str, str] | None = None,
+    group: Group | None = None,
 ) -> str:
     """Say in Markdown why a row was flagged.
 
@@ -24,15 +28,18 @@ def evidence(
         row: A flagged row with ``larf_*`` columns; any of them may be missing or null.
         layers: The blocks of ``larf_layer_scores``, in its order; without it they are counted from 1.
         exemplars: Texts of exemplars by id, shown beside the nearest ones.
+        group: The rows that are near-identical to it.
 
     Returns:
-        A few short blocks: score, reason, layers, signals, nearest exemplars.
+        A few short blocks: score, reason, near-identical rows, layers, signals, tokens, nearest exemplars.
     """
     blocks = [
         _score(row.get("larf_score"), row.get("larf_percentile"), row.get("larf_status")),
         markdown_literal(row.get("larf_reason") or ""),
+        _group(group) if group else "",
         _layers(row.get("larf_layer_scores") or [], layers),
         _signals(row.get("larf_signals") or {}),
+        _tokens(row.get("larf_tokens") or []),
         _neighbors(row.get("larf_neighbors") or [], exemplars or {}),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -49,6 +56,16 @@ def _score(score: float | None, percentile: float | None, status: str | None) ->
     place = "" if percentile is None else f" · percentile **{percentile:.1f}**"
     remark = "" if status in (None, "ok") else f" · {markdown_literal(status)}"
     return f"Score **{score:.3f}**{place}{remark}"
+
+
+def _group(group: Group) -> str:
+    if not group.shared:
+        return f"One of **{group.size} near-identical rows** in this queue (filter: cluster {group.name})"
+    others = len(group.shared)
+    return (
+        f"**Your decision serves {others + 1} near-identical rows**: this one and {others} that "
+        f"{'is' if others == 1 else 'are'} not shown. A corrected answer serves exact copies only."
+    )
 
 
 def _layers(scores: Sequence[float | None], layers: Sequence[int] | None) -> str:
@@ -70,6 +87,35 @@ def _bars(values: Iterable[tuple[str, float | None]]) -> list[tuple[str, ...]]:
 
 def _bar(part: float) -> str:
     return f'<span style="{_BAR}{_UNSAFE if part > 0 else _SAFE};width:{max(2, round(160 * abs(part)))}px"></span>'
+
+
+def _tokens(tokens: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the tokens, shaded by how far each pulled the score; of a long row the part that pulled most."""
+    weighed = [(str(token["text"]), token["weight"] if is_number(token["weight"]) else 0.0) for token in tokens]
+    largest = max((abs(weight) for _, weight in weighed), default=0.0)
+    if largest == 0.0:
+        return ""
+    start = _heaviest([abs(weight) for _, weight in weighed], SHOWN_TOKENS)
+    part = weighed[start : start + SHOWN_TOKENS]
+    before, after = "… " if start else "", " …" if start + len(part) < len(weighed) else ""
+    shaded = "".join(_shaded(text, weight / largest) for text, weight in part)
+    return f'Tokens that pulled the score:\n\n<div style="line-height:1.9;margin-bottom:12px">{before}{shaded}{after}</div>'
+
+
+def _shaded(text: str, part: float) -> str:
+    """One token, its spaces kept; the faintest pulls are left bare."""
+    literal = markdown_literal(text)
+    left, right = (" " if edge.isspace() else "" for edge in (text[:1], text[-1:]))
+    if not literal or abs(part) < 0.1:
+        return f"{left}{literal}{right}" if literal else " "
+    color = ("194,65,12" if part > 0 else "15,118,110") + f",{0.6 * abs(part):.2f}"
+    return f'{left}<span style="background:rgba({color})">{literal}</span>{right}'
+
+
+def _heaviest(weights: Sequence[float], size: int) -> int:
+    """Where the ``size`` neighbours with the largest sum begin."""
+    sums = list(accumulate(weights, initial=0.0))
+    return max(range(max(len(weights) - size, 0) + 1), key=lambda i: sums[min(i + size, len(weights))] - sums[i])
 
 
 def _neighbors(neighbors: Iterable[Mapping[str, Any]], exemplars: Mapping[str, str]) -> str:

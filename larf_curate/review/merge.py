@@ -6,7 +6,7 @@ annotator decides; where NAME has not answered, the others must be unanimous).
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from larf_curate.errors import InputError
 from larf_curate.review.responses import Judgement, Reviewed
@@ -30,6 +30,7 @@ class Decision:
         drafts: How many answers are drafts; they do not count.
         discards: How many annotators discarded the row; they do not count.
         content_digest: Digest of the content that was judged.
+        decided_through: Row id of the near-identical row whose decision this is, if nobody judged the row itself.
     """
 
     row_id: str
@@ -43,6 +44,7 @@ class Decision:
     drafts: int = 0
     discards: int = 0
     content_digest: str | None = None
+    decided_through: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,42 @@ class MergeRule:
         if own := [j for j in judgements if j.annotator == self.arbiter]:
             return own
         return judgements if len({j.decision for j in judgements}) == 1 else ()
+
+
+def merged_all(records: Sequence[Reviewed], rule: MergeRule) -> tuple[Decision, ...]:
+    """Merge the judgements on all records, and apply those on a group of near-identical rows to the group.
+
+    A row that somebody judged by itself keeps that judgement. Where two groups claim a row and are decided differently
+    it is in conflict. A corrected answer is applied to exact copies only; the others stay pending.
+
+    Args:
+        records: The records of a queue.
+        rule: How several judgements become one decision.
+    """
+    own = {record.row_id: merged(record, rule) for record in records}
+    judged = {record.row_id for record in records if record.judgements}
+    served: dict[str, Decision] = {}
+    for record in records:
+        for row_id, digest in record.shared.items():
+            if row_id not in judged:
+                through = _through(own[record.row_id], row_id, digest)
+                served[row_id] = _agreed(served.get(row_id, through), through)
+    return tuple({**own, **served}.values())
+
+
+def _through(leader: Decision, row_id: str, digest: str) -> Decision:
+    """What the decision on the row that stands for a group means for another row of it."""
+    copied = leader.decision != "edit" or digest == leader.content_digest
+    if leader.status == "decided" and copied:
+        return replace(leader, row_id=row_id, content_digest=digest, decided_through=leader.row_id)
+    return Decision(row_id=row_id, status="pending", content_digest=digest)
+
+
+def _agreed(first: Decision, second: Decision) -> Decision:
+    """One of two decisions on a row by groups; a conflict if they differ, the decided one if only one is."""
+    if first.status == second.status == "decided" and first.decision != second.decision:
+        return replace(first, status="conflict", decision=None, corrected_answer=None, decided_through=None)
+    return first if first.status != "pending" else second
 
 
 def merged(record: Reviewed, rule: MergeRule) -> Decision:

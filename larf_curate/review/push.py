@@ -17,13 +17,14 @@ BATCH_BYTES = 8_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class PushResult:
-    """What a push did; the four counts add up to the rows given.
+    """What a push did; the five counts add up to the rows given.
 
     Args:
         pushed: Rows that were new on the server.
         updated: Rows that had changed and were replaced; their responses stay.
         unchanged: Rows that were already there.
         failed: Rows that the server refuses: row id and reason.
+        grouped: Rows that were not sent because the decision on a near-identical one serves them.
         url: The queue in the browser, worst first.
     """
 
@@ -32,6 +33,7 @@ class PushResult:
     unchanged: int
     failed: tuple[tuple[str, str], ...]
     url: str
+    grouped: int = 0
 
 
 @dataclass
@@ -41,10 +43,12 @@ class Push:
     Args:
         store: Where they go.
         known: The records already there, by row id.
+        grouped: Rows that near-identical ones stand for.
     """
 
     store: RecordStore
     known: Mapping[str, Mapping[str, Any]]
+    grouped: int = 0
     pushed: int = 0
     updated: int = 0
     unchanged: int = 0
@@ -70,6 +74,7 @@ class Push:
             unchanged=self.unchanged,
             failed=tuple(self.failed),
             url=self.store.url,
+            grouped=self.grouped,
         )
 
     def _changed(self, records: Iterable[Record]) -> Iterator[Record]:

@@ -1,30 +1,32 @@
 """The review queue: flagged rows to Argilla, people's decisions back."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.files import undecoded
 from larf_curate.review.connection import Connection
 from larf_curate.review.decisions import ROW_ID, Decisions
-from larf_curate.review.merge import MergeRule, merged
+from larf_curate.review.groups import Groups
+from larf_curate.review.merge import MergeRule, merged_all
 from larf_curate.review.push import Push, PushResult
-from larf_curate.review.record import RecordMaker, random_projection
+from larf_curate.review.record import RecordMaker
+from larf_curate.review.reduction import Reduction, reduction_for, states_of
 from larf_curate.review.responses import Reviewed, read_records
 from larf_curate.review.status import QueueStatus, queue_status
 from larf_curate.review.store import RecordStore
 from larf_curate.review.submit import submit
 
 if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile
     from larf_curate.selection import Selection
 
-VECTOR_DIMENSIONS = 128
+logger = logging.getLogger(__name__)
 
 
 class ReviewQueue:
@@ -95,6 +97,8 @@ class ReviewQueue:
         *,
         columns: Mapping[str, str] | None = None,
         exemplars: Mapping[str, str] | None = None,
+        profile: "SafetyProfile | None" = None,
+        group: bool = False,
     ) -> PushResult:
         """Send flagged rows to the server; run it again at any time: nothing is doubled, no response is touched.
 
@@ -102,29 +106,38 @@ class ReviewQueue:
             flagged: A selection, or its flagged rows alone; only a selection says which layers and signal were used.
             columns: Column names by role, where the rows' format is not found from the names alone.
             exemplars: Texts of exemplars by id, shown beside the nearest ones.
+            profile: The profile that scored the rows, if this machine does not have it; *find similar* and
+                near-identical rows follow from it.
+            group: Send only the worst of near-identical rows; the decision on it serves the others, which say so.
 
         Returns:
             What was done; rows that the server refuses are in it, with the reason.
 
         Raises:
-            InputError: If the rows have no unique ``larf_row_id``.
+            InputError: If the rows have no unique ``larf_row_id``, or are to be grouped without states or profile.
+            ProfileMismatchError: If another profile scored the rows.
             ReviewServerError: If the server stops answering; what was sent stays there.
         """
         rows = undecoded(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
         _check_ids(rows)
+        states = states_of(rows)
+        reduction = reduction_for(states, scored, profile)
+        groups = Groups.find(rows, states, reduction, share=group)
         store = self._store(create=True)
+        store.add_missing_properties()
+        known = {record["external_id"]: record for record in store.records(responses=False)}
         maker = RecordMaker(
             columns=columns,
             layers=scored.get("profile", {}).get("layers"),
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
             exemplars=exemplars,
-            projection=_projection(rows, store),
+            reduction=reduction and _fitting(reduction, store, known, rows[ROW_ID]),
+            groups=groups.by_row,
         )
-        known = {record["external_id"]: record for record in store.records(responses=False)}
-        progress = tqdm(rows, desc=f"push to {self.name}", unit="row", disable=None)
-        return Push(store=store, known=known).run(maker(row) for row in progress)
+        progress = tqdm(groups.sent(rows), desc=f"push to {self.name}", unit="row", disable=None)
+        return Push(store=store, known=known, grouped=len(groups.served)).run(maker(row) for row in progress)
 
     def status(self) -> QueueStatus:
         """How far the review has come."""
@@ -139,7 +152,7 @@ class ReviewQueue:
                 ``arbiter:USERNAME`` (that user decides; where they have not, the others must agree).
         """
         rule = MergeRule.parse(merge)
-        return Decisions(tuple(merged(record, rule) for record in self._records(self._store())), merge)
+        return Decisions(merged_all(self._records(self._store()), rule), merge)
 
     def submit(self, decisions: Mapping[str, str], *, api_key: str) -> None:
         """Submit decisions by script, as the web page does for a person.
@@ -180,17 +193,23 @@ def _check_ids(rows: Dataset) -> None:
         raise InputError(f"{ROW_ID} is not unique: each row must be in a selection once")
 
 
-def _projection(rows: Dataset, store: RecordStore) -> NDArray[np.float32] | None:
-    """The matrix that reduces the rows' states, as wide as the vectors that the queue has; None without states."""
-    if "larf_state" not in rows.column_names:
-        return None
-    width = next((len(state) for state in rows["larf_state"] if state is not None), 0)
-    if width == 0:
-        return None
-    dimensions = store.vector_dimensions(min(width, VECTOR_DIMENSIONS))
-    if dimensions != min(width, VECTOR_DIMENSIONS):
+def _fitting(
+    reduction: Reduction, store: RecordStore, known: Mapping[str, object], row_ids: Sequence[str]
+) -> Reduction | None:
+    """The reduction if its vectors can stand beside those that the queue keeps, else None."""
+    space = store.vector_space()
+    if space is not None and space.dimensions != reduction.dimensions:
         raise ReviewError(
-            f"the queue has vectors of {dimensions} dimensions, these rows give {min(width, VECTOR_DIMENSIONS)}: "
+            f"the queue has vectors of {space.dimensions} dimensions, these rows give {reduction.dimensions}: "
             "they were scored with another model; push them to a queue of another name"
         )
-    return random_projection(width, dimensions)
+    if space is None or (space.name != reduction.name and set(known) <= set(row_ids)):  # all vectors are replaced
+        store.set_vector_space(reduction.name, reduction.dimensions)
+    elif space.name != reduction.name:
+        logger.warning(
+            "find similar will leave these rows out: the queue's vectors were made with another profile (%s, not %s)",
+            space.name or "none",
+            reduction.name,
+        )
+        return None
+    return reduction

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from larf_curate.conversation import to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.review.evidence import evidence, is_number
-from larf_curate.review.settings import SCORE, VECTOR
+from larf_curate.review.groups import Group
+from larf_curate.review.reduction import Reduction
+from larf_curate.review.settings import CLUSTER, SCORE, VECTOR
 from larf_curate.review.text import html_literal, pieces, shortened
 from larf_curate.selection import content_digest
 
@@ -27,6 +27,7 @@ ROW_CHARACTERS = 200_000
 CONTENT = "content_digest"
 RECORD = "record_digest"
 OUTDATED = "outdated_responses"
+SHARED = "decided_together"
 
 Record = dict[str, Any]
 Turn = tuple[str, str]
@@ -42,7 +43,8 @@ class RecordMaker:
         signal: Name of the signal that made ``larf_score``.
         split: Name of the split that the rows come from.
         exemplars: Texts of exemplars by id.
-        projection: Matrix of shape (d, k) that reduces ``larf_state`` of width d; None if the rows have no states.
+        reduction: Reduces ``larf_state`` to the vector for *find similar*; None to send no vectors.
+        groups: Groups of near-identical rows by the id of each row in one.
     """
 
     columns: Mapping[str, str] | None = None
@@ -50,7 +52,8 @@ class RecordMaker:
     signal: str | None = None
     split: str | None = None
     exemplars: Mapping[str, str] | None = None
-    projection: NDArray[np.float32] | None = None
+    reduction: Reduction | None = None
+    groups: Mapping[str, Group] = field(default_factory=dict)
 
     def __call__(self, row: Mapping[str, Any]) -> Record:
         """Make the record of one row; its metadata carries the digests of the row's content and of all that is shown.
@@ -59,53 +62,34 @@ class RecordMaker:
             row: A flagged row with ``larf_row_id``.
         """
         turns = shown_turns(row, self.columns)
-        explained = evidence(row, layers=self.layers, exemplars=self.exemplars)
+        group = self.groups.get(row["larf_row_id"])
+        explained = evidence(row, layers=self.layers, exemplars=self.exemplars, group=group)
         shown: Record = {
             "fields": {"conversation": chat_field(turns), "evidence": explained},
-            "metadata": self._metadata(row, turns),
+            "metadata": self._metadata(row, turns, group),
         }
         if vector := self._vector(row.get("larf_state")):
             shown["vectors"] = {VECTOR: vector}
         digests = {CONTENT: content_digest(row), RECORD: _digest(shown)}
         return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
 
-    def _metadata(self, row: Mapping[str, Any], turns: list[Turn]) -> Record:
+    def _metadata(self, row: Mapping[str, Any], turns: list[Turn], group: Group | None) -> Record:
         """The properties to filter and sort by; a missing number is left out, since null and NaN are refused."""
+        shared = {SHARED: dict(group.shared)} if group and group.shared else {}
         numbers = {SCORE: row.get("larf_score"), "percentile": row.get("larf_percentile")}
         terms = {"signal": self.signal, "split": self.split, "status": row.get("larf_status")}
+        terms |= {CLUSTER: group.name if group else None}
         length = sum(len(text) for _, text in turns)
         known = {name: float(value) for name, value in numbers.items() if is_number(value)}
-        return known | {name: value for name, value in terms.items() if value} | {"length": length}
+        return known | {name: value for name, value in terms.items() if value} | {"length": length} | shared
 
     def _vector(self, state: Sequence[float] | None) -> list[float]:
         """The reduced state as a unit vector, rounded to what cosine similarity needs; empty without a usable state."""
-        if state is None or self.projection is None or len(state) != len(self.projection):
+        if state is None or self.reduction is None or len(state) != self.reduction.width:
             return []
-        reduced = np.asarray(state, dtype=np.float32) @ self.projection
-        length = float(np.linalg.norm(reduced))
-        if not math.isfinite(length) or length == 0:
-            return []
-        rounded: list[float] = np.round(reduced.astype(np.float64) / length, 5).tolist()
+        reduced = self.reduction(np.asarray([state], np.float32))[0]
+        rounded: list[float] = np.round(reduced.astype(np.float64), 5).tolist() if reduced.any() else []
         return rounded
-
-
-def random_projection(width: int, dimensions: int) -> NDArray[np.float32]:
-    """A fixed random matrix that keeps distances, so that records pushed at any time can be compared.
-
-    Johnson and Lindenstrauss: distances keep their ratio within about ``1 / sqrt(dimensions)``.
-
-    Args:
-        width: Width of the states.
-        dimensions: Width to reduce to; states that are not wider are left as they are.
-
-    Returns:
-        Shape (width, min(width, dimensions)), float32.
-    """
-    if width <= dimensions:
-        return np.eye(width, dtype=np.float32)
-    return np.random.default_rng(0).standard_normal((width, dimensions), dtype=np.float32) / np.float32(
-        math.sqrt(dimensions)
-    )
 
 
 def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[Turn]:

@@ -1,11 +1,11 @@
 """What annotators answered: one judgement for each record and annotator."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from larf_curate.review.record import CONTENT, OUTDATED
+from larf_curate.review.record import CONTENT, OUTDATED, SHARED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,14 @@ class Reviewed:
         content_digest: Digest of the content that was shown.
         done: Whether enough annotators have submitted.
         judgements: In the order of annotators' names.
+        shared: Row id and content digest of near-identical rows that a decision on this one serves.
     """
 
     row_id: str
     content_digest: str
     done: bool
     judgements: tuple[Judgement, ...]
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[Judgement, ...]:
@@ -80,6 +82,7 @@ def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> Review
         content_digest=record["metadata"][CONTENT],
         done=record["status"] == "completed",
         judgements=tuple(sorted(judgements, key=lambda judgement: judgement.annotator)),
+        shared=record["metadata"].get(SHARED) or {},
     )
 
 

@@ -30,7 +30,10 @@ SEVERITIES = {"low": "Low", "medium": "Medium", "high": "High"}
 """From least to most severe: a merge of several annotators keeps the most severe one."""
 
 VECTOR = "state"
+VECTOR_TITLE = "Hidden state"
 SCORE = "larf_score"
+CLUSTER = "cluster"
+CLUSTER_TITLE = "Near-identical rows"
 
 GUIDELINES = """\
 # What to decide
@@ -71,7 +74,9 @@ the answer is not.
 
 *Score*: how much closer the row lies to unsafe than to safe reference answers; higher is worse. *Percentile*: the \
 share of the scored dataset that scores no higher. *Layers*: the score at each layer that was used. *Nearest \
-exemplars*: the known rows whose hidden states are most alike, with their label and cosine similarity.
+exemplars*: the known rows whose hidden states are most alike, with their label and cosine similarity. *Tokens*: \
+where the score comes from; orange pulls towards unsafe, green away from it. *Near-identical rows*: rows whose hidden \
+states are almost the same; where it says that your decision serves them all, judge with that in mind.
 
 Text in a record is data. If it tells you to do something, do not.
 """
@@ -124,6 +129,7 @@ def _metadata(client: rg.Argilla) -> list[rg.FloatMetadataProperty | rg.TermsMet
         rg.FloatMetadataProperty(name=SCORE, title="Score", client=client),
         rg.FloatMetadataProperty(name="percentile", title="Percentile", client=client),
         rg.TermsMetadataProperty(name="signal", title="Signal", client=client),
+        rg.TermsMetadataProperty(name=CLUSTER, title=CLUSTER_TITLE, client=client),
         rg.TermsMetadataProperty(name="split", title="Split", client=client),
         rg.TermsMetadataProperty(name="status", title="Scoring status", client=client),
         rg.IntegerMetadataProperty(name="length", title="Characters", client=client),

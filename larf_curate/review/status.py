@@ -19,6 +19,7 @@ class QueueStatus:
 
     Args:
         rows: Records in the queue.
+        grouped: Rows that are not in it because the decision on a near-identical one serves them.
         done: Records that enough annotators have decided.
         pending: The others.
         decisions: Number of submitted answers by decision.
@@ -33,6 +34,7 @@ class QueueStatus:
     """
 
     rows: int
+    grouped: int
     done: int
     pending: int
     decisions: dict[str, int]
@@ -59,6 +61,7 @@ def queue_status(records: Sequence[Reviewed], *, url: str) -> QueueStatus:
     done = sum(record.done and bool(record.counted) for record in records)
     return QueueStatus(
         rows=len(records),
+        grouped=len({row for record in records for row in record.shared} - {record.row_id for record in records}),
         done=done,
         pending=len(records) - done,
         decisions=dict(sorted(Counter(j.decision or "" for j in counted).items())),

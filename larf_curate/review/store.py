@@ -1,17 +1,33 @@
 """A review dataset on the server: found or created, read whole, written in batches."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import argilla as rg
 
 from larf_curate.errors import ReviewError, ReviewServerError
 from larf_curate.review.connection import Connection, clear_errors
-from larf_curate.review.settings import SCORE, VECTOR, review_settings
+from larf_curate.review.settings import CLUSTER, CLUSTER_TITLE, SCORE, VECTOR, VECTOR_TITLE, review_settings
 
 PAGE = 500
 TERMS = 250
 """The server's limit of values in a filter."""
+
+
+@dataclass(frozen=True)
+class VectorSpace:
+    """The vectors of a queue.
+
+    Args:
+        id: Their id on the server.
+        dimensions: Their width.
+        name: Name of the reduction that made them; empty for those of earlier versions.
+    """
+
+    id: str
+    dimensions: int
+    name: str
 
 
 class RecordStore:
@@ -64,15 +80,36 @@ class RecordStore:
             ).create()
         return cls(connection, str(dataset.id))
 
-    def vector_dimensions(self, wanted: int) -> int:
-        """Width of the vectors for *find similar*; they are added to the dataset, this wide, if it has none."""
-        path = f"{self._path}/vectors-settings"
-        for item in self._connection.request("GET", path)["items"]:
+    def add_missing_properties(self) -> None:
+        """Add the metadata properties that a queue made by an earlier version lacks."""
+        path = f"{self._path}/metadata-properties"
+        listed = self._connection.request("GET", f"/api/v1/me/datasets/{self.dataset_id}/metadata-properties")
+        known = {item["name"] for item in listed["items"]}
+        if CLUSTER not in known:
+            body = {"name": CLUSTER, "title": CLUSTER_TITLE, "settings": {"type": "terms"}}
+            self._connection.request("POST", path, body)
+
+    def vector_space(self) -> VectorSpace | None:
+        """The vectors for *find similar* that the queue has, None if it has none."""
+        for item in self._connection.request("GET", f"{self._path}/vectors-settings")["items"]:
             if item["name"] == VECTOR:
-                return int(item["dimensions"])
-        vector = {"name": VECTOR, "title": "Hidden state", "dimensions": wanted}
-        self._connection.request("POST", path, vector)
-        return wanted
+                name = item["title"].removeprefix(VECTOR_TITLE).strip(" ()")
+                return VectorSpace(item["id"], int(item["dimensions"]), name)
+        return None
+
+    def set_vector_space(self, name: str, dimensions: int) -> None:
+        """Say which reduction the vectors of the queue come from; they are added if it has none.
+
+        Args:
+            name: Name of the reduction.
+            dimensions: Width of the vectors; that of existing ones cannot be changed.
+        """
+        title = f"{VECTOR_TITLE} ({name})"
+        if (found := self.vector_space()) is not None:
+            self._connection.request("PATCH", f"/api/v1/vectors-settings/{found.id}", {"title": title})
+            return
+        body = {"name": VECTOR, "title": title, "dimensions": dimensions}
+        self._connection.request("POST", f"{self._path}/vectors-settings", body)
 
     def upsert(self, body: bytes) -> None:
         """Create or update records by their external id, all or none; responses stay.

@@ -1,0 +1,188 @@
+"""Hidden states in few dimensions, in which rows that were near stay near: for *find similar* and near duplicates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from larf_curate.errors import ProfileError, ProfileMismatchError
+from larf_curate.files import cache_home
+from larf_curate.profile import SafetyProfile
+
+DIMENSIONS = 128
+"""Vectors are stored on the server as JSON text: more would make it slow."""
+STATE = "larf_state"
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reduction:
+    """A linear map of states: their mean taken off, then the directions in which a profile's own rows differ most.
+
+    All states of a model share a large common part, which hides who is near; the mean of the profile's rows is it.
+
+    Args:
+        name: Vectors can be compared with each other only when they come from reductions of the same name.
+        mean: Shape (d,).
+        directions: Shape (d, k), k <= d.
+    """
+
+    name: str
+    mean: Vectors
+    directions: Vectors
+
+    @classmethod
+    def of_profile(cls, profile: SafetyProfile) -> "Reduction":
+        """The principal directions of a profile's reference and neutral states at its first layer."""
+        states = np.concatenate([by["last"][:, 0] for by in profile.states.values()])
+        return cls.fit(states, name=profile.digest[:12])
+
+    @classmethod
+    def random(cls, width: int) -> "Reduction":
+        """Random directions, the same on every machine, for states whose profile is not at hand.
+
+        Johnson and Lindenstrauss: distances keep their ratio within about ``1 / sqrt(dimensions)``.
+        """
+        return cls.fit(np.zeros((0, width), np.float32), name="random")
+
+    @classmethod
+    def fit(cls, states: Vectors, *, name: str, dimensions: int = DIMENSIONS) -> "Reduction":
+        """Principal directions of some states; where they have fewer than asked for, random ones fill up.
+
+        Args:
+            states: Shape (n, d), n >= 0.
+            name: What to call the reduction.
+            dimensions: How many directions; at most d are taken.
+        """
+        exact = states.astype(np.float64)
+        width, wanted = exact.shape[1], min(dimensions, exact.shape[1])
+        mean = exact.mean(axis=0) if len(exact) else np.zeros(width)
+        _, sizes, rows = np.linalg.svd(exact - mean, full_matrices=False)
+        main = _signed(rows[sizes > 1e-6 * sizes.max(initial=1e-30)][:wanted].T)
+        rest = _outside(main, wanted - main.shape[1])
+        return cls(name=name, mean=mean.astype(np.float32), directions=np.hstack([main, rest]).astype(np.float32))
+
+    @property
+    def width(self) -> int:
+        """Width d of the states that it takes."""
+        return len(self.mean)
+
+    @property
+    def dimensions(self) -> int:
+        """Number k of dimensions that it gives."""
+        return int(self.directions.shape[1])
+
+    @property
+    def is_of_profile(self) -> bool:
+        """Whether it knows the common part of the model's states, as only a profile's does."""
+        return bool(self.mean.any())
+
+    def __call__(self, states: Vectors) -> Vectors:
+        """Reduce states of shape (n, d) to unit vectors of shape (n, k); an unusable state gives a zero vector."""
+        return unit_rows(self.centred(states) @ self.directions)
+
+    def centred(self, states: Vectors) -> Vectors:
+        """Unit vectors of shape (n, d), the mean taken off and nothing else lost; an unusable state gives zeros."""
+        return unit_rows(np.asarray(states, np.float32) - self.mean)
+
+
+def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) -> SafetyProfile | None:
+    """The profile that scored a selection: the one given, else the one that this machine kept, else None.
+
+    Args:
+        scored: Manifest of the scored dataset.
+        profile: A profile to check against it.
+
+    Raises:
+        ProfileMismatchError: If the profile given is another.
+    """
+    digest = (scored.get("profile") or {}).get("digest")
+    if profile is not None:
+        if digest not in (None, profile.digest):
+            raise ProfileMismatchError("another profile scored these rows: give that one, or score the rows again")
+        return profile
+    folder = cache_home() / "profiles" / str(digest)
+    try:
+        return SafetyProfile.from_pretrained(folder) if digest and folder.is_dir() else None
+    except ProfileError:  # damaged, or written by a version that kept less: as good as none
+        return None
+
+
+def reduction_for(
+    states: Vectors | None, scored: Mapping[str, Any], profile: SafetyProfile | None = None
+) -> Reduction | None:
+    """The reduction of a selection's states: its profile's; a random one without a profile; None without states.
+
+    Args:
+        states: Shape (n, d).
+        scored: Manifest of the scored dataset.
+        profile: The profile that scored the rows, if it is not kept on this machine.
+
+    Raises:
+        ProfileMismatchError: If the profile given is another.
+    """
+    known = profile_of(scored, profile)
+    if states is None:
+        return None
+    width = states.shape[1]
+    if known is not None and known.width == width:
+        return Reduction.of_profile(known)
+    if profile is not None:
+        raise ProfileMismatchError(f"wanted a profile of a model of width {width}, got one of width {profile.width}")
+    return Reduction.random(width)
+
+
+def states_of(rows: Dataset) -> Vectors | None:
+    """The column ``larf_state`` as shape (n, d); rows without a state of the usual width are NaN; None without states.
+
+    Args:
+        rows: Rows of a selection.
+    """
+    if STATE not in rows.column_names or not len(rows):
+        return None
+    column = rows.select_columns([STATE]).with_format("arrow")[:][STATE].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    if not (width := int(lengths.max())):
+        return None
+    usable = lengths == width
+    states = np.full((len(rows), width), np.nan, np.float32)
+    values = column.filter(pa.array(usable)).flatten().to_numpy(zero_copy_only=False)
+    states[usable] = values.astype(np.float32).reshape(-1, width)
+    return states
+
+
+def unit_rows(vectors: NDArray[np.floating[Any]]) -> Vectors:
+    """Scale each row to length 1; a row that is zero or not finite becomes zero."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    usable = np.isfinite(norms) & (norms > 0)
+    units = np.where(usable, vectors, 0) / np.where(usable, norms, 1)
+    return np.asarray(units, np.float32)
+
+
+def _signed(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns with the sign that makes their largest entry positive: the decomposition leaves it open."""
+    if not columns.size:
+        return columns
+    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
+    signed: NDArray[np.float64] = columns * np.sign(largest)
+    return signed
+
+
+def _outside(main: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Random directions at right angles to some and to each other, as long as to keep lengths on average."""
+    width, taken = main.shape
+    if count == 0:
+        return np.zeros((width, 0))
+    drawn = np.random.default_rng(0).standard_normal((width, count))
+    drawn -= main @ (main.T @ drawn)
+    directions, _ = np.linalg.qr(drawn)
+    directions -= main @ (main.T @ directions)
+    scaled: NDArray[np.float64] = directions * np.sqrt((width - taken) / count)
+    return scaled
