@@ -50,7 +50,9 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     logs.install()
     jobs.keep_redis_in_memory()
     # This imports argilla_server, which reads the environment and copies its static files at import.
-    from . import accounts, database, engine, speed
+    from argilla_server import app
+
+    from . import accounts, database, engine, headers, speed
 
     database.set_pragmas()
     engine.register()
@@ -61,7 +63,8 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
 
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config("argilla_server:app", log_config=None))
+    page = headers.guarded(app, headers.policy(Path(tempfile.gettempdir()).rglob("*.html")))
+    server = uvicorn.Server(uvicorn.Config(page, log_config=None))
     _write_state(state, listener.getsockname()[1])
     server.run(sockets=[listener])
     if not server.started:
