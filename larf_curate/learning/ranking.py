@@ -102,7 +102,12 @@ def learn(dataset: Dataset, decisions: Mapping[str, str], *, references: Referen
 
 
 def rank(
-    rows: StoredRows, places: NDArray[np.intp], bad: NDArray[np.bool_], references: References | None = None
+    rows: StoredRows,
+    places: NDArray[np.intp],
+    bad: NDArray[np.bool_],
+    references: References | None = None,
+    *,
+    judge: bool = True,
 ) -> Learned:
     """Rank stored rows anew; see `learn`.
 
@@ -111,6 +116,7 @@ def rank(
         places: Which of them are decided, shape (m,).
         bad: Whether those are bad, shape (m,).
         references: Those of the profile that scored the rows.
+        judge: Whether to compute held-out figures.
 
     Raises:
         InputError: If the references are of another width than the states.
@@ -129,7 +135,7 @@ def rank(
         directions=directions,
         removed=int(bad.sum()),
         kept=int((~bad).sum()),
-        held_out=_held_out(regression, rows.scores, places, bad),
+        held_out=_held_out(regression, rows.scores, places, bad) if judge else None,
     )
 
 
