@@ -53,7 +53,7 @@ def synthetic(signal="combined", *, refs=None, unsafe=4.0, by_length=0.0, unsafe
             "safe": states(count, 2, by_length=by_length),
             "neutral": states(rows, 3, by_length=by_length),
         },
-        references={"source": refs.source, "digest": refs.digest, "unsafe": count, "safe": count, "labels": []},
+        references=dict(source=refs.source, digest=refs.digest, unsafe=count, safe=count, cut={}, labels=[]),
         neutral={"source": "rows", "digest": "0", "rows": rows},
         canary=refs.unsafe[0],
         signal=signal,

@@ -9,11 +9,15 @@ from safetensors.numpy import load_file, save_file
 
 from larf_curate.errors import ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.hidden_states import POSITIONS
+from larf_curate.layers import LayerReport
 from larf_curate.loading import load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
+from larf_curate.profile.matching import match_lengths
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer
-from tests.models_fixture import CHATML, PROFILE, save_llama
+from larf_curate.signals import SIGNALS
+from larf_curate.signals.separation import separation
+from tests.models_fixture import CHATML, PROFILE, save_llama, tiny_tokenizer
 from tests.test_hidden_states import full_states
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -262,9 +266,117 @@ def test_automatic_layers_are_some_of_the_models_own_with_their_states(tiny_llam
         assert_array_equal(profile.states[side]["last"], want)
 
 
+def layer_report(scores, layers, broken=()):
+    return LayerReport(
+        method="gradient",
+        model="llama",
+        layers=layers,
+        scores=scores,
+        low=scores,
+        high=scores,
+        ranking=tuple(range(5)),
+        broken=broken,
+        neutral_loss=(None,) * 5,
+        prompts=16,
+        scaled=(),
+        seconds=1.0,
+    )
+
+
+def six_references():
+    whole = ReferenceSet.load("builtin")
+    return ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+
+
+def test_a_layer_report_counts_as_much_as_separation(tiny_llama):
+    every = SafetyProfile.build(tiny_llama, six_references(), layers="all", **PROFILE)
+    shares = separation(SIGNALS["larf"].fit, every.references_for())[1:4].clip(0)
+    sensitive = np.array([0.0, 0.1, 3.0])
+    want = 1 + np.argmax(shares / shares.max() + sensitive / 3)
+    report = layer_report((9.0, 0.0, 0.1, 3.0, 9.0), (3,))
+    assert want in every.best_layers(report)
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers=report, **PROFILE)
+    assert profile.layers == every.best_layers(report)
+    assert profile.choice["by"] == "separation of held-out references and the layer report, equally"
+    assert profile.choice["recommended"] == [3]
+
+
+def test_a_report_in_which_no_layer_stands_out_leaves_the_choice_to_separation(tiny_llama):
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers=layer_report((1.0,) * 5, ()), **PROFILE)
+    assert profile.layers == SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE).layers
+    assert "no block stands out" in profile.summary()["layer_choice"]["by"]
+
+
+def test_a_layer_report_of_another_model_is_refused(tiny_llama):
+    short = replace(layer_report((1.0,) * 5, (1,)), scores=(1.0,) * 4)
+    with pytest.raises(ProfileError, match="5 blocks, got one of llama with 4"):
+        SafetyProfile.build(tiny_llama, six_references(), layers=short, **PROFILE)
+
+
 def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
     with pytest.raises(ModelError, match="from 0 to 4"):
         SafetyProfile.build(tiny_llama, refs, layers=[7], **PROFILE)
+
+
+LONG = "Sure, here is how. First do one thing, then do another thing, and in the end do the last of all the things."
+
+
+def unequal():
+    prompts = ["How do I one?", "How do I two?", "How do I three?"]
+    return ReferenceSet(
+        unsafe=tuple({"prompt": p, "response": LONG} for p in prompts),
+        safe=({"prompt": prompts[0], "response": "I cannot help."}, {"prompt": prompts[1], "response": LONG + "!"}),
+        labels=("x",) * 3,
+        source="unequal",
+    )
+
+
+def test_answers_much_longer_than_their_counterparts_are_cut_for_all_signals_but_the_published_one(tiny_llama):
+    options = PROFILE | {"signal": "unsafe_similarity"}
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **options)
+    whole = SafetyProfile.build(tiny_llama, unequal(), layers=[1], match_lengths=False, **options)
+    tokens = load_reader(profile.source, (1,), device="cpu").tokenizer
+    wanted = len(tokens("I cannot help.", add_special_tokens=False)["input_ids"])
+    cut = tokens.decode(tokens(LONG, add_special_tokens=False)["input_ids"][:wanted]).rstrip()
+    short = replace(
+        unequal(),
+        unsafe=tuple(
+            {"prompt": r["prompt"], "response": a} for r, a in zip(unequal().unsafe, (cut, LONG, cut), strict=True)
+        ),
+    )
+    by_hand = SafetyProfile.build(tiny_llama, short, layers=[1], match_lengths=False, **options)
+    rows = profile.states["neutral"]
+    assert_allclose(profile.fit()(rows), by_hand.fit()(rows), atol=1e-5)
+    assert_array_equal(profile.fit("larf")(rows), whole.fit("larf")(rows))
+    assert np.abs(profile.fit()(rows) - whole.fit()(rows)).max() > 1e-4
+    assert profile.references["cut"] == {"unsafe": 2, "safe": 0}
+    assert whole.references["cut"] == {"unsafe": 0, "safe": 0}
+    assert profile.at([1]).references_for().unsafe["length"].max() == by_hand.states["unsafe"]["length"].max()
+
+
+def test_the_published_signal_leaves_references_whole(tiny_llama):
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **PROFILE)
+    assert profile.references["cut"] == {"unsafe": 0, "safe": 0}
+    assert set(profile.states) == {"unsafe", "safe", "neutral"}
+
+
+def test_matched_states_are_saved_and_read_back(tiny_llama, tmp_path):
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **PROFILE | {"signal": "combined"})
+    profile.save_pretrained(tmp_path)
+    again = SafetyProfile.from_pretrained(tmp_path)
+    assert_array_equal(again.states["unsafe_matched"]["mean"], profile.states["unsafe_matched"]["mean"])
+    assert again.digest == profile.digest
+
+
+def test_cutting_leaves_raw_text_raw(tiny_llama):
+    refs = ReferenceSet(unsafe=({"text": LONG},), safe=({"text": "No, I cannot."},), labels=("x",), source="text")
+    tokenizer = tiny_tokenizer()
+    matched = match_lengths(refs, tokenizer)
+    assert set(matched.unsafe[0]) == {"text"}
+    assert LONG.startswith(matched.unsafe[0]["text"])
+    count = [len(tokenizer(row["text"])["input_ids"]) for row in (matched.unsafe[0], refs.safe[0])]
+    assert 0 <= count[1] - count[0] <= 1, "a space at the end is not kept"
+    assert matched.safe[0] is refs.safe[0]
 
 
 def test_top_k_beyond_the_references_is_refused_at_once(tiny_llama, refs):

@@ -62,6 +62,11 @@ def unsafe_similarity(row, unsafe, _safe, neutral):
     return np.mean([cos(row["last"] - mu, u["last"] - mu) for u in unsafe])
 
 
+def answer_similarity(row, unsafe, _safe, neutral):
+    mu = mean_of(neutral, "mean")
+    return np.mean([cos(row["mean"] - mu, u["mean"] - mu) for u in unsafe])
+
+
 def larf_centred(row, unsafe, safe, neutral):
     mu = mean_of(neutral)
     near, far = ([cos(row["last"] - mu, r["last"] - mu) for r in rs] for rs in (unsafe, safe))
@@ -127,6 +132,7 @@ def calibrated(formula):
 
 FORMULAS = {
     "unsafe_similarity": unsafe_similarity,
+    "answer_similarity": answer_similarity,
     "larf_centred": larf_centred,
     "larf_whitened": larf_whitened,
     "refusal_direction": refusal_direction,
@@ -145,8 +151,12 @@ def test_a_signal_equals_its_formula(name, refs, rows):
 
 
 def test_the_axes_are_residuals_of_length_in_neutral_standard_deviations(refs, rows):
+    likeness, ordinary = (
+        sum(each(some, refs, calibrated(formula)) for formula in (unsafe_similarity, answer_similarity))
+        for some in (rows, refs.neutral)
+    )
     want = {
-        "harmful": each(rows, refs, calibrated(unsafe_similarity)),
+        "harmful": likeness / ordinary.std(axis=0),  # of residuals, which follow no length any more
         "erosion": each(rows, refs, calibrated(refusal_direction)),
     }
     for name in AXES:
@@ -292,3 +302,25 @@ def test_the_best_layers_are_the_three_of_the_middle_that_separate_best():
     refs = ReferenceStates(unsafe=states(30, strength), safe=states(30, 0), neutral=states(30, 0))
     found = best_layers(lambda _refs: lambda rows: rows["last"][:, :, 0], refs, blocks)
     assert found == tuple(sorted(order))
+
+
+def test_a_sensitive_layer_is_chosen_before_one_that_separates_a_little_better():
+    blocks = 12
+    rng = np.random.default_rng(0)
+
+    def states(count, strength):
+        values = rng.normal(size=(count, blocks, 8)).astype(np.float32)
+        values[:, :, 0] += strength
+        return {"last": values}
+
+    strength = np.full(blocks, 0.5)
+    strength[[3, 4, 5, 6]] = [9, 8, 7, 6]
+    refs = ReferenceStates(unsafe=states(30, strength), safe=states(30, 0), neutral=states(30, 0))
+    sensitivity = np.full(blocks, -1.0)
+    sensitivity[[0, 6]] = [99, 2]  # the first lies outside the middle half
+
+    def fit(_refs):
+        return lambda rows: rows["last"][:, :, 0]
+
+    assert best_layers(fit, refs, blocks) == (3, 4, 5)
+    assert best_layers(fit, refs, blocks, sensitivity=sensitivity) == (3, 4, 6)

@@ -64,7 +64,8 @@ def diagnose(
     names = dict.fromkeys((profile.signal, *AXES))
     held_out = {name: profile.held_out(name) for name in names}
     own = held_out[profile.signal]
-    lengths = {side: profile.states[side]["length"][:, 0, 0] for side in SIDES}
+    compared = profile.references_for()
+    lengths = {side: getattr(compared, side)["length"][:, 0, 0] for side in SIDES}
     return Diagnosis(
         profile=profile.summary(),
         counts={side: len(values) for side, values in lengths.items()},

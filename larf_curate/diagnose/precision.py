@@ -8,7 +8,8 @@ from larf_curate.devices import resolve_device
 from larf_curate.diagnose.figures import rank_correlation
 from larf_curate.diagnose.texts import Rows
 from larf_curate.loading import load_reader
-from larf_curate.profile import SIDES, SafetyProfile, read_states
+from larf_curate.profile import SafetyProfile, read_sides, rows_by_side
+from larf_curate.references import ReferenceSet
 
 
 def float32_agreement(
@@ -32,7 +33,8 @@ def float32_agreement(
     if model:
         source = replace(source, model_id=model, revision=None)
     reader = load_reader(source, profile.layers, device=resolve_device(device), max_length=profile.max_length)
-    states = {side: read_states(reader, getattr(rows, side), side) for side in SIDES}
-    exact = replace(profile, source=source, states=states)
+    refs = ReferenceSet(unsafe=rows.unsafe, safe=rows.safe, labels=(), source="")
+    sides = rows_by_side(refs, rows.neutral, reader.tokenizer, match=any(profile.references["cut"].values()))
+    exact = replace(profile, source=source, states=read_sides(reader, sides))
     scores = [np.mean(made.fit()(made.states["neutral"]), axis=1) for made in (profile, exact)]
     return rank_correlation(*scores)

@@ -1,7 +1,7 @@
 """SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
 
 from larf_curate.profile.profile import SafetyProfile, cache_profile
-from larf_curate.profile.reading import SIDES, read_states
+from larf_curate.profile.reading import SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import neutral_digest
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
 
@@ -12,5 +12,7 @@ __all__ = [
     "SafetyProfile",
     "cache_profile",
     "neutral_digest",
+    "read_sides",
     "read_states",
+    "rows_by_side",
 ]

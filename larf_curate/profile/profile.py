@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,13 @@ from larf_curate.devices import Dtype, resolve_device, resolve_dtype
 from larf_curate.errors import ProfileError, ProfileMismatchError
 from larf_curate.files import cache_home
 from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader, States, Vectors
+from larf_curate.layers.report import LayerReport
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import storage
 from larf_curate.profile.checks import check_apart, check_drift, check_unlike
-from larf_curate.profile.reading import SIDES, read_sides, read_states
+from larf_curate.profile.choice import choice_of, sensitivity_of
+from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import template_digest
@@ -38,9 +40,12 @@ class SafetyProfile:
         source: The model: id, revision, resolved dtype.
         template_digest: Hex SHA-256 of the chat template.
         layers: 0-based decoder blocks.
-        states: Keys ``unsafe``, ``safe`` and ``neutral``, then position; shape (n, layers, d), float32.
-        references: Source, digest, counts and labels of the reference set.
+        states: Keys ``unsafe``, ``safe`` and ``neutral``, then position; shape (n, layers, d), float32. Where reference
+            answers were cut to the length of their counterparts, also ``unsafe_matched`` or ``safe_matched``, of which
+            all signals but ``larf`` are made.
+        references: Source, digest, counts and labels of the reference set, and how many answers of each side were cut.
         neutral: Source, digest and count of the neutral rows.
+        choice: How the layers were chosen: ``by``, and what it was judged by.
         canary: The first unsafe reference, by which a loaded model is recognised.
         signal: Name of the signal that gives ``larf_score``.
         top_k: Pairs that count in the LARF score; None for all.
@@ -55,6 +60,7 @@ class SafetyProfile:
     references: dict[str, Any]
     neutral: dict[str, Any]
     canary: Row
+    choice: dict[str, Any] = field(default_factory=dict)
     signal: str = DEFAULT_SIGNAL
     top_k: int | None = None
     max_length: int = DEFAULT_MAX_LENGTH
@@ -66,7 +72,8 @@ class SafetyProfile:
         model: str | Path,
         references: ReferenceSet | str | Path = "builtin",
         *,
-        layers: Sequence[int] | Literal["all", "auto"] = "auto",
+        layers: Sequence[int] | LayerReport | Literal["all", "auto"] = "auto",
+        match_lengths: bool | None = None,
         neutral: str | Path | Sequence[Row] = "builtin",
         signal: str = DEFAULT_SIGNAL,
         top_k: int | None = None,
@@ -83,7 +90,10 @@ class SafetyProfile:
             model: A local folder or a Hub id.
             references: A set, or what `ReferenceSet.load` takes.
             layers: 0-based decoder blocks; ``auto`` for the three of the middle half of the model at which the signal
-                separates held-out references best; or ``all``.
+                separates held-out references best; ``all``; or what `find_safety_layers` found, so that what refusals
+                depend on counts as much as separation.
+            match_lengths: Whether a reference answer of over 1.5 times its counterpart's tokens is cut to their number.
+                If left out, they are, but for ``signal="larf"``, which is the published score in any case.
             neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
                 id, or rows.
             signal: Name of the signal that gives ``larf_score``.
@@ -116,14 +126,18 @@ class SafetyProfile:
         )
         if isinstance(layers, str) and layers not in ("auto", "all"):
             raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
-        chosen = tuple(range(count_layers(source)) if isinstance(layers, str) else map(int, layers))
+        given = not isinstance(layers, str | LayerReport)
+        chosen = tuple(map(int, layers)) if given else tuple(range(count_layers(source)))  # type: ignore[arg-type]
         reader = load_reader(source, chosen, device=device, max_length=max_length)
+        match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
+        sides = rows_by_side(refs, ordinary, reader.tokenizer, match=match)
         profile = cls(
             source=replace(source, revision=reader.revision or revision),
             template_digest=template_digest(reader.tokenizer),
             layers=chosen,
-            states=read_sides(reader, dict(zip(SIDES, (refs.unsafe, refs.safe, ordinary), strict=True))),
-            references=describe(refs),
+            choice={"by": "the user"},
+            states=read_sides(reader, sides),
+            references=describe(refs, sides),
             neutral=describe_neutral(neutral, ordinary),
             canary=dict(refs.unsafe[0]),
             signal=signal,
@@ -132,11 +146,35 @@ class SafetyProfile:
         )
         check_unlike(profile.states)
         profile.fit(signal)
-        return profile.at(profile.best_layers()) if isinstance(layers, str) and layers == "auto" else profile
+        if given or layers == "all":
+            return profile
+        report = layers if isinstance(layers, LayerReport) else None
+        return replace(profile.at(profile.best_layers(report)), choice=choice_of(report))
 
-    def best_layers(self) -> tuple[int, ...]:
-        """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`."""
-        return best_layers(SIGNALS[self.signal].fit, ReferenceStates(**self.states, top_k=self.top_k), len(self.layers))
+    def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
+        """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`.
+
+        Args:
+            report: What was found of the layers that refusals depend on; if it recommends one, that counts as much.
+
+        Raises:
+            ProfileError: If the report is of a model with another number of blocks.
+        """
+        sensitivity = None if report is None else sensitivity_of(report, len(self.layers))
+        return best_layers(self._kind(None).fit, self.references_for(), len(self.layers), sensitivity=sensitivity)
+
+    def references_for(self, signal: str | None = None) -> ReferenceStates:
+        """The states a signal is made from, with matched answers where there are some and the signal may take them.
+
+        Args:
+            signal: Its name; the profile's own if none is named.
+
+        Raises:
+            ProfileError: If there is no such signal.
+        """
+        whole = self._kind(signal).whole
+        sides = {side: self.states[side if whole else _matched(self.states, side)] for side in SIDES}
+        return ReferenceStates(**sides, top_k=self.top_k)
 
     def at(self, layers: Sequence[int]) -> "SafetyProfile":
         """The same profile at some of its layers.
@@ -159,7 +197,7 @@ class SafetyProfile:
             ProfileError: If there is no such signal.
             ReferenceSetError: If the references do not suit it.
         """
-        return self._kind(signal).fit(ReferenceStates(**self.states, top_k=self.top_k))
+        return self._kind(signal).fit(self.references_for(signal))
 
     def _kind(self, signal: str | None) -> SignalKind:
         name = signal or self.signal
@@ -178,7 +216,7 @@ class SafetyProfile:
             ProfileError: If there is no such signal.
             ReferenceSetError: If a side has a single row.
         """
-        return held_out(self._kind(signal).fit, ReferenceStates(**self.states, top_k=self.top_k), sides=sides)
+        return held_out(self._kind(signal).fit, self.references_for(signal), sides=sides)
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
@@ -250,6 +288,7 @@ class SafetyProfile:
             "revision": self.source.revision,
             "dtype": self.source.dtype,
             "layers": list(self.layers),
+            "layer_choice": self.choice,
             "signal": self.signal,
             "top_k": self.top_k,
             "max_length": self.max_length,
@@ -306,7 +345,17 @@ class SafetyProfile:
         return storage.upload(folder, repo_id, private=private, token=token)
 
     def _config(self) -> dict[str, Any]:
-        keys = ("template_digest", "references", "neutral", "canary", "signal", "top_k", "max_length", "package")
+        keys = (
+            "template_digest",
+            "references",
+            "neutral",
+            "canary",
+            "choice",
+            "signal",
+            "top_k",
+            "max_length",
+            "package",
+        )
         values = {key: getattr(self, key) for key in keys}
         source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
         return {"source": source, "layers": list(self.layers), **values}
@@ -321,3 +370,8 @@ def cache_profile(profile: SafetyProfile) -> Path:
     if not (folder / storage.CONFIG_FILE).exists():
         profile.save_pretrained(folder)
     return folder
+
+
+def _matched(states: dict[str, States], side: str) -> str:
+    """Name of the side with its answers cut, if there is one."""
+    return f"{side}{MATCHED}" if f"{side}{MATCHED}" in states else side

@@ -10,17 +10,39 @@ from tqdm import tqdm
 from larf_curate.conversation import Row
 from larf_curate.errors import ReferenceSetError
 from larf_curate.hidden_states import POSITIONS, StateReader, States
-from larf_curate.rendering import Renderer, Tokens
+from larf_curate.profile.matching import match_lengths
+from larf_curate.references import ReferenceSet
+from larf_curate.rendering import Renderer, Tokenizer, Tokens
 
 SIDES = ("unsafe", "safe", "neutral")
+MATCHED = "_matched"
+"""Ending of the names of sides whose answers were cut to the length of their counterparts."""
 CHUNK = 32
 """Rows between two steps of the progress bar."""
+
+
+def rows_by_side(
+    refs: ReferenceSet, neutral: Sequence[Row], tokenizer: Tokenizer, *, match: bool
+) -> dict[str, Sequence[Row]]:
+    """The rows of every side; with ``match`` also the sides in which answers are cut, if any are.
+
+    Args:
+        refs: The references.
+        neutral: Ordinary rows.
+        tokenizer: Counts the tokens.
+        match: Whether to cut long reference answers; see `match_lengths`.
+    """
+    sides: dict[str, Sequence[Row]] = dict(zip(SIDES, (refs.unsafe, refs.safe, neutral), strict=True))
+    if match:
+        matched = match_lengths(refs, tokenizer)
+        sides |= {f"{side}{MATCHED}": getattr(matched, side) for side, count in matched.cut.items() if count}
+    return sides
 
 
 def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
     """Read the states of the rows of every side, under one progress bar; see `read_states` for the errors."""
     with tqdm(total=sum(map(len, sides.values())), desc="references", unit="row") as bar:
-        return {side: read_states(reader, rows, side, bar) for side, rows in sides.items()}
+        return {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
 
 
 def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[Any] | None" = None) -> States:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from larf_curate.conversation import Row, to_messages
+from larf_curate.profile.reading import MATCHED
 from larf_curate.references import ReferenceSet
 
 
@@ -15,10 +16,15 @@ def identify(model: str | Path) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
 
 
-def describe(refs: ReferenceSet) -> dict[str, Any]:
-    """Source, digest, counts and labels of references."""
+def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Source, digest, counts and labels of references, and how many answers of each side were cut."""
     counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
-    return {"source": refs.source, "digest": refs.digest, **counts, "labels": list(refs.labels)}
+    wholes = {"unsafe": refs.unsafe, "safe": refs.safe}
+    cut = {
+        side: sum(new is not old for new, old in zip(sides.get(f"{side}{MATCHED}", rows), rows, strict=True))
+        for side, rows in wholes.items()
+    }
+    return {"source": refs.source, "digest": refs.digest, **counts, "cut": cut, "labels": list(refs.labels)}
 
 
 def describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import read_json, whole, write_json
 from larf_curate.hidden_states import States, Vectors
 
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE = "larf_profile.json"
 STATES_FILE = "larf_profile.safetensors"
 DAMAGES = (OSError, SafetensorError, KeyError, TypeError, ValueError)
@@ -51,7 +51,9 @@ def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
     except (InputError, TypeError, ValueError) as error:
         raise damaged(name, error) from error
     if config.get("format") != FORMAT:
-        raise ProfileError(f"profile format {config.get('format')} in {name}, wanted {FORMAT}: upgrade larf-curate")
+        raise ProfileError(
+            f"profile format {config.get('format')} in {name}, wanted {FORMAT}: build it again, or upgrade larf-curate"
+        )
     return {key: value for key, value in config.items() if key != "format"}
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from larf_curate.hidden_states import Position
-from larf_curate.signals.centred import larf_centred, larf_whitened, unsafe_similarity
+from larf_curate.signals.centred import answer_similarity, larf_centred, larf_whitened, unsafe_similarity
 from larf_curate.signals.combined import combined, erosion, harmful
 from larf_curate.signals.direction import pair_cosine, projection, refusal_direction
 from larf_curate.signals.knn import knn
@@ -21,24 +21,27 @@ class SignalKind:
     Args:
         fit: Makes the signal from reference states.
         positions: The states it reads.
+        whole: Whether it is made from reference answers as they are, also where a profile has matched their lengths.
     """
 
     fit: Fit
     positions: frozenset[Position]
+    whole: bool = False
 
 
-def _kind(fit: Fit, *positions: Position) -> SignalKind:
-    return SignalKind(fit, frozenset(positions))
+def _kind(fit: Fit, *positions: Position, whole: bool = False) -> SignalKind:
+    return SignalKind(fit, frozenset(positions), whole)
 
 
 SIGNALS: dict[str, SignalKind] = {
-    "combined": _kind(combined, "last", "prompt", "length"),
-    "harmful": _kind(harmful, "last", "length"),
+    "combined": _kind(combined, "last", "prompt", "mean", "length"),
+    "harmful": _kind(harmful, "last", "mean", "length"),
     "erosion": _kind(erosion, "prompt", "length"),
-    "larf": _kind(larf, "last"),
+    "larf": _kind(larf, "last", whole=True),
     "larf_centred": _kind(larf_centred, "last"),
     "larf_whitened": _kind(larf_whitened, "last"),
     "unsafe_similarity": _kind(unsafe_similarity, "last"),
+    "answer_similarity": _kind(answer_similarity, "mean"),
     "refusal_direction": _kind(refusal_direction, "prompt"),
     "projection": _kind(projection, "prompt", "mean"),
     "subspace": _kind(subspace, "last"),

@@ -16,6 +16,13 @@ def unsafe_similarity(refs: ReferenceStates) -> Signal:
     return lambda states: dot(unit(states["last"] - mean), direction)
 
 
+def answer_similarity(refs: ReferenceStates) -> Signal:
+    """`unsafe_similarity` of the mean state over the answer's tokens, which its last few words do not decide."""
+    mean = refs.neutral["mean"].mean(axis=0)
+    direction = mean_unit(refs.unsafe["mean"] - mean)
+    return lambda states: dot(unit(states["mean"] - mean), direction)
+
+
 def larf_centred(refs: ReferenceStates) -> Signal:
     """LARF's difference of mean cosines, of states less the neutral mean; in [-2, 2], higher is unsafe."""
     mean = refs.neutral["last"].mean(axis=0)

@@ -9,14 +9,24 @@ one unit.
 import numpy as np
 
 from larf_curate.hidden_states import States
-from larf_curate.signals.centred import unsafe_similarity
+from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
 
 
 def harmful(refs: ReferenceStates) -> Signal:
-    """`unsafe_similarity` in standard deviations of neutral rows of that length; unbounded, higher is more harmful."""
-    return calibrated(unsafe_similarity, refs)
+    """Likeness of the answer to unsafe ones, in standard deviations of neutral rows of that length; higher is worse.
+
+    It is the mean of `unsafe_similarity`, which reads the answer's end, and `answer_similarity`, which reads all of it:
+    the end tells a refusal from a compliant answer, the whole is the surer where unsafe references are of another kind
+    than the harmful rows.
+    """
+    return calibrated(_likeness, refs)
+
+
+def _likeness(refs: ReferenceStates) -> Signal:
+    parts = (calibrated(unsafe_similarity, refs), calibrated(answer_similarity, refs))
+    return lambda states: np.mean([part(states) for part in parts], axis=0)
 
 
 def erosion(refs: ReferenceStates) -> Signal:

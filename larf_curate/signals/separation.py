@@ -1,6 +1,6 @@
 """Which layers tell unsafe references from ordinary rows best, judged on references that were left out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
     return np.asarray((unsafe.mean(axis=0) - neutral.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
 
 
-def best_layers(fit: Fit, refs: ReferenceStates, blocks: int) -> tuple[int, ...]:
+def best_layers(
+    fit: Fit, refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
+) -> tuple[int, ...]:
     """The three layers that separate best among the middle half of the model.
 
     The first quarter is left out because it tells words apart, not intentions, and separates one's own references all
@@ -48,10 +50,20 @@ def best_layers(fit: Fit, refs: ReferenceStates, blocks: int) -> tuple[int, ...]
         fit: Makes the signal.
         refs: States at every block of the model.
         blocks: Number of blocks.
+        sensitivity: How much refusals depend on each block. If given, it counts as much as the separation, each as a
+            share of its largest value in the middle half; blocks that weaken refusals count as 0.
     """
     middle = np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
-    scores = separation(fit, refs)[middle]
+    scores = _shares(separation(fit, refs)[middle])
+    if sensitivity is not None:
+        scores = scores + _shares(np.asarray(sensitivity, np.float32)[middle])
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
+
+
+def _shares(values: Vectors) -> Vectors:
+    """Values as shares of the largest, those below zero as 0."""
+    above = np.maximum(values, 0)
+    return np.asarray(above / (above.max() or 1))
 
 
 def _held_out(fit: Fit, refs: ReferenceStates) -> Iterator[tuple[Vectors, Vectors]]:
