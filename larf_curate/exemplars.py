@@ -33,7 +33,7 @@ class Neighbor:
     Args:
         id: The exemplar's id.
         label: Its hazard category.
-        cosine: Cosine similarity of the two states, in [-1, 1].
+        cosine: Cosine similarity of the two states less the index's centre, in [-1, 1].
     """
 
     id: str
@@ -52,12 +52,15 @@ class ExemplarIndex:
         ids: One id an exemplar.
         labels: One hazard category an exemplar.
         layer: The 0-based decoder block the states are from.
+        centre: Shape (d,): what is taken off every state before it is compared, the mean state of the neutral rows in
+            an index made from a profile. Without it all cosines lie close to 1. None to compare states as they are.
     """
 
     states: Vectors
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     layer: int
+    centre: Vectors | None = None
 
     def __post_init__(self) -> None:
         if self.states.ndim != 2 or not len(self.states) == len(self.ids) == len(self.labels) > 0:
@@ -65,6 +68,8 @@ class ExemplarIndex:
                 f"wanted as many states as ids and labels, at least one, got {self.states.shape}, {len(self.ids)} ids "
                 f"and {len(self.labels)} labels"
             )
+        if self.centre is not None and self.centre.shape != self.states.shape[1:]:
+            raise InputError(f"wanted a centre of shape {self.states.shape[1:]}, got {self.centre.shape}")
 
     @classmethod
     def build(cls, profile: SafetyProfile, references: ReferenceSet) -> "ExemplarIndex":
@@ -78,14 +83,17 @@ class ExemplarIndex:
             return cls.of_profile(profile)
         states = read_states(profile.reader(), references.unsafe, "unsafe")["last"][:, 0]
         ids = tuple(f"reference-{index}" for index in range(len(references)))
-        return cls(states=states, ids=ids, labels=references.labels, layer=profile.layers[0])
+        return cls(
+            states=states, ids=ids, labels=references.labels, layer=profile.layers[0], centre=neutral_mean(profile)
+        )
 
     @classmethod
     def of_profile(cls, profile: SafetyProfile) -> "ExemplarIndex":
         """Index the unsafe references that a profile was built with; no model is needed."""
         labels = tuple(profile.references["labels"])
         ids = tuple(f"reference-{index}" for index in range(len(labels)))
-        return cls(states=profile.states["unsafe"]["last"][:, 0], ids=ids, labels=labels, layer=profile.layers[0])
+        states = profile.states["unsafe"]["last"][:, 0]
+        return cls(states=states, ids=ids, labels=labels, layer=profile.layers[0], centre=neutral_mean(profile))
 
     def search(self, states: Vectors, k: int) -> list[list[Neighbor]]:
         """Find the nearest exemplars of each state.
@@ -104,7 +112,7 @@ class ExemplarIndex:
             raise InputError(f"wanted at least 1 neighbour, got k={k}")
         if states.ndim != 2 or states.shape[1] != self.states.shape[1]:
             raise InputError(f"wanted states of shape (n, {self.states.shape[1]}), got {states.shape}")
-        cosines, found = self._index.search(np.ascontiguousarray(unit(states)), min(k, len(self.ids)))
+        cosines, found = self._index.search(self._directions(states), min(k, len(self.ids)))
         return [
             [Neighbor(id=self.ids[i], label=self.labels[i], cosine=float(c)) for i, c in zip(*hits, strict=True)]
             for hits in zip(found, cosines, strict=True)
@@ -146,13 +154,16 @@ class ExemplarIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of states, ids and labels."""
-        return hashlib.sha256(json.dumps(self._config()).encode() + self.states.tobytes()).hexdigest()
+        """Hex SHA-256 of states, centre, ids and labels."""
+        digest = hashlib.sha256(json.dumps(self._config()).encode())
+        for values in self._tensors().values():
+            digest.update(values.tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
         with whole(Path(folder) / STATES_FILE) as aside:
-            save_file({"states": np.ascontiguousarray(self.states)}, aside)
+            save_file(self._tensors(), aside)
         write_json(Path(folder) / CONFIG_FILE, self._config())
 
     @classmethod
@@ -164,13 +175,28 @@ class ExemplarIndex:
         """
         config: Mapping[str, Any] = read_json(Path(folder) / CONFIG_FILE)
         try:
-            states = load_file(Path(folder) / STATES_FILE)["states"]
-            return cls(states=states, ids=tuple(config["ids"]), labels=tuple(config["labels"]), layer=config["layer"])
+            tensors = load_file(Path(folder) / STATES_FILE)
+            return cls(
+                states=tensors["states"],
+                ids=tuple(config["ids"]),
+                labels=tuple(config["labels"]),
+                layer=config["layer"],
+                centre=tensors["centre"] if config["centred"] else None,
+            )
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise InputError(f"the exemplar index in {folder} is damaged ({error}): build it again") from error
 
     def _config(self) -> dict[str, Any]:
-        return {"layer": self.layer, "ids": list(self.ids), "labels": list(self.labels)}
+        centred = self.centre is not None
+        return {"layer": self.layer, "centred": centred, "ids": list(self.ids), "labels": list(self.labels)}
+
+    def _tensors(self) -> dict[str, Vectors]:
+        tensors = {"states": self.states} | ({} if self.centre is None else {"centre": self.centre})
+        return {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+
+    def _directions(self, states: Vectors) -> Vectors:
+        """Unit vectors of states less the centre."""
+        return np.ascontiguousarray(unit(states if self.centre is None else states - self.centre))
 
     @cached_property
     def _index(self) -> Any:  # noqa: ANN401  faiss has no types
@@ -178,9 +204,14 @@ class ExemplarIndex:
         if in_worker():
             faiss.omp_set_num_threads(1)
         index = faiss.IndexFlatIP(self.states.shape[1])
-        index.add(np.ascontiguousarray(unit(self.states)))
+        index.add(self._directions(self.states))
         on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
         return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
+
+
+def neutral_mean(profile: SafetyProfile) -> Vectors:
+    """Mean state of a profile's neutral rows at its first layer, shape (d,)."""
+    return np.asarray(profile.states["neutral"]["last"][:, 0].mean(axis=0), np.float32)
 
 
 def cache_exemplars(index: ExemplarIndex) -> Path:

@@ -1,3 +1,4 @@
+import json
 import sys
 from dataclasses import replace
 
@@ -59,6 +60,35 @@ def test_neighbors_are_those_of_numpy_nearest_first(k):
         assert_allclose([n.cosine for n in found], row[best], atol=1e-6)
 
 
+def test_a_centre_is_taken_off_both_sides():
+    far = np.full(16, 1000, np.float32)
+    index, queries = index_of(), random_states(20, seed=3)
+    moved = replace(index, states=index.states + far, centre=far)
+    want = cosines(queries, index.states)
+    for row, found in zip(want, moved.search(queries + far, 3), strict=True):
+        best = np.argsort(-row)[:3]
+        assert [n.id for n in found] == [f"e{i}" for i in best]
+        assert_allclose([n.cosine for n in found], row[best], atol=1e-3)
+    assert replace(moved, centre=None).search(queries + far, 1)[0][0].cosine > 0.99
+    with pytest.raises(InputError, match=r"centre of shape \(16,\), got \(8,\)"):
+        replace(index, centre=far[:8])
+
+
+def test_an_index_of_a_profile_is_centred_by_its_neutral_rows(profile, refs, tmp_path):
+    index = ExemplarIndex.of_profile(profile)
+    neutral = profile.states["neutral"]["last"][:, 0]
+    assert_allclose(index.centre, neutral.mean(axis=0), rtol=1e-5)
+    assert_allclose(ExemplarIndex.build(profile, refs).centre, index.centre)
+    index.save(tmp_path)
+    again = ExemplarIndex.load(tmp_path)
+    assert_array_equal(again.centre, index.centre)
+    assert again.digest == index.digest
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["centred"] is True
+    rows = profile.states["safe"]["last"][:, 0]
+    want = cosines(rows - index.centre, index.states - index.centre).max(axis=1)
+    assert_allclose([found.cosine for (found,) in again.search(rows, 1)], want, atol=1e-4)
+
+
 def test_an_exemplar_finds_itself_with_cosine_one():
     index = index_of()
     for i, (found,) in enumerate(index.search(index.states * 3, 1)):
@@ -102,8 +132,9 @@ def test_every_part_changes_the_digest():
         replace(index, labels=("x",) * 50),
         replace(index, ids=tuple(reversed(index.ids))),
         replace(index, layer=3),
+        replace(index, centre=index.states[0]),
     ]
-    assert len({index.digest, *(other.digest for other in others)}) == 5
+    assert len({index.digest, *(other.digest for other in others)}) == 6
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, STATES_FILE])
