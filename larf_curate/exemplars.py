@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from larf_curate.conversation import Row
-from larf_curate.devices import in_worker
+from larf_curate.cores import worker_threads
 from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import cache_home, read_json, whole, write_json
@@ -201,8 +201,8 @@ class ExemplarIndex:
     @cached_property
     def _index(self) -> Any:  # noqa: ANN401  faiss has no types
         faiss = require("faiss", extra="cpu")
-        if in_worker():
-            faiss.omp_set_num_threads(1)
+        if threads := worker_threads():
+            faiss.omp_set_num_threads(threads)
         index = faiss.IndexFlatIP(self.states.shape[1])
         index.add(self._directions(self.states))
         on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from larf_curate.blocks import decoder_blocks
+from larf_curate.devices import suited_tokens
 from larf_curate.errors import ModelError, ScoringError
+from larf_curate.prefixes import Prefix, grouped, run_prefix
 from larf_curate.rendering import Tokenizer, Tokens
-from larf_curate.shortcuts import SHORTCUTS, Shortcut, common_prefix, only_at, repeated, run_prefix
+from larf_curate.shortcuts import SHORTCUTS, Shortcut, only_at
 
 Vectors = NDArray[np.float32]
 Position = Literal["last", "prompt", "mean", "length"]
@@ -32,7 +33,8 @@ POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean", "length")
 """Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens;
 ``length`` is no state but the number of tokens up to the turn's end, the same at every layer."""
 DEFAULT_MAX_LENGTH = 4096
-DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = 0
+"""As many as suit the device."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ class StateReader:
         layers: 0-based decoder blocks, in the order wanted.
         revision: The commit the model came from, if it came from the Hub.
         max_length: Longest conversation in tokens.
-        batch_tokens: Most tokens of one batch, padding included; a longer conversation runs alone. Halved when the
-            device runs out of memory.
+        batch_tokens: Most tokens of one batch, padding included, 0 for what suits the device; a longer conversation
+            runs alone. Halved when the device runs out of memory.
         shortcuts: Work to leave out; see `larf_curate.shortcuts`.
     """
 
@@ -60,6 +62,9 @@ class StateReader:
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     shortcuts: frozenset[Shortcut] = SHORTCUTS
     _halved: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.batch_tokens = self.batch_tokens or suited_tokens(self.device.type)
 
     def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)) -> States:
         """Read the states of every assistant turn.
@@ -111,13 +116,41 @@ class StateReader:
         starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
         shape = (int(starts[-1]), len(self.layers), self.width)
         states: States = {position: np.empty(shape, np.float32) for position in positions}
-        prefix = self._prefix(conversations)
-        lengths = [len(c.ids) - prefix.length for c in conversations]
+        for length, group in self._groups(conversations):
+            members = [conversations[place] for place in group]
+            for batch, read in self._batches(members, positions, self._prefix(members[0].ids[:length])):
+                rows = np.concatenate([np.arange(starts[group[i]], starts[group[i] + 1]) for i in batch])
+                for position, values in read.items():
+                    states[position][rows] = values.numpy()
+        return states
+
+    def _groups(self, conversations: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
+        """Conversations by the length of the beginning they share with others, which no turn is read in."""
+        if "prefix" not in self.shortcuts or len(conversations) < 2:
+            return [(0, list(range(len(conversations))))] if conversations else []
+        limits = [min(turn.start for turn in c.turns) - 1 for c in conversations]
+        return grouped([c.ids for c in conversations], limits)
+
+    def _prefix(self, ids: Sequence[int]) -> Prefix:
+        """A common beginning, run; none where it does not fit into memory."""
+        try:
+            return run_prefix(self.model, ids, self.device) if ids else Prefix()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return Prefix()
+
+    def _batches(
+        self, conversations: Sequence[Tokens], positions: Sequence[Position], prefix: Prefix
+    ) -> Iterator[tuple[list[int], dict[Position, Tensor]]]:
+        """Read conversations that begin alike; yields the places of every batch and what was read there."""
+        # Keys and values of the beginning take room in every row: about a quarter of what computing it would.
+        lengths = [len(c.ids) - prefix.length + prefix.length // 4 for c in conversations]
         todo = deque(_batches(lengths, self.batch_tokens))
         while todo:
             batch = todo.popleft()
             try:
-                read = self._forward([conversations[i] for i in batch], positions, prefix)
+                yield batch, self._forward([conversations[i] for i in batch], positions, prefix)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -125,21 +158,6 @@ class StateReader:
                 rest = [*batch, *chain.from_iterable(todo)]
                 groups = _batches([lengths[i] for i in rest], self.batch_tokens)
                 todo = deque([rest[place] for place in group] for group in groups)
-                continue
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-            for position, values in read.items():
-                states[position][rows] = values.numpy()
-        return states
-
-    def _prefix(self, conversations: Sequence[Tokens]) -> "_Prefix":
-        """The common beginning of the conversations that no turn is read in, run once."""
-        if "prefix" not in self.shortcuts or not conversations:
-            return _Prefix()
-        limit = min(turn.start for c in conversations for turn in c.turns) - 1
-        length = common_prefix([c.ids for c in conversations], limit)
-        return (
-            _Prefix(length, run_prefix(self.model, conversations[0].ids[:length], self.device)) if length else _Prefix()
-        )
 
     def _halve(self, lengths: Sequence[int], error: Exception) -> None:
         """Halve the budget below what a batch that did not fit has taken; said once."""
@@ -153,7 +171,7 @@ class StateReader:
         self._halved = True
 
     def _forward(
-        self, batch: Sequence[Tokens], positions: Sequence[Position], prefix: "_Prefix"
+        self, batch: Sequence[Tokens], positions: Sequence[Position], prefix: Prefix
     ) -> dict[Position, Tensor]:
         """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
         rows = [item.ids[prefix.length :] for item in batch]
@@ -171,18 +189,10 @@ class StateReader:
         blocks = decoder_blocks(self.model)
         deepest = blocks[max(self.layers)]
         trimmed = only_at(deepest, gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
-        past = repeated(prefix.cache, len(rows)) if prefix.cache is not None else None
+        past = prefix.repeated(len(rows))
         with _watch(blocks, self.layers, keep), trimmed, suppress(_DeepestReached):
             self.model(input_ids=ids, past_key_values=past, use_cache=past is not None)
         return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """A common beginning: its length in tokens, and its keys and values."""
-
-    length: int = 0
-    cache: DynamicCache | None = None
 
 
 class _Gather:

@@ -1,6 +1,7 @@
 """State readers of models: loaded up to the deepest layer asked for, and proven to give the model's own states."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from larf_curate.devices import check_device, in_worker, resolve_dtype
+from larf_curate.cores import worker_threads
+from larf_curate.devices import check_device, flash_attention, resolve_dtype
 from larf_curate.errors import LarfCurateError, ModelError
 from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.model_source import ModelSource, layers_of, load_config, load_decoder, load_tokenizer
@@ -35,14 +37,14 @@ def load_reader(
         layers: 0-based decoder blocks.
         device: A torch device, such as ``cpu``, ``cuda:1`` or ``mps``.
         max_length: Longest conversation in tokens.
-        batch_tokens: Most tokens of one batch.
+        batch_tokens: Most tokens of one batch; 0 for what suits the device.
 
     Raises:
         ModelError: If the model cannot be loaded or has no such layers.
     """
     check_device(device)
-    if in_worker():
-        torch.set_num_threads(1)
+    if threads := worker_threads():
+        torch.set_num_threads(threads)
     return _load_reader(source, layers, device, max_length, batch_tokens)
 
 
@@ -51,19 +53,27 @@ def _load_reader(
     source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
 ) -> StateReader:
     config = load_config(source)
-    commit = getattr(config, "_commit_hash", None)
     _check_layers(layers, layers_of(config, source), source.model_id)
-    model = load_decoder(source, config, max(layers) + 1, getattr(torch, resolve_dtype(source.dtype, device)))
-    reader = StateReader(
-        model=model.eval().requires_grad_(False).to(device),
-        tokenizer=load_tokenizer(source),
-        layers=layers,
-        revision=commit,
-        max_length=min(max_length, _longest(model.config, max_length)),
-        batch_tokens=batch_tokens,
-    )
-    reader.shortcuts = exact_shortcuts(reader)
-    return reader
+    tokenizer = load_tokenizer(source)
+
+    def reader(attention: str | None) -> StateReader:
+        dtype = getattr(torch, resolve_dtype(source.dtype, device))
+        model = load_decoder(source, config, max(layers) + 1, dtype, attention=attention)
+        made = StateReader(
+            model=model.eval().requires_grad_(False).to(device),
+            tokenizer=tokenizer,
+            layers=layers,
+            revision=getattr(config, "_commit_hash", None),
+            max_length=min(max_length, _longest(model.config, max_length)),
+            batch_tokens=batch_tokens,
+        )
+        made.shortcuts = exact_shortcuts(made)
+        return made
+
+    if flash_attention(device, source.dtype):
+        with suppress(ModelError):  # not every model can use it
+            return reader("flash_attention_2")
+    return reader(None)
 
 
 def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:

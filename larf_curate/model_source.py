@@ -61,7 +61,14 @@ def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of tran
     return _load(transformers.AutoConfig, source)
 
 
-def load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def load_decoder(
+    source: ModelSource,
+    config: Any,  # noqa: ANN401  any config of transformers
+    count: int,
+    dtype: torch.dtype,
+    *,
+    attention: str | None = None,
+) -> Any:  # noqa: ANN401
     """Load at least the first blocks of a model, without its head and without what it sees or hears with.
 
     Args:
@@ -69,6 +76,7 @@ def load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtyp
         config: Its config.
         count: How many blocks are needed.
         dtype: Number format of the weights.
+        attention: Which attention of `transformers` to use, if not its own choice.
 
     Raises:
         ModelError: If it cannot be loaded.
@@ -76,7 +84,8 @@ def load_decoder(source: ModelSource, config: Any, count: int, dtype: torch.dtyp
     short = cut(config, count)
     if not same_blocks(config, short, trust_remote_code=source.trust_remote_code):
         short = config  # its first blocks depend on how many follow: all are loaded
-    model = _load(transformers.AutoModel, source, config=short, dtype=dtype)
+    chosen = {"attn_implementation": attention} if attention else {}
+    model = _load(transformers.AutoModel, source, config=short, dtype=dtype, **chosen)
     return model.get_decoder()
 
 

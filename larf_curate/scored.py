@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from larf_curate import __version__
 from larf_curate.conversation import to_conversation
+from larf_curate.cores import share_cores
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, undecoded, whole, write_json
 from larf_curate.sources import Piece, Source
@@ -271,7 +272,7 @@ def _workers(num_proc: int, scorer: "LarfScorer") -> Iterator[ProcessPoolExecuto
         ranks.put(rank)
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        num_proc, mp_context=context, initializer=_start_worker, initargs=(ranks, theirs, scorer)
+        num_proc, mp_context=context, initializer=_start_worker, initargs=(num_proc, ranks, theirs, scorer)
     )
     try:
         with ours:  # once it is closed, here or by the kernel, every worker ends at once
@@ -286,7 +287,8 @@ _worker: dict[str, Any] = {}
 """What a worker process was started with: its rank and its scorer."""
 
 
-def _start_worker(ranks: Any, parent: Connection, scorer: "LarfScorer") -> None:  # noqa: ANN401  a queue
+def _start_worker(num_proc: int, ranks: Any, parent: Connection, scorer: "LarfScorer") -> None:  # noqa: ANN401  a queue
+    share_cores(num_proc)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker.update(rank=ranks.get(), scorer=scorer)
 

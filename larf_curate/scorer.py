@@ -66,7 +66,7 @@ class LarfScorer:
         columns: Column names by role, if they are not to be found, as in ``{"user": "q", "assistant": "a"}``.
         model: Where the model lies, if not where it lay when the profile was built.
         device: A torch device; by default the GPU of the process's rank, else the first accelerator, else the CPU.
-        batch_tokens: Most tokens of one forward pass, padding included.
+        batch_tokens: Most tokens of one forward pass, padding included; by default what suits the device.
 
     Raises:
         ProfileError: If a signal does not exist.

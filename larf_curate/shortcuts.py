@@ -1,48 +1,21 @@
-"""Work that scoring can leave out without changing a state: repeated prefixes, and tokens nobody reads.
+"""Work that scoring can leave out without changing a state, above all what becomes of tokens nobody reads.
 
 Each is exact up to floating-point rounding and can be switched off, so that its gain can be measured.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 Shortcut = Literal["dedupe", "prefix", "trim"]
 SHORTCUTS: frozenset[Shortcut] = frozenset({"dedupe", "prefix", "trim"})
-"""``dedupe``: identical conversations run once; ``prefix``: their common beginning runs once; ``trim``: in the last
+"""``dedupe``: identical conversations run once; ``prefix``: common beginnings run once; ``trim``: in the last
 block, only the tokens that are read pass the attention's query and output projections and the feed-forward layer."""
-MIN_PREFIX = 4
 READ_ONLY_ENDS = ("mlp", "q_proj", "o_proj", "dense")
 """Names, in the blocks of transformers, of the modules whose output at a token depends on that token's input alone."""
-
-
-def common_prefix(conversations: Sequence[list[int]], limit: int) -> int:
-    """Number of leading tokens that all conversations share, at most ``limit``; 0 if it would not pay."""
-    if len(conversations) < 2:
-        return 0
-    first, last = min(conversations), max(conversations)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    length = min(shared, limit)
-    return length if length >= MIN_PREFIX else 0
-
-
-def run_prefix(model: nn.Module, ids: Sequence[int], device: torch.device) -> DynamicCache:
-    """Run the common beginning once; returns its keys and values, for one row."""
-    cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)
-    return cache
-
-
-def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """A copy of one row's keys and values for a batch of ``rows``; a forward pass writes into the copy."""
-    copy = deepcopy(cache)
-    copy.batch_repeat_interleave(rows)
-    return copy
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from larf_curate.hidden_states import POSITIONS
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource
 from larf_curate.rendering import Tokens, Turn
-from larf_curate.shortcuts import MIN_PREFIX, SHORTCUTS, common_prefix, repeated, run_prefix
+from larf_curate.shortcuts import SHORTCUTS
 
 PREFIX = 12
 CPU_FULL = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -105,32 +105,6 @@ def test_the_beginning_ends_before_the_first_token_that_is_read(reader, rows):
     want = 7 + sum(len(row.ids) - 7 for row in rows)
     assert tokens_through(one_by_one, early, decoder_blocks(reader.model)[0], ("prompt",)) == want
     assert_allclose(one_by_one(early, ("prompt",))["prompt"], only(reader)(early, ("prompt",))["prompt"], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("conversations", "limit", "length"),
-    [
-        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]], 10, 5),
-        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]], 4, 4),
-        ([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 7]], 10, 5),
-        ([[1, 2, 3, 9], [1, 2, 3, 4]], 10, 0),
-        ([[1, 2, 3, 4, 5]], 10, 0),
-        ([[1, 2, 3, 4, 5], [9, 2, 3, 4, 5]], 10, 0),
-        ([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]], -1, 0),
-    ],
-)
-def test_a_common_beginning_is_what_all_share_within_the_limit_if_it_pays(conversations, limit, length):
-    assert MIN_PREFIX == 4
-    assert common_prefix(conversations, limit) == length
-
-
-def test_a_pass_does_not_write_into_the_kept_beginning(reader, rows):
-    with torch.inference_mode():
-        cache = run_prefix(reader.model, rows[0].ids[:PREFIX], reader.device)
-        copy = repeated(cache, 3)
-        reader.model(input_ids=torch.ones(3, 5, dtype=torch.long), past_key_values=copy, use_cache=True)
-    assert (cache.get_seq_length(), copy.get_seq_length()) == (PREFIX, PREFIX + 5)
-    assert (cache.layers[0].keys.shape[0], copy.layers[0].keys.shape[0]) == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["mlp", "self_attn.q_proj", "self_attn.o_proj"])

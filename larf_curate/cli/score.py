@@ -35,9 +35,8 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Most tokens of one forward pass, padding included.",
+    default=0,
+    help="Most tokens of one forward pass, padding included.  [default: what suits the device]",
 )
 @click.option("--num-proc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; one GPU each.")
 @click.option("--resume", is_flag=True, help="Go on where an earlier run stopped.")
