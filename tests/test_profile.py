@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
+from larf_curate.cli import main
 from larf_curate.errors import ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.hidden_states import POSITIONS
 from larf_curate.layers import LayerReport
@@ -17,7 +19,7 @@ from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer
 from larf_curate.signals import SIGNALS
 from larf_curate.signals.separation import separation
-from tests.models_fixture import CHATML, PROFILE, save_llama, tiny_tokenizer
+from tests.models_fixture import CHATML, NEUTRAL, PROFILE, save_llama, tiny_tokenizer
 from tests.test_hidden_states import full_states
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -305,6 +307,21 @@ def test_a_report_in_which_no_layer_stands_out_leaves_the_choice_to_separation(t
     profile = SafetyProfile.build(tiny_llama, six_references(), layers=layer_report((1.0,) * 5, ()), **PROFILE)
     assert profile.layers == SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE).layers
     assert "no block stands out" in profile.summary()["layer_choice"]["by"]
+
+
+def test_the_command_takes_a_layer_report_and_says_how_layers_were_chosen(tiny_llama, tmp_path):
+    layer_report((0.0, 0.0, 0.1, 3.0, 0.0), (3,)).save(tmp_path / "layers")
+    rows = [{"prompt": r["prompt"], "unsafe": LONG, "safe": f"No {i}."} for i, r in enumerate(six_references().unsafe)]
+    for name, kept in (("refs.jsonl", rows), ("neutral.jsonl", NEUTRAL)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    options = ["--layers", tmp_path / "layers", "--references", tmp_path / "refs.jsonl", "--dtype", "float32"]
+    options += ["--neutral", tmp_path / "neutral.jsonl", "--device", "cpu", "-o", tmp_path / "profile"]
+    said = CliRunner().invoke(main, ["profile", str(tiny_llama), *map(str, options)]).stdout
+    assert "the layer report, equally" in said
+    assert "6 unsafe, 6 safe" in said
+    assert "6 cut to the length of their counterparts" in said
+    profile = SafetyProfile.from_pretrained(tmp_path / "profile")
+    assert profile.choice["recommended"] == [3]
 
 
 def test_a_layer_report_of_another_model_is_refused(tiny_llama):

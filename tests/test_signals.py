@@ -300,7 +300,7 @@ def test_the_best_layers_are_the_three_of_the_middle_that_separate_best():
     for place, block in enumerate(order):
         strength[block] = 9 - place
     refs = ReferenceStates(unsafe=states(30, strength), safe=states(30, 0), neutral=states(30, 0))
-    found = best_layers(lambda _refs: lambda rows: rows["last"][:, :, 0], refs, blocks)
+    found = best_layers([lambda _refs: lambda rows: rows["last"][:, :, 0]], refs, blocks)
     assert found == tuple(sorted(order))
 
 
@@ -322,5 +322,23 @@ def test_a_sensitive_layer_is_chosen_before_one_that_separates_a_little_better()
     def fit(_refs):
         return lambda rows: rows["last"][:, :, 0]
 
-    assert best_layers(fit, refs, blocks) == (3, 4, 5)
-    assert best_layers(fit, refs, blocks, sensitivity=sensitivity) == (3, 4, 6)
+    assert best_layers([fit], refs, blocks) == (3, 4, 5)
+    assert best_layers([fit], refs, blocks, sensitivity=sensitivity) == (3, 4, 6)
+
+
+def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():
+    blocks = 12
+    rng = np.random.default_rng(0)
+
+    def states(count, strength):
+        values = rng.normal(size=(count, blocks, 2)).astype(np.float32)
+        return {"last": values + strength}
+
+    strength = np.full((blocks, 2), 0.5)
+    strength[:, 0] = 6  # separates everywhere
+    strength[3:6, 0] = 7
+    strength[6:9, 1] = 6
+    refs = ReferenceStates(unsafe=states(30, strength), safe=states(30, 0), neutral=states(30, 0))
+    fits = [lambda _refs, i=i: lambda rows: rows["last"][:, :, i] for i in range(2)]
+    assert best_layers(fits[:1], refs, blocks) == (3, 4, 5)
+    assert best_layers(fits, refs, blocks) == (6, 7, 8)

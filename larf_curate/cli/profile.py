@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from larf_curate.devices import Dtype
 
 
+def _read_layers(
+    ctx: click.Context, param: click.Parameter, value: str
+) -> "list[int] | Literal['all', 'auto'] | Path | None":
+    """A layer report that exists as its path, anything else as `read_layers` reads it."""
+    return Path(value) if Path(value).exists() else read_layers(ctx, param, value)
+
+
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", metavar="PROFILE", type=FOLDER, required=True, help="Folder to write.")
@@ -19,14 +26,22 @@ if TYPE_CHECKING:
     "--layers",
     default="auto",
     show_default=True,
-    callback=read_layers,
-    help="0-based decoder blocks, as in 9,14; all; or auto: three of the middle half, by held-out references.",
+    callback=_read_layers,
+    help="0-based decoder blocks, as in 9,14; all; auto: three of the middle half, by held-out references; or a folder "
+    "or layers.json that the layers command wrote, which then counts as much.",
 )
 @click.option(
     "--references",
     default="builtin",
     show_default=True,
     help="Pairs of an unsafe and a safe answer: builtin, a file, a folder or a Hub dataset id.",
+)
+@click.option(
+    "--match-lengths/--whole",
+    "match_lengths",
+    default=None,
+    help="Cut reference answers of over 1.5 times their counterpart's tokens, or leave them.  [default: cut, but for "
+    "--signal larf]",
 )
 @click.option("--unsafe", help="Unsafe references alone, a file of conversations; together with --safe.")
 @click.option("--safe", help="Safe references alone, a file of conversations; together with --unsafe.")
@@ -59,8 +74,9 @@ if TYPE_CHECKING:
 def profile(
     model: str,
     output: Path,
-    layers: list[int] | Literal["all", "auto"],
+    layers: "list[int] | Literal['all', 'auto'] | Path",
     references: str,
+    match_lengths: bool | None,
     unsafe: str | None,
     safe: str | None,
     neutral: str,
@@ -81,6 +97,7 @@ def profile(
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
     """
     from larf_curate.files import no_progress_bars
+    from larf_curate.layers import LayerReport
     from larf_curate.profile import SafetyProfile
     from larf_curate.references import ReferenceSet
 
@@ -91,7 +108,8 @@ def profile(
         made = SafetyProfile.build(
             model,
             refs,
-            layers=layers,
+            layers=LayerReport.load(layers) if isinstance(layers, Path) else layers,
+            match_lengths=match_lengths,
             neutral=neutral,
             signal=signal,
             top_k=top_k,
@@ -106,7 +124,12 @@ def profile(
     if as_json:
         echo_json({"profile": str(output), **made.summary()})
         return
-    facts = made.summary() | {"references": f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"}
-    shown = ("model", "revision", "dtype", "layers", "signal", "references", "digest")
+    cut = sum(made.references["cut"].values())
+    told = f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"
+    facts = made.summary() | {
+        "references": f"{told}, {cut} cut to the length of their counterparts" if cut else told,
+        "layers by": made.choice["by"],
+    }
+    shown = ("model", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
     echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts[key] is not None])
     click.echo(f"Written to {output}")

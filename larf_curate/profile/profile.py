@@ -27,7 +27,7 @@ from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states,
 from larf_curate.profile.record import describe, describe_neutral, identify
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import template_digest
-from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
+from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.signals.separation import best_layers
 
@@ -89,9 +89,9 @@ class SafetyProfile:
         Args:
             model: A local folder or a Hub id.
             references: A set, or what `ReferenceSet.load` takes.
-            layers: 0-based decoder blocks; ``auto`` for the three of the middle half of the model at which the signal
-                separates held-out references best; ``all``; or what `find_safety_layers` found, so that what refusals
-                depend on counts as much as separation.
+            layers: 0-based decoder blocks; ``auto`` for the three of the middle half of the model at which the signal,
+                the default one by both its axes, separates held-out references best; ``all``; or what
+                `find_safety_layers` found, so that what refusals depend on counts as much as separation.
             match_lengths: Whether a reference answer of over 1.5 times its counterpart's tokens is cut to their number.
                 If left out, they are, but for ``signal="larf"``, which is the published score in any case.
             neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
@@ -161,7 +161,8 @@ class SafetyProfile:
             ProfileError: If the report is of a model with another number of blocks.
         """
         sensitivity = None if report is None else sensitivity_of(report, len(self.layers))
-        return best_layers(self._kind(None).fit, self.references_for(), len(self.layers), sensitivity=sensitivity)
+        fits = [self._kind(name).fit for name in (AXES if self.signal == DEFAULT_SIGNAL else (self.signal,))]
+        return best_layers(fits, self.references_for(), len(self.layers), sensitivity=sensitivity)
 
     def references_for(self, signal: str | None = None) -> ReferenceStates:
         """The states a signal is made from, with matched answers where there are some and the signal may take them.

@@ -39,22 +39,23 @@ def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
 
 
 def best_layers(
-    fit: Fit, refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
+    fits: Sequence[Fit], refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
 ) -> tuple[int, ...]:
-    """The three layers that separate best among the middle half of the model.
+    """The three layers among the middle half of the model that separate best by all of some signals.
 
     The first quarter is left out because it tells words apart, not intentions, and separates one's own references all
     too well; the last because it is about the next token.
 
     Args:
-        fit: Makes the signal.
+        fits: Make the signals. All count alike, each separation as a share of its largest in the middle half: a layer
+            where one of two axes says little is not chosen because the other is good everywhere.
         refs: States at every block of the model.
         blocks: Number of blocks.
-        sensitivity: How much refusals depend on each block. If given, it counts as much as the separation, each as a
-            share of its largest value in the middle half; blocks that weaken refusals count as 0.
+        sensitivity: How much refusals depend on each block. If given, it counts as much as the separations together;
+            blocks that weaken refusals count as 0.
     """
     middle = np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
-    scores = _shares(separation(fit, refs)[middle])
+    scores = np.mean([_shares(separation(fit, refs)[middle]) for fit in fits], axis=0)
     if sensitivity is not None:
         scores = scores + _shares(np.asarray(sensitivity, np.float32)[middle])
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
