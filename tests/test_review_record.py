@@ -2,12 +2,12 @@ import html
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from larf_curate.review.evidence import evidence
 from larf_curate.review.push import BATCH_BYTES, batched
 from larf_curate.review.record import CONTENT, RECORD, RecordMaker, chat_field, shown_turns
-from larf_curate.review.reduction import Reduction
 from tests.review_rows import HOSTILE, questions, scored, selection
 
 
@@ -104,10 +104,14 @@ def test_a_row_without_a_score_says_so_and_sends_no_number(score):
     json.dumps(record, allow_nan=False)
 
 
-@pytest.mark.parametrize("state", [None, [float("nan")] * 8, [0.0] * 8, [1.0] * 5])
-def test_an_unusable_state_gives_no_vector(state):
-    row = selection().flagged[0] | {"larf_state": state}
-    assert "vectors" not in RecordMaker(reduction=Reduction.random(8))(row)
+def test_a_record_has_its_vector_and_another_digest_with_another_vector():
+    row = selection().flagged[0]
+    vectors = [np.array(values, np.float32) for values in ([0.6, 0.8], [0.8, 0.6], [0, 0])]
+    first, second, none = (RecordMaker(vectors={row["larf_row_id"]: vector})(row) for vector in vectors)
+    assert first["vectors"] == {"state": [0.6, 0.8]}
+    assert first["metadata"][RECORD] != second["metadata"][RECORD]
+    assert "vectors" not in none
+    assert "vectors" not in RecordMaker(vectors={"another": vectors[0]})(row)
 
 
 class Tags(HTMLParser):

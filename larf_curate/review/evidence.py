@@ -12,6 +12,7 @@ EXEMPLAR_CHARACTERS = 160
 SHOWN_TOKENS = 300
 _CELL = "padding:2px 18px 2px 0;text-align:left;vertical-align:top"
 _BAR = "display:inline-block;height:9px;border-radius:2px;background:"
+_TEXT = "line-height:1.9;margin-bottom:12px"
 _UNSAFE, _SAFE = "#c2410c", "#0f766e"
 
 
@@ -99,7 +100,7 @@ def _tokens(tokens: Sequence[Mapping[str, Any]]) -> str:
     part = weighed[start : start + SHOWN_TOKENS]
     before, after = "… " if start else "", " …" if start + len(part) < len(weighed) else ""
     shaded = "".join(_shaded(text, weight / largest) for text, weight in part)
-    return f'Tokens that pulled the score:\n\n<div style="line-height:1.9;margin-bottom:12px">{before}{shaded}{after}</div>'
+    return f'Tokens that pulled the score:\n\n<div style="{_TEXT}">{before}{shaded}{after}</div>'
 
 
 def _shaded(text: str, part: float) -> str:

@@ -16,7 +16,7 @@ from larf_curate.review.groups import Groups
 from larf_curate.review.merge import MergeRule, merged_all
 from larf_curate.review.push import Push, PushResult
 from larf_curate.review.record import RecordMaker
-from larf_curate.review.reduction import Reduction, reduction_for, states_of
+from larf_curate.review.reduction import Reduction, reduction_for, stateless, states_of, vectors_of
 from larf_curate.review.responses import Reviewed, read_records
 from larf_curate.review.status import QueueStatus, queue_status
 from larf_curate.review.store import RecordStore
@@ -133,10 +133,10 @@ class ReviewQueue:
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
             exemplars=exemplars,
-            reduction=reduction and _fitting(reduction, store, known, rows[ROW_ID]),
+            vectors=vectors_of(rows, states, reduction and _fitting(reduction, store, known, rows[ROW_ID])),
             groups=groups.by_row,
         )
-        progress = tqdm(groups.sent(rows), desc=f"push to {self.name}", unit="row", disable=None)
+        progress = tqdm(stateless(groups.sent(rows)), desc=f"push to {self.name}", unit="row", disable=None)
         return Push(store=store, known=known, grouped=len(groups.served)).run(maker(row) for row in progress)
 
     def status(self) -> QueueStatus:

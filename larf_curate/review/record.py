@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from larf_curate.conversation import to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.review.evidence import evidence, is_number
 from larf_curate.review.groups import Group
-from larf_curate.review.reduction import Reduction
 from larf_curate.review.settings import CLUSTER, SCORE, VECTOR
 from larf_curate.review.text import html_literal, pieces, shortened
 from larf_curate.selection import content_digest
@@ -31,6 +31,7 @@ SHARED = "decided_together"
 
 Record = dict[str, Any]
 Turn = tuple[str, str]
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class RecordMaker:
         signal: Name of the signal that made ``larf_score``.
         split: Name of the split that the rows come from.
         exemplars: Texts of exemplars by id.
-        reduction: Reduces ``larf_state`` to the vector for *find similar*; None to send no vectors.
+        vectors: Reduced states for *find similar* by row id, shape (k,); a row whose vector is zero gets none.
         groups: Groups of near-identical rows by the id of each row in one.
     """
 
@@ -52,7 +53,7 @@ class RecordMaker:
     signal: str | None = None
     split: str | None = None
     exemplars: Mapping[str, str] | None = None
-    reduction: Reduction | None = None
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
 
     def __call__(self, row: Mapping[str, Any]) -> Record:
@@ -68,9 +69,10 @@ class RecordMaker:
             "fields": {"conversation": chat_field(turns), "evidence": explained},
             "metadata": self._metadata(row, turns, group),
         }
-        if vector := self._vector(row.get("larf_state")):
-            shown["vectors"] = {VECTOR: vector}
-        digests = {CONTENT: content_digest(row), RECORD: _digest(shown)}
+        vector = self.vectors.get(row["larf_row_id"])
+        digests = {CONTENT: content_digest(row), RECORD: _digest(shown, vector)}
+        if vector is not None and vector.any():
+            shown["vectors"] = {VECTOR: np.round(vector.astype(np.float64), 5).tolist()}
         return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
 
     def _metadata(self, row: Mapping[str, Any], turns: list[Turn], group: Group | None) -> Record:
@@ -82,14 +84,6 @@ class RecordMaker:
         length = sum(len(text) for _, text in turns)
         known = {name: float(value) for name, value in numbers.items() if is_number(value)}
         return known | {name: value for name, value in terms.items() if value} | {"length": length} | shared
-
-    def _vector(self, state: Sequence[float] | None) -> list[float]:
-        """The reduced state as a unit vector, rounded to what cosine similarity needs; empty without a usable state."""
-        if state is None or self.reduction is None or len(state) != self.reduction.width:
-            return []
-        reduced = self.reduction(np.asarray([state], np.float32))[0]
-        rounded: list[float] = np.round(reduced.astype(np.float64), 5).tolist() if reduced.any() else []
-        return rounded
 
 
 def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[Turn]:
@@ -149,5 +143,8 @@ def _parts(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": name, "content": piece} for name, piece in zip(names, cut, strict=True)]
 
 
-def _digest(shown: Record) -> str:
-    return hashlib.sha256(json.dumps(shown, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
+def _digest(shown: Record, vector: Vector | None) -> str:
+    digest = hashlib.sha256(json.dumps(shown, sort_keys=True, ensure_ascii=True).encode())
+    if vector is not None:
+        digest.update(np.round(vector, 4).tobytes())
+    return digest.hexdigest()[:32]

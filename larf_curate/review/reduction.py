@@ -157,6 +157,24 @@ def states_of(rows: Dataset) -> Vectors | None:
     return states
 
 
+def stateless(rows: Dataset) -> Dataset:
+    """The rows without their states, which take long to read row by row."""
+    return rows.select_columns([name for name in rows.column_names if name != STATE])
+
+
+def vectors_of(rows: Dataset, states: Vectors | None, reduction: Reduction | None) -> dict[str, Vectors]:
+    """The reduced state of each row by its id; empty without states or without a reduction.
+
+    Args:
+        rows: Rows of a selection.
+        states: Their states, shape (n, d).
+        reduction: A reduction of width d.
+    """
+    if states is None or reduction is None:
+        return {}
+    return dict(zip(rows["larf_row_id"], reduction(states), strict=True))
+
+
 def unit_rows(vectors: NDArray[np.floating[Any]]) -> Vectors:
     """Scale each row to length 1; a row that is zero or not finite becomes zero."""
     with np.errstate(invalid="ignore", over="ignore"):

@@ -6,7 +6,6 @@ from html import escape
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 NUL = "\N{SYMBOL FOR NULL}"
 
-_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _JOINERS = "\u200c\u200d"  # within words and emoji
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 
@@ -27,7 +26,8 @@ def markdown_literal(text: str) -> str:
     control characters and text-direction controls become the replacement character.
     """
     line = " ".join(storable(text).split())
-    line = "".join(c if c.isprintable() or c in _JOINERS else REPLACEMENT for c in _BIDI.sub(REPLACEMENT, line))
+    if not line.isprintable():  # nor is any control of text direction
+        line = "".join(c if c.isprintable() or c in _JOINERS else REPLACEMENT for c in line)
     return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", line)
 
 
