@@ -255,7 +255,7 @@ def test_a_word_that_names_no_layers_is_refused(tiny_llama, refs):
         SafetyProfile.build(tiny_llama, refs, layers="best", **PROFILE)
 
 
-def test_automatic_layers_are_some_of_the_models_own_with_their_states(tiny_llama, refs):
+def test_automatic_layers_are_some_of_the_models_own_with_their_states(tiny_llama, refs, tmp_path):
     with pytest.raises(ReferenceSetError, match=r"at least 5 .* got 4.*layers="):
         SafetyProfile.build(tiny_llama, refs, layers="auto", **PROFILE)
     whole = ReferenceSet.load("builtin")
@@ -266,6 +266,8 @@ def test_automatic_layers_are_some_of_the_models_own_with_their_states(tiny_llam
     for side in ("unsafe", "safe", "neutral"):
         want = every.states[side]["last"][:, list(profile.layers)]
         assert_array_equal(profile.states[side]["last"], want)
+    profile.save_pretrained(tmp_path)
+    assert SafetyProfile.from_pretrained(tmp_path).digest == profile.digest
 
 
 def layer_report(scores, layers, broken=()):

@@ -273,7 +273,7 @@ class SafetyProfile:
         """Hex SHA-256 of everything that can change a score: settings and states, not where the profile lies."""
         digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
         for key, value in sorted(self._tensors().items()):
-            digest.update(key.encode() + np.ascontiguousarray(value).tobytes())
+            digest.update(key.encode() + value.tobytes())
         return digest.hexdigest()
 
     @property
@@ -362,7 +362,8 @@ class SafetyProfile:
         return {"source": source, "layers": list(self.layers), **values}
 
     def _tensors(self) -> dict[str, Vectors]:
-        return {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
+        named = {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
+        return {name: np.ascontiguousarray(values) for name, values in named.items()}  # others are saved in disorder
 
 
 def cache_profile(profile: SafetyProfile) -> Path:
