@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, TypeGuard
 
@@ -105,12 +106,15 @@ def _tokens(tokens: Sequence[Mapping[str, Any]]) -> str:
 
 def _shaded(text: str, part: float) -> str:
     """One token, its spaces kept; the faintest pulls are left bare."""
-    literal = markdown_literal(text)
+    literal = _literal(text)
     left, right = (" " if edge.isspace() else "" for edge in (text[:1], text[-1:]))
     if not literal or abs(part) < 0.1:
         return f"{left}{literal}{right}" if literal else " "
     color = ("194,65,12" if part > 0 else "15,118,110") + f",{0.6 * abs(part):.2f}"
     return f'{left}<span style="background:rgba({color})">{literal}</span>{right}'
+
+
+_literal = lru_cache(maxsize=20_000)(markdown_literal)  # a vocabulary is small, rows are many
 
 
 def _heaviest(weights: Sequence[float], size: int) -> int:
