@@ -6,8 +6,9 @@ Ways: ``authors`` runs the whole model with all hidden states and the vocabulary
 ``map`` does so with batches of 32 rows in dataset order, padded; ``ours`` is ``ds.map(LarfScorer(profile))``, with one
 shortcut switched off at a time at the first of the layers. Every measurement has a process of its own, and the repeats
 take turns. Loading is not timed; rendering, tokenizing and scoring are. All read the last token of a row, so that their
-rankings can be compared. The rate of the bare matrix products of a block is measured in the same rounds; the
-share of it that ours reaches counts every token that must be computed once, and no padding.
+rankings can be compared. The rate of the bare matrix products of a block is measured in the same rounds, on as many
+tokens as ours takes at a time and on 4,096; the share of the former that ours reaches counts every token that must be
+computed once, and no padding. Memory is the peak over the bare imports, also as a multiple of the weights used.
 
 Writes ``score.json`` and ``score.md`` into FOLDER.
 """
@@ -33,15 +34,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from larf_curate import LarfScorer, SafetyProfile
 from larf_curate.blocks import decoder_blocks
 from larf_curate.conversation import to_messages
-from larf_curate.devices import resolve_device
-from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS
+from larf_curate.devices import resolve_device, suited_tokens
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
+from larf_curate.prefixes import grouped
 from larf_curate.rendering import Renderer
-from larf_curate.shortcuts import SHORTCUTS, common_prefix
+from larf_curate.shortcuts import SHORTCUTS
 
 WARM_UP = 4
 """Rows that run before the clock starts."""
+LARGE_BATCH = 4096
 
 
 def main():
@@ -67,7 +69,7 @@ def parse():
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--signal", default="larf")
     parser.add_argument("--device", default=resolve_device())
-    parser.add_argument("--batch-tokens", type=int, default=DEFAULT_BATCH_TOKENS)
+    parser.add_argument("--batch-tokens", type=int, default=0, help="if not what suits the device")
     parser.add_argument("--threads", type=int, help="threads of torch, if not its own choice")
     parser.add_argument("--only", nargs="+", help="names of the ways to run, as in the table")
     parser.add_argument("-o", "--output", type=Path, default=Path("score-benchmark"))
@@ -90,7 +92,7 @@ def measure(arguments, folder):
     jobs = [
         {"name": name, "dtype": dtype, "folder": str(folder), **settings, **job}
         for dtype in arguments.dtypes
-        for name, job in ways(arguments.layers).items()
+        for name, job in ways(arguments.layers, arguments.device).items()
         if not arguments.only or name in arguments.only
     ]
     results = {(job["dtype"], job["name"]): [] for job in jobs}
@@ -102,13 +104,18 @@ def measure(arguments, folder):
     return {"settings": settings, "work": work, "results": summaries(results, work, folder)}
 
 
-def ways(layers):
-    """Jobs by name: the two to beat, ours for each of the layers, and ours with one shortcut off."""
-    jobs = {"matrix products": {"way": "products"}, "authors": {"way": "authors"}, "map": {"way": "map"}}
+def ways(layers, device):
+    """Jobs by name: the two to beat, ours for each of the layers, with one shortcut off, and with large batches."""
+    jobs = {"matrix products": {"way": "products"}}
+    jobs["matrix products, large"] = {"way": "products", "batch_tokens": LARGE_BATCH}
+    jobs |= {"authors": {"way": "authors"}, "map": {"way": "map"}}
     jobs |= {f"ours, {layer}": {"way": "ours", "layer": layer, "without": []} for layer in layers}
     for shortcut in sorted(SHORTCUTS):
         jobs[f"ours, {layers[0]}, no {shortcut}"] = {"way": "ours", "layer": layers[0], "without": [shortcut]}
     jobs[f"ours, {layers[0]}, no shortcut"] = {"way": "ours", "layer": layers[0], "without": sorted(SHORTCUTS)}
+    if suited_tokens(device) != LARGE_BATCH:
+        large = {"way": "ours", "layer": layers[0], "without": [], "batch_tokens": LARGE_BATCH}
+        jobs[f"ours, {layers[0]}, {LARGE_BATCH} tokens a batch"] = large
     return jobs
 
 
@@ -131,14 +138,15 @@ def run_job(job):
     bare = peak_rss()
     rows = json.loads((Path(job["folder"]) / "rows.json").read_text())
     if job["way"] == "products":
-        return {"gflops": product_rate(job)}
-    score = {"authors": authors, "map": plain_map, "ours": ours}[job["way"]](job)
+        return product_rate(job)
+    score, weights = {"authors": authors, "map": plain_map, "ours": ours}[job["way"]](job)
     score(rows[:WARM_UP])
     start = time.perf_counter()
     scores = score(rows)
     seconds = time.perf_counter() - start
     np.save(scores_file(job["folder"], job["dtype"], job["name"]), scores)
-    memory = {"imports_mb": bare / 1e6, "peak_mb": peak_rss() / 1e6}
+    over = peak_rss() - bare
+    memory = {"imports_mb": bare / 1e6, "over_imports_mb": over / 1e6, "weights_mb": weights / 1e6}
     if job["device"].startswith("cuda"):
         memory["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
     return {"seconds": seconds, **memory}
@@ -160,6 +168,11 @@ def whole_model(job):
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     return tokenizer, model.to(job["device"]).eval()
+
+
+def weight_bytes(model):
+    """Bytes of a model's weights, shared ones once."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def text_of(tokenizer, row):
@@ -193,7 +206,7 @@ def authors(job):
             scores.append(difference(states, unsafe, safe).cpu().numpy())
         return np.stack(scores)
 
-    return score
+    return score, weight_bytes(model)
 
 
 def plain_map(job):
@@ -217,7 +230,7 @@ def plain_map(job):
         made = datasets.Dataset.from_list(rows)
         return np.array(made.map(scored, batched=True, batch_size=32, remove_columns=made.column_names)["scores"])
 
-    return score
+    return score, weight_bytes(model)
 
 
 def ours(job):
@@ -231,13 +244,13 @@ def ours(job):
     def score(rows):
         return np.array(datasets.Dataset.from_list(rows).map(scorer, batched=True)["larf_layer_scores"])
 
-    return score
+    return score, weight_bytes(reader.model)
 
 
 def product_rate(job):
-    """GFLOP/s of the matrix products of one decoder block on as many tokens as a batch has, for two seconds."""
+    """Rate of the matrix products of one decoder block on as many tokens as a batch has, for two seconds."""
     dtype = getattr(torch, job["dtype"])
-    tokens = job["batch_tokens"]
+    tokens = job["batch_tokens"] or suited_tokens(job["device"])
     layers = linear_layers(job["model"], job["dtype"], job["device"])
     weights = [torch.randn(shape, device=job["device"]).to(dtype) for shape in layers]
     inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=job["device"]).to(dtype) for w in weights}
@@ -254,7 +267,7 @@ def product_rate(job):
     while (elapsed := time.perf_counter() - start) < 2:
         block()
         count += 1
-    return flops * count / elapsed / 1e9
+    return {"tokens": tokens, "gflops": flops * count / elapsed / 1e9}
 
 
 def linear_layers(model, dtype, device):
@@ -273,9 +286,9 @@ def count_work(arguments, rows):
     source = ModelSource(model_id=arguments.model, dtype="float32")
     reader = load_reader(source, (0,), device="cpu")
     found = [item.tokens.ids for item in Renderer(reader.tokenizer, reader.max_length)(rows) if item.tokens]
-    unique = {tuple(ids) for ids in found}
-    shared = common_prefix([list(ids) for ids in unique], min(map(len, unique)) - 2)
-    needed = sum(len(ids) - shared for ids in unique) + shared
+    unique = [list(ids) for ids in dict.fromkeys(map(tuple, found))]
+    groups = grouped(unique, [len(ids) - 2 for ids in unique])
+    needed = sum(map(len, unique)) - sum(length * (len(members) - 1) for length, members in groups)
     sizes = {name: 2 * module.weight.numel() for name, module in first_block(arguments.model, "float32", "cpu")}
     block = sum(sizes.values())
     keys = sum(size for name, size in sizes.items() if name.endswith(("k_proj", "v_proj", "qkv_proj", "key_value")))
@@ -285,7 +298,7 @@ def count_work(arguments, rows):
         "rows": len(found),
         "tokens": tokens,
         "tokens_after_dedupe_and_prefix": needed,
-        "shared_prefix": shared,
+        "beginnings": [{"tokens": length, "rows": len(members)} for length, members in groups if length],
         "gflop": {
             layer: (needed * (block * last + keys) + len(unique) * (block - keys)) / 1e9
             for layer, last in deepest.items()
@@ -302,8 +315,9 @@ def summaries(results, work, folder):
     """Medians, ratios, shares of the matrix products' rate and agreement of the scores, by dtype and name."""
     found = []
     for (dtype, name), runs in results.items():
-        if name == "matrix products":
-            found.append({"dtype": dtype, "name": name, "gflops": median(run["gflops"] for run in runs)})
+        if name.startswith("matrix products"):
+            rate = median(run["gflops"] for run in runs)
+            found.append({"dtype": dtype, "name": name, "tokens": runs[0]["tokens"], "gflops": rate})
             continue
         seconds = median(run["seconds"] for run in runs)
         entry = {"dtype": dtype, "name": name, "seconds": [run["seconds"] for run in runs]}
@@ -353,17 +367,18 @@ def table(report):
     settings, work = report["settings"], report["work"]
     yield f"{work['rows']} rows, {work['tokens']} tokens, {settings['model']}, {settings['device']}"
     yield ""
-    yield "| dtype | way | rows/s | tokens/s | × authors | × map | share of products | Spearman | peak MB |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| dtype | way | rows/s | tokens/s | × authors | × map | share of products | Spearman | MB | × weights |"
+    yield f"| --- | --- |{' ---: |' * 8}"
     for entry in report["results"]:
         if "gflops" in entry:
-            yield f"| {entry['dtype']} | matrix products: {entry['gflops']:.0f} GFLOP/s | | | | | | | |"
+            what = f"matrix products of {entry['tokens']} tokens: {entry['gflops']:.0f} GFLOP/s"
+            yield f"| {entry['dtype']} | {what} |{' |' * 8}"
             continue
         cells = [entry["dtype"], entry["name"], f"{entry['rows_per_s']:.1f}", f"{entry['tokens_per_s']:.0f}"]
         cells += [f"{entry[key]:.2f}" if key in entry else "" for key in ("times_authors", "times_map")]
         cells.append(f"{entry['share_of_products']:.0%}" if "share_of_products" in entry else "")
         cells.append(", ".join(f"{value:.5f}" for value in entry.get("spearman", {}).values()))
-        cells.append(f"{entry['peak_mb']:.0f}")
+        cells += [f"{entry['over_imports_mb']:.0f}", f"{entry['over_imports_mb'] / entry['weights_mb']:.2f}"]
         yield f"| {' | '.join(cells)} |"
 
 
