@@ -1,23 +1,21 @@
 """``larf-curate review``: flagged rows to people, their decisions back."""
 
-import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli import server
+from larf_curate.cli import learning, server
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.errors import InputError, ReferenceSetError, ReviewServerError
+from larf_curate.cli.queues import FOLDER, open_queue, queue_options, remember, remembered
+from larf_curate.errors import ReferenceSetError
 
 if TYPE_CHECKING:
-    from larf_curate.review import QueueStatus, ReviewQueue
+    from larf_curate.review import QueueStatus
     from larf_curate.selection import Selection
 
 SHOWN = 20
-FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group()
@@ -29,32 +27,9 @@ def review() -> None:
     """
 
 
-def _queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which queue on which server."""
-    options = (
-        click.option("--name", default="larf-review", show_default=True, help="Name of the queue on the server."),
-        click.option("--workspace", default="argilla", show_default=True, help="Workspace of the server."),
-        click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="Address of the Argilla server."),
-        click.option(
-            "--api-key-file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="File with the API key of an owner or admin; or set ARGILLA_API_KEY.",
-        ),
-        click.option(
-            "--home",
-            envvar="LARF_CURATE_ARGILLA_HOME",
-            type=FOLDER,
-            help="Home of the server that review up started, if it is not the usual one.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @review.command()
 @click.argument("selection", metavar="SEL", type=FOLDER)
-@_queue_options
+@queue_options
 @click.option(
     "--annotators",
     type=click.IntRange(min=1),
@@ -99,9 +74,9 @@ def push(
 
     chosen = Selection.load(selection)
     scored_by = SafetyProfile.from_pretrained(profile) if profile else None
-    with _queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
+    with open_queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
         result = queue.push(chosen, exemplars=_exemplar_texts(chosen), profile=scored_by, group=group)
-        _remember(queue, selection)
+        remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
     else:
@@ -116,13 +91,13 @@ def push(
 
 
 @review.command()
-@_queue_options
+@queue_options
 @json_option
 def status(
     name: str, workspace: str, url: str | None, api_key_file: Path | None, home: Path | None, as_json: bool
 ) -> None:
     """Show how far the review has come."""
-    with _queue(name, workspace, url, api_key_file, home) as queue:
+    with open_queue(name, workspace, url, api_key_file, home) as queue:
         state = queue.status()
     if as_json:
         echo_json(asdict(state))
@@ -141,7 +116,7 @@ def status(
     metavar="RULE",
     help="How several answers become one: majority, unanimous or arbiter:USERNAME.",
 )
-@_queue_options
+@queue_options
 @json_option
 def pull(
     selection: Path | None,
@@ -165,8 +140,8 @@ def pull(
     """
     from larf_curate.selection import Selection
 
-    with _queue(name, workspace, url, api_key_file, home) as queue:
-        rows = Selection.load(selection or _remembered(queue))
+    with open_queue(name, workspace, url, api_key_file, home) as queue:
+        rows = Selection.load(selection or remembered(queue))
         outcome = queue.pull(merge=merge).apply(rows)
     outcome.save(output)
     if as_json:
@@ -197,38 +172,6 @@ def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
     ]
 
 
-def _queue(
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
-    *,
-    annotators: int = 1,
-) -> "ReviewQueue":
-    from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
-
-    key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file else None
-    if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
-        url, key = _embedded(home)
-    return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
-
-
-def _embedded(home: Path | None) -> tuple[str, str]:
-    """Address and key of the server that ``review up`` started."""
-    from larf_curate.review.server import EmbeddedServer
-
-    server = EmbeddedServer(home)
-    state = server.status()
-    if state.url is None:
-        option = f" --home {home}" if home else ""
-        raise ReviewServerError(
-            f"no server of {server.home.path} is running: start it with: larf-curate review up{option} --detach; or "
-            "give --home of another, or --url and a key"
-        )
-    return state.url, server.api_key
-
-
 def _exemplar_texts(selection: "Selection") -> dict[str, str]:
     """Requests of the references that a selection's neighbours name, if the references can still be read."""
     from larf_curate.conversation import to_messages
@@ -247,28 +190,5 @@ def _exemplar_texts(selection: "Selection") -> dict[str, str]:
     return {f"reference-{i}": str(to_messages(row)[0]["content"]) for i, row in enumerate(references.unsafe)}
 
 
-def _remember(queue: "ReviewQueue", selection: Path) -> None:
-    from larf_curate.files import write_json
-
-    write_json(_memory(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
-
-
-def _remembered(queue: "ReviewQueue") -> Path:
-    from larf_curate.files import read_json
-
-    if not _memory(queue).exists():
-        raise InputError(
-            f"no selection was pushed to {queue!r} from this machine: name the folder, review pull SEL -o DEC"
-        )
-    return Path(read_json(_memory(queue))["selection"])
-
-
-def _memory(queue: "ReviewQueue") -> Path:
-    """The file that remembers which folder was pushed to a queue."""
-    from larf_curate.review.server.home import cache_folder
-
-    return cache_folder() / "queues" / f"{queue.dataset_id}.json"
-
-
-for _command in server.commands:
+for _command in (*learning.commands, *server.commands):
     review.add_command(_command)

@@ -7,22 +7,37 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "Conflicts": "next",
     "Decision": "merge",
     "Decisions": "decisions",
     "Outcome": "outcome",
+    "Proposals": "next",
     "PushResult": "push",
     "QueueStatus": "status",
+    "Reranked": "rerank",
     "ReviewQueue": "queue",
 }
 
-__all__ = ["Decision", "Decisions", "Outcome", "PushResult", "QueueStatus", "ReviewQueue"]
+__all__ = [
+    "Conflicts",
+    "Decision",
+    "Decisions",
+    "Outcome",
+    "Proposals",
+    "PushResult",
+    "QueueStatus",
+    "Reranked",
+    "ReviewQueue",
+]
 
 if TYPE_CHECKING:
     from larf_curate.review.decisions import Decisions
     from larf_curate.review.merge import Decision
+    from larf_curate.review.next import Conflicts, Proposals
     from larf_curate.review.outcome import Outcome
     from larf_curate.review.push import PushResult
     from larf_curate.review.queue import ReviewQueue
+    from larf_curate.review.rerank import Reranked
     from larf_curate.review.status import QueueStatus
 
 

@@ -70,6 +70,7 @@ class Decisions:
             columns: Column names by role, where the rows' format is not found from the names alone.
 
         Raises:
+            InputError: If people decided about a row that is not flagged, other than to keep it.
             ReviewError: If a row would be lost or doubled.
         """
         from larf_curate.review.outcome import apply_decisions

@@ -94,8 +94,10 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         columns: Column names by role.
 
     Raises:
+        InputError: If people decided about a row that is not flagged, other than to keep it.
         ReviewError: If a row would be lost or doubled.
     """
+    _check_flagged(decisions, selection)
     flagged = selection.flagged
     applied = list(decisions.for_rows(undecoded(flagged)).rows)
     edits = _edits(undecoded(flagged), applied, columns)
@@ -115,6 +117,16 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     )
     _check_whole(outcome, selection)
     return outcome
+
+
+def _check_flagged(decisions: Decisions, selection: Selection) -> None:
+    """Refuse to publish, as unflagged, a row that people did not want to keep as it is."""
+    told = {row.row_id for row in decisions.rows if row.status == "decided" and row.decision != "keep"}
+    if passed := told.intersection(selection.kept.with_format(None)[ROW_ID][:]):
+        raise InputError(
+            f"people decided against {len(passed)} rows that this selection does not flag, such as {min(passed)}: give "
+            "the selection that was pushed last, or the one that review rerank wrote"
+        )
 
 
 def _edits(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,19 @@ from tqdm import tqdm
 
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.files import undecoded
+from larf_curate.learning import References
 from larf_curate.review.connection import Connection
 from larf_curate.review.decisions import ROW_ID, Decisions
 from larf_curate.review.groups import Groups
+from larf_curate.review.marks import mark
 from larf_curate.review.merge import MergeRule, merged_all
+from larf_curate.review.next import CONFLICT, Conflicts, Proposals, disagreements, propose
 from larf_curate.review.push import Push, PushResult
 from larf_curate.review.record import RecordMaker
-from larf_curate.review.reduction import Reduction, reduction_for, stateless, states_of, vectors_of
+from larf_curate.review.reduction import Reduction, profile_of, reduction_for, stateless, states_of, vectors_of
+from larf_curate.review.rerank import Reranked, flag_more, overlooked, removed_rows, resorted, update_scores
 from larf_curate.review.responses import Reviewed, read_records
+from larf_curate.review.standing import Standing
 from larf_curate.review.status import QueueStatus, queue_status
 from larf_curate.review.store import RecordStore
 from larf_curate.review.submit import submit
@@ -154,6 +160,82 @@ class ReviewQueue:
         rule = MergeRule.parse(merge)
         return Decisions(merged_all(self._records(self._store()), rule), merge)
 
+    def rerank(
+        self,
+        selection: "Selection",
+        *,
+        profile: "SafetyProfile | None" = None,
+        merge: str = "majority",
+        add: int = 0,
+    ) -> Reranked:
+        """Learn from what people decided so far: undecided records get a learned score, by which the page sorts.
+
+        No response is touched, no model is needed. A record that is pushed anew has the machine's score again.
+
+        Args:
+            selection: The selection that was pushed; its rows have ``larf_state``.
+            profile: The profile that scored the rows, if this machine does not have it; without one the decisions teach
+                alone.
+            merge: How several annotators' answers become one; see `pull`.
+            add: So many rows that are not flagged, those with the highest learned score, join the queue.
+
+        Raises:
+            InputError: If the rows have no states.
+            ProfileMismatchError: If another profile scored the rows.
+        """
+        standing = self._standing(selection, profile, merge)
+        added = tuple(standing.row_ids[place] for place in standing.outside[:add])
+        moved = flag_more(standing, (*standing.queued_unflagged, *added))
+        if added:
+            self.push(moved, profile=profile)
+            standing = replace(standing, records=list(standing.store.records(responses=True)))
+        return Reranked(
+            learned=standing.learned,
+            updated=update_scores(standing),
+            added=added,
+            overlooked=overlooked(standing, added),
+            selection=resorted(standing, moved.flagged),
+            removed=removed_rows(standing),
+            url=standing.store.url,
+        )
+
+    def propose(
+        self,
+        selection: "Selection",
+        *,
+        by: str = "score",
+        n: int = 10,
+        profile: "SafetyProfile | None" = None,
+        merge: str = "majority",
+    ) -> Proposals:
+        """Say what to look at next, and mark it on the server so that a link shows it alone.
+
+        Args:
+            selection: The selection that was pushed; its rows have ``larf_state``.
+            by: ``score`` (highest learned score), ``uncertain`` (annotators disagree, or the chance of removal is
+                nearest to one half) or ``different`` (farthest from all decided rows and from each other).
+            n: How many.
+            profile: The profile that scored the rows, if this machine does not have it.
+            merge: How several annotators' answers become one; see `pull`.
+
+        Raises:
+            InputError: If the rows have no states, or there is no such way.
+            ProfileMismatchError: If another profile scored the rows.
+        """
+        return propose(self._standing(selection, profile, merge), by=by, n=n)
+
+    def send_back(self) -> Conflicts:
+        """Mark the records on which annotators disagree, and no others; a link shows each annotator theirs again.
+
+        A record that enough annotators have answered leaves everybody's queue, so those who answered decide it anew;
+        run it again to drop what they agree on by then.
+        """
+        store = self._store()
+        records = list(store.records(responses=True))
+        votes = disagreements(read_records(records, self._connection.usernames()))
+        mark(store, records, CONFLICT, votes)
+        return Conflicts(votes=votes, url=store.link(status="submitted", proposed=CONFLICT))
+
     def submit(self, decisions: Mapping[str, str], *, api_key: str) -> None:
         """Submit decisions by script, as the web page does for a person.
 
@@ -173,6 +255,15 @@ class ReviewQueue:
             submit(annotator, records, decisions)
         finally:
             annotator.close()
+
+    def _standing(self, selection: "Selection", profile: "SafetyProfile | None", merge: str) -> Standing:
+        store = self._store()
+        records = list(store.records(responses=True))
+        reviewed = read_records(records, self._connection.usernames())
+        decisions = Decisions(merged_all(reviewed, MergeRule.parse(merge)), merge)
+        known = profile_of(selection.scored, profile)
+        references = References.of(known) if known else None
+        return Standing.of(store, records, reviewed, selection, decisions, references)
 
     def _records(self, store: RecordStore) -> list[Reviewed]:
         return read_records(store.records(responses=True), self._connection.usernames())

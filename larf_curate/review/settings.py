@@ -34,6 +34,10 @@ VECTOR_TITLE = "Hidden state"
 SCORE = "larf_score"
 CLUSTER = "cluster"
 CLUSTER_TITLE = "Near-identical rows"
+MACHINE_SCORE = "machine_score"
+MACHINE_SCORE_TITLE = "Score before anybody decided"
+PROPOSED = "proposed"
+PROPOSED_TITLE = "Look at next"
 
 GUIDELINES = """\
 # What to decide

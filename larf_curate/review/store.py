@@ -1,6 +1,7 @@
 """A review dataset on the server: found or created, read whole, written in batches."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import argilla as rg
 
 from larf_curate.errors import ReviewError, ReviewServerError
 from larf_curate.review.connection import Connection, clear_errors
-from larf_curate.review.settings import CLUSTER, CLUSTER_TITLE, SCORE, VECTOR, VECTOR_TITLE, review_settings
+from larf_curate.review.settings import CLUSTER, CLUSTER_TITLE, PROPOSED, SCORE, VECTOR, VECTOR_TITLE, review_settings
 
 PAGE = 500
 TERMS = 250
@@ -42,9 +43,7 @@ class RecordStore:
         self.dataset_id = dataset_id
         self._connection = connection
         self._path = f"/api/v1/datasets/{dataset_id}"
-        self.url = (
-            f"{connection.url}/dataset/{dataset_id}/annotation-mode?page=1&status=pending&sort=metadata.{SCORE}.desc"
-        )
+        self.url = self.link()
 
     @classmethod
     def find(cls, connection: Connection, name: str) -> "RecordStore | None":
@@ -80,14 +79,43 @@ class RecordStore:
             ).create()
         return cls(connection, str(dataset.id))
 
+    def link(self, *, status: str = "pending", proposed: str | None = None) -> str:
+        """Address of the queue in the browser, worst first.
+
+        Args:
+            status: ``pending``, or ``submitted`` for what the user who opens it has answered.
+            proposed: Show only records that carry this mark.
+        """
+        only = f"&metadata={PROPOSED}.{proposed}" if proposed else ""
+        address = f"{self._connection.url}/dataset/{self.dataset_id}/annotation-mode"
+        return f"{address}?page=1&status={status}{only}&sort=metadata.{SCORE}.desc"
+
     def add_missing_properties(self) -> None:
         """Add the metadata properties that a queue made by an earlier version lacks."""
-        path = f"{self._path}/metadata-properties"
+        self.add_property(CLUSTER, CLUSTER_TITLE, "terms")
+
+    def add_property(self, name: str, title: str, kind: str) -> None:
+        """Add a metadata property, by which annotators can filter, if the queue lacks it.
+
+        Args:
+            name: Its name.
+            title: What annotators see.
+            kind: ``terms``, ``float`` or ``integer``.
+        """
         listed = self._connection.request("GET", f"/api/v1/me/datasets/{self.dataset_id}/metadata-properties")
-        known = {item["name"] for item in listed["items"]}
-        if CLUSTER not in known:
-            body = {"name": CLUSTER, "title": CLUSTER_TITLE, "settings": {"type": "terms"}}
-            self._connection.request("POST", path, body)
+        if name not in {item["name"] for item in listed["items"]}:
+            body = {"name": name, "title": title, "settings": {"type": kind}}
+            self._connection.request("POST", f"{self._path}/metadata-properties", body)
+
+    def update_metadata(self, changed: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the metadata of records; all else of them stays, responses too.
+
+        Args:
+            changed: The whole new metadata by external id.
+        """
+        items = [{"external_id": row, "metadata": metadata} for row, metadata in changed.items()]
+        for start in range(0, len(items), PAGE):
+            self.upsert(json.dumps({"items": items[start : start + PAGE]}, allow_nan=False).encode())
 
     def vector_space(self) -> VectorSpace | None:
         """The vectors for *find similar* that the queue has, None if it has none."""
