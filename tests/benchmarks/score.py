@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate import LarfScorer, SafetyProfile
 from larf_curate.blocks import decoder_blocks
@@ -135,7 +135,7 @@ def run_job(job):
     datasets.disable_progress_bars()
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    bare = peak_rss()
+    bare = imported(job["model"])
     rows = json.loads((Path(job["folder"]) / "rows.json").read_text())
     if job["way"] == "products":
         return product_rate(job)
@@ -162,6 +162,13 @@ def peak_rss():
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def imported(model):
+    """Largest resident size with all that is imported, the model's own code too, and no weights."""
+    with torch.device("meta"):
+        AutoModel.from_config(AutoConfig.from_pretrained(model))
+    return peak_rss()
 
 
 def whole_model(job):
