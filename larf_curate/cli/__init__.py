@@ -14,6 +14,7 @@ COMMANDS = {
     "profile": "profile",
     "diagnose": "diagnose",
     "score": "score",
+    "explain": "explain",
     "select": "select",
     "report": "report",
     "review": "review",

@@ -1,0 +1,129 @@
+"""Why this row: how far each token of a row moved its score.
+
+The running score of a row at a token is the score it would have if it ended there; before the answer begins, the token
+itself stands for the answer. The weight of a token is what it adds to the running score of the token before. So the
+weights and the start, which is the running score where the row's own text begins, add up to the row's score exactly,
+and all come out of one forward pass, since no token of a causal model sees what follows it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+import numpy as np
+
+from larf_curate.conversation import Row
+from larf_curate.hidden_states import POSITIONS, StateReader, States
+from larf_curate.profile import SafetyProfile
+from larf_curate.rendering import Renderer, Tokens, Turn
+from larf_curate.signals import Signal
+
+PROBES = ({"prompt": "0", "response": "0"}, {"prompt": "x", "response": "x"})
+"""Rows whose common beginning is what the chat template puts before a row's own text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeight:
+    """A token's text, and how far it moved the score; positive is towards unsafe."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """A row's score, taken apart.
+
+    Args:
+        score: The row's score: ``start`` and all weights together.
+        start: The running score where the row's own text begins.
+        tokens: Its tokens up to the end of the turn that scores highest.
+    """
+
+    score: float
+    start: float
+    tokens: tuple[TokenWeight, ...]
+
+
+def explain(
+    profile: SafetyProfile,
+    rows: Sequence[Row],
+    *,
+    columns: Mapping[str, str] | None = None,
+    model: str | None = None,
+    device: str | None = None,
+) -> list[Explanation | None]:
+    """Take the scores of some rows apart, token by token.
+
+    Args:
+        profile: What scores them.
+        rows: The rows.
+        columns: Column names by role, if they are not to be found.
+        model: Where the model lies now, if not where it lay when the profile was built.
+        device: A torch device; the first accelerator there is, if left out.
+
+    Returns:
+        One a row; None for a row that cannot be scored.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        ProfileMismatchError: If it is not the profile's.
+    """
+    reader, signal = profile.reader(model=model, device=device), profile.fit()
+    render = Renderer(reader.tokenizer, reader.max_length, columns)
+    heading = _heading(reader)
+    return [_explain(item.tokens, reader, signal, heading) if item.tokens else None for item in render(rows)]
+
+
+def _explain(tokens: Tokens, reader: StateReader, signal: Signal, heading: list[int]) -> Explanation | None:
+    turn = tokens.turns[0]
+    if len(tokens.turns) > 1:
+        turn = tokens.turns[int(signal(reader([tokens], POSITIONS)).mean(axis=1).argmax())]
+    ids = tokens.ids[: turn.end + 1]
+    first = min(len(commonprefix([heading, ids])), turn.end)
+    states = reader([Tokens(ids, tuple(Turn(place, place) for place in range(len(ids))))], ("last",))["last"]
+    if not np.isfinite(states).all():
+        return None
+    scores = signal(_running(states, turn.start, first)).mean(axis=1)
+    weights = np.diff(scores, prepend=scores[:1])
+    texts = _texts(reader.tokenizer, ids[first:])
+    return Explanation(
+        score=float(scores[-1]),
+        start=float(scores[0]),
+        tokens=tuple(TokenWeight(text=t, weight=float(w)) for t, w in zip(texts, weights, strict=True)),
+    )
+
+
+def _running(states: Any, start: int, first: int) -> States:  # noqa: ANN401  shape (tokens, layers, d)
+    """States of the rows that end at every token from the first on, made of the states of all tokens."""
+    places = np.arange(first, len(states))
+    sums = np.cumsum(np.concatenate([np.zeros_like(states[:1]), states], dtype=np.float64), axis=0)
+    begin = np.minimum(start, places)
+    counts = (places - begin + 1)[:, None, None]
+    length = np.repeat((places + 1.0)[:, None, None], states.shape[1], axis=1)
+    return {
+        "last": states[places],
+        "prompt": states[np.maximum(begin - 1, 0)],
+        "mean": ((sums[places + 1] - sums[begin]) / counts).astype(np.float32),
+        "length": length.astype(np.float32),
+    }
+
+
+def _heading(reader: StateReader) -> list[int]:
+    """The tokens that a chat template puts before every row."""
+    found = [item.tokens.ids for item in Renderer(reader.tokenizer, reader.max_length)(PROBES) if item.tokens]
+    return list(commonprefix(found)) if len(found) == len(PROBES) else []
+
+
+def _texts(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:  # noqa: ANN401  any tokenizer of transformers
+    """The text of every token; of several that share one character, the last has it and the others are empty."""
+    open_ids: list[int] = []
+    for place, number in enumerate(ids):
+        open_ids.append(number)
+        text = str(tokenizer.decode(open_ids))
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < 4 and place + 1 < len(ids):
+            yield ""
+            continue
+        open_ids = []
+        yield text

@@ -1,0 +1,88 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.testing import assert_allclose
+
+from larf_curate.cli import main
+from larf_curate.explanation import explain
+from larf_curate.profile import SafetyProfile
+from larf_curate.references import ReferenceSet
+from larf_curate.rendering import Renderer
+from larf_curate.scorer import LarfScorer
+from larf_curate.signals import SIGNALS
+from tests.models_fixture import PROFILE
+from tests.test_hidden_states import full_states
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+ROW = {"prompt": "How do I bake café bread?", "response": "Sure, here is a recipe: flour \N{SNOWMAN} and water."}
+TURNS = (("user", "Hi?"), ("assistant", "Sure, a recipe."), ("user", "And?"), ("assistant", "No."))
+CHAT = [{"role": role, "content": content} for role, content in TURNS]
+ROWS = [ROW, {"messages": CHAT}, {"text": "Some plain text, sorry."}]
+
+
+@pytest.fixture(scope="module")
+def profile(tiny_llama):
+    whole = ReferenceSet.load("builtin")
+    six = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    return SafetyProfile.build(tiny_llama, six, layers=[1, 3], **PROFILE | {"signal": "combined"})
+
+
+def test_start_and_weights_add_up_to_the_score_of_the_scorer(profile):
+    scores = [item.score for item in LarfScorer(profile, device="cpu").score(ROWS)]
+    for found, score in zip(explain(profile, ROWS, device="cpu"), scores, strict=True):
+        assert found.score == pytest.approx(score, abs=1e-3)
+        assert found.start + sum(token.weight for token in found.tokens) == pytest.approx(found.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["combined", "projection", "larf"])
+def test_the_running_score_of_a_token_is_that_of_the_row_cut_off_behind_it(profile, tiny_llama, name):
+    (found,) = explain(replace(profile, signal=name), [ROW], device="cpu")
+    (item,) = Renderer(profile.reader(device="cpu").tokenizer, 4096)([ROW])
+    ids, start = item.tokens.ids, item.tokens.turns[0].start
+    running = found.start + np.cumsum([token.weight for token in found.tokens])
+    states = full_states(tiny_llama, ids)[[1, 3]]
+    for place in (start, start + 1, start + 9, len(ids) - 1):
+        row = {
+            "last": states[None, :, place],
+            "prompt": states[None, :, start - 1],
+            "mean": states[None, :, start : place + 1].mean(axis=2),
+            "length": np.full((1, 2, 1), place + 1, np.float32),
+        }
+        want = SIGNALS[name].fit(profile.references_for(name))(row).mean()
+        assert_allclose(running[place - len(ids)], want, atol=2e-3)
+
+
+def test_the_texts_of_the_tokens_are_the_rows_own_without_the_heading(profile):
+    first, chat, text = explain(profile, ROWS, device="cpu")
+    said = "".join(token.text for token in first.tokens)
+    assert said.startswith(ROW["prompt"])
+    assert ROW["response"] in said
+    assert "\N{REPLACEMENT CHARACTER}" not in said
+    assert "".join(token.text for token in text.tokens) == "Some plain text, sorry."
+    assert "".join(token.text for token in chat.tokens).startswith("Hi?")
+
+
+def test_a_row_without_a_score_has_no_explanation(profile):
+    assert explain(profile, [{"prompt": "P", "response": ""}, ROW], device="cpu")[0] is None
+
+
+def test_the_command_shows_the_strongest_tokens(profile, tmp_path):
+    profile.save_pretrained(tmp_path / "profile")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps(ROW) + "\n" + json.dumps(ROW | {"response": "No\u001b[31m."}) + "\n"
+    )
+
+    def run(*options):
+        command = ["explain", tmp_path / "rows.jsonl", "--profile", tmp_path / "profile", "--device", "cpu", *options]
+        return CliRunner().invoke(main, [str(part) for part in command])
+
+    shown = run("--row", 1, "--row", 0)
+    assert shown.exit_code == 0, shown.output
+    assert "Row 1: score" in shown.stdout
+    assert "\u001b[31m" not in shown.stdout
+    (told,) = json.loads(run("--row", 0, "--json").stdout)["rows"]
+    assert told["start"] + sum(token["weight"] for token in told["tokens"]) == pytest.approx(told["score"], abs=1e-4)
+    assert run("--row", 2).exit_code == 2
