@@ -190,3 +190,13 @@ def test_hostile_tokens_are_only_text(text):
     page = Tags(evidence(tokens((text, 1.0), (text, -1.0))))
     assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span", "div"}
     assert page.attributes <= {"style"}
+
+
+def test_a_text_that_reads_differently_than_it_looks_is_named():
+    def explained(answer):
+        return RecordMaker()(selection([{"question": "q", "answer": answer}], flagged=1).flagged[0])["fields"][
+            "evidence"
+        ]
+
+    assert "Careful" in explained("\u202elive\u202c")
+    assert not any("Careful" in explained(text) for text in ("plain", "שלום עולם", "\u2067isolated\u2069", "a\u200fb"))

@@ -62,7 +62,8 @@ def _score(score: float | None, percentile: float | None, status: str | None) ->
 
 def _group(group: Group) -> str:
     if not group.shared:
-        return f"One of **{group.size} near-identical rows** in this queue (filter: cluster {group.name})"
+        where = f"Filters, Metadata, Near-identical rows: {group.name}"
+        return f"One of **{group.size} near-identical rows** in this queue ({where})"
     others = len(group.shared)
     return (
         f"**Your decision serves {others + 1} near-identical rows**: this one and {others} that "

@@ -14,7 +14,7 @@ from larf_curate.errors import ConversationError
 from larf_curate.review.evidence import evidence, is_number
 from larf_curate.review.groups import Group
 from larf_curate.review.settings import CLUSTER, SCORE, VECTOR
-from larf_curate.review.text import html_literal, pieces, shortened
+from larf_curate.review.text import html_literal, misleads, pieces, shortened
 from larf_curate.selection import content_digest
 
 SHOWN_MESSAGES = 400
@@ -24,6 +24,7 @@ MESSAGE_CHARACTERS = 20_000
 ROW_CHARACTERS = 200_000
 """More than a reviewer reads and a browser lays out; longer conversations are shortened, visibly."""
 
+MISLEADING = "**Careful:** the text forces its own direction (U+202D, U+202E): it reads differently than it looks."
 CONTENT = "content_digest"
 RECORD = "record_digest"
 OUTDATED = "outdated_responses"
@@ -65,6 +66,8 @@ class RecordMaker:
         turns = shown_turns(row, self.columns)
         group = self.groups.get(row["larf_row_id"])
         explained = evidence(row, layers=self.layers, exemplars=self.exemplars, group=group)
+        if any(misleads(text) for _, text in turns):
+            explained = f"{MISLEADING}\n\n{explained}"
         shown: Record = {
             "fields": {"conversation": chat_field(turns), "evidence": explained},
             "metadata": self._metadata(row, turns, group),

@@ -6,6 +6,7 @@ from html import escape
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 NUL = "\N{SYMBOL FOR NULL}"
 
+_OVERRIDE = re.compile("[\u202d\u202e]")
 _JOINERS = "\u200c\u200d"  # within words and emoji
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 
@@ -29,6 +30,11 @@ def markdown_literal(text: str) -> str:
     if not line.isprintable():  # nor is any control of text direction
         line = "".join(c if c.isprintable() or c in _JOINERS else REPLACEMENT for c in line)
     return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", line)
+
+
+def misleads(text: str) -> bool:
+    """Whether a text turns the direction of others by force, so that it reads differently than it is."""
+    return _OVERRIDE.search(text) is not None
 
 
 def html_literal(text: str) -> str:
