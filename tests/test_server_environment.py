@@ -68,6 +68,20 @@ def test_other_pins_mean_another_folder(tmp_path, monkeypatch):
     assert ServerEnvironment.find(tmp_path).path != before.path
 
 
+def test_an_upgrade_installs_beside_the_older_environment_and_names_it(install, tmp_path, monkeypatch):
+    install.environment.ensure(lambda line: None)
+    pins = tmp_path / "requirements.txt"
+    pins.write_text("argilla-server==2.9.0\n")
+    monkeypatch.setattr(module, "_REQUIREMENTS", pins)
+    newer = ServerEnvironment.find(install.environment.path.parent)
+    older, install.environment = install.environment, newer
+    said = []
+    newer.ensure(said.append)
+    assert newer.whole
+    assert older.whole
+    assert str(older.path) in said[-1]
+
+
 def test_a_failed_install_names_the_reason_and_the_remedy(tmp_path):
     environment = ServerEnvironment(tmp_path / "x", base=Path(shutil.which("false")))
     with pytest.raises(ReviewServerError, match="could not make a virtual environment .* check the network"):

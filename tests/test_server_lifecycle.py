@@ -4,9 +4,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
+import subprocess
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import requests
@@ -192,6 +195,45 @@ def test_lost_credentials_are_made_anew_for_the_same_data(server):
     assert Client(server.url, old.api_key).raw("GET", "/me").status_code == 401
     form = {"username": new.username, "password": new.password}
     assert requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).status_code == 201
+
+
+DOWNGRADE = """
+import os, sys
+from pathlib import Path
+os.environ["ARGILLA_HOME_PATH"] = sys.argv[1]
+from alembic import command
+from alembic.config import Config
+from argilla_server.database import ALEMBIC_CONFIG_FILE
+config = Config()
+config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
+command.downgrade(config, "-2")
+"""
+
+
+def test_a_database_of_an_older_argilla_is_copied_and_upgraded_with_all_its_data(server, tmp_path):
+    made = make_collection(server, fields={"text": "text"}, vectors={"state": 2})
+    made.push([{"external_id": "kept", "fields": {"text": "kept text"}, "vectors": {"state": [1, 0]}}])
+    annotator = Client(server.url, server.add_user("old").api_key)
+    values = {"decision": {"value": "remove"}}
+    annotator.send("POST", f"/records/{made.ids()['kept']}/responses", {"values": values, "status": "submitted"})
+    server.stop()
+    environ = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    command = [str(server.environment.python), "-I", "-W", "ignore", "-c", DOWNGRADE, str(server.home.path)]
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    with closing(sqlite3.connect(server.home.database)) as connection:
+        (older,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    server.start()
+    with closing(sqlite3.connect(server.home.database)) as connection:
+        (newest,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert newest != older
+    with closing(sqlite3.connect(server.home.path / f"argilla.db.before-{newest}")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
+        assert connection.execute("SELECT count(*) FROM records WHERE external_id = 'kept'").fetchone() == (1,)
+    again = type(made)(owner_of(server), made.id, made.questions)
+    assert again.text("kept") == {"kept"}
+    record = again.owner.send("GET", f"/datasets/{made.id}/records", include="responses")["items"][0]
+    assert record["responses"][0]["values"] == values
+    assert all(check.ok for check in server.doctor())
 
 
 def test_a_state_file_left_by_a_crash_is_never_taken_for_a_server(tmp_path):

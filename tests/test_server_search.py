@@ -444,3 +444,29 @@ def test_a_deleted_dataset_leaves_no_index(argilla_server):
 
 def test_the_status_page_names_the_engine(argilla_server):
     assert owner_of(argilla_server).send("GET", "/status")["search_engine"]["name"] == "larf-curate"
+
+
+def test_suggestions_and_responses_that_come_and_go_are_found_as_they_are_now(argilla_server, annotators):
+    made = make_collection(argilla_server, fields={"text": "text"})
+    made.push([{"external_id": name, "fields": {"text": name}} for name in "ab"])
+    ids, mine = made.ids(), annotators[0]
+    value = {"entity": "suggestion", "question": "decision", "property": "value"}
+    submitted = terms({"entity": "response", "property": "status"}, ["submitted"])
+    suggestion = {"question_id": made.questions["decision"], "value": "remove", "type": "model", "score": 0.5}
+    kept = made.owner.send("PUT", f"/records/{ids['a']}/suggestions", suggestion)
+    assert made.only(terms(value, ["remove"])) == {"a"}
+    made.owner.send("PUT", f"/records/{ids['a']}/suggestions", suggestion | {"value": "keep"})
+    assert (made.only(terms(value, ["remove"])), made.only(terms(value, ["keep"]))) == (set(), {"a"})
+    made.owner.send("DELETE", f"/records/{ids['a']}/suggestions", ids=kept["id"])
+    assert made.only(terms(value, ["keep"])) == set()
+
+    answer = {"values": {"decision": {"value": "keep"}}, "status": "submitted"}
+    response = mine.send("POST", f"/records/{ids['b']}/responses", answer)
+    assert made.only(submitted, mine=mine) == {"b"}
+    assert made.owner.send("GET", f"/datasets/{made.id}/progress")["completed"] == 1
+    decided = terms({"entity": "response", "question": "decision"}, ["remove"])
+    mine.send("PUT", f"/responses/{response['id']}", answer | {"values": {"decision": {"value": "remove"}}})
+    assert made.only(decided, mine=mine) == {"b"}
+    mine.send("DELETE", f"/responses/{response['id']}")
+    assert made.only(submitted, mine=mine) == set()
+    assert made.owner.send("GET", f"/datasets/{made.id}/progress")["completed"] == 0

@@ -96,6 +96,14 @@ class ServerEnvironment:
         aside.write_text(json.dumps({"argilla-server": SERVER_VERSION, "python": str(self.base)}), encoding="utf-8")
         os.replace(aside, self._marker)
         say("installed")
+        for older in self._older():
+            say(f"an older environment is not needed any more, unless another installation uses it: {older}")
+
+    def _older(self) -> list[Path]:
+        """Whole environments beside this one, of other versions."""
+        return sorted(
+            marker.parent for marker in self.path.parent.glob(f"*/{self._marker.name}") if marker != self._marker
+        )
 
     def versions(self) -> dict[str, tuple[str, str | None]]:
         """Wanted and installed version of each package in ``requirements.txt``; None is not installed."""
