@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -57,8 +57,12 @@ class Scored:
         return json.dumps({k: v for k, v in self.manifest["source"].items() if k != "limit"}, sort_keys=True)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Scored":
+    def load(cls, folder: str | Path, *, verify: bool = False) -> "Scored":
         """Read a folder that `score_source` wrote.
+
+        Args:
+            folder: The folder.
+            verify: Whether to read every file to its end and compare its digest with the manifest's.
 
         Raises:
             InputError: If it is not whole.
@@ -76,6 +80,9 @@ class Scored:
             raise InputError(f"cannot read {folder}: {error.__cause__ or error}; score again with --resume") from error
         if len(rows) != manifest["rows"]:
             raise InputError(f"{folder} holds {len(rows)} rows, its manifest says {manifest['rows']}: score again")
+        changed = [path.name for path in shards if verify and sha256(path) != _recorded(Path(folder))[path.name]]
+        if changed:
+            raise InputError(f"{folder} was changed since it was scored: {', '.join(changed)}; score with --resume")
         return cls(rows=rows, manifest=manifest)
 
 
@@ -113,7 +120,8 @@ def score_source(
 
 def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> dict[str, Any]:
     _begin(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
-    todo = [piece for piece in source.pieces if _rows_in(_file(folder, piece)) != len(piece.rows)]
+    recorded = _recorded(folder)
+    todo = [piece for piece in source.pieces if not _is_done(_file(folder, piece), piece, recorded)]
     done = source.rows - sum(len(piece.rows) for piece in todo)
     with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:
         for rows in _run(todo, scorer, folder, num_proc):
@@ -192,6 +200,17 @@ def _file(folder: Path, piece: Piece) -> Path:
     return folder / f"{piece.name}.parquet"
 
 
+def _recorded(folder: Path) -> dict[str, str]:
+    """Digests of the files by name, if the folder was scored to its end."""
+    shards = read_json(folder / MANIFEST)["shards"] if (folder / MANIFEST).exists() else []
+    return {shard["file"]: shard["sha256"] for shard in shards}
+
+
+def _is_done(path: Path, piece: Piece, recorded: Mapping[str, str]) -> bool:
+    """Whether a piece is scored: its file is whole, and what the manifest says, if there is one."""
+    return _rows_in(path) == len(piece.rows) and recorded.get(path.name) in (None, sha256(path))
+
+
 def _rows_in(path: Path) -> int | None:
     """Number of rows of a Parquet file; None if it is not there or damaged."""
     try:
@@ -229,6 +248,10 @@ def _begin(folder: Path, plan: dict[str, Any], resume: bool) -> None:
         write_json(folder / PLAN, plan)
     elif not any(folder.glob("*.parquet")):  # nothing was scored: other settings may be tried
         write_json(folder / PLAN, plan)
+    elif not resume and (folder / MANIFEST).exists():
+        raise InputError(
+            f"{folder} is finished: go on with larf-curate select, check it with --resume, or name another folder"
+        )
     elif not resume:
         raise InputError(f"{folder} was begun before: go on with --resume, or name another folder")
     elif changed := _changes(read_json(folder / PLAN), plan):

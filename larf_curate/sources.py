@@ -34,7 +34,8 @@ from larf_curate.files import no_progress_bars, sha256
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 READ_OPTIONS = {"csv": {"index_col": False}}
 """A first column is never an index, which pandas makes of it where lines have more fields than the header."""
-ROWS_PER_PIECE = 10_000
+ROWS_PER_PIECE = 2_500
+"""Small enough that a few thousand rows keep several processes busy, and that little is done again after a kill."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
@@ -164,6 +165,8 @@ def test_a_second_run_is_refused_unless_it_resumes_and_other_settings_always(dat
     first = score_source(open_source(str(data)), scorer, out)
     with pytest.raises(InputError, match="--resume"):
         score_source(open_source(str(data)), scorer, out)
+    with pytest.raises(InputError, match="is finished: go on with larf-curate select"):
+        score_source(open_source(str(data)), scorer, out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert score_source(open_source(str(data)), scorer, out, resume=True) == first
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")} == times
@@ -175,6 +178,24 @@ def test_a_second_run_is_refused_unless_it_resumes_and_other_settings_always(dat
     ):
         with pytest.raises(InputError, match=said):
             score_source(source, other, out, resume=True)
+
+
+def test_a_file_that_was_changed_is_found_when_asked_and_scored_again_when_resuming(data, scorer, tmp_path):
+    out = tmp_path / "out"
+    score_source(open_source(str(data)), scorer, out)
+    wanted = Scored.load(out, verify=True).rows["larf_score"][:]
+    shard = out / "data-00003-of-00008.parquet"
+    table = pq.read_table(shard)
+    zeros = pa.array([0.0] * len(table), pa.float32())
+    place = table.column_names.index("larf_score")
+    pq.write_table(table.set_column(place, table.schema.field(place), zeros), shard)
+    assert Scored.load(out).rows["larf_score"][:] != wanted
+    with pytest.raises(InputError, match="changed since it was scored: data-00003-of-00008.parquet"):
+        Scored.load(out, verify=True)
+    others = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet") if path != shard}
+    score_source(open_source(str(data)), scorer, out, resume=True)
+    assert Scored.load(out, verify=True).rows["larf_score"][:] == wanted
+    assert {path: path.stat().st_mtime_ns for path in others} == others
 
 
 def test_a_folder_with_something_else_is_left_alone(data, scorer, tmp_path):

@@ -127,7 +127,7 @@ class SafetyProfile:
         if isinstance(layers, str) and layers not in ("auto", "all"):
             raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
         given = not isinstance(layers, str | LayerReport)
-        chosen = tuple(map(int, layers)) if given else tuple(range(count_layers(source)))  # type: ignore[arg-type]
+        chosen = tuple(dict.fromkeys(map(int, layers))) if given else tuple(range(count_layers(source)))  # type: ignore[arg-type]
         reader = load_reader(source, chosen, device=device, max_length=max_length)
         match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
         sides = rows_by_side(refs, ordinary, reader.tokenizer, match=match)
@@ -238,7 +238,7 @@ class SafetyProfile:
         Args:
             model: Where the model lies now, if not where it lay when the profile was built.
             device: A torch device; the first accelerator there is, if left out.
-            batch_tokens: Most tokens of one batch.
+            batch_tokens: Most tokens of one batch; 0 for what suits the device.
             rank: Number of this process among those that score, for machines with several GPUs.
 
         Raises:
