@@ -1,14 +1,22 @@
 """Every formula against a loop over rows and layers in float64."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.linalg import norm
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
 
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals import AXES, SIGNALS, ReferenceStates
+from larf_curate.signals.combined import calibrated as calibrated_signal
 from larf_curate.signals.held_out import fold_of, held_out
+from larf_curate.signals.logistic import PARTS, STRENGTHS
 from larf_curate.signals.separation import best_layers, separation
 from larf_curate.signals.whitening import Whitening
 
@@ -342,3 +350,33 @@ def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():
     fits = [lambda _refs, i=i: lambda rows: rows["last"][:, :, i] for i in range(2)]
     assert best_layers(fits[:1], refs, blocks) == (3, 4, 5)
     assert best_layers(fits, refs, blocks) == (6, 7, 8)
+
+
+def test_the_logistic_signal_is_the_log_odds_of_a_model_of_left_out_scores(refs, rows):
+    fits = [partial(calibrated_signal, part) for part in PARTS]
+    kept = [held_out(fit, refs, sides=("unsafe", "neutral")) for fit in fits]
+    features = np.concatenate(
+        [np.concatenate([getattr(part, side) for side in ("unsafe", "neutral")]) for part in kept], axis=1
+    )
+    labels = np.repeat([1, 0], [22, 40])
+    scaler = StandardScaler().fit(features)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+
+    def model(strength):
+        return LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+
+    def loss(strength):
+        at = cross_val_predict(model(strength), scaler.transform(features), labels, cv=folds, method="predict_proba")
+        return np.mean([log_loss(labels[test], at[test]) for _, test in folds.split(features, labels)])
+
+    best = model(min(STRENGTHS, key=loss)).fit(scaler.transform(features), labels)
+    new = np.concatenate([fit(refs)(rows) for fit in fits], axis=1)
+    want = best.decision_function(scaler.transform(new))
+    got = SIGNALS["logistic"].fit(refs)(rows)
+    assert got.shape == (9, LAYERS)
+    assert_allclose(got.mean(axis=1), want, atol=1e-3)
+    odd = rows | {"prompt": rows["prompt"].copy()}
+    odd["prompt"][:, 1] = 0
+    other = SIGNALS["logistic"].fit(refs)(odd)
+    assert_array_equal(other[:, [0, 2]], got[:, [0, 2]], "what a layer says comes from that layer alone")
+    assert (other[:, 1] != got[:, 1]).all()

@@ -8,6 +8,7 @@ from larf_curate.signals.combined import combined, erosion, harmful
 from larf_curate.signals.direction import pair_cosine, projection, refusal_direction
 from larf_curate.signals.knn import knn
 from larf_curate.signals.larf import larf
+from larf_curate.signals.logistic import logistic
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
 from larf_curate.signals.subspace import subspace
 
@@ -37,6 +38,7 @@ SIGNALS: dict[str, SignalKind] = {
     "combined": _kind(combined, "last", "prompt", "mean", "length"),
     "harmful": _kind(harmful, "last", "mean", "length"),
     "erosion": _kind(erosion, "prompt", "length"),
+    "logistic": _kind(logistic, "last", "prompt", "mean", "length"),
     "larf": _kind(larf, "last", whole=True),
     "larf_centred": _kind(larf_centred, "last"),
     "larf_whitened": _kind(larf_whitened, "last"),
