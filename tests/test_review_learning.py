@@ -233,9 +233,9 @@ def test_a_row_that_cannot_be_scored_is_proposed_as_one_that_only_people_can_jud
     rows = scored([*questions(3), {"question": None, "answer": None}], [0.9, 0.5, 0.1, None])
     chosen = select(rows, top_k=2, source="test")
     queue.push(chosen)
-    first = queue.propose(chosen, by="uncertain", n=1).rows[0]
-    assert (first.score, first.chance, first.machine_score) == (None, None, None)
-    assert "only a person" in first.why
+    last = queue.propose(chosen, by="uncertain", n=3).rows[-1]
+    assert (last.score, last.chance, last.machine_score) == (None, None, None)
+    assert "only a person" in last.why
     assert len(queue.propose(chosen, by="score", n=9).rows) == 3
     assert queue.propose(chosen, by="different", n=1).rows[0].why.startswith("nothing decided yet")
     with pytest.raises(InputError, match="score, uncertain, different"):

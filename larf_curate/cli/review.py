@@ -103,6 +103,8 @@ def status(
         echo_json(asdict(state))
     else:
         echo_table(f"Review queue {name}", ("", ""), _lines(state))
+        if state.disagreements:
+            click.echo("Send rows with disagreement back: larf-curate review conflicts")
         click.echo(f"Review, worst first: {state.url}")
 
 
@@ -151,6 +153,7 @@ def pull(
         if conflicts := outcome.decisions.conflicts():
             lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts[:SHOWN]]
             echo_table("Conflicts", ("row", "annotators"), lines)
+            click.echo("Send them back to those who answered: larf-curate review conflicts")
         click.echo(f"Written to {output}")
 
 

@@ -118,9 +118,9 @@ def _highest(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
 
 
 def _least_certain(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
-    """By how near their chance of removal is to one half; rows that could not be scored first."""
+    """By how near their chance of removal is to one half; rows that could not be scored last."""
     chances = np.array([standing.learned.chances[standing.places[row]] for row in rows])
-    return [rows[i] for i in np.argsort(np.nan_to_num(abs(chances - 0.5), nan=-1.0), kind="stable")[:n]]
+    return [rows[i] for i in np.argsort(np.nan_to_num(abs(chances - 0.5), nan=1.0), kind="stable")[:n]]
 
 
 def _most_different(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
