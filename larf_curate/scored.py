@@ -7,14 +7,15 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,12 +32,15 @@ from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, u
 from larf_curate.sources import Piece, Source
 
 if TYPE_CHECKING:
+    from larf_curate.rendering import Rendered
     from larf_curate.scorer import LarfScorer  # torch, which reading needs not
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 BATCH_ROWS = 250
 SCORABLE = ("ok", "truncated")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,12 +190,13 @@ def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | No
     """
     features = scorer.features(piece.rows.features)
     path = _file(folder, piece)
+    ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
+    batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
     try:
         with whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
-            for start in range(0, len(piece.rows), BATCH_ROWS):
-                batch = piece.rows.select(range(start, min(start + BATCH_ROWS, len(piece.rows))))
-                writer.write_table(_score_table(batch, scorer, features, rank))
-                yield len(batch)
+            for table, rendered in _one_ahead(partial(_rendered, scorer, rank), batches):
+                writer.write_table(_with_scores(table, scorer.columns_of(rendered, rank), features))
+                yield len(table)
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; make room, then go on with --resume") from error
 
@@ -224,12 +229,30 @@ def _statuses(path: Path) -> list[str]:
     return statuses
 
 
-def _score_table(batch: Dataset, scorer: "LarfScorer", features: Features, rank: int | None) -> pa.Table:
-    """The batch's own columns as they are, and the scorer's behind them."""
-    table = batch.with_format("arrow")[:]
-    schema = features.arrow_schema
+def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
+    """A batch's own columns as they are, and its rows made ready for the model."""
     text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
-    added = scorer(undecoded(batch.select_columns(text))[:], rank)
+    return batch.with_format("arrow")[:], scorer.render(undecoded(batch.select_columns(text))[:], rank)
+
+
+def _one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Make something of every item, at least one, beside what is done with the one before.
+
+    The first is made in this thread: what loads with it would else set the number of threads of the other one alone.
+    """
+    left = iter(items)
+    made = make(next(left))
+    with ThreadPoolExecutor(1) as thread:
+        for item in left:
+            upcoming = thread.submit(make, item)
+            yield made
+            made = upcoming.result()
+    yield made
+
+
+def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
+    """The batch's own columns, and the scorer's behind them."""
+    schema = features.arrow_schema
     own = [name for name in table.column_names if name not in added]
     columns = {name: table[name] for name in own} | {n: _array(v, schema.field(n).type) for n, v in added.items()}
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)

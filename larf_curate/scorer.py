@@ -117,18 +117,53 @@ class LarfScorer:
         """
         if not isinstance(batch, Mapping):
             raise InputError(f"wanted rows as Python values, got {type(batch).__name__}: use ds.with_format(None)")
-        if self.columns:
-            check_columns(batch, self.columns)
-        named = list(self.columns.values()) if self.columns else detect_schema(batch).columns
+        named = self._named(batch)
         if _is_batch(batch, named):
-            return self._columns(_rows(batch), rank)
+            return self.columns_of(self.render(batch, rank), rank)
         row = {name: _plain(value) for name, value in batch.items()}
-        return {name: column[0] for name, column in self._columns([row], rank).items()}
+        columns = self.columns_of(self._load(rank)[1]([row]), rank)
+        return {name: column[0] for name, column in columns.items()}
+
+    def render(self, batch: Mapping[str, Any], rank: int | None = None) -> list[Rendered]:
+        """Tokenize a batch: the half of a call that needs no model and may run beside the other.
+
+        Args:
+            batch: Lists by column.
+            rank: Number of the worker process.
+
+        Raises:
+            ConversationError: If the columns hold no known conversation format.
+            ProfileMismatchError: If the model is not the profile's.
+        """
+        self._named(batch)
+        return self._load(rank)[1](_rows(batch))
+
+    def columns_of(self, rendered: Sequence[Rendered], rank: int | None = None) -> dict[str, list[Any]]:
+        """Score what `render` gave: the other half of a call; returns the columns of `features`."""
+        scores = self._scored(rendered, rank)
+        columns: dict[str, list[Any]] = {
+            "larf_score": [s.score for s in scores],
+            "larf_layer_scores": [s.layer_scores for s in scores],
+            "larf_signals": [s.signals for s in scores],
+            "larf_status": [s.status for s in scores],
+            "larf_neighbors": [s.neighbors and [_cell(n) for n in s.neighbors] for s in scores],
+            "larf_state": [s.state for s in scores],
+        }
+        types = self.features()
+        return {name: _typed(columns[name], types[name]) for name in self._written}
 
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
         """Score rows given as dicts; see `__call__` for the errors."""
-        reader, render = self._load(rank)
-        rendered = render(rows)
+        return self._scored(self._load(rank)[1](rows), rank)
+
+    def _named(self, batch: Mapping[str, Any]) -> list[str]:
+        """The columns a conversation is read from."""
+        if self.columns:
+            check_columns(batch, self.columns)
+        return list(self.columns.values()) if self.columns else list(detect_schema(batch).columns)
+
+    def _scored(self, rendered: Sequence[Rendered], rank: int | None) -> list[RowScore]:
+        reader, _ = self._load(rank)
         scores = self._scores(reader, [item for item in rendered if item.tokens is not None])
         return [RowScore(status=item.status) if item.tokens is None else next(scores) for item in rendered]
 
@@ -155,19 +190,6 @@ class LarfScorer:
         names = ["larf_score", "larf_layer_scores", "larf_signals", "larf_status"]
         names += ["larf_neighbors"] if self.exemplars is not None else []
         return names + (["larf_state"] if self.keep_states else [])
-
-    def _columns(self, rows: Sequence[Mapping[str, Any]], rank: int | None) -> dict[str, list[Any]]:
-        scores = self.score(rows, rank)
-        columns: dict[str, list[Any]] = {
-            "larf_score": [s.score for s in scores],
-            "larf_layer_scores": [s.layer_scores for s in scores],
-            "larf_signals": [s.signals for s in scores],
-            "larf_status": [s.status for s in scores],
-            "larf_neighbors": [s.neighbors and [_cell(n) for n in s.neighbors] for s in scores],
-            "larf_state": [s.state for s in scores],
-        }
-        types = self.features()
-        return {name: _typed(columns[name], types[name]) for name in self._written}
 
     def _scores(self, reader: StateReader, rendered: Sequence[Rendered]) -> Iterator[RowScore]:
         """Scores of rows that have tokens, in their order."""

@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -323,6 +324,32 @@ def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer
     scores = check_whole(out)
     score_source(open_source(str(data)), scorer, tmp_path / "one")
     np.testing.assert_array_equal(scores, check_whole(tmp_path / "one"))
+
+
+def test_the_next_rows_are_tokenized_while_the_model_runs(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(scored, "BATCH_ROWS", 20)
+    started, waited = [threading.Event() for _ in range(4)], []
+    scorer = LarfScorer(profile, device="cpu")
+    render, columns_of = scorer.render, scorer.columns_of
+
+    def seen_render(*arguments):
+        next(event for event in started if not event.is_set()).set()
+        return render(*arguments)
+
+    def patient_columns(*arguments):
+        if len(waited) < 3:
+            waited.append(started[len(waited) + 1].wait(60))
+        return columns_of(*arguments)
+
+    monkeypatch.setattr(scorer, "render", seen_render)
+    monkeypatch.setattr(scorer, "columns_of", patient_columns)
+    score_source(open_source(str(write(tmp_path / "rows.jsonl", ROWS[:75]))), scorer, tmp_path / "out")
+    assert waited == [True] * 3
+    monkeypatch.undo()
+    score_source(open_source(str(tmp_path / "rows.jsonl")), LarfScorer(profile, device="cpu"), tmp_path / "one")
+    np.testing.assert_allclose(
+        check_whole(tmp_path / "out", ROWS[:75]), check_whole(tmp_path / "one", ROWS[:75]), atol=1e-5
+    )
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_resuming_completes(data, scorer, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @device_option
 @click.option(
     "--batch-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=0,
     help="Most tokens of one forward pass, padding included.  [default: what suits the device]",
 )

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from larf_curate.conversation import to_messages
+from larf_curate.conversation import EmptyConversationError, to_messages
 from larf_curate.files import sha256
 
 COMMAND = [sys.executable, "-m", "larf_curate"]
@@ -49,7 +50,7 @@ def main():
     work = arguments.output / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    rows = [json.loads(line) for line in arguments.data.read_text(encoding="utf-8").splitlines()]
+    rows = list(conversations(arguments.data))
     write_data(rows, arguments, work / "data")
     make_model(rows, work / "model")
     profile = ["--layers", "1", "--signal", "larf", "--dtype", "float32", "--max-length", str(arguments.max_length)]
@@ -78,10 +79,17 @@ def parse():
     return parser.parse_args()
 
 
+def conversations(path):
+    """Messages of the rows that have an answer."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(EmptyConversationError):
+            yield to_messages(json.loads(line))
+
+
 def write_data(rows, arguments, folder):
     """Files of distinct rows: number, question and answer."""
     folder.mkdir()
-    turns = [[message["content"] for message in to_messages(row)[-2:]] for row in rows]
+    turns = [[message["content"] for message in row[-2:]] for row in rows]
     per_file = -(-arguments.rows // arguments.files)
     pairs = enumerate(islice(cycle(turns), arguments.rows))
     for file in range(arguments.files):
@@ -100,7 +108,7 @@ def make_model(rows, folder):
     trainer = trainers.BpeTrainer(
         vocab_size=2000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([message["content"] for row in rows[:300] for message in to_messages(row)], trainer)
+    tokenizer.train_from_iterator([message["content"] for row in rows[:300] for message in row], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
