@@ -9,15 +9,18 @@ import stat
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 import requests
 
 from larf_curate.errors import InputError, ReviewServerError
+from larf_curate.review import ReviewQueue
 from larf_curate.review.server import EmbeddedServer
 from larf_curate.review.server.locks import is_locked, locked, try_lock
 from larf_curate.review.server.process import running
+from tests.review_rows import questions, selection
 from tests.server_client import Client, make_collection, owner_of
 
 SECRET = "a row nobody may find in a log"
@@ -135,6 +138,43 @@ def test_killed_in_the_middle_of_pushes_and_answers_it_loses_nothing_it_acknowle
     status = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["submitted"]}
     assert again.only(status) >= set(answered)
     assert len(again.only(status)) <= len(answered) + 1
+    assert all(check.ok for check in server.doctor())
+
+
+def test_a_push_and_a_submit_that_a_kill_cut_off_are_completed_by_running_them_again(server):
+    rows = selection(questions(800), flagged=800)
+    ids = list(rows.flagged["larf_row_id"])
+    decisions = dict.fromkeys(ids[:200], "remove")
+    key = server.add_user("cut-off").api_key
+
+    def until_killed_at(act, done, count):
+        with ReviewQueue("cut-off", url=server.url, api_key=server.api_key) as queue, ThreadPoolExecutor(1) as thread:
+            acting = thread.submit(act, queue)
+            while done() < count:
+                assert not acting.done()
+            os.kill(server.status().pid, signal.SIGKILL)
+            with pytest.raises(ReviewServerError):
+                acting.result()
+        until_gone(server)
+        server.start()
+        with ReviewQueue("cut-off", url=server.url, api_key=server.api_key) as queue:
+            return act(queue), queue.pull()
+
+    def progress(name):
+        owner = owner_of(server)
+        found = [item["id"] for item in owner.send("GET", "/me/datasets")["items"] if item["name"] == "cut-off"]
+        return owner.send("GET", f"/datasets/{found[0]}/progress")[name] if found else 0
+
+    result, pulled = until_killed_at(lambda queue: queue.push(rows), lambda: progress("total"), 500)
+    assert result.failed == ()
+    assert (result.pushed + result.unchanged, result.updated) == (800, 0)
+    assert 500 <= result.unchanged < 800
+    assert sorted(row.row_id for row in pulled.rows) == sorted(ids)
+
+    _, pulled = until_killed_at(lambda queue: queue.submit(decisions, api_key=key), lambda: progress("completed"), 40)
+    decided = [row for row in pulled.rows if row.status == "decided"]
+    assert {row.row_id: row.decision for row in decided} == decisions
+    assert all(row.annotators == ("cut-off",) for row in decided)
     assert all(check.ok for check in server.doctor())
 
 

@@ -9,11 +9,9 @@ import click
 from larf_curate.cli import learning, server
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.queues import FOLDER, open_queue, queue_options, remember, remembered
-from larf_curate.errors import ReferenceSetError
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
-    from larf_curate.selection import Selection
 
 SHOWN = 20
 
@@ -75,7 +73,7 @@ def push(
     chosen = Selection.load(selection)
     scored_by = SafetyProfile.from_pretrained(profile) if profile else None
     with open_queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
-        result = queue.push(chosen, exemplars=_exemplar_texts(chosen), profile=scored_by, group=group)
+        result = queue.push(chosen, profile=scored_by, group=group)
         remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
@@ -173,24 +171,6 @@ def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
         *([(state.agreement.name.replace("_", " "), f"{state.agreement.value:.3f}")] if state.agreement else []),
         ("decisions an hour, each", "-" if pace is None else f"{pace:.0f}"),
     ]
-
-
-def _exemplar_texts(selection: "Selection") -> dict[str, str]:
-    """Requests of the references that a selection's neighbours name, if the references can still be read."""
-    from larf_curate.conversation import to_messages
-    from larf_curate.references import ReferenceSet
-
-    described = (selection.scored.get("profile") or {}).get("references") or {}
-    source = str(described.get("source", ""))
-    if source != "builtin" and not Path(source).exists():
-        return {}
-    try:
-        references = ReferenceSet.load(source)
-    except ReferenceSetError:
-        return {}
-    if references.digest != described.get("digest"):
-        return {}
-    return {f"reference-{i}": str(to_messages(row)[0]["content"]) for i, row in enumerate(references.unsafe)}
 
 
 for _command in (*learning.commands, *server.commands):

@@ -14,6 +14,7 @@ from larf_curate.files import undecoded
 from larf_curate.learning import References
 from larf_curate.review.connection import Connection
 from larf_curate.review.decisions import ROW_ID, Decisions
+from larf_curate.review.exemplars import exemplar_texts
 from larf_curate.review.groups import Groups
 from larf_curate.review.marks import mark
 from larf_curate.review.merge import MergeRule, merged_all
@@ -111,7 +112,8 @@ class ReviewQueue:
         Args:
             flagged: A selection, or its flagged rows alone; only a selection says which layers and signal were used.
             columns: Column names by role, where the rows' format is not found from the names alone.
-            exemplars: Texts of exemplars by id, shown beside the nearest ones.
+            exemplars: Texts of exemplars by id, shown beside the nearest ones; by default those of the profile's
+                references.
             profile: The profile that scored the rows, if this machine does not have it; *find similar* and
                 near-identical rows follow from it.
             group: Send only the worst of near-identical rows; the decision on it serves the others, which say so.
@@ -138,7 +140,7 @@ class ReviewQueue:
             layers=scored.get("profile", {}).get("layers"),
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
-            exemplars=exemplars,
+            exemplars=exemplar_texts(scored) if exemplars is None else exemplars,
             vectors=vectors_of(rows, states, reduction and _fitting(reduction, store, known, rows[ROW_ID])),
             groups=groups.by_row,
         )
