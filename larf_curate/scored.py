@@ -3,44 +3,36 @@
 import glob
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset, Features, Image, Video
+from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from larf_curate import __version__
 from larf_curate.conversation import to_conversation
-from larf_curate.cores import share_cores
 from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, undecoded, whole, write_json
+from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, undecoded, write_json
+from larf_curate.pieces import piece_file, score_piece
 from larf_curate.sources import Piece, Source
+from larf_curate.workers import rank_and_kept, workers
 
 if TYPE_CHECKING:
-    from larf_curate.rendering import Rendered
     from larf_curate.scorer import LarfScorer  # torch, which reading needs not
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-BATCH_ROWS = 250
 SCORABLE = ("ok", "truncated")
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +117,7 @@ def score_source(
 def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> dict[str, Any]:
     _begin(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
     recorded = _recorded(folder)
-    todo = [piece for piece in source.pieces if not _is_done(_file(folder, piece), piece, recorded)]
+    todo = [piece for piece in source.pieces if not _is_done(piece_file(folder, piece), piece, recorded)]
     done = source.rows - sum(len(piece.rows) for piece in todo)
     with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:
         for rows in _run(todo, scorer, folder, num_proc):
@@ -163,7 +155,7 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
     reasons: list[tuple[int, str]] = []
     start = 0
     for piece in source.pieces:
-        for index, status in enumerate(_statuses(_file(Path(folder), piece))):
+        for index, status in enumerate(_statuses(piece_file(Path(folder), piece))):
             if len(reasons) == most:
                 return reasons
             if status not in SCORABLE:
@@ -180,29 +172,6 @@ def _reason(row: dict[str, Any], status: str, scorer: "LarfScorer") -> str:
     except ConversationError as error:
         return str(error)
     return "the model's chat template refuses the conversation"
-
-
-def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | None = None) -> Iterator[int]:
-    """Score one piece into ``folder/<name>.parquet``; yields the number of rows after each batch.
-
-    Raises:
-        ScoringError: If the file cannot be written.
-    """
-    features = scorer.features(piece.rows.features)
-    path = _file(folder, piece)
-    ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
-    batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
-    try:
-        with whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
-            for table, rendered in _one_ahead(partial(_rendered, scorer, rank), batches):
-                writer.write_table(_with_scores(table, scorer.columns_of(rendered, rank), features))
-                yield len(table)
-    except OSError as error:
-        raise ScoringError(f"cannot write {path}: {error}; make room, then go on with --resume") from error
-
-
-def _file(folder: Path, piece: Piece) -> Path:
-    return folder / f"{piece.name}.parquet"
 
 
 def _recorded(folder: Path) -> dict[str, str]:
@@ -227,39 +196,6 @@ def _rows_in(path: Path) -> int | None:
 def _statuses(path: Path) -> list[str]:
     statuses: list[str] = pq.read_table(path, columns=["larf_status"])[0].to_pylist()
     return statuses
-
-
-def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
-    """A batch's own columns as they are, and its rows made ready for the model."""
-    text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
-    return batch.with_format("arrow")[:], scorer.render(undecoded(batch.select_columns(text))[:], rank)
-
-
-def _one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """Make something of every item, at least one, beside what is done with the one before.
-
-    The first is made in this thread: what loads with it would else set the number of threads of the other one alone.
-    """
-    left = iter(items)
-    made = make(next(left))
-    with ThreadPoolExecutor(1) as thread:
-        for item in left:
-            upcoming = thread.submit(make, item)
-            yield made
-            made = upcoming.result()
-    yield made
-
-
-def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
-    """The batch's own columns, and the scorer's behind them."""
-    schema = features.arrow_schema
-    own = [name for name in table.column_names if name not in added]
-    columns = {name: table[name] for name in own} | {n: _array(v, schema.field(n).type) for n, v in added.items()}
-    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
-
-
-def _array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
-    return pa.array(list(values), dtype)
 
 
 def _begin(folder: Path, plan: dict[str, Any], resume: bool) -> None:
@@ -300,7 +236,7 @@ def _run(todo: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: in
             yield from score_piece(piece, scorer, folder)
         return
     try:
-        with _workers(min(num_proc, len(todo)), scorer) as pool:
+        with workers(min(num_proc, len(todo)), scorer) as pool:
             for job in as_completed([pool.submit(_work, piece, folder) for piece in todo]):
                 yield job.result()
     except BrokenProcessPool as error:
@@ -309,48 +245,13 @@ def _run(todo: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: in
         _sweep(folder)
 
 
-@contextmanager
-def _workers(num_proc: int, scorer: "LarfScorer") -> Iterator[ProcessPoolExecutor]:
-    """Processes with the scorer, each with a rank; they end with this process, however it ends, and on any error."""
-    context = multiprocessing.get_context("spawn")
-    ranks = context.Queue()
-    for rank in range(num_proc):
-        ranks.put(rank)
-    theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(
-        num_proc, mp_context=context, initializer=_start_worker, initargs=(num_proc, ranks, theirs, scorer)
-    )
-    try:
-        with ours:  # once it is closed, here or by the kernel, every worker ends at once
-            yield pool
-            pool.shutdown()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        theirs.close()
-
-
-_worker: dict[str, Any] = {}
-"""What a worker process was started with: its rank and its scorer."""
-
-
-def _start_worker(num_proc: int, ranks: Any, parent: Connection, scorer: "LarfScorer") -> None:  # noqa: ANN401  a queue
-    share_cores(num_proc)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker.update(rank=ranks.get(), scorer=scorer)
-
-
-def _end_with(parent: Connection) -> None:
-    """End this process when the other end of the pipe is closed."""
-    wait([parent])
-    os._exit(1)
-
-
 def _work(piece: Piece, folder: Path) -> int:
-    return sum(score_piece(piece, _worker["scorer"], folder, _worker["rank"]))
+    rank, scorer = rank_and_kept()
+    return sum(score_piece(piece, scorer, folder, rank))
 
 
 def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> dict[str, Any]:
-    files = [_file(folder, piece) for piece in source.pieces]
+    files = [piece_file(folder, piece) for piece in source.pieces]
     status = Counter(status for path in files for status in _statuses(path))
     return {
         "kind": "scored",

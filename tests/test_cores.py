@@ -11,7 +11,7 @@ import torch
 from larf_curate import cores
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource
-from larf_curate.scored import _workers
+from larf_curate.workers import workers
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -21,11 +21,11 @@ def threads_after_loading(folder):
     return torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("workers", "share"), [(1, 8), (3, 2), (8, 1), (20, 1)])
-def test_workers_get_equal_shares_of_at_least_one_core(monkeypatch, workers, share):
+@pytest.mark.parametrize(("count", "share"), [(1, 8), (3, 2), (8, 1), (20, 1)])
+def test_workers_get_equal_shares_of_at_least_one_core(monkeypatch, count, share):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "_cores", lambda: 8)
-    cores.share_cores(workers)
+    cores.share_cores(count)
     assert os.environ["OMP_NUM_THREADS"] == str(share)
 
 
@@ -41,11 +41,11 @@ def test_the_first_process_is_no_worker():
     assert cores.worker_threads() is None
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_of_scoring_compute_with_their_share_of_the_cores(tiny_llama, monkeypatch, workers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_of_scoring_compute_with_their_share_of_the_cores(tiny_llama, monkeypatch, count):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with _workers(workers, None) as pool:
-        assert pool.submit(threads_after_loading, str(tiny_llama)).result() == max(1, CORES // workers)
+    with workers(count, None) as pool:
+        assert pool.submit(threads_after_loading, str(tiny_llama)).result() == max(1, CORES // count)
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from larf_curate import scored, sources
+from larf_curate import pieces, scored, sources
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.exemplars import ExemplarIndex
 from larf_curate.profile import SafetyProfile
@@ -327,7 +327,7 @@ def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer
 
 
 def test_the_next_rows_are_tokenized_while_the_model_runs(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(scored, "BATCH_ROWS", 20)
+    monkeypatch.setattr(pieces, "BATCH_ROWS", 20)
     started, waited = [threading.Event() for _ in range(4)], []
     scorer = LarfScorer(profile, device="cpu")
     render, columns_of = scorer.render, scorer.columns_of
