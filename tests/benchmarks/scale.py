@@ -206,11 +206,10 @@ def by_tenth(samples, rows):
 
 
 def growth(samples, rows):
-    """Memory in the last tenth of the rows against that in the sixth, both of one process."""
-    sixth, last = (
-        median(s["private_mb"] for s in samples if low <= 10 * s["rows"] / rows < low + 1) for low in (5.5, 9)
-    )
-    return last / sixth
+    """Median memory in the last fifth of the rows against that from 50 to 70 %, both of one process."""
+    sides = ((0.5, 0.7), (0.8, 1.0))
+    middle, last = (median(s["private_mb"] for s in samples if low <= s["rows"] / rows < high) for low, high in sides)
+    return last / middle
 
 
 def table(report):
@@ -224,7 +223,7 @@ def table(report):
     for part in report["memory"]:
         yield f"| {part['from']:,} | {part['median_mb']:.0f} | {part['largest_mb']:.0f} |"
     yield ""
-    yield f"Last tenth against the sixth: {report['growth']:.3f}"
+    yield f"Last fifth of the rows against 50 to 70 %: {report['growth']:.3f}"
 
 
 def plot(report, path):
