@@ -15,11 +15,16 @@ from playwright.sync_api import sync_playwright
 from scipy.stats import pearsonr, spearmanr
 
 from larf_curate.cli.report import report
+from larf_curate.diagnose import diagnose
 from larf_curate.errors import InputError
 from larf_curate.files import write_json, write_parquet
+from larf_curate.profile import SafetyProfile
+from larf_curate.references import ReferenceSet
 from larf_curate.report import write_report
 from larf_curate.report.text import excerpt, visible
+from larf_curate.scorer import LarfScorer
 from larf_curate.selection import select
+from tests.models_fixture import PROFILE
 
 VOID = {"meta", "br"}
 HOSTILE = [
@@ -166,6 +171,36 @@ def test_each_row_shows_turns_blocks_signals_neighbours_and_reason(tmp_path):
     assert page.text("p", dir="auto") == list(selection.reasons.values())
     assert {"harm", "erosion", "builtin-0", "unsafe", *selection.reasons} <= set(page.text("bdi"))
     assert page.text("h1") == ["my-data"]
+
+
+@pytest.mark.usefixtures("own_caches")
+def test_with_a_profile_the_page_says_what_the_score_means_and_shades_tokens(tiny_llama, tmp_path):
+    whole = ReferenceSet.load("builtin")
+    six = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    profile = SafetyProfile.build(tiny_llama, six, layers=[1], **PROFILE)
+    rows = Dataset.from_list([{"prompt": f"Why {text}", "response": text} for text in [*HOSTILE[:4], "a", "b b", "c"]])
+    rows = Dataset.from_list(
+        [{**row, **new} for row, new in zip(rows, map(LarfScorer(profile, device="cpu"), rows), strict=True)]
+    )
+    page = Page(write_report(rows, tmp_path / "r.html", profile=profile, tokens=2, device="cpu"))
+    plain = Page(write_report(rows, tmp_path / "plain.html"))
+    assert "What the score means" in page.text("h2")
+    assert "What the score means" not in plain.text("h2")
+    found = diagnose(profile, rows)
+    assert found.warnings
+    assert page.text("p", class_="warning")[1:] == list(found.warnings)
+    cells = page.text("td")
+    assert all(cell in cells for _, _, table in found.tables() for row in table for cell in row)
+    shaded = page.text("div", class_="turn tokens")
+    assert len(shaded) == 2
+    order = np.argsort(-np.array(rows["larf_score"]), kind="stable")
+    for text, place in zip(shaded, order, strict=False):
+        assert visible(rows[int(place)]["response"]) in text
+    classes = {value for tag, name, value in page.attributes if tag == "b" and name == "class"}
+    assert classes & {"up4", "down4"}, "the strongest token has the strongest shade"
+    assert not {"script", "img", "iframe", "a"} & set(page.tags)
+    with pytest.raises(InputError, match="profile that scored"):
+        write_report(rows, tmp_path / "r.html", tokens=2)
 
 
 def test_hostile_text_adds_no_element_and_no_attribute_to_the_page(tmp_path):

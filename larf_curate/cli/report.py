@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from larf_curate.cli.options import device_option
 from larf_curate.cli.output import echo_json, json_option
 
 
@@ -23,15 +24,36 @@ from larf_curate.cli.output import echo_json, json_option
     show_default=True,
     help="How many of the highest-scoring rows to show, and how many of those without a score.",
 )
+@click.option("--profile", metavar="PROFILE", help="What scored the rows: the page then says what the score means.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of so many of the highest rows, shade the tokens by how far each moved the score; loads the model.",
+)
+@click.option("--model", help="Where the model lies now, if not where the profile was built; for --tokens.")
+@device_option
 @json_option
-def report(scored: Path, output: Path, examples: int, as_json: bool) -> None:
+def report(
+    scored: Path,
+    output: Path,
+    examples: int,
+    profile: str | None,
+    tokens: int,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
     """Write a self-contained HTML page about the folder OUT that score or select wrote.
 
-    Example: larf-curate report selection/ -o report.html
+    \b
+    larf-curate report selection/ -o report.html
+    larf-curate report selection/ -o report.html --profile profile/ --tokens 10
     """
     from larf_curate.report import write_report  # matplotlib is slow to import
 
-    path = write_report(scored, output, examples=examples)
+    path = write_report(scored, output, examples=examples, profile=profile, tokens=tokens, model=model, device=device)
     if as_json:
         echo_json({"report": str(path), "bytes": path.stat().st_size})
     else:

@@ -14,13 +14,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from larf_curate import __version__
+from larf_curate.diagnose import diagnose
 from larf_curate.errors import InputError
 from larf_curate.files import whole
+from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots
 from larf_curate.report.examples import read_examples
 from larf_curate.report.source import Source, read_source
 from larf_curate.report.statistics import Statistics, read_statistics
 from larf_curate.report.text import visible
+from larf_curate.report.tokens import shaded
+from larf_curate.scored import Scored
 from larf_curate.selection import Selection
 
 
@@ -30,6 +34,10 @@ def write_report(
     *,
     selection: Selection | str | Path | None = None,
     examples: int = 50,
+    profile: SafetyProfile | str | Path | None = None,
+    tokens: int = 0,
+    model: str | None = None,
+    device: str | None = None,
 ) -> Path:
     """Write a page that shows the scores of a dataset and its highest-scoring rows.
 
@@ -41,17 +49,33 @@ def write_report(
         path: The HTML file to write; an old one is replaced in one step.
         selection: The selection made from those rows, in memory or as a folder.
         examples: How many of the highest-scoring rows to show, and how many of the rows that could not be scored.
+        profile: What scored the rows, or where it lies: the page then says what the score means, with warnings.
+        tokens: Of so many of the highest-scoring rows, shade the tokens by how far each moved the score; that needs the
+            profile, and loads its model.
+        model: Where the model lies now, if not where it lay; for ``tokens`` alone.
+        device: A torch device; for ``tokens`` alone.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: If the rows have not been scored, a folder is neither kind, or ``examples`` is negative.
+        InputError: If the rows have not been scored, a folder is neither kind, a number is negative, or tokens are
+            asked for without a profile.
+        ProfileMismatchError: If another profile scored the rows.
+        ModelError: If the model is needed and cannot be loaded.
     """
-    if examples < 0:
-        raise InputError(f"wanted a number of examples of 0 or more, got {examples}")
+    if min(examples, tokens) < 0:
+        raise InputError(f"wanted a number of examples of 0 or more, got {min(examples, tokens)}")
+    if tokens and profile is None:
+        raise InputError("wanted the profile that scored the rows, to tell which tokens moved a score (--profile)")
     source = read_source(scored, selection)
-    page = _environment().get_template("report.html.j2").render(_context(source, examples))
+    context = _context(source, examples) | {"diagnosis": None, "weights": {}}
+    if profile is not None:
+        made = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
+        rows = Scored(rows=source.rows, manifest=dict(source.manifest)) if source.manifest else source.rows
+        context["diagnosis"] = diagnose(made, rows)
+        context["weights"] = shaded(made, source, context["examples"][:tokens], model=model, device=device)
+    page = _environment().get_template("report.html.j2").render(context)
     with whole(Path(path)) as aside:
         aside.write_text(page, encoding="utf-8", newline="\n")
     return Path(path)
@@ -128,14 +152,18 @@ def _facts(source: Source) -> list[tuple[str, str]]:
         "dtype": profile.get("dtype"),
         "Blocks": profile.get("layers"),
         "Signal": profile.get("signal"),
-        "References": [
-            f"{value} {key}".removesuffix(" source") for key, value in references.items() if key != "digest"
-        ],
+        "References": _references(references),
         "Profile": profile.get("digest", "")[:16],
         "Rule": source.rule,
         "Scored with": source.manifest.get("package"),
     }
     return [(label, _words(value)) for label, value in facts.items() if value not in (None, "", [], {})]
+
+
+def _references(references: Mapping[str, Any]) -> list[str]:
+    """Source and counts, and how many answers were cut to the length of their counterparts."""
+    told = [f"{references[key]} {key}".removesuffix(" source") for key in references if key not in ("digest", "cut")]
+    return told + [f"{count} {side} cut" for side, count in (references.get("cut") or {}).items() if count]
 
 
 def _words(value: object) -> str:
