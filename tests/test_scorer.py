@@ -238,9 +238,10 @@ def test_kept_states_and_neighbors_are_those_of_the_highest_turn_at_the_first_la
     scored = Dataset.from_list(PLAIN).map(scorer, batched=True)
     want = np.stack([naive_state(tiny_llama, chat(row), LAYERS)[0] for row in PLAIN])
     assert_allclose(scored["larf_state"], want, rtol=2e-3, atol=2e-3)
-    unit = want / np.linalg.norm(want, axis=1, keepdims=True)
-    known = profile.states["unsafe"]["last"][:, 0]
-    cosines = unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
+    usual = profile.states["neutral"]["last"][:, 0].mean(axis=0)
+    rows, known = want - usual, profile.states["unsafe"]["last"][:, 0] - usual
+    rows, known = (states / np.linalg.norm(states, axis=1, keepdims=True) for states in (rows, known))
+    cosines = rows @ known.T
     for row, near in zip(cosines, scored["larf_neighbors"], strict=True):
         best = np.argsort(-row)[:2]
         assert [n["id"] for n in near] == [f"reference-{i}" for i in best]
@@ -372,7 +373,7 @@ def main():
         torch.randn(800, 800) @ torch.randn(800, 800)
         scorer.score([dataset[i] for i in range(len(dataset))])
     calls = []
-    score = LarfScorer.score
+    columns_of = LarfScorer.columns_of
     LarfScorer.score = lambda self, rows, rank=None: (calls.append(len(rows)), score(self, rows, rank))[1]
     scored = dataset.map(scorer, batched=True, batch_size=4, num_proc=options.get("num_proc"))
     print(json.dumps({"rows": sum(calls), "scores": scored["larf_score"][:], "status": scored["larf_status"][:]}))
@@ -407,9 +408,9 @@ def test_a_second_process_takes_the_scores_from_the_cache(own_caches, profile):
 def test_a_changed_setting_misses_the_cache(own_caches, profile, monkeypatch):
     Dataset.from_list(PLAIN).save_to_disk(own_caches.parent / "data")
     calls = []
-    score = LarfScorer.score
+    columns_of = LarfScorer.columns_of
     monkeypatch.setattr(
-        LarfScorer, "score", lambda self, rows, rank=None: (calls.append(1), score(self, rows, rank))[1]
+        LarfScorer, "columns_of", lambda self, rows, rank=None: (calls.append(1), columns_of(self, rows, rank))[1]
     )
     for options, want in (({}, 1), ({}, 0), ({"batch_tokens": 50}, 0), ({"keep_states": True}, 1)):
         calls.clear()
