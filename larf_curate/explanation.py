@@ -17,7 +17,6 @@ from larf_curate.conversation import Row
 from larf_curate.hidden_states import POSITIONS, StateReader, States
 from larf_curate.profile import SafetyProfile
 from larf_curate.rendering import Renderer, Tokens, Turn
-from larf_curate.signals import Signal
 
 PROBES = ({"prompt": "0", "response": "0"}, {"prompt": "x", "response": "x"})
 """Rows whose common beginning is what the chat template puts before a row's own text."""
@@ -70,22 +69,25 @@ def explain(
         ModelError: If the model cannot be loaded.
         ProfileMismatchError: If it is not the profile's.
     """
-    reader, signal = profile.reader(model=model, device=device), profile.fit()
+    reader = profile.reader(model=model, device=device)
     render = Renderer(reader.tokenizer, reader.max_length, columns)
     heading = _heading(reader)
-    return [_explain(item.tokens, reader, signal, heading) if item.tokens else None for item in render(rows)]
+    return [_explain(item.tokens, reader, profile, heading) if item.tokens else None for item in render(rows)]
 
 
-def _explain(tokens: Tokens, reader: StateReader, signal: Signal, heading: list[int]) -> Explanation | None:
+def _explain(tokens: Tokens, reader: StateReader, profile: SafetyProfile, heading: list[int]) -> Explanation | None:
+    signal = profile.fit()
     turn = tokens.turns[0]
     if len(tokens.turns) > 1:
-        turn = tokens.turns[int(signal(reader([tokens], POSITIONS)).mean(axis=1).argmax())]
+        states = profile.fill_prompts(reader([tokens], POSITIONS), [tokens])
+        turn = tokens.turns[int(signal(states).mean(axis=1).argmax())]
     ids = tokens.ids[: turn.end + 1]
     first = min(len(commonprefix([heading, ids])), turn.end)
-    states = reader([Tokens(ids, tuple(Turn(place, place) for place in range(len(ids))))], ("last",))["last"]
-    if not np.isfinite(states).all():
+    every = reader([Tokens(ids, tuple(Turn(place, place) for place in range(len(ids))))], ("last",))["last"]
+    if not np.isfinite(every).all():
         return None
-    scores = signal(_running(states, turn.start, first)).mean(axis=1)
+    ends = [Tokens(ids, (Turn(turn.start, place),)) for place in range(first, len(ids))]
+    scores = signal(profile.fill_prompts(_running(every, turn.start, first), ends)).mean(axis=1)
     weights = np.diff(scores, prepend=scores[:1])
     texts = _texts(reader.tokenizer, ids[first:])
     return Explanation(

@@ -36,7 +36,7 @@ class Turn:
     """Token positions of one assistant turn.
 
     Args:
-        start: First token of the answer; ``start - 1`` is the prompt's last token.
+        start: First token of the answer; ``start - 1`` is the prompt's last token. 0 for text without a prompt.
         end: Last token of the conversation as it stands after this turn, end-of-turn marks included.
     """
 

@@ -23,7 +23,7 @@ from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.rendering import Rendered, Renderer, Status
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Part of the cache key: raised whenever the same settings give other numbers."""
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -196,7 +196,7 @@ class LarfScorer:
         tokens = [item.tokens for item in rendered if item.tokens is not None]
         if not tokens:
             return
-        states = reader(tokens, self._positions)
+        states = self.profile.fill_prompts(reader(tokens, self._positions), tokens)
         row_of_turn = np.repeat(np.arange(len(tokens)), [len(item.turns) for item in tokens])
         finite = _blank_non_finite(states)
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}

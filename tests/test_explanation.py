@@ -86,3 +86,16 @@ def test_the_command_shows_the_strongest_tokens(profile, tmp_path):
     (told,) = json.loads(run("--row", 0, "--json").stdout)["rows"]
     assert told["start"] + sum(token["weight"] for token in told["tokens"]) == pytest.approx(told["score"], abs=1e-4)
     assert run("--row", 2).exit_code == 2
+
+
+def test_text_without_a_prompt_counts_as_one_with_an_ordinary_prompt(profile):
+    scorer = LarfScorer(profile, signals=["erosion", "combined"], device="cpu")
+    texts = [{"text": "Some plain text, sorry."}, {"text": "Other words altogether, by far."}]
+    reader = profile.reader(device="cpu")
+    tokens = [item.tokens for item in Renderer(reader.tokenizer, 4096)(texts)]
+    assert [item.turns[0].start for item in tokens] == [0, 0]
+    states = reader(tokens, ("last", "prompt", "mean", "length"))
+    states["prompt"][:] = profile.states["neutral"]["prompt"].mean(axis=0)
+    for found, want in zip(scorer.score(texts), SIGNALS["erosion"].fit(profile.references_for())(states), strict=True):
+        assert found.signals["erosion"] == pytest.approx(want.mean(), abs=1e-3)
+        assert found.status == "ok"

@@ -26,7 +26,7 @@ from larf_curate.profile.choice import choice_of, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
 from larf_curate.references import ReferenceSet, load_neutral
-from larf_curate.rendering import template_digest
+from larf_curate.rendering import Tokens, template_digest
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.signals.separation import best_layers
@@ -190,6 +190,20 @@ class SafetyProfile:
             side: {position: values[:, places] for position, values in by.items()} for side, by in self.states.items()
         }
         return replace(self, layers=tuple(layers), states=states)
+
+    def fill_prompts(self, states: States, conversations: Sequence[Tokens]) -> States:
+        """Give turns without a prompt, as plain text has them, the mean prompt state of neutral rows.
+
+        So signals that read the prompt find such a row ordinary, and the rest of the score is about its text.
+
+        Args:
+            states: Of shape (t, layers, d) at every position; changed in place.
+            conversations: What was read, with t turns in all.
+        """
+        bare = np.array([turn.start == 0 for item in conversations for turn in item.turns], bool)
+        if "prompt" in states and bare.any():
+            states["prompt"][bare] = self.states["neutral"]["prompt"].mean(axis=0)
+        return states
 
     def fit(self, signal: str | None = None) -> Signal:
         """Make a signal from the reference states; the profile's own if none is named.
