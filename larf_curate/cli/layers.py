@@ -76,7 +76,7 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
     A sweep that was interrupted goes on where it stopped when the same command runs again. The exit code is 1 if no
     block stands out from chance.
 
-    Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
+    Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
     """
     from larf_curate.layers import find_safety_layers  # torch takes seconds to import: not for --help
     from larf_curate.layers.report import report_file
