@@ -319,3 +319,20 @@ def test_rows_that_the_scorer_wrote_are_diagnosed(built):
     assert_allclose(found.scored.length, want)
     assert found.scored.drift.shift > 0
     assert len(found.scored.agreement) == 2
+
+
+def test_clusters_of_rows_without_a_reference_are_named_by_their_rows():
+    profile = synthetic()
+    near, far = profile.states["unsafe"]["last"][:, 0], profile.states["unsafe"]["last"][:, 0] + 500
+    count = len(near)
+    rows = scored_rows(profile, [float(i) for i in range(2 * count)], larf_state=np.concatenate([near, far]).tolist())
+    found = diagnose(profile, rows)
+    assert found.scored.beyond
+    for cluster in found.scored.beyond:
+        assert all(len(text) == 60 for text in cluster.texts), "the far rows are the later ones, which are long"
+    assert "in which no unsafe reference lies" in str(found)
+    assert 0 < found.scored.coverage.concepts <= 1
+    json.dumps(found.to_json())
+    bare = diagnose(profile, scored_rows(profile, [1.0, 2.0, 3.0]))
+    assert bare.scored.coverage is None
+    assert not bare.scored.beyond

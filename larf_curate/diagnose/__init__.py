@@ -1,6 +1,6 @@
 """Tells the user of a safety profile what its score means, and when it means something else than safety."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from larf_curate.errors import InputError
 from larf_curate.profile import SIDES, SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored
-from larf_curate.signals import AXES
+from larf_curate.signals import AXES, SIGNALS
 from larf_curate.signals.baselines import BASELINES, held_out_texts, text_of
 from larf_curate.signals.held_out import HeldOut
 
@@ -81,8 +81,15 @@ def diagnose(
         float32=float32_agreement(profile, texts, model=model, device=device)
         if float32 and isinstance(texts, Rows)
         else None,
-        notes=() if isinstance(texts, Rows) else (texts[0].upper() + texts[1:] + ".",),
+        notes=tuple(_notes(profile, texts)),
     )
+
+
+def _notes(profile: SafetyProfile, texts: Rows | str) -> Iterator[str]:
+    if isinstance(texts, str):
+        yield texts[0].upper() + texts[1:] + "."
+    elif (count := sum(profile.references["cut"].values())) and not SIGNALS[profile.signal].whole:
+        yield f"The score is made from references of which {count} were cut in length; the baselines see them whole."
 
 
 def _separation(scores: HeldOut) -> Separation:

@@ -74,6 +74,10 @@ class Diagnosis:
         agreement = [(layer, _number(auroc), *map(_number, pairs)) for layer, auroc, pairs in rows]
         yield "Layers: AUROC, and rank correlation over ordinary rows", ("layer", "AUROC", *layers), agreement
         yield "What else the score follows", ("", ""), list(self._facts())
+        if self.scored is not None and self.scored.beyond:
+            title = "Largest clusters of rows in which no unsafe reference lies"
+            clusters: list[tuple[str, ...]] = [(" · ".join(c.texts), f"{c.rows:,}") for c in self.scored.beyond]
+            yield title, ("rows nearest to its centre", "rows"), clusters
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         lengths = ", ".join(f"{self.tokens[side]:.0f} {side}" for side in self.tokens)
@@ -85,6 +89,9 @@ class Diagnosis:
             if self.scored.drift is not None:
                 yield "mean state, from the neutral mean", f"{self.scored.drift.shift:.2f} standard deviations"
                 yield "rows farther out than 99 % of neutral rows", f"{self.scored.drift.far:.1%}"
+            if (covered := self.scored.coverage) is not None:
+                shares = f"{covered.concepts:.0%} of concepts, {covered.clusters:.0%} of clusters"
+                yield "unsafe references cover, of what the profile's rows show", shares
         if self.float32 is not None:
             yield "rank correlation with float32", _number(self.float32)
 

@@ -8,10 +8,11 @@ import numpy as np
 from datasets import Dataset
 
 from larf_curate.conversation import Row
+from larf_curate.coverage import ConceptSpace, Coverage, uncovered
 from larf_curate.diagnose.figures import agreement, rank_correlation
 from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
 from larf_curate.hidden_states import Vectors
-from larf_curate.profile import SafetyProfile
+from larf_curate.profile import SIDES, SafetyProfile
 from larf_curate.scored import SCORABLE, Scored
 from larf_curate.signals.baselines import text_of
 from larf_curate.signals.held_out import fold_of
@@ -21,6 +22,10 @@ SAMPLE = 5000
 """Most rows that are read; of a longer dataset, so many spread evenly over it."""
 SHARE = 99.0
 """Percentile of the neutral rows' distances beyond which a row counts as far."""
+
+
+NAMED, BEGINNING = 3, 60
+"""Most clusters that are named, and characters of a row that names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,19 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """A cluster of rows in which no unsafe reference lies.
+
+    Args:
+        rows: Number of its rows among those read.
+        texts: The beginnings of the rows nearest to its centre.
+    """
+
+    rows: int
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredRows:
     """Figures of a scored dataset.
 
@@ -47,6 +65,8 @@ class ScoredRows:
         signal_lengths: The same of every signal in ``larf_signals``.
         agreement: Spearman's correlation of every two layers.
         drift: How far the rows lie from the neutral ones; None if no states were kept.
+        coverage: What of the model's concepts the unsafe references cover at the profile's first layer.
+        beyond: The largest clusters of rows in which none of them lies; empty if no states were kept.
     """
 
     rows: int
@@ -55,6 +75,8 @@ class ScoredRows:
     signal_lengths: dict[str, float | None]
     agreement: list[list[float | None]]
     drift: Drift | None
+    coverage: Coverage | None = None
+    beyond: tuple[Beyond, ...] = ()
 
 
 def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
@@ -89,6 +111,8 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         },
         agreement=agreement(_matrix(rows, profile)),
         drift=_drift(profile, rows),
+        coverage=_coverage(profile) if any(row.get("larf_state") is not None for row in rows) else None,
+        beyond=_beyond(profile, rows),
     )
 
 
@@ -140,6 +164,27 @@ def _drift(profile: SafetyProfile, rows: list[Row]) -> Drift | None:
     shift = np.linalg.norm(states.mean(axis=0) - neutral.mean(axis=0))
     spread = float(np.sqrt(neutral.var(axis=0).sum())) or 1.0
     return Drift(shift=float(shift) / spread, far=float((_distances(neutral, states) > limit).mean()))
+
+
+def _coverage(profile: SafetyProfile) -> Coverage:
+    known = [profile.states[side]["last"][:, 0] for side in SIDES]
+    return ConceptSpace(np.concatenate(known)).coverage(known[0])
+
+
+def _beyond(profile: SafetyProfile, rows: list[Row]) -> tuple[Beyond, ...]:
+    kept = [row for row in rows if row.get("larf_state") is not None]
+    if not kept:
+        return ()
+    states = np.array([row["larf_state"] for row in kept], np.float32)
+    found = uncovered(states, profile.states["unsafe"]["last"][:, 0])[:NAMED]
+    return tuple(Beyond(rows=c.rows, texts=tuple(_beginning(kept[place]) for place in c.nearest)) for c in found)
+
+
+def _beginning(row: Row) -> str:
+    try:
+        return " ".join(text_of(row)[: 4 * BEGINNING].split())[:BEGINNING]
+    except ConversationError:
+        return "(not a conversation)"
 
 
 def _held_out_distances(neutral: Vectors) -> Vectors:
