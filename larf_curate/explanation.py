@@ -7,17 +7,23 @@ and all come out of one forward pass, since no token of a causal model sees what
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
 import numpy as np
+from datasets import List, Value
 
 from larf_curate.conversation import Row
+from larf_curate.errors import ProfileMismatchError
+from larf_curate.files import undecoded
 from larf_curate.hidden_states import POSITIONS, StateReader, States
 from larf_curate.profile import SafetyProfile
 from larf_curate.rendering import Renderer, Tokens, Turn
+from larf_curate.selection import Selection
 
+COLUMN = "larf_tokens"
+TYPE = List({"text": Value("string"), "weight": Value("float32")})
 PROBES = ({"prompt": "0", "response": "0"}, {"prompt": "x", "response": "x"})
 """Rows whose common beginning is what the chat template puts before a row's own text."""
 
@@ -73,6 +79,34 @@ def explain(
     render = Renderer(reader.tokenizer, reader.max_length, columns)
     heading = _heading(reader)
     return [_explain(item.tokens, reader, profile, heading) if item.tokens else None for item in render(rows)]
+
+
+def explained(
+    selection: Selection, profile: SafetyProfile, *, rows: int, model: str | None = None, device: str | None = None
+) -> Selection:
+    """Add a column ``larf_tokens`` to flagged rows: text and weight of their tokens, which the review shows shaded.
+
+    Args:
+        selection: Flagged rows, worst first.
+        profile: What scored them.
+        rows: Of how many rows; the others have null.
+        model: Where the model lies now, if not where it lay when the profile was built.
+        device: A torch device; the first accelerator there is, if left out.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        ProfileMismatchError: If the profile or the model is not the one that scored the rows.
+    """
+    if (digest := selection.scored.get("profile", {}).get("digest")) not in (None, profile.digest):
+        raise ProfileMismatchError(f"another profile scored these rows, {str(digest)[:16]}: give that one")
+    flagged = selection.flagged
+    bare = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
+    own = bare.select_columns([name for name in bare.column_names if not name.startswith("larf_")])
+    first = list(undecoded(own.select(range(min(rows, len(own))))))
+    columns = selection.scored.get("source", {}).get("columns")
+    found = explain(profile, first, columns=columns, model=model, device=device)
+    cells: list[Any] = [item and [vars(token) for token in item.tokens] for item in found]
+    return replace(selection, flagged=bare.add_column(COLUMN, cells + [None] * (len(bare) - len(cells)), feature=TYPE))
 
 
 def _explain(tokens: Tokens, reader: StateReader, profile: SafetyProfile, heading: list[int]) -> Explanation | None:

@@ -7,11 +7,14 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose
 
 from larf_curate.cli import main
-from larf_curate.explanation import explain
+from larf_curate.errors import ProfileMismatchError
+from larf_curate.explanation import explain, explained
 from larf_curate.profile import SafetyProfile
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer
+from larf_curate.review.evidence import evidence
 from larf_curate.scorer import LarfScorer
+from larf_curate.selection import Selection
 from larf_curate.signals import SIGNALS
 from tests.models_fixture import PROFILE
 from tests.test_hidden_states import full_states
@@ -99,3 +102,35 @@ def test_text_without_a_prompt_counts_as_one_with_an_ordinary_prompt(profile):
     for found, want in zip(scorer.score(texts), SIGNALS["erosion"].fit(profile.references_for())(states), strict=True):
         assert found.signals["erosion"] == pytest.approx(want.mean(), abs=1e-3)
         assert found.status == "ok"
+
+
+def test_a_selection_takes_the_tokens_of_its_worst_rows_along(profile, tmp_path):
+    profile.save_pretrained(tmp_path / "profile")
+    rows = [ROW | {"response": f"Sure, {number} cups of flour."} for number in range(6)] + [
+        {"prompt": "?", "response": ""}
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*command):
+        return CliRunner().invoke(main, [str(part) for part in command])
+
+    done = run(
+        "score", tmp_path / "rows.jsonl", "--profile", tmp_path / "profile", "-o", tmp_path / "out", "--device", "cpu"
+    )
+    assert done.exit_code == 0, done.output
+    select = ["select", tmp_path / "out", "--top-k", 3, "-o", tmp_path / "sel", "--tokens", 2, "--device", "cpu"]
+    assert run(*select).exit_code == 2
+    done = run(*select, "--profile", tmp_path / "profile")
+    assert done.exit_code == 0, done.output
+    selection = Selection.load(tmp_path / "sel")
+    first, second, *others = selection.flagged["larf_tokens"]
+    assert others == [None, None]
+    own = {name: selection.flagged[0][name] for name in ("prompt", "response")}
+    (want,) = explain(profile, [own], device="cpu")
+    assert [token["text"] for token in first] == [token.text for token in want.tokens]
+    assert_allclose([token["weight"] for token in first], [token.weight for token in want.tokens], atol=1e-3)
+    assert "Tokens that pulled the score" in evidence(selection.flagged[1])
+    assert second
+    assert "larf_tokens" not in selection.kept.column_names
+    with pytest.raises(ProfileMismatchError, match="another profile"):
+        explained(selection, replace(profile, signal="larf"), rows=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, FOLDER
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
 
 
@@ -20,6 +20,16 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
     type=click.FloatRange(0, 0.5, min_open=True),
     help="Flag scores that at most this share of ordinary rows reach, by the profile's neutral rows.",
 )
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of so many of the highest rows, say how far each token moved the score, for the review; loads the model.",
+)
+@click.option("--profile", "profile_name", metavar="PROFILE", help="What scored the rows; for --tokens.")
+@click.option("--model", help="Where the model lies now, if not where the profile was built; for --tokens.")
+@device_option
 @json_option
 def select(
     scored: Path,
@@ -29,6 +39,10 @@ def select(
     threshold: float | None,
     percentile: float | None,
     max_false_flags: float | None,
+    tokens: int,
+    profile_name: str | None,
+    model: str | None,
+    device: str | None,
     as_json: bool,
 ) -> None:
     """Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
@@ -37,7 +51,10 @@ def select(
 
     \b
     larf-curate select scored/ --top-ratio 0.05 -o selection/
+    larf-curate select scored/ --top-ratio 0.05 -o selection/ --tokens 50 --profile profile/
     """
+    from larf_curate.explanation import explained
+    from larf_curate.profile import SafetyProfile
     from larf_curate.scored import Scored
     from larf_curate.selection import select as select_rows
 
@@ -45,6 +62,8 @@ def select(
     if (given := sum(rule is not None for rule in rules)) != 1:
         options = "--top-ratio, --top-k, --threshold, --percentile or --max-false-flags"
         raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
+    if tokens and not profile_name:
+        raise click.UsageError("wanted the profile that scored the rows, to tell which tokens moved a score: --profile")
     data = Scored.load(scored)
     selection = select_rows(
         data.rows,
@@ -56,6 +75,9 @@ def select(
         source=data.source_id,
         scored=data.manifest,
     )
+    if tokens and profile_name:
+        profile = SafetyProfile.from_pretrained(profile_name)
+        selection = explained(selection, profile, rows=tokens, model=model, device=device)
     selection.save(output)
     summary = selection.summary()
     if as_json:
