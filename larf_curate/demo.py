@@ -13,6 +13,7 @@ from larf_curate import __version__
 from larf_curate.data import load_rows
 from larf_curate.demo_model import demo_model
 from larf_curate.exemplars import ExemplarIndex
+from larf_curate.explanation import explained
 from larf_curate.files import no_progress_bars, read_json, write_json
 from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import SafetyProfile
@@ -29,6 +30,7 @@ from larf_curate.sources import Piece, Source
 QUEUE = "larf-demo"
 TRUTH = "is_harmful"
 TOP_RATIO = 0.15
+EXPLAINED = 10
 
 Say = Callable[[str], None]
 
@@ -65,12 +67,14 @@ class Demo:
         return Scored.load(self.folder / "scored")
 
     def select(self, scored: Scored) -> Selection:
-        """Flag the highest rows and write the report."""
+        """Flag the highest rows, say which tokens pulled the scores of the first, and write the report."""
+        profile = self.folder / "profile"
         with self._step("select"), no_progress_bars():
             selection = select(scored.rows, top_ratio=TOP_RATIO, source=scored.source_id, scored=scored.manifest)
+            selection = explained(selection, SafetyProfile.from_pretrained(profile), rows=EXPLAINED)
             selection.save(self.folder / "selection")
         with self._step("report"), no_progress_bars():
-            write_report(self.folder / "selection", self.folder / "report.html")
+            write_report(self.folder / "selection", self.folder / "report.html", profile=profile)
         return selection
 
     def push(self, queue: ReviewQueue, selection: Selection) -> PushResult:
