@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from larf_curate.cores import worker_threads
 from larf_curate.devices import check_device, flash_attention, resolve_dtype
-from larf_curate.errors import LarfCurateError, ModelError
+from larf_curate.errors import InputError, LarfCurateError, ModelError
 from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.model_source import ModelSource, layers_of, load_config, load_decoder, load_tokenizer
 from larf_curate.rendering import Tokens, Turn
@@ -40,7 +40,8 @@ def load_reader(
         batch_tokens: Most tokens of one batch; 0 for what suits the device.
 
     Raises:
-        ModelError: If the model cannot be loaded or has no such layers.
+        ModelError: If the model cannot be loaded.
+        InputError: If it has no such layers.
     """
     check_device(device)
     if threads := worker_threads():
@@ -139,4 +140,4 @@ def _longest(config: Any, default: int) -> int:  # noqa: ANN401  any config of t
 
 def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
     if not layers or not all(0 <= layer < count for layer in layers):
-        raise ModelError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")
+        raise InputError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")

@@ -116,7 +116,8 @@ class LarfScorer:
             ProfileMismatchError: If the model is not the profile's.
         """
         if not isinstance(batch, Mapping):
-            raise InputError(f"wanted rows as Python values, got {type(batch).__name__}: use ds.with_format(None)")
+            got = type(batch).__name__
+            raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None), and no input_columns")
         named = self._named(batch)
         if _is_batch(batch, named):
             return self.columns_of(self.render(batch, rank), rank)

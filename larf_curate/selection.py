@@ -55,7 +55,7 @@ class Selection:
     def summary(self) -> dict[str, Any]:
         """Counts, rule and threshold, as JSON values."""
         status = Counter(_column(self.kept, "larf_status") + _column(self.flagged, "larf_status"))
-        unscorable = sum(score is None for score in _column(self.flagged, "larf_score"))
+        unscorable = sum(score is None or not np.isfinite(score) for score in _column(self.flagged, "larf_score"))
         counts = {"rows": len(self.kept) + len(self.flagged), "kept": len(self.kept), "flagged": len(self.flagged)}
         return {
             "rule": self.rule,
@@ -128,6 +128,8 @@ def select(
     values = (top_ratio, top_k, threshold, percentile, max_false_flags)
     rule = _rule(dict(zip(RULES, values, strict=True)))
     limit = threshold if max_false_flags is None else _neutral_limit(max_false_flags, profile, scored or {})
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"wanted a datasets.Dataset, got {type(dataset).__name__}: give one split, loaded whole")
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
     scores = np.array([np.nan if s is None else s for s in _column(dataset, "larf_score")], np.float64)

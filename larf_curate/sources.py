@@ -161,7 +161,11 @@ def _read(path: Path) -> Dataset | None:
         with _silent():
             builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **READ_OPTIONS.get(kind, {}))
             builder.download_and_prepare()
-            return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
+            if not builder.info.splits["train"].num_examples:
+                return None
+            dataset = builder.as_dataset("train")
+        dataset.data.validate(full=True)  # text that is not UTF-8, which JSON and Parquet let through
+        return dataset
     except (DatasetsError, ValueError, TypeError, OSError) as error:
         raise InputError(
             f"cannot read {path.name} as {kind}: {_first_line(error.__cause__ or error)}; mend the file or leave it out"

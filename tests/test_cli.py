@@ -131,6 +131,9 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     assert "role=column" in error("score", rows, "--profile", profile, "-o", tmp_path / "out", "--columns", "a")
     assert "block numbers" in error("profile", "m", "-o", tmp_path / "p", "--layers", "nine")
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)
+    both = ("--unsafe", rows, "--safe", rows, "--references", rows)
+    assert "got all three" in error("profile", "m", "-o", tmp_path / "p", *both)
+    assert "another folder" in error("select", tmp_path, "-o", tmp_path, "--top-k", 1)
     assert not (tmp_path / "out").exists()
 
 

@@ -163,13 +163,21 @@ def test_scored_rows_are_compared_with_their_length_and_counted():
     scores = [*np.random.default_rng(0).normal(size=50).tolist(), None, None, float("nan")]
     found = diagnose(profile, scored_rows(profile, scores))
     assert found.scored.rows == 53
-    assert_allclose(found.scored.unscorable, 2 / 53)
+    assert_allclose(found.scored.unscorable, 3 / 53)
     want = np.corrcoef(rankdata(scores[:50]), np.arange(50))[0, 1]
     assert_allclose(found.scored.length, want)
     assert_allclose(found.scored.signal_lengths["erosion"], -want)
     assert_allclose(found.scored.agreement, [[1, -1], [-1, 1]])
-    assert warned(found, "3.8% of the rows could not be scored")
+    assert warned(found, "5.7% of the rows could not be scored")
     assert found.scored.drift is None
+
+
+def test_rows_that_were_cut_are_counted_and_named():
+    profile = synthetic()
+    cut = scored_rows(profile, [0.5, 0.25, 0.75, 0.125], larf_status=["ok", "truncated", "ok", "truncated"])
+    found = diagnose(profile, cut)
+    assert found.scored.truncated == 0.5
+    assert warned(found, "50.0% of the rows are longer", "--max-length")
 
 
 def test_scores_that_rise_with_length_are_named():

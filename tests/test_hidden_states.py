@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate.blocks import decoder_blocks
 from larf_curate.devices import flash_attention, resolve_device, resolve_dtype, suited_tokens
-from larf_curate.errors import ModelError
+from larf_curate.errors import InputError, ModelError
 from larf_curate.hidden_states import POSITIONS, StateReader
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
@@ -180,7 +180,7 @@ def test_hooks_are_gone_after_a_failed_pass(tiny_llama):
 
 @pytest.mark.parametrize("layers", [(5,), (-1,), (0, 5), ()])
 def test_layers_the_model_does_not_have_are_refused_with_the_range(tiny_llama, layers):
-    with pytest.raises(ModelError, match="from 0 to 4"):
+    with pytest.raises(InputError, match="from 0 to 4"):
         reader_of(tiny_llama, layers)
 
 

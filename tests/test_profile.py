@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
 from larf_curate.cli import main
-from larf_curate.errors import ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
+from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.hidden_states import POSITIONS
 from larf_curate.layers import LayerReport
 from larf_curate.loading import load_reader
@@ -333,7 +333,7 @@ def test_a_layer_report_of_another_model_is_refused(tiny_llama):
 
 
 def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
-    with pytest.raises(ModelError, match="from 0 to 4"):
+    with pytest.raises(InputError, match="from 0 to 4"):
         SafetyProfile.build(tiny_llama, refs, layers=[7], **PROFILE)
 
 

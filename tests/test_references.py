@@ -160,6 +160,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path, name, conte
         ReferenceSet.load(tmp_path / name)
     assert "\n" not in str(error.value)
     assert name in str(error.value)
+    assert "generating the dataset" not in str(error.value)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -112,6 +112,7 @@ def test_nothing_scored_flags_everything_for_a_person():
 def test_not_a_number_and_infinity_count_as_not_scorable():
     selection = select(scored([float("nan"), 0.5, float("inf"), 0.25]), top_k=1)
     assert list(selection.flagged["question"]) == ["Q1", "Q0", "Q2"]
+    assert selection.summary()["counts"]["unscorable"] == 2
 
 
 def test_reasons_tell_score_threshold_and_percentile():
@@ -160,6 +161,8 @@ def test_a_rule_that_is_none_or_out_of_range_is_refused(rule):
 def test_a_dataset_without_scores_is_refused():
     with pytest.raises(InputError, match="score it first"):
         select(Dataset.from_dict({"question": ["Q"]}), top_k=1)
+    with pytest.raises(InputError, match="got IterableDataset"):
+        select(scored([0.5]).to_iterable_dataset(), top_k=1)
 
 
 def test_an_empty_dataset_gives_an_empty_selection(tmp_path):

@@ -161,6 +161,7 @@ def test_a_damaged_saved_dataset_is_one_clear_line(here):
         ("a.jsonl", b'{"a": 1}\n' * 3 + b'{"a": \n', "row 3"),
         ("a.jsonl", b"\x80\xff\n", "as json"),
         ("a.jsonl", b'{"question": "\\ud800"}\n', "surrogate"),
+        ("a.jsonl", b'{"a": "caf\xe9"}\n', "UTF8"),
         ("a.csv", b"a,b\n1,2\n1,2,3,4\n", "line 3"),
         ("a.csv", b"a,b\n1,2,3,4\n5\n", "loss of data"),
         ("a.csv", b"a,b\n\xe9,2\n", "utf-8"),

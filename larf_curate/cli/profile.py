@@ -16,7 +16,7 @@ def _read_layers(
     ctx: click.Context, param: click.Parameter, value: str
 ) -> "list[int] | Literal['all', 'auto'] | Path | None":
     """A layer report that exists as its path, anything else as `read_layers` reads it."""
-    return Path(value) if Path(value).exists() else read_layers(ctx, param, value)
+    return Path(value) if value and Path(value).exists() else read_layers(ctx, param, value)
 
 
 @click.command()
@@ -103,6 +103,8 @@ def profile(
 
     if bool(unsafe) != bool(safe):
         raise click.UsageError("--unsafe and --safe go together")
+    if unsafe and references != "builtin":
+        raise click.UsageError("wanted --references, or --unsafe and --safe, got all three")
     with no_progress_bars():  # `datasets` shows one for every small file
         refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else ReferenceSet.load(references)
         made = SafetyProfile.build(

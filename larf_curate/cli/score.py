@@ -81,7 +81,7 @@ def score(
         profile,
         exemplars=index if neighbors else None,
         neighbors=neighbors or 1,
-        signals=signals.split(",") if signals else None,
+        signals=[name.strip() for name in signals.split(",")] if signals else None,
         keep_states=keep_states,
         columns=columns,
         model=model,

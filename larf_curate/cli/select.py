@@ -64,6 +64,8 @@ def select(
         raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
     if tokens and not profile_name:
         raise click.UsageError("wanted the profile that scored the rows, to tell which tokens moved a score: --profile")
+    if output.resolve() == scored.resolve():
+        raise click.UsageError(f"wanted another folder than {scored}, which holds the scored rows: name it with -o")
     data = Scored.load(scored)
     selection = select_rows(
         data.rows,

@@ -19,6 +19,7 @@ CLOSE = 0.01
 DISAGREE = 0.3
 FAR, SHIFT = 0.2, 1.0
 UNSCORABLE = 0.01
+TRUNCATED = 0.05
 SAME_RANKS = 0.95
 BASELINES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)"}
 
@@ -100,6 +101,11 @@ def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
         )
     if scored.unscorable > UNSCORABLE:
         yield f"{scored.unscorable:.1%} of the rows could not be scored; see larf_status, and select flags them."
+    if scored.truncated > TRUNCATED:
+        yield (
+            f"{scored.truncated:.1%} of the rows are longer than the profile reads, and were scored without the rest: "
+            "build it with a larger --max-length."
+        )
 
 
 def _length_warning(value: float | None, where: str, signal: str) -> str:

@@ -13,7 +13,7 @@ from larf_curate.diagnose.figures import agreement, rank_correlation
 from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
 from larf_curate.hidden_states import Vectors
 from larf_curate.profile import SIDES, SafetyProfile
-from larf_curate.scored import SCORABLE, Scored
+from larf_curate.scored import Scored
 from larf_curate.signals.baselines import text_of
 from larf_curate.signals.held_out import fold_of
 from larf_curate.signals.whitening import Whitening
@@ -60,7 +60,8 @@ class ScoredRows:
 
     Args:
         rows: Number of rows.
-        unscorable: Share of them without a score.
+        unscorable: Share of them without a score that is a number.
+        truncated: Share of them that were scored without what lies beyond the profile's longest length.
         length: Spearman's correlation of the score with the row's length in characters; None if unknown.
         signal_lengths: The same of every signal in ``larf_signals``.
         agreement: Spearman's correlation of every two layers.
@@ -71,6 +72,7 @@ class ScoredRows:
 
     rows: int
     unscorable: float
+    truncated: float
     length: float | None
     signal_lengths: dict[str, float | None]
     agreement: list[list[float | None]]
@@ -95,6 +97,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     data = scored.rows if isinstance(scored, Scored) else scored
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
         raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
+    all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
     statuses = Counter(data.with_format(None)["larf_status"][:])
     rows = _sample(data)
     lengths = np.array([_length(row) for row in rows], np.float64)
@@ -103,7 +106,8 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     scores = np.array([row["larf_score"] for row in rows], np.float64)
     return ScoredRows(
         rows=len(data),
-        unscorable=sum(n for status, n in statuses.items() if status not in SCORABLE) / max(len(data), 1),
+        unscorable=float((~np.isfinite(all_scores)).mean()) if len(data) else 0.0,
+        truncated=statuses["truncated"] / max(len(data), 1),
         length=rank_correlation(scores[known], lengths[known]),
         signal_lengths={
             name: rank_correlation(np.array([row["larf_signals"][name] for row in rows])[known], lengths[known])
