@@ -153,11 +153,10 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in FORMATS)
             return [row for file in files for row in _read_file(file)]
-        data = _read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision)
+        return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}") from error
-    return list(data)
 
 
 def _read_file(path: Path) -> Dataset:

@@ -152,10 +152,11 @@ def test_a_one_sided_set_is_refused():
         ("x.csv", ""),
         ("x.parquet", "not parquet"),
         ("x.txt", "a"),
+        ("x.jsonl", '{"prompt": "caf\udce9", "unsafe": "a", "safe": "b"}\n'),
     ],
 )
 def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ReferenceSetError) as error:
         ReferenceSet.load(tmp_path / name)
     assert "\n" not in str(error.value)
