@@ -57,6 +57,24 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
         raise InputError(f"{path} is not valid JSON ({error}): write it again with the command that made it") from error
 
 
+MANIFESTS = {"manifest.json": "scored rows", "selection.json": "a selection", "decisions.json": "decisions"}
+
+
+def check_folder(folder: str | Path, manifest: str) -> None:
+    """Refuse to write into a folder that holds results of another kind, which have parts of the same names.
+
+    Args:
+        folder: Where results shall go; it need not be there.
+        manifest: The file that describes them.
+
+    Raises:
+        InputError: If the folder has the manifest of another kind.
+    """
+    for name, kind in MANIFESTS.items():
+        if name != manifest and (Path(folder) / name).exists():
+            raise InputError(f"{folder} holds {kind}, which would be overwritten: write to another folder")
+
+
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     """Write a dataset as Parquet shards of at most ``ROWS_PER_SHARD`` rows, in place of those of an earlier one.
 

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.files import read_json, read_parquet, undecoded, write_json, write_parquet
+from larf_curate.files import check_folder, read_json, read_parquet, undecoded, write_json, write_parquet
 from larf_curate.profile import SafetyProfile
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
@@ -65,7 +65,12 @@ class Selection:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with it is whole."""
+        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with it is whole.
+
+        Raises:
+            InputError: If the folder holds results of another kind.
+        """
+        check_folder(folder, MANIFEST)
         (Path(folder) / MANIFEST).unlink(missing_ok=True)
         for name, part in (("kept", self.kept), ("flagged", self.flagged)):
             write_parquet(part, Path(folder) / name)

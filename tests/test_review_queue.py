@@ -292,12 +292,41 @@ def test_a_server_that_is_missing_down_or_another_is_named(argilla_server, monke
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ReviewServerError, match="no answer from"):
             ReviewQueue(url=f"http://127.0.0.1:{taken.getsockname()[1]}", api_key="k")
-    with pytest.raises(ReviewServerError, match="no answer from"):
-        ReviewQueue(url="no scheme", api_key="k")
     with answering(200, b"<html>hello</html>") as url, pytest.raises(ReviewServerError, match="like an Argilla server"):
         ReviewQueue(url=url, api_key="k")
     with answering(503, b"busy") as url, pytest.raises(ReviewServerError, match="503"):
         ReviewQueue(url=url, api_key="k")
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schl\u00fcssel", "with blank"])
+def test_what_cannot_be_a_key_or_an_address_is_said_so(key):
+    with pytest.raises(InputError, match="one line"):
+        ReviewQueue("q", url="http://127.0.0.1:9", api_key=key)
+    with pytest.raises(InputError, match="begins with http"):
+        ReviewQueue("q", url="localhost:6900", api_key="key")
+
+
+def test_a_key_file_must_hold_a_key(tmp_path):
+    for content, said in ((b"\xff\xfe", "one line"), (b" \n", "is empty")):
+        (tmp_path / "key").write_bytes(content)
+        given = ["status", "--url", "http://127.0.0.1:9", "--api-key-file", str(tmp_path / "key")]
+        done = CliRunner().invoke(review, given)
+        assert isinstance(done.exception, InputError)
+        assert said in str(done.exception)
+
+
+def test_an_arbiter_nobody_knows_is_refused(queue):
+    queue.push(selection(questions(2), flagged=2))
+    with pytest.raises(InputError, match="wanted an arbiter among .*argilla.*, got 'nobody'"):
+        queue.pull(merge="arbiter:nobody")
+
+
+def test_decisions_are_not_written_over_a_selection(queue, tmp_path):
+    chosen = selection(questions(3), flagged=2)
+    chosen.save(tmp_path / "sel")
+    queue.push(chosen)
+    with pytest.raises(InputError, match="holds a selection"):
+        queue.pull().apply(chosen).save(tmp_path / "sel")
 
 
 def test_a_wrong_key_is_named_and_never_shown(argilla_server, queue):

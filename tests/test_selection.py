@@ -282,3 +282,16 @@ def test_ids_of_rows_with_pictures_are_the_same_each_time_and_need_no_decoding(t
     assert list(select(dataset, top_k=1).reasons) == first
     select(dataset, top_k=1).save(tmp_path / "sel")
     assert list(Selection.load(tmp_path / "sel").reasons) == first
+
+
+def test_a_folder_of_other_results_is_not_written_over(tmp_path):
+    chosen = select(scored(random_scores(5)), top_k=2)
+    for manifest in ("manifest.json", "decisions.json"):
+        folder = tmp_path / manifest
+        folder.mkdir()
+        (folder / manifest).write_text("{}")
+        with pytest.raises(InputError, match="would be overwritten"):
+            chosen.save(folder)
+        assert [path.name for path in folder.iterdir()] == [manifest]
+    chosen.save(tmp_path / "new")
+    chosen.save(tmp_path / "new")

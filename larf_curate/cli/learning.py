@@ -71,7 +71,7 @@ def next_rows(
     """Propose what to look at next, and why, with a link that shows these rows alone.
 
     The proposal learns from every decision so far. SEL is the folder that was pushed; by default the one last pushed to
-    this queue from this machine. Its rows must have been scored with --keep-states.
+    this queue from this machine. Its rows must have been scored with their states (not with --no-states).
 
     \b
     larf-curate review next
@@ -125,8 +125,8 @@ def rerank(
 
     The page then shows the undecided rows by their learned score, worst first; no answer is touched, and larf_score
     stays in the data. SEL is the folder that was pushed; by default the one last pushed to this queue from this
-    machine. Its rows must have been scored with --keep-states. With --add go on with SEL2: it has the added rows
-    flagged.
+    machine. Its rows must have been scored with their states (not with --no-states). With --add go
+    on with SEL2: it has the added rows flagged.
 
     \b
     larf-curate review rerank

@@ -59,10 +59,16 @@ def open_queue(
     """
     from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
-    key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file else None
+    key = _read_key(api_key_file) if api_key_file else None
     if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
         url, key = _embedded(home)
     return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
+
+
+def _read_key(file: Path) -> str:
+    if not (key := file.read_text(encoding="utf-8", errors="replace").strip()):
+        raise InputError(f"{file} is empty: wanted the API key of an owner or admin")
+    return key
 
 
 def _embedded(home: Path | None) -> tuple[str, str]:

@@ -28,7 +28,12 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
     help="Nearest exemplars to write as evidence; 0 for none.",
 )
 @click.option("--exemplars", type=EXISTING_FOLDER, help="Folder of an exemplar index.  [default: the references]")
-@click.option("--keep-states/--no-states", default=True, help="Keep each row's state, for review and re-scoring.")
+@click.option(
+    "--keep-states/--no-states",
+    default=True,
+    show_default=True,
+    help="Keep each row's state, for review and re-scoring.",
+)
 @click.option("--model", help="Where the model lies now, if not where the profile was built.")
 @click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
 @device_option

@@ -1,6 +1,7 @@
 """What would make a profile wrong: neutral rows that are references, sides that are one, another model."""
 
 import json
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,10 @@ from larf_curate.hidden_states import States, Vectors
 from larf_curate.references import ReferenceSet
 from larf_curate.signals.geometry import mean_unit
 
+logger = logging.getLogger(__name__)
 DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
+FEW = 10
 ALIKE = 1e-3
 """Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
 
@@ -30,6 +33,12 @@ def check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
                 f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
                 "take it out of the neutral rows"
             )
+
+
+def warn_few(refs: ReferenceSet) -> None:
+    """Say so when a side has too few references to stand for all that is unsafe or safe."""
+    if (count := min(len(refs.unsafe), len(refs.safe))) < FEW:
+        logger.warning("only %d references on a side: scores rest on little; %d or more are wanted", count, FEW)
 
 
 def check_unlike(states: dict[str, States]) -> None:

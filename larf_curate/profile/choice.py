@@ -31,7 +31,7 @@ def choice_of(report: LayerReport | None) -> dict[str, Any]:
     """How the layers were chosen, as the profile records it."""
     if report is None:
         return {"by": "separation of held-out references"}
-    found = {"method": report.method, "recommended": list(report.layers)}
+    found = {"model": report.model, "method": report.method, "recommended": list(report.layers)}
     if not report.layers:
         return {"by": "separation of held-out references: no block stands out in the layer report", **found}
     return {"by": "separation of held-out references and the layer report, equally", **found}

@@ -21,7 +21,7 @@ from larf_curate.layers.report import LayerReport
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import storage
-from larf_curate.profile.checks import check_apart, check_drift, check_unlike
+from larf_curate.profile.checks import check_apart, check_drift, check_unlike, warn_few
 from larf_curate.profile.choice import choice_of, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
@@ -116,6 +116,7 @@ class SafetyProfile:
         ordinary = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
         check_apart(refs, ordinary)
+        warn_few(refs)
         device = resolve_device(device)
         source = ModelSource(
             model_id=identify(model),

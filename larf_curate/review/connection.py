@@ -11,7 +11,7 @@ import argilla as rg
 import httpx
 from argilla._exceptions import ArgillaCredentialsError, ArgillaError, ForbiddenError, UnauthorizedError
 
-from larf_curate.errors import ReviewError, ReviewServerError
+from larf_curate.errors import InputError, ReviewError, ReviewServerError
 
 TRIES = 4
 FIRST_WAIT = 0.5
@@ -34,6 +34,7 @@ class Connection:
         timeout: Seconds to wait for one answer.
 
     Raises:
+        InputError: If the address or the key cannot be one.
         ReviewServerError: If either is missing, the server is down, refuses the key, or has no such workspace.
     """
 
@@ -41,10 +42,12 @@ class Connection:
         self.url = (url or os.environ.get("ARGILLA_API_URL") or "").rstrip("/")
         key = api_key or os.environ.get("ARGILLA_API_KEY")
         if not self.url or not key:
-            missing = "key (api_key=… or ARGILLA_API_KEY)" if self.url else "address (url=… or ARGILLA_API_URL)"
+            wanted = ("key", "api_key=…, --api-key-file", "KEY") if self.url else ("address", "url=…, --url", "URL")
+            missing = "{} ({} or ARGILLA_API_{})".format(*wanted)
             raise ReviewServerError(
                 f"no Argilla {missing} given: set it, or start a server of your own with: larf-curate review up"
             )
+        _check_form(self.url, key)
         _check(self.url, key, timeout)
         with clear_errors(self.url):
             self.client = rg.Argilla(api_url=self.url, api_key=key, timeout=timeout, retries=1)
@@ -117,6 +120,13 @@ class Connection:
                 "choose one of them, or have an owner create it"
             )
         return str(known[self.workspace])
+
+
+def _check_form(url: str, key: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"wanted a server's address that begins with http:// or https://, got {url!r}")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError("wanted an API key of one line of letters, digits and signs: look at the file or the variable")
 
 
 def _check(url: str, key: str, timeout: int) -> None:

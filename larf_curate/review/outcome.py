@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from larf_curate.errors import ConversationError, InputError, ReviewError
-from larf_curate.files import read_json, read_parquet, undecoded, whole, write_json, write_parquet
+from larf_curate.files import check_folder, read_json, read_parquet, undecoded, whole, write_json, write_parquet
 from larf_curate.review.answers import answer, replace_answer
 from larf_curate.review.decisions import ROW_ID, Decisions
 from larf_curate.review.merge import Decision
@@ -57,7 +57,11 @@ class Outcome:
 
         Args:
             folder: Where to; an earlier outcome in it is replaced.
+
+        Raises:
+            InputError: If the folder holds results of another kind.
         """
+        check_folder(folder, "decisions.json")
         folder = Path(folder)
         (folder / "decisions.json").unlink(missing_ok=True)
         for name in PARTS:

@@ -159,7 +159,7 @@ class ReviewQueue:
             merge: How several annotators' answers become one: ``majority`` (a tie is a conflict), ``unanimous``, or
                 ``arbiter:USERNAME`` (that user decides; where they have not, the others must agree).
         """
-        rule = MergeRule.parse(merge)
+        rule = self._rule(merge)
         return Decisions(merged_all(self._records(self._store()), rule), merge)
 
     def rerank(
@@ -259,13 +259,19 @@ class ReviewQueue:
             annotator.close()
 
     def _standing(self, selection: "Selection", profile: "SafetyProfile | None", merge: str) -> Standing:
-        store = self._store()
+        rule, store = self._rule(merge), self._store()
         records = list(store.records(responses=True))
         reviewed = read_records(records, self._connection.usernames())
-        decisions = Decisions(merged_all(reviewed, MergeRule.parse(merge)), merge)
+        decisions = Decisions(merged_all(reviewed, rule), merge)
         known = profile_of(selection.scored, profile)
         references = References.of(known) if known else None
         return Standing.of(store, records, reviewed, selection, decisions, references)
+
+    def _rule(self, merge: str) -> MergeRule:
+        rule = MergeRule.parse(merge)
+        if rule.arbiter and rule.arbiter not in (names := sorted(self._connection.usernames().values())):
+            raise InputError(f"wanted an arbiter among {', '.join(names)}, got {rule.arbiter!r}")
+        return rule
 
     def _records(self, store: RecordStore) -> list[Reviewed]:
         return read_records(store.records(responses=True), self._connection.usernames())
