@@ -162,7 +162,7 @@ def test_a_model_that_fails_or_is_another_one_is_one_line(tmp_path, rows, profil
     said = error("score", rows, "--profile", profile, *out, "--model", tiny_qwen2, "--device", "cpu")
     assert "not the model this profile was built with" in said
     error("score", rows, "--profile", profile, *out, "--model", tmp_path, "--device", "cpu", code=1)
-    error("profile", tiny_qwen2, "--layers", "99", "-o", tmp_path / "p", "--device", "cpu", code=1)
+    error("profile", tiny_qwen2, "--layers", "99", "-o", tmp_path / "p", "--device", "cpu")
     assert not (tmp_path / "p").exists()
 
 
