@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli.options import FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.cli.queues import FOLDER, open_queue, queue_options, remember, remembered
+from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 from larf_curate.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,11 +62,7 @@ def next_rows(
     selection: Path | None,
     profile: Path | None,
     merge: str,
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
+    address: QueueAddress,
     as_json: bool,
 ) -> None:
     """Propose what to look at next, and why, with a link that shows these rows alone.
@@ -77,7 +74,7 @@ def next_rows(
     larf-curate review next
     larf-curate review next --by uncertain -n 20
     """
-    with open_queue(name, workspace, url, api_key_file, home) as queue:
+    with address.open() as queue:
         chosen, scored_by, _ = _loaded(queue, selection, profile)
         proposals = queue.propose(chosen, by=by, n=count, profile=scored_by, merge=merge)
     if as_json:
@@ -114,11 +111,7 @@ def rerank(
     selection: Path | None,
     profile: Path | None,
     merge: str,
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
+    address: QueueAddress,
     as_json: bool,
 ) -> None:
     """Rank what is left of the queue anew by what people decided so far; no model is needed.
@@ -135,10 +128,15 @@ def rerank(
     """
     if add and output is None:
         raise InputError("wanted a folder for the selection with the added rows: give -o SEL2")
-    with open_queue(name, workspace, url, api_key_file, home) as queue:
+    from larf_curate.files import check_folder
+    from larf_curate.selection import MANIFEST
+
+    with address.open() as queue:
         chosen, scored_by, folder = _loaded(queue, selection, profile)
         if output is not None and output.resolve() == folder.resolve():
             raise InputError(f"{output} is the selection that is read: give another folder to write")
+        if output is not None:
+            check_folder(output, MANIFEST)  # before rows are added to the queue
         result = queue.rerank(chosen, profile=scored_by, merge=merge, add=add)
         if output is not None:
             result.save(output)
@@ -166,9 +164,7 @@ def rerank(
 @click.command()
 @queue_options
 @json_option
-def conflicts(
-    name: str, workspace: str, url: str | None, api_key_file: Path | None, home: Path | None, as_json: bool
-) -> None:
+def conflicts(address: QueueAddress, as_json: bool) -> None:
     """List the rows on which annotators disagree, and send them back to those who answered.
 
     The link shows each annotator the conflicts that they answered, to answer anew. Run it again to drop from the link
@@ -177,7 +173,7 @@ def conflicts(
     \b
     larf-curate review conflicts
     """
-    with open_queue(name, workspace, url, api_key_file, home) as queue:
+    with address.open() as queue:
         found = queue.send_back()
     if as_json:
         echo_json(asdict(found))

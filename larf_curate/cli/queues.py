@@ -2,21 +2,60 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli.options import FOLDER
 from larf_curate.errors import InputError, ReviewServerError
 
 if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+@dataclass(frozen=True, kw_only=True)
+class QueueAddress:
+    """Which queue on which server, as the options say.
+
+    Args:
+        name: Name of the queue.
+        workspace: Workspace of the server.
+        url: Address of the server.
+        api_key_file: File with the key.
+        home: Home of the server that ``review up`` started.
+    """
+
+    name: str
+    workspace: str
+    url: str | None
+    api_key_file: Path | None
+    home: Path | None
+
+    def open(self, *, annotators: int = 1) -> "ReviewQueue":
+        """Connect; without address and key to the server that ``review up`` started.
+
+        Args:
+            annotators: How many people must decide each row of a queue that is created.
+        """
+        from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
+
+        url, key = self.url, _read_key(self.api_key_file) if self.api_key_file else None
+        if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
+            url, key = _embedded(self.home)
+        return ReviewQueue(self.name, workspace=self.workspace, url=url, api_key=key, min_submitted=annotators)
 
 
 def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which queue on which server."""
+    """The options that say which queue on which server; the command gets them as one ``address``."""
+
+    @wraps(command)
+    def addressed(**given: Any) -> Any:  # noqa: ANN401  the options of the command
+        parts = {field.name: given.pop(field.name) for field in fields(QueueAddress)}
+        return command(address=QueueAddress(**parts), **given)
+
     options = (
         click.option("--name", default="larf-review", show_default=True, help="Name of the queue on the server."),
         click.option("--workspace", default="argilla", show_default=True, help="Workspace of the server."),
@@ -33,36 +72,10 @@ def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Home of the server that review up started, if it is not the usual one.",
         ),
     )
+    wrapped: Callable[..., Any] = addressed
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def open_queue(
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
-    *,
-    annotators: int = 1,
-) -> "ReviewQueue":
-    """Connect to a queue; without address and key to the server that ``review up`` started.
-
-    Args:
-        name: Name of the queue.
-        workspace: Workspace of the server.
-        url: Address of the server.
-        api_key_file: File with the key.
-        home: Home of the server that ``review up`` started.
-        annotators: How many people must decide each row of a queue that is created.
-    """
-    from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
-
-    key = _read_key(api_key_file) if api_key_file else None
-    if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
-        url, key = _embedded(home)
-    return ReviewQueue(name, workspace=workspace, url=url, api_key=key, min_submitted=annotators)
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def _read_key(file: Path) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli import learning, server
+from larf_curate.cli.options import FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.cli.queues import FOLDER, open_queue, queue_options, remember, remembered
+from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
@@ -49,11 +50,7 @@ def review() -> None:
 @json_option
 def push(
     selection: Path,
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
+    address: QueueAddress,
     annotators: int,
     profile: Path | None,
     group: bool,
@@ -72,7 +69,7 @@ def push(
 
     chosen = Selection.load(selection)
     scored_by = SafetyProfile.from_pretrained(profile) if profile else None
-    with open_queue(name, workspace, url, api_key_file, home, annotators=annotators) as queue:
+    with address.open(annotators=annotators) as queue:
         result = queue.push(chosen, profile=scored_by, group=group)
         remember(queue, selection)
     if as_json:
@@ -91,16 +88,14 @@ def push(
 @review.command()
 @queue_options
 @json_option
-def status(
-    name: str, workspace: str, url: str | None, api_key_file: Path | None, home: Path | None, as_json: bool
-) -> None:
+def status(address: QueueAddress, as_json: bool) -> None:
     """Show how far the review has come."""
-    with open_queue(name, workspace, url, api_key_file, home) as queue:
+    with address.open() as queue:
         state = queue.status()
     if as_json:
         echo_json(asdict(state))
     else:
-        echo_table(f"Review queue {name}", ("", ""), _lines(state))
+        echo_table(f"Review queue {address.name}", ("", ""), _lines(state))
         if state.disagreements:
             click.echo("Send rows with disagreement back: larf-curate review conflicts")
         click.echo(f"Review, worst first: {state.url}")
@@ -122,11 +117,7 @@ def pull(
     selection: Path | None,
     output: Path,
     merge: str,
-    name: str,
-    workspace: str,
-    url: str | None,
-    api_key_file: Path | None,
-    home: Path | None,
+    address: QueueAddress,
     as_json: bool,
 ) -> None:
     """Bring people's decisions back and split the selection by them.
@@ -140,7 +131,7 @@ def pull(
     """
     from larf_curate.selection import Selection
 
-    with open_queue(name, workspace, url, api_key_file, home) as queue:
+    with address.open() as queue:
         rows = Selection.load(selection or remembered(queue))
         outcome = queue.pull(merge=merge).apply(rows)
     outcome.save(output)
