@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from larf_curate.review import ReviewQueue
 from tests.review_rows import HOSTILE, fake_profile, selection
 from tests.test_review_similar import chosen_states, profile_states, with_states
 
@@ -45,12 +44,6 @@ def shoot(tmp_path):
     """Takes a screenshot of a page."""
     folder = Path(os.environ.get("LARF_CURATE_SCREENSHOTS") or tmp_path)
     return lambda page, name: page.screenshot(path=folder / f"{name}.png")
-
-
-@pytest.fixture
-def queue(argilla_server, request):
-    with ReviewQueue(request.node.name, url=argilla_server.url, api_key=argilla_server.api_key) as made:
-        yield made
 
 
 def shown_answer(page):

@@ -1,7 +1,6 @@
 """The loop of learning from people, against the real server."""
 
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import parse_qs, urlparse
 
@@ -13,7 +12,6 @@ from sklearn.metrics import roc_auc_score
 from larf_curate.cli import main
 from larf_curate.errors import InputError
 from larf_curate.exemplars import ExemplarIndex
-from larf_curate.review import ReviewQueue
 from larf_curate.review.connection import Connection
 from larf_curate.selection import Selection, select
 from tests.review_rows import fake_profile, questions, scored
@@ -27,19 +25,6 @@ PROFILE = replace(BARE, references={**BARE.references, "labels": ["fraud"] * 10}
 def people(argilla_server):
     """API keys of two annotators by name."""
     return {name: argilla_server.add_user(f"learn-{name}").api_key for name in ("ann", "bob")}
-
-
-@pytest.fixture
-def make_queue(argilla_server):
-    with ExitStack() as stack:
-        yield lambda name, **given: stack.enter_context(
-            ReviewQueue(name, url=argilla_server.url, api_key=argilla_server.api_key, **given)
-        )
-
-
-@pytest.fixture
-def queue(make_queue, request):
-    return make_queue(request.node.name)
 
 
 def mixed(n=120, flagged=60, seed=0):

@@ -2,7 +2,7 @@ import html
 import json
 import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import argilla as rg
@@ -28,21 +28,6 @@ def annotators(argilla_server):
     yield clients
     for client in clients.values():
         client.close()
-
-
-@pytest.fixture
-def make_queue(argilla_server):
-    """Makes queues on the server and closes them."""
-    with ExitStack() as stack:
-        yield lambda name, **given: stack.enter_context(
-            ReviewQueue(name, url=argilla_server.url, api_key=argilla_server.api_key, **given)
-        )
-
-
-@pytest.fixture
-def queue(make_queue, request):
-    """A queue of its own for each test."""
-    return make_queue(request.node.name)
 
 
 def server_records(queue, *, include=""):
