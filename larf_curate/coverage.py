@@ -1,10 +1,11 @@
 """How much of what a model knows an exemplar set covers, which exemplars add most, and which rows lie beyond it.
 
-Source: RACC, https://arxiv.org/abs/2602.02280: criteria over the concepts of calibration states, which are their
-principal components, here in standard deviations of each.
+Source: RACA, https://arxiv.org/abs/2602.02280: six criteria over the concepts of calibration states, which are their
+principal components. The paper's thresholds are numbers for the states of its own models; here they are standard
+deviations of each concept and shares of the calibration states.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from larf_curate.hidden_states import Vectors
 
 CONCEPTS, TOP, BINS, CLUSTERS = 64, 10, 10, 32
 ACTIVE = 1.0
-"""Standard deviations from which a concept counts as active."""
+"""Standard deviations, to either side, from which a concept counts as active; half of it, as in the paper, in a pair."""
+EDGE = 0.9
+"""Share of a cluster's calibration states that lie nearer to its centre than its edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,47 +31,59 @@ class Coverage:
         strongest: Concepts among the 10 strongest of some exemplar (TKFC).
         bins: Tenths of each concept's range that some exemplar lies in (FIC).
         clusters: Clusters of the calibration states that some exemplar lies in (SCC).
+        pairs: Pairs of concepts active together in some exemplar (PCC).
+        edges: Clusters at whose edge some exemplar lies (CBC).
     """
 
     concepts: float
     strongest: float
     bins: float
     clusters: float
+    pairs: float
+    edges: float
+
+
+CRITERIA = tuple(criterion.name for criterion in fields(Coverage))
 
 
 class ConceptSpace:
     """Concepts of calibration states, their ranges and clusters.
 
     Args:
-        calibration: States of shape (n, d), n >= 2, such as the neutral and reference states of a profile.
+        calibration: States of shape (n, d), n >= 3, such as the neutral and reference states of a profile.
 
     Raises:
-        InputError: If there are fewer than 2.
+        InputError: If there are fewer than 3.
     """
 
     def __init__(self, calibration: Vectors) -> None:
-        if calibration.ndim != 2 or len(calibration) < 2:
-            raise InputError(f"wanted calibration states of shape (2 or more, d), got {calibration.shape}")
+        if calibration.ndim != 2 or len(calibration) < 3:
+            raise InputError(f"wanted calibration states of shape (3 or more, d), got {calibration.shape}")
         count = min(CONCEPTS, len(calibration) - 1, calibration.shape[1])
         self._pca = PCA(count, whiten=True, svd_solver="full").fit(calibration)
         values = self._pca.transform(calibration)
         self._edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], axis=0)
         self._clusters = KMeans(min(CLUSTERS, len(values)), n_init=1, random_state=0).fit(values)
+        labels, distances = self._clusters.labels_, self._clusters.transform(values).min(axis=1)
+        self._edge = np.array([np.quantile(distances[labels == label], EDGE) for label in np.unique(labels)])
 
     def covered(self, states: Vectors) -> list[NDArray[np.bool_]]:
-        """What each of n states covers by each criterion, four arrays of shape (n, items)."""
+        """What each of n states covers by each criterion, six arrays of shape (n, items)."""
         values = self._pca.transform(states)
         size = np.abs(values)
         ranks = (-size).argsort(axis=1).argsort(axis=1)
         bins = (values[:, None] >= self._edges).sum(axis=1)
-        hit = self._clusters.predict(values)[:, None] == np.arange(self._clusters.n_clusters)
         in_bin = (bins[:, :, None] == np.arange(BINS)).reshape(len(states), -1)
-        return [size >= ACTIVE, ranks < TOP, in_bin, hit]
+        one, other = np.triu_indices(values.shape[1], k=1)
+        half = size >= ACTIVE / 2
+        distances = self._clusters.transform(values)
+        hit = distances.argmin(axis=1)[:, None] == np.arange(len(self._edge))
+        return [size >= ACTIVE, ranks < TOP, in_bin, hit, half[:, one] & half[:, other], hit & (distances >= self._edge)]
 
     def coverage(self, exemplars: Vectors) -> Coverage:
         """What exemplars of shape (n, d), n >= 1, cover together."""
-        concepts, strongest, bins, clusters = (float(part.any(axis=0).mean()) for part in self.covered(exemplars))
-        return Coverage(concepts=concepts, strongest=strongest, bins=bins, clusters=clusters)
+        shares = [float(part.any(axis=0).mean()) for part in self.covered(exemplars)]
+        return Coverage(**dict(zip(CRITERIA, shares, strict=True)))
 
 
 def greedy(space: ConceptSpace, exemplars: Vectors, count: int) -> list[int]:

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from itertools import permutations
 
 import numpy as np
@@ -37,11 +38,26 @@ def test_the_criteria_are_those_of_a_loop(calibration, space):
     signed = concepts(calibration, exemplars)
     bins = [{int((own[:, j] <= row[j]).mean() * 10 // 1) for row in signed} for j in range(20)]
     assert_allclose(found.bins, np.mean([len(hit) / 10 for hit in bins]), atol=0.02)
+    pairs = [(i, j) for i in range(20) for j in range(i)]
+    together = [any(row[i] >= 0.5 and row[j] >= 0.5 for row in values) for i, j in pairs]
+    assert_allclose(found.pairs, np.mean(together))
+
+
+def test_an_edge_is_covered_from_beyond_most_of_its_cluster():
+    rng = np.random.default_rng(0)
+    centres = np.eye(40, dtype=np.float32)[:32] * 50
+    rows = np.concatenate([centre + rng.normal(size=(10, 40)).astype(np.float32) for centre in centres])
+    space = ConceptSpace(rows)
+    middles = np.stack([part.mean(axis=0) for part in np.split(rows, 32)])
+    found = space.coverage(middles[:8])
+    assert (found.clusters, found.edges) == (8 / 32, 0)
+    one = space.coverage(middles[:1] + 3 * (rows[:1] - middles[:1]))
+    assert (one.clusters, one.edges) == (1 / 32, 1 / 32)
 
 
 def test_the_calibration_covers_itself_and_one_state_covers_little(calibration, space):
     whole = space.coverage(calibration)
-    assert (whole.concepts, whole.strongest, whole.bins, whole.clusters) == (1, 1, 1, 1)
+    assert set(asdict(whole).values()) == {1.0}
     one = space.coverage(calibration[:1])
     assert one.strongest == 0.5
     assert one.bins == 0.1
@@ -56,7 +72,7 @@ def test_the_greedy_choice_takes_what_adds_most_first_and_never_a_copy(calibrati
 
     def mean_of(places):
         found = space.coverage(exemplars[list(places)])
-        return np.mean([found.concepts, found.strongest, found.bins, found.clusters])
+        return np.mean(list(asdict(found).values()))
 
     assert_allclose(mean_of(chosen[:1]), max(mean_of([i]) for i in range(11)))
     assert_allclose(mean_of(chosen[:2]), max(mean_of([chosen[0], i]) for i in range(11)))
@@ -77,6 +93,6 @@ def test_clusters_without_an_exemplar_are_named_by_their_nearest_rows():
         uncovered(rows, centres[:, :5])
 
 
-def test_one_calibration_state_is_refused():
-    with pytest.raises(InputError, match="2 or more"):
-        ConceptSpace(np.zeros((1, 4), np.float32))
+def test_two_calibration_states_are_refused():
+    with pytest.raises(InputError, match="3 or more"):
+        ConceptSpace(np.zeros((2, 4), np.float32))

@@ -29,8 +29,8 @@ from larf_curate.errors import InputError, ModelError
 from larf_curate.extras import require
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
 from larf_curate.training.contrastive import Batch, ContrastiveRows, References
+from larf_curate.training.likelihood import answer_log_probs
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
-from larf_curate.training.rows import IGNORED
 
 for _module in ("accelerate", "peft", "trl"):
     require(_module, extra="train")
@@ -313,15 +313,8 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
     def _answer_log_prob(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each row's answer, shape (rows,), summed over its tokens."""
         inputs = self._prepare_inputs(batch)
-        labels = inputs["labels"][:, 1:]
         states = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**states, use_cache=False).logits[:, :-1]
-        row, place = (labels != IGNORED).nonzero(as_tuple=True)
-        chosen = logits[row, place]
-        losses = functional.cross_entropy(
-            chosen.to(torch.promote_types(chosen.dtype, torch.float32)), labels[row, place], reduction="none"
-        )
-        return -losses.new_zeros(len(labels)).index_add(0, row, losses)
+        return answer_log_probs(model(**states, use_cache=False).logits, inputs["labels"])
 
     def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """Mean over the processes."""

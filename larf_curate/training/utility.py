@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn import functional
 from tqdm import tqdm
 
 from larf_curate.errors import InputError
 from larf_curate.training.generate import generate_answers
+from larf_curate.training.likelihood import answer_log_probs
 from larf_curate.training.prompts import load_table
 from larf_curate.training.rows import IGNORED, training_rows
 from larf_curate.training.statistics import bootstrap_interval
@@ -132,10 +132,9 @@ def _losses(model: Any, rows: Mapping[str, list[list[int]]]) -> list[float]:  # 
             ([[1] * len(row) for row in rows["input_ids"]], 0),
         )
     )
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    loss = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none")
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     counts = (labels[:, 1:] != IGNORED).sum(1)
-    return [float(value) for value in loss.sum(1) / counts]
+    return [float(value) for value in -answer_log_probs(logits, labels) / counts]
 
 
 def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
