@@ -17,7 +17,7 @@ from larf_curate.hidden_states import Vectors
 
 CONCEPTS, TOP, BINS, CLUSTERS = 64, 10, 10, 32
 ACTIVE = 1.0
-"""Standard deviations, to either side, from which a concept counts as active; half of it, as in the paper, in a pair."""
+"""Standard deviations to either side from which a concept counts as active; half, as in the paper, in a pair."""
 EDGE = 0.9
 """Share of a cluster's calibration states that lie nearer to its centre than its edge."""
 
@@ -78,7 +78,8 @@ class ConceptSpace:
         half = size >= ACTIVE / 2
         distances = self._clusters.transform(values)
         hit = distances.argmin(axis=1)[:, None] == np.arange(len(self._edge))
-        return [size >= ACTIVE, ranks < TOP, in_bin, hit, half[:, one] & half[:, other], hit & (distances >= self._edge)]
+        at_edge = hit & (distances >= self._edge)
+        return [size >= ACTIVE, ranks < TOP, in_bin, hit, half[:, one] & half[:, other], at_edge]
 
     def coverage(self, exemplars: Vectors) -> Coverage:
         """What exemplars of shape (n, d), n >= 1, cover together."""
