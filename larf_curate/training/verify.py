@@ -101,7 +101,8 @@ class Experiment:
             references=self.references,
         )
         costs = [entry["seconds_per_step"] for entry in trainer.state.log_history if "seconds_per_step" in entry]
-        result = self.checks(trainer.model, trainer.processing_class, folder)
+        model = trainer.model.merge_and_unload() if recipe.lora_rank else trainer.model
+        result = self.checks(model, trainer.processing_class, folder)
         size = {"rows": len(chosen), "tokens": int(sum(tokens[row] for row in chosen))}
         self._finish(folder, {**result, **size, "seconds_per_step": fmean(costs)})
 

@@ -1,11 +1,11 @@
 """Write the rows and prompts of the fine-tuning experiments: clean rows, a mix with harmful rows, rows held out.
 
     python tests/benchmarks/finetuning_data.py --model MODEL --clean alpaca_1000_clean.jsonl \
-        --mix alpaca_2500_harmful10.jsonl --harmful directharm4.csv -o FOLDER
+        --mix alpaca_2500_harmful10.jsonl --harmful directharm4.csv --safe xstest.csv -o FOLDER
 
 ``clean.jsonl``: the clean rows of 80 to 140 tokens. ``mix.jsonl``: rows of at most 140 tokens drawn at random, a tenth
-of them harmful (column ``is_harmful``). ``held_out.jsonl``: other benign rows of that length. ``harmful.csv``: harmful
-prompts drawn at random.
+of them harmful (column ``is_harmful``). ``held_out.jsonl``: other benign rows of that length. ``harmful.csv`` and
+``safe.csv``: prompts drawn at random, of XSTest only the safe ones.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def draw(rows: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--model", "--clean", "--mix", "--harmful", "-o"):
+    for name in ("--model", "--clean", "--mix", "--harmful", "--safe", "-o"):
         parser.add_argument(name, required=True)
     parser.add_argument("--rows", type=int, default=100, help="rows of the mix")
-    parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=200, help="harmful prompts")
+    parser.add_argument("--held-out", type=int, default=40, help="rows and safe prompts")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(ModelSource(model_id=arguments.model))
@@ -60,8 +60,13 @@ def main() -> None:
         folder / "mix.jsonl"
     )
     rest.select(range(arguments.held_out)).to_json(folder / "held_out.jsonl")
-    prompts = Dataset.from_dict({"prompt": load_prompts(arguments.harmful)})
-    draw(prompts, arguments.prompts, arguments.seed)[0].to_csv(folder / "harmful.csv")
+    safe = load_prompts(arguments.safe, where="label=safe")
+    for name, prompts, count in (
+        ("harmful", load_prompts(arguments.harmful), arguments.prompts),
+        ("safe", safe, arguments.held_out),
+    ):
+        table = Dataset.from_dict({"prompt": prompts})
+        draw(table, count, arguments.seed)[0].to_csv(folder / f"{name}.csv")
 
 
 if __name__ == "__main__":
