@@ -84,8 +84,10 @@ def projection_modules(block: nn.Module) -> dict[str, nn.Module]:
         Linear and Conv1D modules, and modules that hold the stacked matrices of experts.
 
     Raises:
-        ModelError: If there is none, or a weight is quantised.
+        ModelError: If there is none, or a weight is quantised or adapted by DoRA.
     """
+    if any("lora_magnitude_vector" in name for name, _ in block.named_parameters()):
+        raise ModelError("weights with a DoRA adapter cannot be scaled: merge it first, with merge_and_unload()")
     found = {name: module for name, module in block.named_modules() if _projects(name, module)}
     if not found:
         raise ModelError(f"no projection weights in {type(block).__name__}: only linear layers can be scaled")

@@ -45,7 +45,20 @@ ARCHITECTURES = {
     "Phi3": GROUPED,
     "GPTNeoX": SIZES,
     "Olmo2": GROUPED,
+    "Falcon": {key: value for key, value in SIZES.items() if key != "intermediate_size"},
+    "Mpt": {
+        "vocab_size": 64,
+        "d_model": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "max_seq_len": 256,
+        "initializer_range": 0.35,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
 }
+"""Falcon adds to a projection's output in place; MPT takes no positions."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -17,6 +17,9 @@ NAMES = {
     "Olmo2": SEVEN,
     "Phi3": {f"self_attn.{n}_proj.weight" for n in ("qkv", "o")}
     | {f"mlp.{n}_proj.weight" for n in ("gate_up", "down")},
+    "Falcon": {f"self_attention.{n}.weight" for n in ("query_key_value", "dense")}
+    | {f"mlp.{n}.weight" for n in ("dense_h_to_4h", "dense_4h_to_h")},
+    "Mpt": {f"attn.{n}.weight" for n in ("Wqkv", "out_proj")} | {f"ffn.{n}.weight" for n in ("up_proj", "down_proj")},
     "GPTNeoX": {f"attention.{n}.weight" for n in ("query_key_value", "dense")}
     | {f"mlp.{n}.weight" for n in ("dense_h_to_4h", "dense_4h_to_h")},
 }
@@ -84,3 +87,9 @@ def test_a_model_without_blocks_and_a_block_without_projections_are_errors():
         decoder_blocks(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="projection weights"):
         projections(nn.LayerNorm(3))
+
+
+def test_an_adapter_that_normalises_its_weights_is_refused():
+    options = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(ModelError, match="DoRA"):
+        projections(decoder_blocks(get_peft_model(tiny_model(), options))[0])

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from larf_curate.blocks import scaled
 from larf_curate.data import load_rows
@@ -10,7 +13,7 @@ from larf_curate.layers.find import _evenly
 from larf_curate.layers.methods import border_of
 from larf_curate.layers.soundness import OPENING, NeutralLoss
 from larf_curate.references import ReferenceSet
-from tests.layers_tiny import PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
+from tests.layers_tiny import GROUPED, PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
 
 REFERENCES = ReferenceSet(
     unsafe=tuple({"prompt": text, "response": "sure , here is the first step"} for text in PROMPTS),
@@ -131,11 +134,28 @@ def test_a_block_that_destroys_harmless_answers_is_broken_and_not_recommended(me
         ({"max_prompts": 0}, InputError, "max_prompts"),
         ({"prompts": ["garlic " * 300]}, InputError, "shorten"),
         ({"keywords": "best"}, InputError, "keywords"),
+        ({"alphas": [0.5, math.inf]}, InputError, "finite"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_reason(options, error, said):
     with pytest.raises(error, match=said):
         find_safety_layers(tiny_model(), tokenizer=tiny_tokenizer(), **{**OPTIONS, **options})
+
+
+def test_a_model_with_recurrent_blocks_is_refused():
+    config = Lfm2Config(**GROUPED, full_attn_idxs=[1])
+    with pytest.raises(ModelError, match="recurrent"):
+        find_safety_layers(Lfm2ForCausalLM(config), tokenizer=tiny_tokenizer(), **OPTIONS)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="device"):
+        find_safety_layers(tmp_path, **{**OPTIONS, "device": "nonsense"})
+
+
+def test_broken_blocks_that_stand_out_are_named_in_the_advice(monkeypatch):
+    monkeypatch.setattr(NeutralLoss, "growth", lambda self, block, alphas: 5.0)
+    assert "(1) break it when scaled" in find("forward").advice
 
 
 def test_a_model_that_is_not_there_and_one_without_blocks_or_template_are_errors(tmp_path):

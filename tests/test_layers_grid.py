@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,9 @@ def test_blocks_rank_by_the_widest_pair_of_scales_and_ties_by_the_narrower_ones(
     np.testing.assert_array_equal(Grid(alphas, values).effects.sum(1), [4, 4, 3, -3])
 
 
-@pytest.mark.parametrize("alphas", [[], [0.7], [0.7, 0.8, 1.3], [0.0, 1.3], [0.7, 1.0, 1.3], [-1, 2]])
+@pytest.mark.parametrize(
+    "alphas", [[], [0.7], [0.7, 0.8, 1.3], [0.0, 1.3], [0.7, 1.0, 1.3], [-1, 2], [0.7, math.inf], [0.7, math.nan]]
+)
 def test_scales_without_a_partner_are_refused(alphas):
     with pytest.raises(InputError, match="scales"):
         check_alphas(alphas)

@@ -29,7 +29,16 @@ def test_lone_surrogates_are_replaced_because_no_tokenizer_takes_them():
     assert prompt == "kill \N{REPLACEMENT CHARACTER} it"
 
 
-@pytest.mark.parametrize("content", ["[]", '["ok", ""]', "[1]", "{", "7", '[{"name": "x"}]'])
+def test_an_empty_table_is_refused(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.touch()
+    with pytest.raises(InputError, match="cannot read prompts"):
+        load_prompts(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '["ok", ""]', "[1]", "{", "7", '"ab"', '[{"name": "x"}]', '{"prompts": ["x"]}']
+)
 def test_files_without_usable_prompts_are_refused(tmp_path, content):
     path = tmp_path / "prompts.json"
     path.write_text(content, encoding="utf-8")

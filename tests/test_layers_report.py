@@ -48,6 +48,24 @@ def test_files_that_are_no_report_are_refused(tmp_path, content):
         LayerReport.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"measures": []},
+        {"scores": None},
+        {"broken": None},
+        {"low": ["x"] * 5},
+        {"scores": [math.nan] * 5},
+        {"high": [1.0]},
+    ],
+)
+def test_a_damaged_report_is_refused(tmp_path, damage):
+    file = report().save(tmp_path)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **damage}), encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        LayerReport.load(tmp_path)
+
+
 def test_the_table_is_in_order_of_rank_with_broken_blocks_last_and_the_authors_layer_numbers():
     table = report().to_pandas()
     assert table.index.tolist() == [2, 1, 4, 3, 0]
@@ -143,6 +161,13 @@ def test_the_command_ends_with_1_where_no_block_stands_out(files, tmp_path, monk
     result = run(files, "-o", str(tmp_path), "--method", "forward")
     assert result.exit_code == 1
     assert "none is recommended" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(files, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    assert isinstance(run(files, "-o", str(tmp_path / "file")).exception, FileExistsError)
+    assert isinstance(run(files, "-o", str(tmp_path / "folder.json")).exception, InputError)
 
 
 def test_scales_that_are_no_numbers_are_wrong_usage(files, tmp_path):

@@ -78,10 +78,14 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
 
     Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
     """
+    from larf_curate.errors import InputError
     from larf_curate.layers import find_safety_layers  # torch takes seconds to import: not for --help
     from larf_curate.layers.report import report_file
 
     file = report_file(output)
+    if file.is_dir():
+        raise InputError(f"wanted a file or a new folder to write to, got the folder {file}: give another name")
+    file.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take hours
     report = find_safety_layers(model, checkpoint=file.with_suffix(".cells.jsonl"), **options)
     report.save(file)
     plot = report.plot(file.with_suffix(".png"))

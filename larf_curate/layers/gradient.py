@@ -64,9 +64,12 @@ def _watched(subject: Subject, total: Tensor) -> Iterator[None]:
     def watch(block: int) -> Any:  # noqa: ANN401
         def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
             if not isinstance(output, Tensor) or output.ndim != 3 or len(output) != total.shape[1]:
-                raise ModelError("blocks with experts do not keep prompts apart: use method='forward'")
+                raise ModelError(
+                    f"the outputs of {type(module).__name__} do not keep prompts apart, as where there are experts: "
+                    "use method='forward'"
+                )
             bias = getattr(module, "bias", None)
-            product = output.detach() if bias is None else output.detach() - bias
+            product = output.detach().clone() if bias is None else output.detach() - bias  # Falcon adds in place
 
             def add(grad: Tensor) -> None:
                 total[block] += (grad.float() * product.float()).flatten(1).sum(1)

@@ -1,6 +1,7 @@
 """The grid of blocks and scales: which cells there are, and what is known of them already."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,8 +55,11 @@ def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
     """
     ordered = tuple(sorted({float(alpha) for alpha in alphas}))
     below = sum(alpha < 1 for alpha in ordered)
-    if not ordered or ordered[0] <= 0 or 1.0 in ordered or below * 2 != len(ordered):
-        raise InputError(f"wanted positive scales, as many below 1 as above, got {list(alphas)}: for instance 0.7, 1.3")
+    finite = all(map(math.isfinite, ordered))
+    if not ordered or not finite or ordered[0] <= 0 or 1.0 in ordered or below * 2 != len(ordered):
+        raise InputError(
+            f"wanted positive, finite scales, as many below 1 as above, got {list(alphas)}: for instance 0.7, 1.3"
+        )
     return ordered
 
 
@@ -117,6 +121,6 @@ class GridStore:
         try:
             cell = json.loads(line)
             if cell["key"] == self._key:
-                self.known[cell["block"], cell["alpha"]] = cell["values"]
-        except (ValueError, KeyError, TypeError):  # an empty line, or one cut off by a crash
+                self.known[cell["block"], cell["alpha"]] = [float(value) for value in cell["values"]]
+        except (ValueError, KeyError, TypeError, RecursionError):  # an empty line, or one cut off by a crash
             return

@@ -49,15 +49,22 @@ def _read(name: str) -> list[Any]:
     path = Path(name)
     try:
         if path.suffix == ".json" and path.exists():
-            return [_prompt(item, name) for item in json.loads(path.read_text(encoding="utf-8"))]
+            return [_prompt(item, name) for item in _list(path)]
         with no_progress_bars():
             rows = _table(path, name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:  # StopIteration: an empty file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"cannot read prompts from {name!r} ({reason}): wanted a json, jsonl, csv or parquet file, or a Hub id"
         ) from error
     return [_prompt(row, name) for row in rows]
+
+
+def _list(path: Path) -> list[Any]:
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(value, list):
+        raise ValueError(f"no list, but a {type(value).__name__}")
+    return value
 
 
 def _table(path: Path, name: str) -> Dataset:

@@ -78,7 +78,8 @@ class Replay:
     ) -> None:
         self.subject = subject
         self.texts = [list(text) for text in texts]
-        self.shared = [] if _window(subject) < max(map(len, texts)) + ROOM else _shared(texts, keep)
+        gaps = _takes_positions(subject) and _window(subject) >= max(map(len, texts)) + ROOM
+        self.shared = _shared(texts, keep) if gaps else []
         self.batches = list(batched(texts, self.shared, batch_tokens, subject.device))
         self._keep = keep
         self._beginning = _Record()
@@ -133,6 +134,11 @@ def _window(subject: Subject) -> float:
     """Width of sliding attention, which counts padding in the middle of a text; infinite if there is none."""
     config = subject.model.config.get_text_config(decoder=True)
     return getattr(config, "sliding_window", None) or float("inf")
+
+
+def _takes_positions(subject: Subject) -> bool:
+    """Whether the model is told each token's position, so that it may ignore padding in the middle of a text."""
+    return "position_ids" in inspect.signature(subject.model.forward).parameters
 
 
 def last_logits(model: nn.Module, count: int) -> dict[str, int]:

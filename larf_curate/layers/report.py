@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.layers.statistics import spearman
@@ -93,6 +95,11 @@ class LayerReport:
         """What to do when no layer is recommended; empty when one is."""
         if self.layers:
             return ""
+        if broken := [block for block in self.broken if self.low[block] > 0]:
+            return (
+                f"the blocks of {self.model} that stand out from chance ({', '.join(map(str, broken))}) break it when "
+                "scaled, so none is recommended: try scales nearer to 1, or method='separation'"
+            )
         other = "references" if self.method == "separation" else "prompts, or method='separation'"
         return (
             f"no block of {self.model} stands out from chance with {self.prompts} prompts, so none is recommended: "
@@ -167,7 +174,7 @@ class LayerReport:
             raise InputError(f"{path} is no layer report of format {FORMAT}: write it again with larf-curate layers")
         try:
             return cls(**_from_json(value))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"the layer report {path} is damaged ({error}): make it again") from error
 
 
@@ -177,7 +184,14 @@ def report_file(path: str | Path) -> Path:
 
 
 def _from_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Lists become tuples again."""
+    """Lists become tuples again.
+
+    Raises:
+        ValueError: If scores and intervals are not finite numbers, as many each.
+    """
+    numbers = np.array([value["scores"], value["low"], value["high"]], np.float64)
+    if numbers.ndim != 2 or not np.isfinite(numbers).all() or None in (value["ranking"], value["broken"]):
+        raise ValueError("scores and intervals are not numbers, one a block")
     curves = tuple(tuple(curve) for curve in value["curves"])
     measures = {name: tuple(column) for name, column in value["measures"].items()}
     fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}

@@ -1,6 +1,7 @@
 """The model whose layers are sought: loaded with its head and tokenizer, and held still while it is probed."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from torch import nn
 
 from larf_curate.blocks import decoder_blocks, projections
 from larf_curate.conversation import Row
-from larf_curate.devices import Dtype, resolve_device, resolve_dtype
-from larf_curate.errors import InputError
+from larf_curate.devices import Dtype, check_device, resolve_device, resolve_dtype
+from larf_curate.errors import InputError, ModelError
 from larf_curate.model_source import ModelSource, load_causal_lm, load_tokenizer
 from larf_curate.rendering import Renderer, template_digest
 
@@ -32,7 +33,7 @@ class Subject:
         name: What to call the model in reports.
 
     Raises:
-        ModelError: If there is no chat template, or no blocks with projection weights are found.
+        ModelError: If there is no chat template, no blocks with projection weights are found, or some are recurrent.
     """
 
     model: Any
@@ -45,6 +46,12 @@ class Subject:
         object.__setattr__(self, "blocks", decoder_blocks(self.model))
         for block in self.blocks:
             projections(block)
+        if getattr(self.model, "_is_stateful", False) or not all(map(_attends, self._kinds())):
+            raise ModelError(f"{self.name} has recurrent blocks: layers are found where every block is attention")
+
+    def _kinds(self) -> list[str]:
+        """What each block does, where the config says it."""
+        return list(getattr(self.model.config.get_text_config(decoder=True), "layer_types", None) or [])
 
     @property
     def window(self) -> int:
@@ -101,9 +108,10 @@ class Subject:
         return [(item.ids[: item.turns[-1].end + 1], item.turns[-1].start) for item in rendered if item]
 
     def digest(self) -> str:
-        """Hex SHA-256 of the chat template, the stop tokens and a sample of every weight."""
+        """Hex SHA-256 of config, chat template, stop tokens and a sample of every weight."""
         text = f"{template_digest(self.tokenizer)} {sorted(self.stop_ids)} {self.device.type}"
-        digest = hashlib.sha256(text.encode())
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
+        digest = hashlib.sha256((text + json.dumps(config, sort_keys=True, default=str)).encode())
         for name, weight in self.model.named_parameters():
             values = weight.detach().flatten()
             sample = values[:: max(1, values.numel() // SAMPLED)].float().cpu().numpy()
@@ -125,6 +133,10 @@ class Subject:
                 weight.requires_grad_(was)
 
 
+def _attends(kind: str) -> bool:
+    return kind.endswith("attention") and not kind.startswith("linear")
+
+
 def load_subject(
     model: Any,  # noqa: ANN401  a path, an id, or a model of transformers or PEFT
     *,
@@ -138,7 +150,7 @@ def load_subject(
 
     Raises:
         InputError: If a loaded model comes without tokenizer and does not tell where it came from.
-        ModelError: If it cannot be loaded or has no chat template.
+        ModelError: If it cannot be loaded, has no chat template, or there is no such device.
     """
     if not isinstance(model, str | Path):
         name = str(getattr(model.config, "_name_or_path", "") or "")
@@ -146,6 +158,7 @@ def load_subject(
             raise InputError("wanted a tokenizer with a loaded model: find_safety_layers(model, tokenizer=…)")
         return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), Path(name).name or "model")
     device = resolve_device(device)
+    check_device(device)
     source = ModelSource(model_id=str(model), revision=revision, trust_remote_code=trust_remote_code)
     loaded = load_causal_lm(source, getattr(torch, resolve_dtype(dtype, device)))
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
