@@ -14,6 +14,10 @@ from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
 
 
+WEIGHTS = (1, 2)
+"""Of `harmful` and `erosion` in the default signal."""
+
+
 def harmful(refs: ReferenceStates) -> Signal:
     """Likeness of the answer to unsafe ones, in standard deviations of neutral rows of that length; higher is worse.
 
@@ -35,9 +39,13 @@ def erosion(refs: ReferenceStates) -> Signal:
 
 
 def combined(refs: ReferenceStates) -> Signal:
-    """Mean of `harmful` and `erosion`; unbounded, higher is worse."""
+    """Weighted mean of `harmful` and `erosion`; unbounded, higher is worse.
+
+    `erosion` counts twice: what fine-tuning on a row costs follows it more closely, and where the references' answers are
+    of another kind than the dataset's it is the surer guide to harmful rows too.
+    """
     axes = (harmful(refs), erosion(refs))
-    return lambda states: np.mean([axis(states) for axis in axes], axis=0)
+    return lambda states: np.average([axis(states) for axis in axes], axis=0, weights=WEIGHTS).astype(np.float32)
 
 
 def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:

@@ -13,6 +13,9 @@ from larf_curate.errors import InputError
 Scores: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
+PICKS, STRATA = 8, 8
+"""Rows to take from each stratum of length where there are many, and how many strata there are where there are few."""
+
 KINDS = ("top", "bottom", "random", "longest", "all", "kept", "thinned")
 
 
@@ -117,7 +120,7 @@ def _thinned(arm: Arm, scores: Scores, rows: Indices, shuffled: Scores, removed:
 def _matched(key: Scores, lengths: NDArray[Any], usable: Indices, count: int) -> Indices:
     """The rows with the smallest keys within narrow strata of length; every key takes as many from each stratum."""
     by_length = usable[np.argsort(lengths[usable], kind="stable")]
-    strata = np.array_split(by_length, max(1, count // 2))
+    strata = np.array_split(by_length, max(count // PICKS, min(count // 2, STRATA), 1))
     ends = np.cumsum([len(stratum) for stratum in strata])
     quotas = np.diff(np.round(ends * count / len(usable)).astype(int), prepend=0)
     chosen = [
