@@ -13,7 +13,6 @@ from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
 
-
 WEIGHTS = (1, 2)
 """Of `harmful` and `erosion` in the default signal."""
 
@@ -41,8 +40,8 @@ def erosion(refs: ReferenceStates) -> Signal:
 def combined(refs: ReferenceStates) -> Signal:
     """Weighted mean of `harmful` and `erosion`; unbounded, higher is worse.
 
-    `erosion` counts twice: what fine-tuning on a row costs follows it more closely, and where the references' answers are
-    of another kind than the dataset's it is the surer guide to harmful rows too.
+    `erosion` counts twice: what fine-tuning on a row costs follows it more closely, and where the references' answers
+    are of another kind than the dataset's it is the surer guide to harmful rows too.
     """
     axes = (harmful(refs), erosion(refs))
     return lambda states: np.average([axis(states) for axis in axes], axis=0, weights=WEIGHTS).astype(np.float32)
