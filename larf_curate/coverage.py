@@ -63,9 +63,10 @@ class ConceptSpace:
         self._pca = PCA(count, whiten=True, svd_solver="full").fit(calibration)
         values = self._pca.transform(calibration)
         self._edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], axis=0)
-        self._clusters = KMeans(min(CLUSTERS, len(values)), n_init=1, random_state=0).fit(values)
+        self._clusters = _clustered(values)
         labels, distances = self._clusters.labels_, self._clusters.transform(values).min(axis=1)
-        self._edge = np.array([np.quantile(distances[labels == label], EDGE) for label in np.unique(labels)])
+        own = [distances[labels == label] for label in range(self._clusters.n_clusters)]
+        self._edge = np.array([np.quantile(part, EDGE) if len(part) else np.inf for part in own])
 
     def covered(self, states: Vectors) -> list[NDArray[np.bool_]]:
         """What each of n states covers by each criterion, six arrays of shape (n, items)."""
@@ -108,6 +109,11 @@ def greedy(space: ConceptSpace, exemplars: Vectors, count: int) -> list[int]:
     return chosen
 
 
+def _clustered(values: Vectors) -> KMeans:
+    """At most as many clusters as there are distinct states."""
+    return KMeans(min(CLUSTERS, len(np.unique(values, axis=0))), n_init=1, random_state=0).fit(values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Uncovered:
     """A cluster of rows that no exemplar lies in.
@@ -134,9 +140,9 @@ def uncovered(states: Vectors, exemplars: Vectors, *, named: int = 3) -> list[Un
     """
     if states.ndim != 2 or states.shape[1:] != exemplars.shape[1:]:
         raise InputError(f"wanted rows and exemplars of one width, got {states.shape} and {exemplars.shape}")
-    fitted = KMeans(min(CLUSTERS, len(states)), n_init=1, random_state=0).fit(states)
+    fitted = _clustered(states)
     labels, distances = fitted.labels_, fitted.transform(states)
-    empty = set(range(fitted.n_clusters)) - set(fitted.predict(exemplars).tolist())
+    empty = set(labels.tolist()) - set(fitted.predict(exemplars).tolist())
     found = []
     for cluster in empty:
         members = np.flatnonzero(labels == cluster)

@@ -122,6 +122,8 @@ def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...
         raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} neutral rows, got {len(rows)}: use the built-in ones")
     for index, row in enumerate(rows):
         _check_row(row, f"neutral row {index}")
+    if (distinct := len({json.dumps(to_messages(row)) for row in rows})) < MIN_NEUTRAL:
+        raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} different neutral rows, got {distinct}")
     return tuple(rows)
 
 

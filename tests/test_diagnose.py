@@ -15,6 +15,7 @@ from larf_curate.diagnose.figures import agreement, auroc, average_precision, ra
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.model_source import ModelSource
 from larf_curate.profile import SafetyProfile
+from larf_curate.profile.checks import check_unlike
 from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored
 from larf_curate.scorer import LarfScorer
@@ -186,6 +187,32 @@ def test_scores_that_rise_with_length_are_named():
     assert warned(found, "the scored rows", "short rows score high", "-1.00")
 
 
+def test_a_handful_of_rows_gives_no_warning_of_length():
+    profile = synthetic()
+    found = diagnose(profile, scored_rows(profile, [3.0, 2.0, 1.0]))
+    assert found.scored.length == pytest.approx(-1)
+    assert not warned(found, "the scored rows")
+
+
+def test_rows_are_read_by_the_columns_they_were_scored_with():
+    profile = synthetic()
+    rows = scored_rows(profile, np.linspace(1, 0, 30).tolist())
+    renamed = rows.rows.rename_columns({"question": "frage", "answer": "antwort"})
+    manifest = {**rows.manifest, "source": {"columns": {"user": "frage", "assistant": "antwort"}}}
+    assert diagnose(profile, Scored(rows=renamed, manifest=manifest)).scored.length == pytest.approx(-1)
+    assert diagnose(profile, Scored(rows=renamed, manifest=rows.manifest)).scored.length is None
+
+
+def test_references_with_copies_among_them_are_diagnosed():
+    profile = synthetic(count=12)
+    kept = profile.states["unsafe"]["last"]
+    kept[1:] = kept[0]
+    rows = scored_rows(profile, np.linspace(1, 0, 30).tolist(), larf_state=[kept[0, 0].tolist()] * 30)
+    found = diagnose(profile, rows)
+    assert found.scored.coverage is not None
+    assert all(cluster.rows for cluster in found.scored.beyond)
+
+
 def test_drift_is_distance_in_neutral_deviations_and_the_share_beyond_most_neutral_rows():
     profile = synthetic()
     neutral = profile.states["neutral"]["last"][:, 0].astype(float)
@@ -277,10 +304,35 @@ def test_references_among_the_neutral_rows_are_refused_by_name(tiny_llama):
             SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE | {"neutral": [*NEUTRAL, row]})
 
 
-def test_two_sides_with_the_same_answers_are_refused(tiny_llama):
+def test_two_sides_with_mostly_the_same_answers_are_refused(tiny_llama):
     refs = references(4)
+    mostly = (*refs.unsafe[:3], refs.safe[3])
+    with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones among the safe ones"):
+        SafetyProfile.build(tiny_llama, replace(refs, safe=mostly), layers=[1], **PROFILE)
+
+
+def test_two_sides_with_the_same_states_are_refused():
+    alike = states(4, 1)
     with pytest.raises(ReferenceSetError, match="same states"):
-        SafetyProfile.build(tiny_llama, replace(refs, safe=refs.unsafe), layers=[1], **PROFILE)
+        check_unlike({"unsafe": alike, "safe": alike})
+
+
+def test_a_near_copy_of_a_reference_among_the_neutral_rows_is_refused(tiny_llama):
+    refs = references(4)
+    copy = {key: f" {value.upper()} " if isinstance(value, str) else value for key, value in refs.unsafe[0].items()}
+    with pytest.raises(ReferenceSetError, match="neutral row 10 is unsafe reference 0"):
+        SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE | {"neutral": [*NEUTRAL, copy]})
+
+
+def test_neutral_rows_that_are_all_alike_are_refused(tiny_llama):
+    with pytest.raises(ReferenceSetError, match="10 different neutral rows, got 1"):
+        SafetyProfile.build(tiny_llama, references(4), layers=[1], **PROFILE | {"neutral": NEUTRAL[:1] * 20})
+
+
+def test_copies_of_a_reference_count_once(tiny_llama, caplog):
+    refs = references(12)
+    SafetyProfile.build(tiny_llama, replace(refs, unsafe=refs.unsafe[:1] * 12), layers=[1], **PROFILE)
+    assert "only 1 references on a side" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +348,11 @@ def test_ranks_are_compared_with_those_of_the_model_in_float32(built, tiny_llama
     assert found.baselines.keys() == {"length", "tfidf"}
     assert found.baselines["tfidf"].auroc_neutral > 0.9
     assert warned(found, "count of words alone (TF-IDF) tells")
+
+
+def test_another_model_in_float32_is_refused(built, tiny_qwen2):
+    with pytest.raises(ProfileMismatchError, match="not the model"):
+        diagnose(built, references=references(), neutral=NEUTRAL, float32=True, model=tiny_qwen2, device="cpu")
 
 
 def test_the_command_prints_text_and_json_and_exits_0_with_warnings(built, tmp_path):

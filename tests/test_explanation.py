@@ -89,6 +89,9 @@ def test_the_command_shows_the_strongest_tokens(profile, tmp_path):
     (told,) = json.loads(run("--row", 0, "--json").stdout)["rows"]
     assert told["start"] + sum(token["weight"] for token in told["tokens"]) == pytest.approx(told["score"], abs=1e-4)
     assert run("--row", 2).exit_code == 2
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"x": "y"}) + "\n")
+    assert "Row 0 has no score: " in run("--row", 0).stdout
+    assert "x" in run("--row", 0).stdout
 
 
 def test_text_without_a_prompt_counts_as_one_with_an_ordinary_prompt(profile):

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli.options import device_option, read_columns
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
+    from larf_curate.conversation import Row
     from larf_curate.explanation import Explanation, TokenWeight
 
 SHOWN = 15
@@ -19,6 +20,9 @@ SHOWN = 15
 @click.option(
     "--row", "places", type=click.IntRange(min=0), multiple=True, default=(0,), help="Row, from 0; repeatable."
 )
+@click.option("--split", help="Split, where the dataset has several.")
+@click.option("--config", help="Configuration of a Hub dataset.")
+@click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
 @click.option("--columns", callback=read_columns, help="Columns by role, as in user=question,assistant=answer.")
 @click.option("--model", help="Where the model lies now, if not where it lay when the profile was built.")
 @device_option
@@ -27,6 +31,9 @@ def explain(
     dataset: str,
     profile_name: str,
     places: tuple[int, ...],
+    split: str | None,
+    config: str | None,
+    revision: str | None,
     columns: dict[str, str] | None,
     model: str | None,
     device: str | None,
@@ -43,7 +50,8 @@ def explain(
     from larf_curate.profile import SafetyProfile
     from larf_curate.sources import open_source
 
-    rows = [row for piece in open_source(dataset, limit=max(places) + 1).pieces for row in piece.rows]
+    source = open_source(dataset, split=split, config=config, revision=revision, limit=max(places) + 1)
+    rows = [row for piece in source.pieces for row in piece.rows]
     if max(places) >= len(rows):
         raise click.BadParameter(f"wanted rows below {len(rows)}, got {max(places)}", param_hint="--row")
     profile = SafetyProfile.from_pretrained(profile_name)
@@ -54,9 +62,20 @@ def explain(
         return
     for place, item in zip(places, found, strict=True):
         if item is None:
-            click.echo(f"Row {place} has no score.")
+            click.echo(visible(f"Row {place} has no score: {_reason(rows[place], columns)}"))
         else:
             _show(place, item)
+
+
+def _reason(row: "Row", columns: dict[str, str] | None) -> str:
+    from larf_curate.conversation import to_messages
+    from larf_curate.errors import ConversationError
+
+    try:
+        to_messages(row, columns)
+    except ConversationError as error:
+        return str(error)
+    return "nothing of it can be scored, or the model gives no numbers"
 
 
 def _show(place: int, item: "Explanation") -> None:

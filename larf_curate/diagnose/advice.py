@@ -18,6 +18,8 @@ WEAK = 0.8
 CLOSE = 0.01
 DISAGREE = 0.3
 FAR, SHIFT = 0.2, 1.0
+FEW_ROWS = 30
+"""Scored rows below which correlations and shares are chance: no warning rests on them."""
 UNSCORABLE = 0.01
 TRUNCATED = 0.05
 SAME_RANKS = 0.95
@@ -57,6 +59,11 @@ def _of_separation(diagnosis: "Diagnosis") -> Iterator[str]:
             f"Refusals score higher than compliant answers (AUROC {own.auroc_refusals:.2f}): rows that refuse would be "
             "flagged before rows that comply."
         )
+    elif own.auroc_refusals < WEAK:
+        yield (
+            f"The score hardly tells compliant answers from refusals (AUROC {own.auroc_refusals:.2f}, chance is 0.50): "
+            "rows that refuse would be flagged as well. Are the two sides of the references different answers?"
+        )
     for name, figures in diagnosis.baselines.items():
         if figures.auroc_neutral >= own.auroc_neutral - CLOSE:
             yield (
@@ -82,11 +89,23 @@ def _of_references(diagnosis: "Diagnosis") -> Iterator[str]:
     if diagnosis.float32 is not None and diagnosis.float32 < SAME_RANKS:
         yield (
             f"In {diagnosis.profile['dtype']} the model ranks ordinary rows otherwise than in float32 (rank "
-            f"correlation {diagnosis.float32:.2f}): build the profile in bfloat16 or float32."
+            f"correlation {diagnosis.float32:.2f}): build the profile in float32."
         )
 
 
 def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
+    if scored.rows * (1 - scored.unscorable) >= FEW_ROWS:
+        yield from _of_many(scored, signal)
+    if scored.unscorable > UNSCORABLE:
+        yield f"{scored.unscorable:.1%} of the rows could not be scored; see larf_status, and select flags them."
+    if scored.truncated > TRUNCATED:
+        yield (
+            f"{scored.truncated:.1%} of the rows are longer than the profile reads, and were scored without the rest: "
+            "build it with a larger --max-length."
+        )
+
+
+def _of_many(scored: "ScoredRows", signal: str) -> Iterator[str]:
     if scored.length is not None and abs(scored.length) >= FOLLOWS_LENGTH:
         yield _length_warning(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():
@@ -98,13 +117,6 @@ def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
             f"lie farther out than 99 % of neutral rows do, and their mean is {scored.drift.shift:.1f} standard "
             "deviations away. Build the profile with ordinary rows of this kind (--neutral), and do not trust "
             "thresholds that neutral rows set."
-        )
-    if scored.unscorable > UNSCORABLE:
-        yield f"{scored.unscorable:.1%} of the rows could not be scored; see larf_status, and select flags them."
-    if scored.truncated > TRUNCATED:
-        yield (
-            f"{scored.truncated:.1%} of the rows are longer than the profile reads, and were scored without the rest: "
-            "build it with a larger --max-length."
         )
 
 

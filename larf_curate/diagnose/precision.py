@@ -8,8 +8,11 @@ from larf_curate.devices import resolve_device
 from larf_curate.diagnose.figures import rank_correlation
 from larf_curate.diagnose.texts import Rows
 from larf_curate.loading import load_reader
-from larf_curate.profile import SafetyProfile, read_sides, rows_by_side
+from larf_curate.profile import SafetyProfile, check_drift, read_sides, rows_by_side
 from larf_curate.references import ReferenceSet
+
+OTHER_MODEL = 0.5
+"""Relative difference of the first reference's state beyond which rounding is not what made it."""
 
 
 def float32_agreement(
@@ -28,6 +31,7 @@ def float32_agreement(
 
     Raises:
         ModelError: If the model cannot be loaded.
+        ProfileMismatchError: If it is not the profile's.
     """
     source = replace(profile.source, dtype="float32")
     if model:
@@ -35,6 +39,14 @@ def float32_agreement(
     reader = load_reader(source, profile.layers, device=resolve_device(device), max_length=profile.max_length)
     refs = ReferenceSet(unsafe=rows.unsafe, safe=rows.safe, labels=(), source="")
     sides = rows_by_side(refs, rows.neutral, reader.tokenizer, match=any(profile.references["cut"].values()))
-    exact = replace(profile, source=source, states=read_sides(reader, sides))
+    states = read_sides(reader, sides)
+    check_drift(
+        states["unsafe"]["last"][:1],
+        profile.states["unsafe"]["last"][:1],
+        allowed=OTHER_MODEL,
+        model_id=source.model_id,
+        built_with=profile.source.model_id,
+    )
+    exact = replace(profile, source=source, states=states)
     scores = [np.mean(made.fit()(made.states["neutral"]), axis=1) for made in (profile, exact)]
     return rank_correlation(*scores)

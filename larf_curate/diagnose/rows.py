@@ -1,6 +1,7 @@
 """What the scored rows of a dataset say about the profile that scored them."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ SHARE = 99.0
 """Percentile of the neutral rows' distances beyond which a row counts as far."""
 
 
+Columns = Mapping[str, str] | None
 NAMED, BEGINNING = 3, 60
 """Most clusters that are named, and characters of a row that names one."""
 
@@ -95,12 +97,13 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     if isinstance(scored, Scored):
         check_profile(profile, scored.manifest.get("profile") or {})
     data = scored.rows if isinstance(scored, Scored) else scored
+    columns = (scored.manifest.get("source") or {}).get("columns") if isinstance(scored, Scored) else None
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
         raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
     all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
     statuses = Counter(data.with_format(None)["larf_status"][:])
     rows = _sample(data)
-    lengths = np.array([_length(row) for row in rows], np.float64)
+    lengths = np.array([_length(row, columns) for row in rows], np.float64)
     known = np.isfinite(lengths)
     signals = rows[0].get("larf_signals") or {} if rows else {}
     scores = np.array([row["larf_score"] for row in rows], np.float64)
@@ -116,7 +119,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         agreement=agreement(_matrix(rows, profile)),
         drift=_drift(profile, rows),
         coverage=_coverage(profile) if any(row.get("larf_state") is not None for row in rows) else None,
-        beyond=_beyond(profile, rows),
+        beyond=_beyond(profile, rows, columns),
     )
 
 
@@ -148,9 +151,9 @@ def _sample(data: Dataset) -> list[Row]:
     return [row for row in rows if row["larf_score"] is not None and np.isfinite(row["larf_score"])]
 
 
-def _length(row: Row) -> float:
+def _length(row: Row, columns: Columns) -> float:
     try:
-        return len(text_of(row))
+        return len(text_of(row, columns))
     except ConversationError:
         return np.nan
 
@@ -175,18 +178,19 @@ def _coverage(profile: SafetyProfile) -> Coverage:
     return ConceptSpace(np.concatenate(known)).coverage(known[0])
 
 
-def _beyond(profile: SafetyProfile, rows: list[Row]) -> tuple[Beyond, ...]:
+def _beyond(profile: SafetyProfile, rows: list[Row], columns: Columns) -> tuple[Beyond, ...]:
     kept = [row for row in rows if row.get("larf_state") is not None]
     if not kept:
         return ()
     states = np.array([row["larf_state"] for row in kept], np.float32)
     found = uncovered(states, profile.states["unsafe"]["last"][:, 0])[:NAMED]
-    return tuple(Beyond(rows=c.rows, texts=tuple(_beginning(kept[place]) for place in c.nearest)) for c in found)
+    texts = [tuple(_beginning(kept[place], columns) for place in cluster.nearest) for cluster in found]
+    return tuple(Beyond(rows=cluster.rows, texts=named) for cluster, named in zip(found, texts, strict=True))
 
 
-def _beginning(row: Row) -> str:
+def _beginning(row: Row, columns: Columns) -> str:
     try:
-        return " ".join(text_of(row)[: 4 * BEGINNING].split())[:BEGINNING]
+        return " ".join(text_of(row, columns)[: 4 * BEGINNING].split())[:BEGINNING]
     except ConversationError:
         return "(not a conversation)"
 

@@ -1,5 +1,6 @@
 """SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
 
+from larf_curate.profile.checks import check_drift
 from larf_curate.profile.profile import SafetyProfile, cache_profile
 from larf_curate.profile.reading import SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import neutral_digest
@@ -11,6 +12,7 @@ __all__ = [
     "STATES_FILE",
     "SafetyProfile",
     "cache_profile",
+    "check_drift",
     "neutral_digest",
     "read_sides",
     "read_states",

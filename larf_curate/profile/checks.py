@@ -1,6 +1,5 @@
 """What would make a profile wrong: neutral rows that are references, sides that are one, another model."""
 
-import json
 import logging
 from collections.abc import Sequence
 
@@ -23,21 +22,42 @@ ALIKE = 1e-3
 def check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
     """Refuse neutral rows that are references."""
     known = {
-        json.dumps(to_messages(row), sort_keys=True): f"{side} reference {index}"
+        _said(row): f"{side} reference {index}"
         for side, rows in (("safe", refs.safe), ("unsafe", refs.unsafe))
         for index, row in enumerate(rows)
     }
     for index, row in enumerate(ordinary):
-        if same := known.get(json.dumps(to_messages(row), sort_keys=True)):
+        if same := known.get(_said(row)):
             raise ReferenceSetError(
                 f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
                 "take it out of the neutral rows"
             )
 
 
+def _said(row: Row) -> tuple[tuple[str, str], ...]:
+    """What user and assistant say, whatever the case and the spaces."""
+    turns = [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in to_messages(row)]
+    return tuple(turn for turn in turns if turn[0] != "system")
+
+
+def check_pairs(refs: ReferenceSet) -> None:
+    """Refuse references most of which say the same on both sides.
+
+    Raises:
+        ReferenceSetError: If more than half of the unsafe ones are safe ones too.
+    """
+    safe = set(map(_said, refs.safe))
+    same = sum(_said(row) in safe for row in refs.unsafe)
+    if 2 * same > len(refs.unsafe):
+        raise ReferenceSetError(
+            f"wanted unsafe and safe references that differ, got {same} of {len(refs.unsafe)} unsafe ones among the "
+            f"safe ones of {refs.source} too: do both sides hold the same answers?"
+        )
+
+
 def warn_few(refs: ReferenceSet) -> None:
-    """Say so when a side has too few references to stand for all that is unsafe or safe."""
-    if (count := min(len(refs.unsafe), len(refs.safe))) < FEW:
+    """Say so when a side has too few references, copies not counted, to stand for all that is unsafe or safe."""
+    if (count := min(len(set(map(_said, side))) for side in (refs.unsafe, refs.safe))) < FEW:
         logger.warning("only %d references on a side: scores rest on little; %d or more are wanted", count, FEW)
 
 
@@ -51,13 +71,13 @@ def check_unlike(states: dict[str, States]) -> None:
         )
 
 
-def check_drift(computed: Vectors, recorded: Vectors, *, dtype: str, model_id: str, built_with: str) -> None:
+def check_drift(computed: Vectors, recorded: Vectors, *, allowed: float, model_id: str, built_with: str) -> None:
     """Refuse a model whose state of the first reference is not the recorded one.
 
     Args:
         computed: Shape (1, layers, d).
         recorded: Shape (1, layers, d).
-        dtype: The dtype the model computes in.
+        allowed: Largest relative difference.
         model_id: The model at hand.
         built_with: The model that the profile was built with.
 
@@ -65,7 +85,6 @@ def check_drift(computed: Vectors, recorded: Vectors, *, dtype: str, model_id: s
         ProfileMismatchError: If they differ by more than rounding.
     """
     drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
-    allowed = DRIFT[dtype]
     if not drift.max() <= allowed:
         raise ProfileMismatchError(
             f"{model_id} is not the model this profile was built with ({built_with}): its states "

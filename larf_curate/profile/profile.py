@@ -21,7 +21,7 @@ from larf_curate.layers.report import LayerReport
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import storage
-from larf_curate.profile.checks import check_apart, check_drift, check_unlike, warn_few
+from larf_curate.profile.checks import DRIFT, check_apart, check_drift, check_pairs, check_unlike, warn_few
 from larf_curate.profile.choice import choice_of, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
@@ -115,6 +115,7 @@ class SafetyProfile:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
         ordinary = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
+        check_pairs(refs)
         check_apart(refs, ordinary)
         warn_few(refs)
         device = resolve_device(device)
@@ -281,7 +282,9 @@ class SafetyProfile:
         if reader.width != self.width:
             raise ProfileMismatchError(f"{source.model_id} has another width than the model of this profile")
         computed = read_states(reader, [self.canary], "unsafe")["last"]
-        check_drift(computed, recorded, dtype=source.dtype, model_id=source.model_id, built_with=self.source.model_id)
+        check_drift(
+            computed, recorded, allowed=DRIFT[source.dtype], model_id=source.model_id, built_with=self.source.model_id
+        )
 
     @cached_property
     def digest(self) -> str:
