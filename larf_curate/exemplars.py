@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from larf_curate.conversation import Row
 from larf_curate.cores import worker_threads
+from larf_curate.coverage import ConceptSpace, greedy
 from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import cache_home, read_json, whole, write_json
 from larf_curate.hidden_states import Vectors
-from larf_curate.profile import SafetyProfile, read_states
+from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.references import ReferenceSet
 from larf_curate.signals.geometry import unit
 
@@ -151,6 +152,26 @@ class ExemplarIndex:
         return replace(
             self, states=np.concatenate([self.states, states]), ids=(*self.ids, *ids), labels=(*self.labels, *labels)
         )
+
+    def covering(self, count: int, profile: SafetyProfile) -> "ExemplarIndex":
+        """A smaller index that covers most of what this one does; see `larf_curate.coverage`.
+
+        Args:
+            count: How many exemplars, each the one that adds most to those before; fewer if no other adds anything.
+            profile: Its references and neutral rows say what there is to cover.
+
+        Raises:
+            InputError: If the profile's first layer is another than the index's, or count is below 1.
+        """
+        if count < 1 or profile.layers[0] != self.layer:
+            raise InputError(
+                f"wanted at least 1 exemplar and a profile whose first layer is {self.layer}, got {count} and "
+                f"{profile.layers[0]}"
+            )
+        known = np.concatenate([profile.states[side]["last"][:, 0] for side in SIDES])
+        places = greedy(ConceptSpace(known), self.states, count)
+        ids, labels = (tuple(values[place] for place in places) for values in (self.ids, self.labels))
+        return replace(self, states=self.states[places], ids=ids, labels=labels)
 
     @cached_property
     def digest(self) -> str:

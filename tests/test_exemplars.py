@@ -1,11 +1,12 @@
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from larf_curate.coverage import ConceptSpace
 from larf_curate.errors import InputError, MissingExtraError
 from larf_curate.exemplars import CONFIG_FILE, STATES_FILE, ExemplarIndex
 from larf_curate.loading import load_reader
@@ -47,6 +48,26 @@ def cosines(queries, states):
     queries, states = queries.astype(float), states.astype(float)
     lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(states, axis=1)[None]
     return queries @ states.T / lengths
+
+
+def test_a_smaller_index_holds_what_covers_most(profile):
+    own = profile.states["unsafe"]["last"][:, 0]
+    index = ExemplarIndex(
+        states=np.concatenate([own[:1], own[:1], own]), ids=tuple("abcdef"), labels=tuple("uvwxyz"), layer=2
+    )
+    few = index.covering(3, profile)
+    assert len(few.ids) == 3
+    assert len({"a", "b", "c"} & set(few.ids)) <= 1, "copies add nothing"
+    for row, name, label in zip(few.states, few.ids, few.labels, strict=True):
+        assert_array_equal(row, index.states["abcdef".index(name)])
+        assert label == "uvwxyz"["abcdef".index(name)]
+    space = ConceptSpace(np.concatenate([profile.states[side]["last"][:, 0] for side in ("unsafe", "safe", "neutral")]))
+    alone = [np.mean(list(asdict(space.coverage(state[None])).values())) for state in index.states]
+    assert alone["abcdef".index(few.ids[0])] == max(alone)
+    assert len(index.covering(99, profile).ids) <= 4
+    for count, other in ((0, profile), (2, replace(profile, layers=(0, 2)))):
+        with pytest.raises(InputError, match="at least 1 exemplar and a profile whose first layer is 2"):
+            index.covering(count, other)
 
 
 @pytest.mark.parametrize("k", [1, 7, 50, 80])
