@@ -19,7 +19,11 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
 @click.option("--columns", callback=read_columns, help="Column names by role, as in user=question,assistant=answer.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score only this many rows, from the beginning.")
-@click.option("--signals", help="Signals written into larf_signals, with commas.  [default: the profile's own]")
+@click.option(
+    "--signals",
+    help="Signals written into larf_signals, with commas.  [default: harmful,erosion for the default signal, else the "
+    "profile's own]",
+)
 @click.option(
     "--neighbors",
     type=click.IntRange(min=0),

@@ -67,6 +67,7 @@ def select(
     if output.resolve() == scored.resolve():
         raise click.UsageError(f"wanted another folder than {scored}, which holds the scored rows: name it with -o")
     data = Scored.load(scored)
+    profile = SafetyProfile.from_pretrained(profile_name) if profile_name else None
     selection = select_rows(
         data.rows,
         top_ratio=top_ratio,
@@ -74,11 +75,11 @@ def select(
         threshold=threshold,
         percentile=percentile,
         max_false_flags=max_false_flags,
+        profile=profile,
         source=data.source_id,
         scored=data.manifest,
     )
-    if tokens and profile_name:
-        profile = SafetyProfile.from_pretrained(profile_name)
+    if tokens and profile:
         selection = explained(selection, profile, rows=tokens, model=model, device=device)
     selection.save(output)
     summary = selection.summary()
