@@ -90,9 +90,8 @@ class Diagnosis:
                 yield "mean state, from the neutral mean", f"{self.scored.drift.shift:.2f} standard deviations"
                 yield "rows farther out than 99 % of neutral rows", f"{self.scored.drift.far:.1%}"
             if (covered := self.scored.coverage) is not None:
-                shares = f"{covered.concepts:.0%} of concepts, {covered.pairs:.0%} of pairs of them, "
-                shares += f"{covered.clusters:.0%} of clusters, {covered.edges:.0%} of their edges"
-                yield "unsafe references cover, of what the profile's rows show", shares
+                yield "unsafe references cover of concepts, pairs", f"{covered.concepts:.0%}, {covered.pairs:.0%}"
+                yield "unsafe references cover of clusters, edges", f"{covered.clusters:.0%}, {covered.edges:.0%}"
         if self.float32 is not None:
             yield "rank correlation with float32", _number(self.float32)
 
