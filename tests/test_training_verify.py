@@ -236,7 +236,7 @@ def test_losses_are_measured_against_the_start_and_against_random():
 def invoke(command, *arguments):
     result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_commands_train_and_evaluate_and_compare(start, tmp_path):
@@ -244,7 +244,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
     (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
     quick = ["--epochs", 1, "--batch-size", 4, "--micro-batch-size", 4, "--max-length", 128]
     output = invoke(train, tmp_path / "rows.jsonl", "--model", start, "-o", tmp_path / "tuned", *quick, "--json")
-    trained = json.loads(output[output.index("{\n") :])
+    trained = json.loads(output)
     assert trained["steps"] == 2
     assert trained["sap/cost"] > 1
     asked = ["--harmful", tmp_path / "harmful.json", "--limit", 3, "--max-new-tokens", 4]
@@ -253,7 +253,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
         evaluate, tmp_path / "tuned", "-o", tmp_path / "after", "--against", tmp_path / "before", *asked,
         "--held-out", tmp_path / "rows.jsonl", "--json",
     )  # fmt: skip
-    after = json.loads(output[output.index("{\n") :])
+    after = json.loads(output)
     assert after["harmful"]["rows"] == 2
     assert after["safe"]["rows"] == after["held_out_loss"]["rows"] == 3
     assert after["against"]["harmful"]["p_value"] == 1.0

@@ -1,6 +1,8 @@
 """One recipe for fine-tuning, SFT or SAP, from a model's name and rows in any recognised format."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +126,8 @@ def fine_tune(
         else:
             trainer = SFTTrainer(model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common)
     found = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
-    trainer.train(resume_from_checkpoint=found)
+    with redirect_stdout(sys.stderr):  # where the trainer's log lines belong
+        trainer.train(resume_from_checkpoint=found)
     trainer.save_model(str(output))
     return trainer
 
