@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
         """Render a conversation."""
         ...
 
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Turn tokens into text."""
+        ...
+
 
 @dataclass(frozen=True)
 class Turn:

@@ -22,6 +22,8 @@ from larf_curate.hidden_states import DEFAULT_BATCH_TOKENS, POSITIONS, Position,
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.rendering import Rendered, Renderer, Status
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
+from larf_curate.signals.baselines import BASELINES
+from larf_curate.wording import Wording, reference_rows
 
 ALGORITHM = 2
 """Part of the cache key: raised whenever the same settings give other numbers."""
@@ -61,7 +63,8 @@ class LarfScorer:
         exemplars: An index whose nearest exemplars are written into ``larf_neighbors``.
         neighbors: How many of them.
         signals: Names of the signals written into ``larf_signals``; if left out, the two axes of the default signal,
-            or the profile's own if it is another.
+            or the profile's own if it is another. The baselines ``length`` and ``tfidf`` can be asked for too, where
+            the texts of the profile's references are at hand.
         keep_states: Whether to write ``larf_state``, the state at the profile's first layer.
         columns: Column names by role, if they are not to be found, as in ``{"user": "q", "assistant": "a"}``.
         model: Where the model lies, if not where it lay when the profile was built.
@@ -69,7 +72,7 @@ class LarfScorer:
         batch_tokens: Most tokens of one forward pass, padding included; by default what suits the device.
 
     Raises:
-        ProfileError: If a signal does not exist.
+        ProfileError: If a signal does not exist, or a baseline's texts are not at hand.
         InputError: If the exemplars are from another layer or model width, or a number is out of range.
     """
 
@@ -201,7 +204,7 @@ class LarfScorer:
         row_of_turn = np.repeat(np.arange(len(tokens)), [len(item.turns) for item in tokens])
         finite = _blank_non_finite(states)
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}
-        means = {name: values.mean(axis=1) for name, values in by_layer.items()}
+        means = {name: values.mean(axis=1) for name, values in by_layer.items()} | self._wording(tokens)
         ranking = means[self.profile.signal]
         highest = _highest(ranking, row_of_turn)
         firsts = states["last"][highest, 0]
@@ -223,7 +226,15 @@ class LarfScorer:
 
     @cached_property
     def _fitted(self) -> dict[str, Signal]:
-        return {name: self.profile.fit(name) for name in {self.profile.signal: 0, **dict.fromkeys(self.signals)}}
+        return {name: self.profile.fit(name) for name in {self.profile.signal, *self.signals} - set(BASELINES)}
+
+    @cached_property
+    def _wording(self) -> Wording:
+        return Wording.of(self._baselines, self.profile, self._load(None)[0])
+
+    @property
+    def _baselines(self) -> list[str]:
+        return [name for name in self.signals if name in BASELINES]
 
     @property
     def _positions(self) -> list[Position]:
@@ -239,8 +250,10 @@ class LarfScorer:
 
     def _check(self) -> None:
         for name in self.signals:
-            if name not in SIGNALS:
-                raise ProfileError(f"wanted signals among {', '.join(SIGNALS)}, got {name!r}")
+            if name not in {**SIGNALS, **BASELINES}:
+                raise ProfileError(f"wanted signals among {', '.join([*SIGNALS, *BASELINES])}, got {name!r}")
+        if self._baselines:
+            reference_rows(self.profile)
         if self.neighbors < 1:
             raise InputError(f"wanted neighbors of at least 1, got {self.neighbors}")
         layer, width = self.profile.layers[0], self.profile.width

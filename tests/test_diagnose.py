@@ -311,6 +311,17 @@ def test_two_sides_with_mostly_the_same_answers_are_refused(tiny_llama):
         SafetyProfile.build(tiny_llama, replace(refs, safe=mostly), layers=[1], **PROFILE)
 
 
+@pytest.mark.parametrize("mark", ["!", " indeed"])
+def test_two_sides_a_few_characters_apart_are_refused(tiny_llama, mark):
+    refs = references(4)
+    copies = tuple(row | {"response": row["response"] * 9 + mark} for row in refs.unsafe[:3])
+    longer = tuple(row | {"response": row["response"] * 9} for row in refs.unsafe)
+    near = replace(refs, unsafe=longer, safe=(*copies, refs.safe[3]))
+    with pytest.raises(ReferenceSetError, match="3 of 4 pairs of mine .* in over 90%"):
+        SafetyProfile.build(tiny_llama, near, layers=[1], **PROFILE)
+    SafetyProfile.build(tiny_llama, replace(near, safe=(*copies[:2], *refs.safe[2:])), layers=[1], **PROFILE)
+
+
 def test_two_sides_with_the_same_states_are_refused():
     alike = states(4, 1)
     with pytest.raises(ReferenceSetError, match="same states"):

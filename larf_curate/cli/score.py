@@ -21,8 +21,8 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--limit", type=click.IntRange(min=1), help="Score only this many rows, from the beginning.")
 @click.option(
     "--signals",
-    help="Signals written into larf_signals, with commas.  [default: harmful,erosion for the default signal, else the "
-    "profile's own]",
+    help="Signals written into larf_signals, with commas; also the baselines length and tfidf.  [default: "
+    "harmful,erosion for the default signal, else the profile's own]",
 )
 @click.option(
     "--neighbors",

@@ -11,9 +11,8 @@ from larf_curate.diagnose.diagnosis import Diagnosis
 from larf_curate.diagnose.figures import Separation, agreement, auroc, rank_correlation
 from larf_curate.diagnose.precision import float32_agreement
 from larf_curate.diagnose.rows import read_scored
-from larf_curate.diagnose.texts import Rows, find_rows
 from larf_curate.errors import InputError
-from larf_curate.profile import SIDES, SafetyProfile
+from larf_curate.profile import SIDES, Rows, SafetyProfile, find_rows
 from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored
 from larf_curate.signals import AXES, SIGNALS

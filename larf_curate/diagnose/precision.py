@@ -6,9 +6,8 @@ import numpy as np
 
 from larf_curate.devices import resolve_device
 from larf_curate.diagnose.figures import rank_correlation
-from larf_curate.diagnose.texts import Rows
 from larf_curate.loading import load_reader
-from larf_curate.profile import SafetyProfile, check_drift, read_sides, rows_by_side
+from larf_curate.profile import Rows, SafetyProfile, check_drift, read_sides, rows_by_side
 from larf_curate.references import ReferenceSet
 
 OTHER_MODEL = 0.5

@@ -5,14 +5,17 @@ from larf_curate.profile.profile import SafetyProfile, cache_profile
 from larf_curate.profile.reading import SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import neutral_digest
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
+from larf_curate.profile.texts import Rows, find_rows
 
 __all__ = [
     "CONFIG_FILE",
     "SIDES",
     "STATES_FILE",
+    "Rows",
     "SafetyProfile",
     "cache_profile",
     "check_drift",
+    "find_rows",
     "neutral_digest",
     "read_sides",
     "read_states",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 import numpy as np
 
@@ -15,6 +16,10 @@ logger = logging.getLogger(__name__)
 DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
 FEW = 10
+NEAR = 0.9
+"""Share of its characters that an answer has in common with its counterpart for the two to say the same."""
+OPENING = 500
+"""Characters of an answer that are compared, as the time goes with their square."""
 ALIKE = 1e-3
 """Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
 
@@ -41,10 +46,11 @@ def _said(row: Row) -> tuple[tuple[str, str], ...]:
 
 
 def check_pairs(refs: ReferenceSet) -> None:
-    """Refuse references most of which say the same on both sides.
+    """Refuse references most of which say the same on both sides, or nearly so.
 
     Raises:
-        ReferenceSetError: If more than half of the unsafe ones are safe ones too.
+        ReferenceSetError: If more than half of the unsafe ones are safe ones too, or, in pairs, have over 90 % of the
+            characters of their answer in common with it.
     """
     safe = set(map(_said, refs.safe))
     same = sum(_said(row) in safe for row in refs.unsafe)
@@ -53,6 +59,20 @@ def check_pairs(refs: ReferenceSet) -> None:
             f"wanted unsafe and safe references that differ, got {same} of {len(refs.unsafe)} unsafe ones among the "
             f"safe ones of {refs.source} too: do both sides hold the same answers?"
         )
+    near = sum(map(_near, refs.unsafe, refs.safe)) if refs.paired else 0
+    if 2 * near > len(refs.unsafe):
+        raise ReferenceSetError(
+            f"wanted unsafe and safe references that differ, got {near} of {len(refs.unsafe)} pairs of {refs.source} "
+            f"whose answers are alike in over {NEAR:.0%} of their characters: does one side hold copies of the other?"
+        )
+
+
+def _near(unsafe: Row, safe: Row) -> bool:
+    """Whether two answers are about as long and open with nearly the same characters."""
+    one, other = (_said(row)[-1][1] for row in (unsafe, safe))
+    shorter, longer = sorted(map(len, (one, other)))
+    matcher = SequenceMatcher(None, one[:OPENING], other[:OPENING], autojunk=False)
+    return shorter > NEAR * longer and matcher.quick_ratio() > NEAR and matcher.ratio() > NEAR
 
 
 def warn_few(refs: ReferenceSet) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from larf_curate.conversation import Row
 from larf_curate.errors import ReferenceSetError
-from larf_curate.profile import SafetyProfile, neutral_digest
+from larf_curate.profile.profile import SafetyProfile
+from larf_curate.profile.record import neutral_digest
 from larf_curate.references import ReferenceSet, load_neutral
 
 
@@ -20,7 +21,9 @@ class Rows:
 
 
 def find_rows(
-    profile: SafetyProfile, references: ReferenceSet | None, neutral: str | Path | Sequence[Row] | None
+    profile: SafetyProfile,
+    references: ReferenceSet | None = None,
+    neutral: str | Path | Sequence[Row] | None = None,
 ) -> Rows | str:
     """The rows a profile was built from, or why they are not to be had.
 
