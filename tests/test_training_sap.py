@@ -289,6 +289,15 @@ def test_bfloat16_computation_trains_float32_weights(tmp_path):
     assert all("lora" in name and subject.model.state_dict()[name].dtype == torch.float32 for name in changed)
 
 
+def test_the_cost_is_that_of_the_whole_step_however_its_micro_batches_differ(tmp_path, monkeypatch):
+    subject = trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1)
+    first, second = (0.0, 6.0, 8.0), (10.0, 10.0, 14.0)  # start, after the probes, end of a micro-batch
+    times = iter(first + second)
+    monkeypatch.setattr(subject, "_now", lambda: next(times))
+    subject.train()
+    assert subject.state.log_history[0]["sap/cost"] == pytest.approx((8 + 4) / (2 + 4))
+
+
 def test_logs_hold_norms_and_cost(tmp_path):
     subject = trainer(tmp_path, probe_step="unit")
     subject.train()

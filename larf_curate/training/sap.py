@@ -155,7 +155,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     Every log line has, averaged over its steps: ``sap/safety_loss``, ``sap/gradient_norm`` (of g),
     ``sap/probe_norm``, ``sap/probe_gradient_change`` (of the probes' gradient from W to W', relative; near the
-    resolution of the dtype it is rounding noise) and ``sap/cost`` (time of the step over the time of its plain part).
+    resolution of the dtype it is rounding noise) and ``sap/cost`` (time of the steps over that of their plain part).
 
     Args:
         model: Model, or its folder or Hub id.
@@ -221,6 +221,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         )
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
+        self._seconds = 0.0, 0.0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -241,8 +242,16 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         with probing(self._blocks, self._probes):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         end = self._now()
-        self._log("cost", (end - start) / (end - middle))
+        self._seconds = self._seconds[0] + end - start, self._seconds[1] + end - middle
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what SAP cost since the last line, and write the line."""
+        whole, plain = self._seconds
+        if plain:
+            self._log("cost", whole / plain)
+            self._seconds = 0.0, 0.0
+        super().log(logs, start_time)
 
     def _find_probes(
         self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
