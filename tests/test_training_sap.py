@@ -381,7 +381,8 @@ def test_a_step_too_fine_for_the_weights_warns(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"epsilon": -1}, {"beta": float("nan")}, {"temperature": 0}, {"probe_step": "adam"}, {"fp16": True},
-     {"contrastive_batch_size": 0}, {"activation_checkpointing_kwargs": {"use_reentrant": True}}],
+     {"contrastive_batch_size": 0}, {"refusals": "theirs"},
+     {"activation_checkpointing_kwargs": {"use_reentrant": True}}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(tmp_path, options):
     with pytest.raises(InputError):

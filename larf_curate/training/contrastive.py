@@ -1,12 +1,13 @@
 """Contrastive rows: one harmful prompt, the answer that complies and the answer that refuses, tokenized."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from datasets import Dataset
 
+from larf_curate.conversation import Row
 from larf_curate.errors import InputError, ReferenceSetError
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Rendered, Renderer, Tokenizer
@@ -14,6 +15,9 @@ from larf_curate.training.rows import IGNORED, UNLIMITED
 
 References: TypeAlias = ReferenceSet | Dataset | str | Iterable[tuple[str, str, str]]
 """A reference set, its name for `ReferenceSet.load`, a dataset with the columns prompt, unsafe and safe, or triples."""
+
+Sides: TypeAlias = tuple[list[Row], list[Row]]
+"""Unsafe and safe conversations, paired by position."""
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 
@@ -48,14 +52,14 @@ class ContrastiveRows:
     seed: int
 
     @classmethod
-    def build(cls, references: References, tokenizer: Tokenizer, *, max_length: int, seed: int) -> "ContrastiveRows":
-        """Tokenize references with the model's chat template; answers that end beyond ``max_length`` are cut there.
+    def build(cls, sides: Sides, tokenizer: Tokenizer, *, max_length: int, seed: int) -> "ContrastiveRows":
+        """Tokenize both sides with the model's chat template; answers that end beyond ``max_length`` are cut there.
 
         Raises:
             ReferenceSetError: If a row lacks a side or its two sides answer different prompts.
             InputError: If a prompt leaves no room for an answer.
         """
-        unsafe, safe = _sides(references)
+        unsafe, safe = sides
         render = Renderer(tokenizer, max_length=UNLIMITED)
         answers = {
             side: tuple(_answer(item, index, side, max_length) for index, item in enumerate(render(rows)))
@@ -100,8 +104,12 @@ class ContrastiveRows:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def _sides(references: References) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Unsafe and safe conversations, paired by position."""
+def both_sides(references: References) -> Sides:
+    """The unsafe and the safe conversations of references, paired by position.
+
+    Raises:
+        ReferenceSetError: If there are none, or they are no pairs.
+    """
     if isinstance(references, str):
         references = ReferenceSet.load(references)
     if isinstance(references, ReferenceSet):

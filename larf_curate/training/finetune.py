@@ -48,6 +48,7 @@ class Recipe:
         beta: Of SAP; see `SapConfig`.
         probe_step: Of SAP; see `SapConfig`.
         probe_blocks: Of SAP; see `SapConfig`.
+        refusals: Of SAP; see `SapConfig`. Here ``own``, which kept more refusals where the two were compared.
         contrastive_batch_size: Of SAP; see `SapConfig`.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     beta: float = 0.05
     probe_step: str = "sign"
     probe_blocks: str = "auto"
+    refusals: str = "own"
     contrastive_batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -156,7 +158,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
 
 
 def _sap(recipe: Recipe) -> dict[str, Any]:
-    names = ("epsilon", "beta", "probe_step", "probe_blocks", "contrastive_batch_size")
+    names = ("epsilon", "beta", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
     return {name: getattr(recipe, name) for name in names}
 
 

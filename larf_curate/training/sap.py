@@ -28,8 +28,9 @@ from larf_curate.blocks import decoder_blocks
 from larf_curate.errors import InputError, ModelError
 from larf_curate.extras import require
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
-from larf_curate.training.contrastive import Batch, ContrastiveRows, References
+from larf_curate.training.contrastive import Batch, ContrastiveRows, References, both_sides
 from larf_curate.training.likelihood import answer_log_probs
+from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
 
 for _module in ("accelerate", "peft", "trl"):
@@ -64,6 +65,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         probe_step: How a gradient becomes a probe: ``sign`` or ``unit``.
         probe_blocks: Where the probes sit: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
         temperature: Temperature of the contrastive loss.
+        refusals: What unsafe answers are contrasted with: the references' refusals, ``given``, or the model's ``own``.
         contrastive_batch_size: Contrastive rows a step and process.
         contrastive_max_length: Longest contrastive row in tokens.
         learning_rate: Initial learning rate.
@@ -99,6 +101,14 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     temperature: float = field(
         default=1.0, metadata={"help": "Temperature of the contrastive loss. Source: the SAP authors' code."}
     )
+    refusals: str = field(
+        default="given",
+        metadata={
+            "help": "What the unsafe answers are contrasted with: 'given' takes the references' refusals, 'own' the "
+            "greedy answers with which the model itself refuses their prompts before it is trained.",
+            "choices": ["given", "own"],
+        },
+    )
     contrastive_batch_size: int = field(
         default=8,
         metadata={"help": "Contrastive rows a step and process. Source: the SAP authors' code."},
@@ -129,6 +139,8 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
                 raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
         if self.probe_step not in ("sign", "unit"):
             raise InputError(f"wanted probe_step 'sign' or 'unit', got {self.probe_step!r}")
+        if self.refusals not in ("given", "own"):
+            raise InputError(f"wanted refusals 'given' or 'own', got {self.refusals!r}")
         if self.fp16:
             raise InputError("SAP does not run in fp16, whose small gradients vanish: take bf16=True or float32")
         if getattr(self, "activation_checkpointing", True) is None:
@@ -213,15 +225,20 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         self._blocks = {number: blocks[number] for number in probe_blocks(args.probe_blocks, len(blocks))}
         self._width: int = self.model.config.get_text_config().hidden_size
         tokenizer: Any = self.processing_class
-        self._contrastive = ContrastiveRows.build(
-            references,
-            getattr(tokenizer, "tokenizer", tokenizer),
-            max_length=args.contrastive_max_length,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-        )
+        self._contrastive = self._contrastive_rows(references, getattr(tokenizer, "tokenizer", tokenizer))
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
         self._seconds = 0.0, 0.0
+
+    def _contrastive_rows(self, references: References, tokenizer: Any) -> ContrastiveRows:  # noqa: ANN401
+        sides = both_sides(references)
+        options = {"max_length": self.args.contrastive_max_length, "seed": self.args.seed}
+        if self.args.data_seed is not None:
+            options["seed"] = self.args.data_seed
+        given = ContrastiveRows.build(sides, tokenizer, **options)  # checks them before the model answers
+        if self.args.refusals == "given":
+            return given
+        return ContrastiveRows.build(own_refusals(sides, self.model, tokenizer), tokenizer, **options)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
