@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from larf_curate.training.evaluate import plot_refusals
 from larf_curate.training.generate import generate_answers, load_model
 from larf_curate.training.judge import JUDGES, ClassifierJudge, GuardJudge, KeywordJudge, off_topic
 from larf_curate.training.prompts import load_prompts
-from larf_curate.training.statistics import bootstrap_interval, mcnemar
+from larf_curate.training.statistics import bootstrap_interval, difference_interval, mcnemar
 from larf_curate.training.utility import exact_match, held_out_loss, last_number, load_questions
 from tests.training_tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -54,6 +55,38 @@ def test_a_sampling_configuration_of_the_model_is_not_used_and_its_mode_is_kept(
     model.generation_config.temperature = 9.0
     assert generate_answers(model, TOKENIZER, PROMPTS[:2], max_new_tokens=8) == plain
     assert model.training
+
+
+def test_penalties_and_beams_of_the_models_own_settings_are_not_used():
+    model = tiny_model(dtype=torch.float64)
+    plain = generate_answers(model, TOKENIZER, PROMPTS[:2], max_new_tokens=8)
+    for name, value in (("repetition_penalty", 5.0), ("no_repeat_ngram_size", 1), ("num_beams", 3)):
+        setattr(model.generation_config, name, value)
+    assert generate_answers(model, TOKENIZER, PROMPTS[:2], max_new_tokens=8) == plain
+
+
+def test_a_broken_model_is_an_error_and_no_refusal_rate():
+    model = tiny_model()
+    model.lm_head.weight.data[3] = float("nan")
+    with pytest.raises(ModelError, match="gives NaN"):
+        generate_answers(model, TOKENIZER, PROMPTS, max_new_tokens=2)
+    with pytest.raises(ModelError, match="not finite"):
+        held_out_loss(model, TOKENIZER, tiny_rows())
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"max_new_tokens": 0}])
+def test_sizes_below_one_are_refused(options):
+    with pytest.raises(InputError, match="at least 1"):
+        generate_answers(tiny_model(), TOKENIZER, PROMPTS, **options)
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    model = tiny_model()
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ModelError, match="ends an answer: set eos_token"):
+        generate_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=2)
 
 
 def test_a_prompt_longer_than_the_window_is_refused():
@@ -229,6 +262,15 @@ def test_two_models_are_compared_on_the_same_prompts():
     assert compared["interval"][0] < -0.5 < compared["interval"][1]
     with pytest.raises(InputError, match="different prompts"):
         compare_refusals(before, report([True] * 10, prompts=["q"] * 10))
+    with pytest.raises(InputError, match="different judges, phrases and larf"):
+        compare_refusals(before, replace(after, judge="larf"))
+
+
+@pytest.mark.parametrize(("change", "low", "high"), [(0.0, -0.1684, 0.1684), (1.0, 0.8316, 1.0), (-1.0, -1.0, -0.8316)])
+def test_differences_that_are_all_equal_have_an_exact_interval(change, low, high):
+    assert difference_interval([change] * 20) == pytest.approx((low, high), abs=1e-4)
+    mixed = [change, *[0.5] * 9]
+    assert difference_interval(mixed) == bootstrap_interval(mixed)
 
 
 def test_the_bootstrap_interval_of_a_share_equals_resampling():
@@ -280,12 +322,21 @@ def test_prompts_are_read_from_every_format(tmp_path):
         ({"column": "goal"}, "no column goal, only Goal, kind"),
         ({"where": "kind=z"}, "no prompts with kind=z"),
         ({"where": "sort=z"}, "no column 'sort'"),
+        ({"where": "kind"}, "wanted column=value, got 'kind'"),
     ],
 )
 def test_prompts_that_are_not_there_are_refused(tmp_path, options, message):
     Dataset.from_dict({"Goal": ["a"], "kind": ["x"]}).to_csv(tmp_path / "p.csv")
     with pytest.raises(InputError, match=message):
         load_prompts(tmp_path / "p.csv", **options)
+
+
+@pytest.mark.parametrize("options", [{"where": "label=safe"}, {"column": "prompt"}])
+def test_a_list_without_columns_has_none_to_ask_for(tmp_path, options):
+    (tmp_path / "p.json").write_text('["a"]')
+    for source in (tmp_path / "p.json", "builtin:safe"):
+        with pytest.raises(InputError, match="plain list of prompts"):
+            load_prompts(source, **options)
 
 
 def test_an_empty_prompt_and_a_missing_file_are_refused(tmp_path):

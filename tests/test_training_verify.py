@@ -6,13 +6,14 @@ import torch
 from click.testing import CliRunner
 from datasets import Dataset
 
-from larf_curate.cli.training import evaluate, train, verify
-from larf_curate.errors import InputError, ModelError
+from larf_curate.cli.training import _recipe, evaluate, train, verify
+from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.files import sha256, write_json
 from larf_curate.training import verify as verify_module
 from larf_curate.training.checks import Checks
 from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.prompts import load_table
+from larf_curate.training.rows import training_rows
 from larf_curate.training.subsets import Arm, choose, signal_values
 from tests.training_tiny import TRIPLES, tiny_model, tiny_tokenizer
 
@@ -57,6 +58,19 @@ def test_arms_have_equal_rows_and_equal_tokens_though_the_score_follows_length(c
     assert max(totals.values()) / min(totals.values()) < 1.05
     assert SCORES[chosen["top"]].mean() > SCORES[chosen["random"]].mean() + 0.5
     assert SCORES[chosen["bottom"]].mean() < SCORES[chosen["random"]].mean() - 0.5
+
+
+@pytest.mark.parametrize("count", [50, 90, 150])
+def test_tokens_are_equal_too_where_few_rows_are_very_long_and_score_highest(count):
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(4, 1, 2000).astype(int) + 1
+    scores = lengths / lengths.std() + rng.normal(size=2000)
+    chosen = {kind: choose(Arm(kind), scores, lengths, count=count) for kind in ("top", "bottom", "random")}
+    totals = {kind: lengths[rows].sum() for kind, rows in chosen.items()}
+    assert {len(set(rows)) for rows in chosen.values()} == {count}
+    assert max(totals.values()) / min(totals.values()) < 1.1
+    assert scores[chosen["top"]].mean() > scores[chosen["random"]].mean() + 1
+    assert scores[chosen["bottom"]].mean() < scores[chosen["random"]].mean() - 1
 
 
 def test_the_top_of_rows_of_one_length_is_the_plain_top():
@@ -212,6 +226,72 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
         experiment(start, tmp_path, recipes=(Recipe(),))._claim()
     with pytest.raises(InputError, match="one recipe a method"):
         experiment(start, tmp_path, recipes=(QUICK, Recipe()))
+    with pytest.raises(InputError, match="every arm once"):
+        experiment(start, tmp_path, arms=(Arm("random"), Arm("random", "refusal")))
+    with pytest.raises(InputError, match="share from 0 to under 1"):
+        experiment(start, tmp_path, removed=float("nan"))
+
+
+def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path):
+    experiment(start, tmp_path)._claim()
+    rows = scored_rows()
+    others = rows.map(lambda row: {"output": "zzz"})
+    signals = rows.map(lambda row: {"larf_signals": {"refusal": 0.5}})
+    for changed in (others, signals):
+        with pytest.raises(InputError, match="another scored"):
+            experiment(start, tmp_path, scored=changed)._claim()
+    with pytest.raises(InputError, match="another references"):
+        experiment(start, tmp_path, references="mine.jsonl")._claim()
+    checks = Checks(harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(5), max_new_tokens=4)
+    with pytest.raises(InputError, match="another held_out"):
+        experiment(start, tmp_path, checks=checks)._claim()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": (Arm("random"), Arm("top", "typo"))}, "no signal 'typo': wanted one of larf_score, refusal"),
+        ({"arms": (Arm("top", "instruction"),)}, "'instruction' holds no numbers"),
+        ({"rows": 99}, "wanted 99 rows, got 23"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said_before_any_work(start, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(verify_module, "load_model", lambda *_: pytest.fail("loaded the model"))
+    with pytest.raises(InputError, match=message):
+        experiment(start, tmp_path, **changes).run()
+
+
+@pytest.mark.parametrize("damage", ["result.json", "harmful.json"])
+def test_a_run_whose_results_are_damaged_is_done_again(start, tmp_path, damage):
+    runs = experiment(start, tmp_path, arms=(Arm("top"),), seeds=(0,))
+    whole = runs.run().table()
+    for folder in (tmp_path / "base", tmp_path / "top-larf_score+sft/seed-0"):
+        (folder / damage).write_text('{"half": ')
+    again = runs.run().table()
+    assert [row["refused"] for row in again] == [row["refused"] for row in whole]
+
+
+def test_all_rows_need_no_score_and_a_first_row_without_signals_does_not_hide_them(start, tmp_path):
+    rows = scored_rows()
+    signals = [None, *rows["larf_signals"][1:]]
+    rows = rows.remove_columns("larf_signals").add_column("larf_signals", signals)
+    assert np.isnan(signal_values(rows, "refusal")[0])
+    assert not np.isnan(signal_values(rows, "refusal")[1:]).any()
+    bare = experiment(start, tmp_path, scored=rows.remove_columns(["larf_score"]), arms=(Arm("all"), Arm("thinned")))
+    assert {len(rows) for rows in bare._picks([5] * 24).values()} == {24, 22}
+
+
+def test_an_arm_that_loses_nothing_or_all_still_has_an_interval():
+    finding = verify_module.Finding(name="x", results=({},), refused=np.ones((3, 20)))
+    assert finding.interval == pytest.approx((0.025 ** (1 / 20), 1.0))
+
+
+def test_a_name_of_an_arm_is_no_path_and_no_formula(tmp_path):
+    assert verify_module._folder_of(tmp_path, "top:a/../../b+sft", 1).parent.parent == tmp_path
+    base = verify_module.Finding(name="base", results=({"harmful": {"mean": 1.0}},), refused=np.ones((1, 3)))
+    odd = verify_module.Finding(name=r"top:$\foo{$", results=base.results, refused=base.refused)
+    verify_module.Findings(base=base, arms=(odd,)).plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
 
 
 def test_losses_are_measured_against_the_start_and_against_random():
@@ -283,3 +363,35 @@ def test_kept_rows_of_a_selection_are_what_is_trained_on(tmp_path):
         (tmp_path / part).mkdir()
         scored_rows(count).to_parquet(tmp_path / part / "part-00000.parquet")
     assert len(load_table(tmp_path)) == 3
+
+
+def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start, tmp_path):
+    (tmp_path / "one.json").write_text('["Hurt him"]')
+    (tmp_path / "two.json").write_text('["Steal it"]')
+    asked = ["--safe", tmp_path / "one.json", "--max-new-tokens", 2]
+    invoke(evaluate, start, "-o", tmp_path / "before", "--harmful", tmp_path / "one.json", *asked)
+    options = json.loads((tmp_path / "before/evaluation.json").read_text())["options"]
+    assert (options["judge"], options["max_new_tokens"]) == ("phrases", 2)
+    command = [tmp_path / "none", "-o", tmp_path / "after", "--harmful", tmp_path / "two.json", *asked]
+    with pytest.raises(InputError, match="evaluated on other harmful prompts"):
+        invoke(evaluate, *command, "--against", tmp_path / "before")
+    judges = ["--guard", "a", "--classifier", "b"]
+    result = CliRunner().invoke(evaluate, [str(part) for part in [*command, *judges]])
+    assert "two judges: take one" in result.stderr
+    assert not (tmp_path / "after").exists()
+
+
+def test_a_batch_smaller_than_the_usual_micro_batch_needs_no_second_option():
+    recipe = _recipe("sft", {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None})
+    assert recipe.micro_batch_size == 8
+    assert recipe.lora_targets == ("q_proj", "v_proj")
+
+
+def test_rows_that_are_left_out_and_columns_that_are_not_there_are_said(caplog):
+    table = Dataset.from_list([{"question": "a", "answer": text} for text in ("fine", "", None, "x" * 99)])
+    assert len(training_rows(table, tiny_tokenizer(), max_length=64)) == 2
+    assert "2 of 4 rows are left out (first: " in caplog.text
+    with pytest.raises(ConversationError, match="nope"):
+        training_rows(table, tiny_tokenizer(), columns={"user": "nope", "assistant": "answer"})
+    with pytest.raises(InputError, match=r"none of 1 rows has an assistant answer .*first: "):
+        training_rows(table.select([1]), tiny_tokenizer())

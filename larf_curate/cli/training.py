@@ -12,25 +12,31 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 
 Command = Callable[..., Any]
 
+COUNT, NATURAL = click.IntRange(min=1), click.IntRange(min=0)
+SIZE, POSITIVE = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 RECIPE = (
-    click.option("--lora-rank", default=8, show_default=True, help="Rank of the LoRA; 0 trains all weights."),
-    click.option("--lora-alpha", default=16, show_default=True, help="Scale of the LoRA."),
+    click.option("--lora-rank", default=8, type=NATURAL, show_default=True, help="Rank of the LoRA; 0: all weights."),
+    click.option("--lora-alpha", default=16, type=COUNT, show_default=True, help="Scale of the LoRA."),
     click.option("--lora-targets", metavar="A,B", help="Layers that get a LoRA; by default the seven projections."),
-    click.option("--learning-rate", default=2e-4, show_default=True, help="Initial learning rate."),
-    click.option("--epochs", default=2.0, show_default=True, help="Passes over the rows."),
-    click.option("--batch-size", default=16, show_default=True, help="Rows an optimizer step."),
-    click.option("--micro-batch-size", default=16, show_default=True, help="Rows a forward pass."),
-    click.option("--max-length", default=1024, show_default=True, help="Longest row in tokens."),
+    click.option("--learning-rate", default=2e-4, type=POSITIVE, show_default=True, help="Initial learning rate."),
+    click.option("--epochs", default=2.0, type=POSITIVE, show_default=True, help="Passes over the rows."),
+    click.option("--batch-size", default=16, type=COUNT, show_default=True,
+                 help="Rows an optimizer step, of all processes together."),
+    click.option("--micro-batch-size", type=COUNT,
+                 help="Rows a forward pass and process.  [default: 16, or the batch size if smaller]"),
+    click.option("--max-length", default=1024, type=COUNT, show_default=True, help="Longest row in tokens."),
     click.option("--dtype", default="float32", show_default=True, help="Dtype of the loaded weights."),
     click.option("--bf16", is_flag=True, help="Compute in bfloat16; for SAP set --epsilon to about 0.002 then."),
-    click.option("--epsilon", default=2e-5, show_default=True, help="SAP: the move along the harmful direction."),
-    click.option("--beta", default=0.05, show_default=True, help="SAP: size of the probe step."),
+    click.option("--epsilon", default=2e-5, type=SIZE, show_default=True,
+                 help="SAP: the move along the harmful direction."),
+    click.option("--beta", default=0.05, type=SIZE, show_default=True, help="SAP: size of the probe step."),
     click.option("--probe-step", type=click.Choice(["sign", "unit"]), default="sign", show_default=True,
                  help="SAP: every coordinate by beta, or all together by a length of beta."),
     click.option("--probe-blocks", default="auto", show_default=True, help="SAP: auto, a range 11-20 or a list 3,9."),
     click.option("--refusals", type=click.Choice(["own", "given"]), default="own", show_default=True,
                  help="SAP: contrast with the model's own refusals, or with those of the references."),
-    click.option("--contrastive-batch-size", default=8, show_default=True, help="SAP: contrastive rows a step."),
+    click.option("--contrastive-batch-size", default=8, type=COUNT, show_default=True,
+                 help="SAP: contrastive rows a step."),
 )  # fmt: skip
 DATA = (
     click.option(
@@ -46,11 +52,12 @@ PROMPTS = (
     click.option("--safe-where", metavar="COLUMN=VALUE", help="Only these safe prompts, as in label=safe of XSTest."),
     click.option("--held-out", help="Rows for the held-out loss: file, folder or Hub id."),
     click.option("--questions", help="Questions with numbers as answers, like GSM8K: file or Hub id."),
-    click.option("--limit", type=click.IntRange(min=1), help="Most prompts, questions and held-out rows of each kind."),
+    click.option("--limit", type=COUNT, help="Most prompts, questions and held-out rows of each kind."),
     click.option("--judge", type=click.Choice(["phrases", "noncompliance", "larf"]), default="phrases",
                  show_default=True, help="What counts as a refusal."),
-    click.option("--max-new-tokens", default=160, show_default=True, help="Longest answer in tokens."),
-    click.option("--eval-batch-size", default=16, show_default=True, help="Prompts a batch."),
+    click.option("--max-new-tokens", default=160, type=COUNT, show_default=True,
+                 help="Longest answer to a prompt in tokens; questions get 256."),
+    click.option("--eval-batch-size", default=16, type=COUNT, show_default=True, help="Prompts a batch."),
 )  # fmt: skip
 
 
@@ -71,8 +78,10 @@ def options(*groups: tuple[Command, ...]) -> Callable[[Command], Command]:
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder for checkpoints and the result.")
 @click.option("--method", type=click.Choice(["sft", "sap"]), default="sap", show_default=True, help="How to train.")
 @click.option("--split", help="Split, where the dataset has several.")
-@click.option("--seed", default=0, show_default=True, help="Seed.")
-@click.option("--save-steps", default=0, show_default=True, help="Steps between checkpoints; 0: only the end.")
+@click.option("--seed", default=0, type=NATURAL, show_default=True, help="Seed.")
+@click.option(
+    "--save-steps", default=0, type=NATURAL, show_default=True, help="Steps between checkpoints; 0: only the end."
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
 @options(RECIPE, DATA)
 @json_option
@@ -112,10 +121,13 @@ def train(
     )
     history = [entry for entry in trained.state.log_history if "seconds_per_step" in entry]
     result = {"output": str(output), "method": method, "steps": trained.state.global_step, **_last(history)}
+    if not trained.is_world_process_zero():
+        return
     if as_json:
         echo_json(result)
     else:
-        echo_table("Trained", ("", ""), [(key, value) for key, value in result.items()])
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.items()}
+        echo_table("Trained", ("", ""), list(shown.items()))
 
 
 @click.command()
@@ -152,22 +164,21 @@ def evaluate(
     from larf_curate.training.generate import load_model
     from larf_curate.training.judge import ClassifierJudge, GuardJudge
 
+    if guard and classifier:
+        raise click.UsageError("--guard and --classifier are two judges: take one")
     measure = _checks(**checks)
+    others = measure.comparable(against) if against else {}
     if guard:
         measure = replace(measure, judge=GuardJudge.load(guard))
     if classifier:
         measure = replace(measure, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
     loaded, tokenizer = load_model(model)
-    result = {"model": model, **measure(loaded, tokenizer, output)}
-    if against:
-        kinds = [kind for kind in ("harmful", "safe") if (output / f"{kind}.json").exists()]
-        result["against"] = {
-            kind: compare_refusals(*(RefusalReport.load(folder / f"{kind}.json") for folder in (against, output)))
-            for kind in kinds
-        }
+    result = {"model": model, "options": {**checks, "judge": measure.judge_name}, **measure(loaded, tokenizer, output)}
+    reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
+    if others:
+        result["against"] = {kind: compare_refusals(others[kind], report) for kind, report in reports.items()}
     write_json(output / "evaluation.json", result)
-    kinds = [kind for kind in ("harmful", "safe") if kind in result]
-    plot_refusals({kind: RefusalReport.load(output / f"{kind}.json") for kind in kinds}, output / "refusals.png")
+    plot_refusals(reports, output / "refusals.png")
     if as_json:
         echo_json(result)
         return
@@ -185,9 +196,10 @@ def evaluate(
 @click.option("--arm", "arms", multiple=True, metavar="KIND[:SIGNAL]",
               help="top, bottom, random, longest, all, kept or thinned; repeat for several.")  # fmt: skip
 @click.option("--method", "methods", type=click.Choice(["sft", "sap"]), multiple=True, help="Repeat for both.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Number of seeds.")
-@click.option("--rows", default=150, show_default=True, type=click.IntRange(min=1), help="Rows of the arms that pick.")
-@click.option("--removed", default=0.1, show_default=True, help="Share of rows that kept and thinned leave out.")
+@click.option("--seeds", default=3, show_default=True, type=COUNT, help="Number of seeds.")
+@click.option("--rows", default=150, show_default=True, type=COUNT, help="Rows of the arms that pick.")
+@click.option("--removed", default=0.1, type=click.FloatRange(0, 1, max_open=True), show_default=True,
+              help="Share of rows that kept and thinned leave out.")  # fmt: skip
 @options(RECIPE, DATA, PROMPTS)
 @json_option
 def verify(
@@ -252,8 +264,12 @@ def _training() -> Any:  # noqa: ANN401  a module
 def _recipe(method: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
     from larf_curate.training.finetune import SEVEN, Recipe
 
-    targets = values["lora_targets"]
-    return Recipe(method=method, **{**values, "lora_targets": tuple(targets.split(",")) if targets else SEVEN})
+    targets, size = values["lora_targets"], values["batch_size"]
+    chosen = {
+        "lora_targets": tuple(name.strip() for name in targets.split(",")) if targets else SEVEN,
+        "micro_batch_size": values["micro_batch_size"] or min(16, size),
+    }
+    return Recipe(method=method, **{**values, **chosen})
 
 
 def _checks(

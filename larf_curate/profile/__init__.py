@@ -3,7 +3,7 @@
 from larf_curate.profile.checks import check_drift
 from larf_curate.profile.profile import SafetyProfile, cache_profile
 from larf_curate.profile.reading import SIDES, read_sides, read_states, rows_by_side
-from larf_curate.profile.record import neutral_digest
+from larf_curate.profile.record import identify, neutral_digest
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
 from larf_curate.profile.texts import Rows, find_rows
 
@@ -16,6 +16,7 @@ __all__ = [
     "cache_profile",
     "check_drift",
     "find_rows",
+    "identify",
     "neutral_digest",
     "read_sides",
     "read_states",

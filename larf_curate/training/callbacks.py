@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from larf_curate.errors import TrainingError
+from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.probes import flat_norm
 
 
@@ -60,7 +60,10 @@ class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Stops with a `TrainingError` when a gradient is NaN or infinite, before the optimizer uses it."""
+    """Stops with a `TrainingError` when a gradient is NaN or infinite, before the optimizer uses it.
+
+    Weights that a step has broken are found before they are saved.
+    """
 
     def on_pre_optimizer_step(
         self,
@@ -75,16 +78,34 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no
         if gradients and not torch.isfinite(flat_norm(gradients)):
             raise not_finite("the loss or its gradient", args, state)
 
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Look at all trained weights."""
+        weights = [p for p in model.parameters() if p.requires_grad] if model is not None else []
+        if weights and not torch.isfinite(flat_norm(weights)):
+            raise TrainingError(
+                f"the weights are not finite after step {state.global_step}; {_kept(args)}: lower learning_rate"
+            )
+
 
 def not_finite(what: str, args: TrainingArguments, state: TrainerState) -> TrainingError:
     """The error for a NaN or infinite value: which, at which step, and which checkpoint is good."""
-    folder = Path(args.output_dir)
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     return TrainingError(
         f"{what} is not finite at step {state.global_step + 1} (epoch {state.epoch or 0:.2f}); the weights were not "
-        f"updated and {kept}: lower learning_rate, or look at the rows of this step"
+        f"updated and {_kept(args)}: lower learning_rate, or look at the rows of this step"
     )
+
+
+def _kept(args: TrainingArguments) -> str:
+    folder = Path(args.output_dir)
+    checkpoint = last_whole(folder)
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
 
 
 def peak_memory_mb() -> float:

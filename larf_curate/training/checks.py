@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from larf_curate.training.evaluate import evaluate_refusals
+from larf_curate.errors import InputError
+from larf_curate.training.evaluate import RefusalReport, evaluate_refusals
 from larf_curate.training.judge import Judge
 from larf_curate.training.utility import exact_match, held_out_loss
 
@@ -37,6 +38,20 @@ class Checks:
     def judge_name(self) -> str:
         """What reports call the judge."""
         return self.judge if isinstance(self.judge, str) else type(self.judge).__name__
+
+    def comparable(self, folder: Path) -> dict[str, RefusalReport]:
+        """The reports of an earlier evaluation, to compare with what these measure.
+
+        Raises:
+            InputError: If one is missing or is of other prompts.
+        """
+        found = {}
+        for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
+            if prompts:
+                found[name] = RefusalReport.load(folder / f"{name}.json")
+                if found[name].prompts != prompts:
+                    raise InputError(f"{folder} was evaluated on other {name} prompts: evaluate both models on one set")
+        return found
 
     def __call__(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401  transformers
         """Measure a model; all answers go into ``harmful.json`` and ``safe.json`` in the folder.

@@ -9,7 +9,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.training.generate import Chat, generate_answers, load_model
 from larf_curate.training.judge import JUDGES, Judge, off_topic
-from larf_curate.training.statistics import bootstrap_interval, mcnemar
+from larf_curate.training.statistics import bootstrap_interval, difference_interval, mcnemar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +140,18 @@ def compare_refusals(one: RefusalReport, other: RefusalReport) -> dict[str, Any]
     """Two models on the same prompts: rates, their difference with its interval, and the exact McNemar test.
 
     Raises:
-        InputError: If the prompts differ.
+        InputError: If the prompts or the judges differ.
     """
     if one.prompts != other.prompts:
         raise InputError("the two reports belong to different prompts: evaluate both models on one set")
+    if one.judge != other.judge:
+        raise InputError(f"the two reports have different judges, {one.judge} and {other.judge}: judge both by one")
     change = [float(b) - float(a) for a, b in zip(one.refused, other.refused, strict=True)]
     return {
         "models": [one.model, other.model],
         "rates": [one.rate, other.rate],
         "change": sum(change) / len(change),
-        "interval": list(bootstrap_interval(change)),
+        "interval": list(difference_interval(change)),
         "lost": sum(value < 0 for value in change),
         "gained": sum(value > 0 for value in change),
         "p_value": mcnemar(one.refused, other.refused),

@@ -1,5 +1,8 @@
 """One recipe for fine-tuning, SFT or SAP, from a model's name and rows in any recognised format."""
 
+import logging
+import math
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -9,19 +12,24 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 
-from larf_curate.errors import InputError
-from larf_curate.model_source import ModelSource, load_tokenizer
+from larf_curate.errors import InputError, ModelError
+from larf_curate.files import read_json, write_json
+from larf_curate.model_source import ModelSource, load_config, load_tokenizer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
+from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.contrastive import References
-from larf_curate.training.rows import training_rows
+from larf_curate.training.generate import window_of
+from larf_curate.training.rows import rows_digest, training_rows
 from larf_curate.training.sap import SapConfig, SapTrainer, named_targets
 
 # isort: split
 from peft import LoraConfig  # sap has said how to install these two
 from trl import SFTConfig, SFTTrainer
 
+logger = logging.getLogger(__name__)
+FEW_STEPS = 10
+"""Optimizer steps below which there is no warm-up."""
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -38,8 +46,8 @@ class Recipe:
         lora_targets: Ends of the names of the layers that get one.
         learning_rate: Initial learning rate, with linear decay.
         epochs: Passes over the rows.
-        batch_size: Rows an optimizer step.
-        micro_batch_size: Rows a forward pass; divides the batch size.
+        batch_size: Rows an optimizer step, of all processes together.
+        micro_batch_size: Rows a forward pass and process; divides the batch size.
         warmup: Share of the steps over which the learning rate rises.
         max_length: Longest row in tokens.
         dtype: The weights' dtype.
@@ -74,9 +82,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in ("sft", "sap"):
             raise InputError(f"wanted the method sft or sap, got {self.method!r}")
-        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+        for name in ("learning_rate", "epochs", "lora_alpha", "batch_size", "micro_batch_size", "max_length"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"wanted a {name} above 0, got {getattr(self, name)}")
+        if self.lora_rank < 0:
+            raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InputError(f"wanted a dtype of torch as in float32, got {self.dtype!r}")
+        if self.batch_size % self.micro_batch_size:
             raise InputError(
-                f"wanted a batch_size that micro_batch_size divides, got {self.batch_size} and {self.micro_batch_size}"
+                f"wanted a batch size that the micro batch size divides, got {self.batch_size} and "
+                f"{self.micro_batch_size}: change one"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def fine_tune(
     save_steps: int = 0,
     resume: bool = False,
 ) -> Any:  # noqa: ANN401  trl has no types
-    """Fine-tune a model.
+    """Fine-tune a model; ``training.json`` in the folder says with what, so that only the same training is resumed.
 
     Args:
         model: Folder or Hub id.
@@ -113,13 +129,20 @@ def fine_tune(
         The trainer, trained, with ``model``, ``processing_class`` and ``state``.
 
     Raises:
-        InputError: If the rows cannot be used.
+        InputError: If the rows cannot be used, or the folder holds the checkpoints of another training.
         ModelError: If the model cannot be loaded or has no layer for the LoRA.
         TrainingError: If the loss breaks.
     """
-    tokenizer = load_tokenizer(ModelSource(model_id=model))
-    table = training_rows(rows, tokenizer, max_length=recipe.max_length, columns=columns)
+    source = ModelSource(model_id=model)
+    tokenizer = load_tokenizer(source)
+    if Path(output).resolve() == Path(model).resolve():
+        raise InputError(f"{output} holds the model to start from: name another folder for the result")
+    length = min(recipe.max_length, window_of(load_config(source)))
+    table = training_rows(rows, tokenizer, max_length=length, columns=columns)
+    checkpoint = _checkpoint(Path(output), _identity(model, recipe, seed, table), resume=resume)
     options = _options(recipe, str(output), seed, save_steps)
+    if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size:
+        options["warmup_steps"] = 0  # its first step has a rate of 0: of few steps that is too many
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
     trainer: Any
     with named_targets():
@@ -127,18 +150,55 @@ def fine_tune(
             trainer = SapTrainer(model, SapConfig(**options, **_sap(recipe)), references=references, **common)
         else:
             trainer = SFTTrainer(model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common)
-    found = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
+    _check_targets(trainer.model, recipe)
     with redirect_stdout(sys.stderr):  # where the trainer's log lines belong
-        trainer.train(resume_from_checkpoint=found)
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
     return trainer
 
 
+def _identity(model: str, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
+    """What must be the same for a training to go on from another's checkpoint."""
+    return {"kind": "training", "model": model, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
+
+
+def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> str | None:
+    """The checkpoint to go on from, if any; writes down what the folder belongs to.
+
+    Raises:
+        InputError: If there are checkpoints and they are not to be resumed, or belong to another training.
+    """
+    path, found = folder / "training.json", last_whole(folder)
+    if not resume and any(folder.glob("checkpoint-*")):
+        raise InputError(f"{folder} holds checkpoints of an earlier training: resume it, or take a new folder")
+    known = read_json(path) if found and path.exists() else identity
+    if other := [key for key in identity if known.get(key) != identity[key]]:
+        raise InputError(f"{found} is of a training with another {', '.join(other)}: take a new folder")
+    if resume and not found:
+        logger.warning("there is no checkpoint in %s: training starts at its first step", folder)
+    write_json(path, identity)
+    return found
+
+
+def _check_targets(model: Any, recipe: Recipe) -> None:  # noqa: ANN401
+    """Refuse names of layers that match none; the default ones are those of many models together."""
+    if not recipe.lora_rank or recipe.lora_targets == SEVEN:
+        return
+    found = {name.rsplit(".lora_A", 1)[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    for target in recipe.lora_targets:
+        if not any(f".{name}".endswith(f".{target}") for name in found):
+            raise ModelError(f"the model has no layer {target!r} for the LoRA: name its linear layers")
+
+
 def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[str, Any]:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(recipe.micro_batch_size, max(recipe.batch_size // processes, 1))
+    if recipe.batch_size % (micro * processes):
+        raise InputError(f"wanted a batch size that {processes} processes can share, got {recipe.batch_size}")
     return {
         "output_dir": output,
-        "per_device_train_batch_size": recipe.micro_batch_size,
-        "gradient_accumulation_steps": recipe.batch_size // recipe.micro_batch_size,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": recipe.batch_size // (micro * processes),
         "learning_rate": recipe.learning_rate,
         "num_train_epochs": recipe.epochs,
         "warmup_steps": recipe.warmup,

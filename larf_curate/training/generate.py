@@ -6,12 +6,15 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from larf_curate.devices import resolve_device, resolve_dtype
 from larf_curate.errors import InputError, ModelError
 from larf_curate.model_source import ModelSource, load_causal_lm, load_tokenizer
 
+UNLIMITED = 1 << 30
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+"""Named one by one, for what is not named comes from the model's own generation settings."""
 Chat = str | list[dict[str, str]]
 """A prompt: the user's words, or messages."""
 
@@ -58,9 +61,11 @@ def generate_answers(
         The answers in the order of the prompts, without special tokens.
 
     Raises:
-        InputError: If a prompt and its answer do not fit into the model's window.
-        ModelError: If there is no chat template.
+        InputError: If a prompt and its answer do not fit into the model's window, or a size is below 1.
+        ModelError: If there is no chat template, or the model gives NaN.
     """
+    if min(max_new_tokens, batch_size) < 1:
+        raise InputError(f"wanted max_new_tokens and batch_size of at least 1, got {max_new_tokens} and {batch_size}")
     encoded = [_encode(tokenizer, prompt, system) for prompt in prompts]
     _check_window(model, encoded, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
@@ -92,10 +97,15 @@ def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # n
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def window_of(config: Any) -> int:  # noqa: ANN401
+    """Most tokens that a model with this config has positions for."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
+
+
 def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  # noqa: ANN401
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = window_of(model.config)
     for index, ids in enumerate(encoded):
-        if window is not None and len(ids) + new > window:
+        if len(ids) + new > window:
             raise InputError(
                 f"prompt {index} has {len(ids)} tokens, with {new} of the answer more than the model's window of "
                 f"{window}: shorten it or lower max_new_tokens"
@@ -109,9 +119,11 @@ def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=new, eos_token_id=stop, pad_token_id=pad)
     output = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
+        logits_processor=LogitsProcessorList([_NoNan()]),
     )
     return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
 
@@ -120,4 +132,15 @@ def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
     """All tokens that end an answer, of the model's generation settings and of the tokenizer."""
     known = getattr(model.generation_config, "eos_token_id", None)
     ids = [known] if isinstance(known, int) else list(known or [])
-    return list(dict.fromkeys([*ids, tokenizer.eos_token_id]))
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stop = list(dict.fromkeys([*ids, *own]))
+    if not stop:
+        raise ModelError("neither the model nor its tokenizer names a token that ends an answer: set eos_token")
+    return stop
+
+
+class _NoNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.isnan().any():
+            raise ModelError("the model gives NaN: its weights or its dtype are broken")
+        return scores

@@ -39,9 +39,14 @@ def load_prompts(
     Raises:
         InputError: If there is no such file, column or prompt, or a prompt is not text.
     """
+    if where is not None and not all(where.partition("=")[:2]):
+        raise InputError(f"wanted column=value, got {where!r}, as in label=safe")
     if str(source) in BUILTIN:
+        _no_columns(source, column, where)
         return [str(row["prompt"]) for row in load_rows(BUILTIN[str(source)])][:limit]
     strings = _plain_list(Path(source))
+    if strings is not None:
+        _no_columns(source, column, where)
     prompts = strings if strings is not None else _column(load_table(source, split=split), column, where, source)
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
@@ -62,6 +67,11 @@ def load_table(source: str | Path, *, split: str | None = None) -> Dataset:
     kept = Path(source) / "kept"
     pieces = open_source(str(kept if kept.is_dir() else source), split=split).pieces
     return concatenate_datasets([piece.rows for piece in pieces])
+
+
+def _no_columns(source: str | Path, column: str | None, where: str | None) -> None:
+    if asked := column or where:
+        raise InputError(f"{source} is a plain list of prompts without the column of {asked!r}: leave it out")
 
 
 def _plain_list(path: Path) -> list[str] | None:

@@ -1,13 +1,18 @@
 """Conversations as training rows: token ids, and labels on what the assistant says, end of turn included."""
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, Features, Sequence, Value
 
+from larf_curate.conversation import check_columns
 from larf_curate.errors import InputError
 from larf_curate.rendering import Renderer, Tokenizer, Tokens
 
+logger = logging.getLogger(__name__)
 IGNORED = -100
 """Label of a token that is not learned."""
 
@@ -36,26 +41,50 @@ def training_rows(
         keep_all: Whether a row without an answer within ``max_length`` keeps its place, with nothing to learn.
 
     Returns:
-        The rows with an answer within ``max_length``, in order, as ``input_ids`` and ``labels``.
+        The rows with an answer within ``max_length``, in order, as ``input_ids`` and ``labels``; how many have none is
+        logged.
 
     Raises:
         InputError: If no row is left.
     """
+    if columns:
+        check_columns(dataset.features, columns)
     render = Renderer(tokenizer, max_length=UNLIMITED, columns=columns)
-    rendered = [item.tokens for start in range(0, len(dataset), 1000) for item in render(_rows(dataset, start))]
-    rows = [_row(item, max_length) for item in rendered]
-    kept = [row for row in rows if any(label != IGNORED for label in row["labels"])]
-    if not kept:
+    rendered = [item for start in range(0, len(dataset), 1000) for item in render(_rows(dataset, start))]
+    rows = [_row(item.tokens, max_length) for item in rendered]
+    reasons = [
+        item.reason or f"no answer within {max_length} tokens"
+        for item, row in zip(rendered, rows, strict=True)
+        if not _learned(row["labels"])
+    ]
+    if len(reasons) == len(rows):
         raise InputError(
-            f"none of {len(dataset)} rows has an assistant answer within {max_length} tokens: "
-            "look at the columns, or raise max_length"
+            f"none of {len(dataset)} rows has an assistant answer within {max_length} tokens"
+            f"{f' (first: {reasons[0]})' if reasons else ''}: look at the columns, or raise max_length"
         )
-    return Dataset.from_list(rows if keep_all else kept, features=FEATURES)
+    if keep_all:
+        return Dataset.from_list(rows, features=FEATURES)
+    if reasons:
+        logger.warning("%d of %d rows are left out (first: %s)", len(reasons), len(rows), reasons[0])
+    return Dataset.from_list([row for row in rows if _learned(row["labels"])], features=FEATURES)
 
 
 def training_tokens(rows: Dataset) -> list[int]:
     """Number of learned tokens of each training row."""
-    return [sum(label != IGNORED for label in labels) for labels in rows["labels"]]
+    return [_learned(labels) for labels in rows["labels"]]
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Hex SHA-256 of all cells."""
+    digest = hashlib.sha256()
+    for batch in dataset.iter(batch_size=1000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _learned(labels: list[int]) -> int:
+    """Number of labels that a causal model predicts: the first token follows nothing."""
+    return sum(label != IGNORED for label in labels[1:])
 
 
 def _rows(dataset: Dataset, start: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -29,6 +30,7 @@ from larf_curate.errors import InputError, ModelError
 from larf_curate.extras import require
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
 from larf_curate.training.contrastive import Batch, ContrastiveRows, References, both_sides
+from larf_curate.training.generate import window_of
 from larf_curate.training.likelihood import answer_log_probs
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
@@ -232,7 +234,8 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     def _contrastive_rows(self, references: References, tokenizer: Any) -> ContrastiveRows:  # noqa: ANN401
         sides = both_sides(references)
-        options = {"max_length": self.args.contrastive_max_length, "seed": self.args.seed}
+        length = min(self.args.contrastive_max_length, window_of(self.model.config))
+        options = {"max_length": length, "seed": self.args.seed}
         if self.args.data_seed is not None:
             options["seed"] = self.args.data_seed
         given = ContrastiveRows.build(sides, tokenizer, **options)  # checks them before the model answers
@@ -395,11 +398,13 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
 @contextmanager
 def named_targets() -> Iterator[None]:
-    """Turn PEFT's complaint about missing target modules into an error of this package."""
+    """Turn complaints about missing target modules and damaged weights into errors of this package."""
     try:
         yield
+    except SafetensorError as error:
+        raise ModelError(f"the model's weights are damaged ({error}): download or save them again") from error
     except ValueError as error:
-        if "target modules" not in str(error).lower():
+        if isinstance(error, ModelError) or "target modules" not in str(error).lower():
             raise
         raise ModelError(
             f"the model has no layer that the LoRA names: {error}; name its linear layers in target_modules"

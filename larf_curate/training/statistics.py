@@ -35,6 +35,15 @@ def bootstrap_interval(
     return _bounds(np.asarray(means), level)
 
 
+def difference_interval(changes: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences -1, 0 and 1; exact where all are equal."""
+    if len(set(changes)) != 1:
+        return bootstrap_interval(changes)
+    exact = binomtest(0, len(changes)).proportion_ci()
+    value, slack = float(changes[0]), float(exact.high)
+    return max(value - slack, -1.0), min(value + slack, 1.0)
+
+
 def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
     """Exact two-sided McNemar test: the chance that two models with equal rates differ so on the same prompts.
 

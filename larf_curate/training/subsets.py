@@ -16,6 +16,9 @@ Indices: TypeAlias = NDArray[np.int64]
 PICKS, STRATA = 8, 8
 """Rows to take from each stratum of length where there are many, and how many strata there are where there are few."""
 
+TOLERANCE, LARGEST, STEPS = 0.02, 64.0, 16
+"""Share by which an arm's tokens may be off, and the search for the bonus that makes up for more."""
+
 KINDS = ("top", "bottom", "random", "longest", "all", "kept", "thinned")
 
 
@@ -23,10 +26,10 @@ KINDS = ("top", "bottom", "random", "longest", "all", "kept", "thinned")
 class Arm:
     """One way of choosing rows.
 
-    ``top`` and ``bottom`` follow a signal, ``random`` does not; these three have equally many rows and, within a few
-    tokens a row, equally long answers. ``longest`` has equally many rows, not tokens: the baseline of a score that
-    measures length. ``all`` takes every row, ``kept`` all but the signal's top share, ``thinned`` all but as many
-    random rows.
+    ``top`` and ``bottom`` follow a signal, ``random`` does not; these three have equally many rows and, within 2 % in
+    all where the rows allow it, equally long answers. ``longest`` has equally many rows, not tokens: the baseline of
+    a score that measures length. ``all`` takes every row, ``kept`` all but the signal's top share, ``thinned`` all but
+    as many random rows.
 
     Args:
         kind: One of these.
@@ -54,9 +57,9 @@ class Arm:
         return f"{self.kind}:{self.signal}" if self.kind in ("top", "bottom", "kept") else self.kind
 
     @property
-    def is_random(self) -> bool:
-        """Whether every seed draws other rows."""
-        return self.kind in ("random", "thinned")
+    def reads_scores(self) -> bool:
+        """Whether the choice depends on the signal, be it only on which rows have it."""
+        return self.kind not in ("all", "thinned")
 
 
 def signal_values(scored: Dataset, signal: str) -> Scores:
@@ -65,14 +68,16 @@ def signal_values(scored: Dataset, signal: str) -> Scores:
     Raises:
         InputError: If the dataset does not have the signal.
     """
+    named = scored.features.get("larf_signals", {})
     if signal in scored.column_names:
         values: list[Any] = list(scored[signal])
+    elif signal in named:
+        values = [(row or {}).get(signal) for row in scored["larf_signals"]]
     else:
-        signals = list(scored["larf_signals"]) if "larf_signals" in scored.column_names else []
-        if not signals or signal not in (signals[0] or {}):
-            known = ["larf_score", *(signals[0] or {})] if signals else ["larf_score"]
-            raise InputError(f"the scored rows have no signal {signal!r}: wanted one of {', '.join(known)}")
-        values = [(row or {}).get(signal) for row in signals]
+        known = [name for name in ("larf_score", *named) if name in scored.column_names or name in named]
+        raise InputError(f"the scored rows have no signal {signal!r}: wanted one of {', '.join(known) or 'none'}")
+    if any(not isinstance(value, int | float) and value is not None for value in values):
+        raise InputError(f"the column {signal!r} holds no numbers: wanted a score")
     return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
@@ -105,7 +110,7 @@ def choose(
     if arm.kind == "longest":
         return np.sort(usable[np.argsort(-lengths[usable], kind="stable")[:count]])
     key = {"top": -scores, "bottom": scores, "random": shuffled}[arm.kind]
-    return _matched(key, lengths, usable, count)
+    return _level(_rank(key[usable]), lengths[usable], usable, count)
 
 
 def _thinned(arm: Arm, scores: Scores, rows: Indices, shuffled: Scores, removed: float) -> Indices:
@@ -117,13 +122,34 @@ def _thinned(arm: Arm, scores: Scores, rows: Indices, shuffled: Scores, removed:
     return np.sort(order[count:])
 
 
-def _matched(key: Scores, lengths: NDArray[Any], usable: Indices, count: int) -> Indices:
-    """The rows with the smallest keys within narrow strata of length; every key takes as many from each stratum."""
-    by_length = usable[np.argsort(lengths[usable], kind="stable")]
+def _level(key: Scores, lengths: NDArray[Any], usable: Indices, count: int) -> Indices:
+    """The rows with the smallest keys within narrow strata of length, as many from each stratum for every key.
+
+    Where lengths within a stratum still differ so much that the tokens in all miss what the strata's means give by more
+    than 2 %, short rows (or long ones) get as small a bonus on their key as makes up for it.
+    """
+    by_length = np.argsort(lengths, kind="stable")
     strata = np.array_split(by_length, max(count // PICKS, min(count // 2, STRATA), 1))
     ends = np.cumsum([len(stratum) for stratum in strata])
     quotas = np.diff(np.round(ends * count / len(usable)).astype(int), prepend=0)
-    chosen = [
-        stratum[np.argsort(key[stratum], kind="stable")[:quota]] for stratum, quota in zip(strata, quotas, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
+    wanted = sum(lengths[stratum].mean() * quota for stratum, quota in zip(strata, quotas, strict=True))
+
+    def chosen(bonus: float) -> Indices:
+        keys = key + bonus * np.log(lengths)
+        parts = [s[np.argsort(keys[s], kind="stable")[:quota]] for s, quota in zip(strata, quotas, strict=True)]
+        return np.concatenate(parts)
+
+    def excess(bonus: float) -> float:
+        return float(lengths[chosen(bonus)].sum() / wanted - 1)
+
+    sign = np.sign(excess(0.0))
+    low, high = 0.0, 0.0 if abs(excess(0.0)) <= TOLERANCE else sign * LARGEST
+    for _ in range(STEPS if high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sign * excess(middle) > TOLERANCE else (low, middle)
+    return np.sort(usable[chosen(min(low, high, key=lambda bonus: abs(excess(bonus))))])
+
+
+def _rank(values: Scores) -> Scores:
+    """Ranks from 0 to 1."""
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values) - 1, 1)

@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from larf_curate.errors import InputError
-from larf_curate.training.generate import generate_answers
+from larf_curate.errors import InputError, ModelError
+from larf_curate.training.generate import generate_answers, window_of
 from larf_curate.training.likelihood import answer_log_probs
 from larf_curate.training.prompts import load_table
 from larf_curate.training.rows import IGNORED, training_rows
@@ -59,7 +59,9 @@ def load_questions(source: str, *, split: str | None = None, limit: int | None =
         raise InputError(f"{source} has no column {', '.join(missing)}, only {', '.join(table.column_names)}")
     table = table.select(range(min(limit, len(table)))) if limit is not None else table
     rows = list(zip(table["question"], table["answer"], strict=True))
-    for index, (_, answer) in enumerate(rows):
+    for index, (question, answer) in enumerate(rows):
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"question {index} of {source} is empty or not text: drop the row")
         if last_number(str(answer)) is None:
             raise InputError(f"answer {index} of {source} holds no number: wanted answers like those of GSM8K")
     return rows
@@ -108,7 +110,11 @@ def held_out_loss(
         max_length: Longest row in tokens.
         batch_size: Rows a batch.
         columns: Column names by role, if they are not to be found.
+
+    Raises:
+        ModelError: If the loss is not finite.
     """
+    max_length = min(max_length, window_of(model.config))
     table = training_rows(rows, tokenizer, max_length=max_length, columns=columns)
     training = model.training
     model.eval()
@@ -120,6 +126,8 @@ def held_out_loss(
         ]
     finally:
         model.train(training)
+    if not all(map(math.isfinite, losses)):
+        raise ModelError("the model's loss on held-out rows is not finite: its weights or its dtype are broken")
     return Measure(name="held_out_loss", values=tuple(losses))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,19 @@ from datasets import Dataset
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.model_source import ModelSource, load_tokenizer
+from larf_curate.profile import identify
 from larf_curate.training.checks import Checks
 from larf_curate.training.contrastive import References
 from larf_curate.training.evaluate import RefusalReport
 from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.generate import load_model
-from larf_curate.training.rows import training_rows, training_tokens
-from larf_curate.training.statistics import RESAMPLES
-from larf_curate.training.subsets import Arm, choose, signal_values
+from larf_curate.training.rows import rows_digest, training_rows, training_tokens
+from larf_curate.training.statistics import RESAMPLES, bootstrap_interval
+from larf_curate.training.subsets import Arm, Indices, choose, signal_values
 
 BASE = "base"
+BULKY = ("larf_state", "larf_layer_scores", "larf_neighbors")
+"""Columns of a scored dataset that no arm and no training reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,31 +70,44 @@ class Experiment:
             raise InputError(
                 "wanted arms, seeds and one recipe a method: compare other recipes in folders of their own"
             )
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise InputError(f"wanted every arm once, got {', '.join(names)}")
+        if not 0 <= self.removed < 1:
+            raise InputError(f"wanted removed as a share from 0 to under 1, got {self.removed}")
 
     def run(self) -> "Findings":
         """Do the runs that are missing, and read them all.
 
         Raises:
-            InputError: If the folder belongs to another experiment.
+            InputError: If the folder belongs to another experiment, a signal is missing, or there are too few rows.
         """
+        tokens = self._tokens()
+        picks = self._picks(tokens)  # wrong signals and too few rows are found before any work
         self._claim()
-        if not (self.folder / BASE / "result.json").exists():
+        if not _is_done(self.folder / BASE):
             model, tokenizer = load_model(self.model)
             self._finish(self.folder / BASE, self.checks(model, tokenizer, self.folder / BASE))
             del model
-        tokens = self._tokens()
         for arm in self.arms:
-            scores = signal_values(self.scored, arm.signal)
             for recipe in self.recipes:
                 for seed in self.seeds:
-                    self._run(arm, recipe, seed, scores, tokens)
+                    self._run(arm, recipe, seed, picks[arm, seed], tokens)
         return Findings.read(self.folder, [self._name(a, r) for a in self.arms for r in self.recipes], self.seeds)
 
-    def _run(self, arm: Arm, recipe: Recipe, seed: int, scores: Any, tokens: Sequence[int]) -> None:  # noqa: ANN401
-        folder = self.folder / self._name(arm, recipe).replace(":", "-") / f"seed-{seed}"
-        if (folder / "result.json").exists():
+    def _picks(self, tokens: Sequence[int]) -> dict[tuple[Arm, int], Indices]:
+        picks = {}
+        for arm in self.arms:
+            unscored = np.full(len(self.scored), np.nan)
+            scores = signal_values(self.scored, arm.signal) if arm.reads_scores else unscored
+            for seed in self.seeds:
+                picks[arm, seed] = choose(arm, scores, tokens, count=self.rows, removed=self.removed, seed=seed)
+        return picks
+
+    def _run(self, arm: Arm, recipe: Recipe, seed: int, chosen: Indices, tokens: Sequence[int]) -> None:
+        folder = _folder_of(self.folder, self._name(arm, recipe), seed)
+        if _is_done(folder):
             return
-        chosen = choose(arm, scores, tokens, count=self.rows, removed=self.removed, seed=seed)
         trainer = fine_tune(
             self.model,
             self.scored.select(chosen),
@@ -118,12 +135,15 @@ class Experiment:
         identity = {
             "kind": "verify",
             "version": 1,
-            "model": self.model,
+            "model": identify(self.model),
             "rows": self.rows,
             "removed": self.removed,
             "recipes": {recipe.method: recipe.to_dict() for recipe in self.recipes},
-            "scored": _digest(self.scored["larf_score"] if "larf_score" in self.scored.column_names else []),
+            "scored": rows_digest(self.scored.remove_columns([n for n in BULKY if n in self.scored.column_names])),
+            "columns": dict(self.columns or {}),
+            "references": self.references if isinstance(self.references, str) else type(self.references).__name__,
             "prompts": _digest([self.checks.harmful, self.checks.safe, self.checks.questions]),
+            "held_out": None if self.checks.held_out is None else rows_digest(self.checks.held_out),
             "judge": self.checks.judge_name,
             "max_new_tokens": self.checks.max_new_tokens,
         }
@@ -170,6 +190,8 @@ class Finding:
         """95 % interval of the refusal rate, seeds and prompts both resampled."""
         generator = np.random.default_rng(0)
         seeds, prompts = self.refused.shape
+        if self.refused.min() == self.refused.max():
+            return bootstrap_interval(self.refused[0])
         means = [
             self.refused[generator.integers(seeds, size=seeds)][:, generator.integers(prompts, size=prompts)].mean()
             for _ in range(RESAMPLES // 5)
@@ -193,7 +215,7 @@ class Findings:
     @classmethod
     def read(cls, folder: Path, names: Sequence[str], seeds: Sequence[int]) -> "Findings":
         """Read the runs of an experiment's folder."""
-        arms = [_read(name, [folder / name.replace(":", "-") / f"seed-{seed}" for seed in seeds]) for name in names]
+        arms = [_read(name, [_folder_of(folder, name, seed) for seed in seeds]) for name in names]
         return cls(base=_read(BASE, [folder / BASE]), arms=tuple(arms))
 
     def table(self) -> list[dict[str, Any]]:
@@ -218,7 +240,7 @@ class Findings:
             axes.plot(rates, [place] * len(rates), "o", color="#26456e", markersize=4)
         axes.axvline(100 * self.base.mean("harmful"), color="#333333", linestyle=":", label="before fine-tuning")
         axes.set(xlim=(0, 100), xlabel="harmful prompts refused (%); dots: seeds, bar: 95 % interval")
-        axes.set_yticks(range(len(self.arms)), [arm.name for arm in self.arms])
+        axes.set_yticks(range(len(self.arms)), [arm.name.replace("$", r"\$") for arm in self.arms])
         axes.invert_yaxis()
         axes.legend(loc="lower left", fontsize="small")
         figure.savefig(path)
@@ -226,6 +248,20 @@ class Findings:
 
 def _digest(values: Any) -> str:  # noqa: ANN401  any JSON value
     return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
+
+
+def _folder_of(folder: Path, name: str, seed: int) -> Path:
+    """Where a run lies, its name without what a path could misread."""
+    return folder / re.sub(r"[^\w.+-]", "-", name) / f"seed-{seed}"
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a run has written all of its results, and whole."""
+    try:
+        _read("", [folder]).mean("harmful")
+    except (InputError, TypeError, AttributeError, KeyError):
+        return False
+    return True
 
 
 def _read(name: str, folders: Sequence[Path]) -> Finding:
@@ -243,7 +279,7 @@ def _figures(arm: Finding, *, lost: float, random: float) -> dict[str, Any]:
         "refused": arm.mean("harmful"),
         "interval": list(arm.interval),
         "lost": lost,
-        "lost_against_random": lost / random if random else math.nan,
+        "lost_against_random": lost / random if random > 0 else math.nan,
         "over_refusal": arm.mean("safe"),
         "held_out_loss": arm.mean("held_out_loss"),
         "exact_match": arm.mean("exact_match"),
