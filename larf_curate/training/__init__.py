@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "Experiment": "verify",
     "RefusalReport": "evaluate",
     "SapConfig": "sap",
     "SapTrainer": "sap",
@@ -14,6 +15,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Experiment",
     "RefusalReport",
     "SapConfig",
     "SapTrainer",
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from larf_curate.training.evaluate import RefusalReport, compare_refusals, evaluate_refusals
     from larf_curate.training.rows import training_rows
     from larf_curate.training.sap import SapConfig, SapTrainer, sap_lora
+    from larf_curate.training.verify import Experiment
 
 
 def __getattr__(name: str) -> object:
