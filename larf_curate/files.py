@@ -58,6 +58,8 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
 
 
 MANIFESTS = {"manifest.json": "scored rows", "selection.json": "a selection", "decisions.json": "decisions"}
+PLAN = "plan.json"
+"""What a folder that is being scored will hold."""
 
 
 def check_folder(folder: str | Path, manifest: str) -> None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from larf_curate import __version__
 from larf_curate.conversation import to_conversation
 from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.files import cache_home, no_progress_bars, read_json, sha256, undecoded, write_json
+from larf_curate.files import PLAN, cache_home, no_progress_bars, read_json, sha256, undecoded, write_json
 from larf_curate.pieces import piece_file, score_piece
 from larf_curate.sources import Piece, Source
 from larf_curate.workers import rank_and_kept, workers
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from larf_curate.scorer import LarfScorer  # torch, which reading needs not
 
 MANIFEST = "manifest.json"
-PLAN = "plan.json"
 SCORABLE = ("ok", "truncated")
 
 

@@ -79,6 +79,13 @@ def test_a_glob_and_a_folder_give_one_piece_a_file_in_the_order_of_names(here):
         assert rows_of(source) == ROWS[:3]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "selection.json", "decisions.json", "plan.json"])
+def test_what_describes_a_folder_of_ours_is_no_data(here, name):
+    write(here / "scored/part-0.parquet")
+    (here / "scored" / name).write_text('{"kind": "scored", "rows": 3}')
+    assert rows_of(open_source(str(here / "scored"))) == ROWS
+
+
 def test_files_of_one_name_in_several_folders_get_names_from_their_paths(here):
     for index, name in enumerate(("a/x.jsonl", "a/x.csv", "b/c/x.jsonl", "b/y.jsonl")):
         write(here / "data" / name, [ROWS[index]])
