@@ -66,7 +66,8 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         beta: Size of the probe step. 0: plain SFT.
         probe_step: How a gradient becomes a probe: ``sign`` or ``unit``.
         probe_blocks: Where the probes sit: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
-        temperature: Temperature of the contrastive loss.
+        temperature: Temperature of the contrastive loss. The higher, the more evenly contrastive rows count; at 1 the
+            one that the model refuses least surely outweighs the others.
         refusals: What unsafe answers are contrasted with: the references' refusals, ``given``, or the model's ``own``.
         contrastive_batch_size: Contrastive rows a step and process.
         contrastive_max_length: Longest contrastive row in tokens.
@@ -101,7 +102,11 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         },
     )
     temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the contrastive loss. Source: the SAP authors' code."}
+        default=1.0,
+        metadata={
+            "help": "Temperature of the contrastive loss; the higher, the more evenly contrastive rows count. "
+            "Source: the SAP authors' code."
+        },
     )
     refusals: str = field(
         default="given",
