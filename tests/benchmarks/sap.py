@@ -91,7 +91,7 @@ def epsilons(options: argparse.Namespace) -> None:
 
 
 PROBES = (("auto", 2e-5), ("auto", 2e-2), ("0-9", 2e-5), ("20-28", 2e-5), ("14", 2e-5))
-STEPS = (("sign", 0.01), ("sign", 0.05), ("sign", 0.1), ("sign", 0.2), ("sign", 0.5), ("unit", 5.0))
+STEPS = (("sign", 0.01), ("sign", 0.05), ("sign", 0.2), ("unit", 5.0))
 
 
 class Survey(SapTrainer):
@@ -148,7 +148,7 @@ def survey(options: argparse.Namespace) -> None:
         args = SapConfig(folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, report_to="none",
                          learning_rate=options.learning_rate, warmup_steps=0.1, num_train_epochs=1, save_strategy="no",
                          max_length=1024, model_init_kwargs={"dtype": "float32"}, activation_checkpointing=False,
-                         dataloader_pin_memory=False, refusals="own")  # fmt: skip
+                         dataloader_pin_memory=False, refusals="own", temperature=10.0)  # fmt: skip
         trainer = Survey(options.model, args, references="builtin", train_dataset=table, peft_config=lora,
                          processing_class=tokenizer)  # fmt: skip
         trainer.after = options.after
