@@ -33,8 +33,6 @@ RECIPE = (
     click.option("--probe-step", type=click.Choice(["sign", "unit"]), default="sign", show_default=True,
                  help="SAP: every coordinate by beta, or all together by a length of beta."),
     click.option("--probe-blocks", default="auto", show_default=True, help="SAP: auto, a range 11-20 or a list 3,9."),
-    click.option("--temperature", default=10.0, type=POSITIVE, show_default=True,
-                 help="SAP: of the contrast; the higher, the more evenly contrastive rows count."),
     click.option("--refusals", type=click.Choice(["own", "given"]), default="own", show_default=True,
                  help="SAP: contrast with the model's own refusals, or with those of the references."),
     click.option("--contrastive-batch-size", default=8, type=COUNT, show_default=True,

@@ -56,7 +56,6 @@ class Recipe:
         beta: Of SAP; see `SapConfig`.
         probe_step: Of SAP; see `SapConfig`.
         probe_blocks: Of SAP; see `SapConfig`.
-        temperature: Of SAP; see `SapConfig`. Here 10, for of a model that refuses surely one row alone counts at 1.
         refusals: Of SAP; see `SapConfig`. Here ``own``, which kept more refusals where the two were compared.
         contrastive_batch_size: Of SAP; see `SapConfig`.
     """
@@ -77,7 +76,6 @@ class Recipe:
     beta: float = 0.05
     probe_step: str = "sign"
     probe_blocks: str = "auto"
-    temperature: float = 10.0
     refusals: str = "own"
     contrastive_batch_size: int = 8
 
@@ -220,7 +218,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
 
 
 def _sap(recipe: Recipe) -> dict[str, Any]:
-    names = ("epsilon", "beta", "probe_step", "probe_blocks", "temperature", "refusals", "contrastive_batch_size")
+    names = ("epsilon", "beta", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
     return {name: getattr(recipe, name) for name in names}
 
 

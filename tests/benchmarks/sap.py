@@ -148,7 +148,7 @@ def survey(options: argparse.Namespace) -> None:
         args = SapConfig(folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, report_to="none",
                          learning_rate=options.learning_rate, warmup_steps=0.1, num_train_epochs=1, save_strategy="no",
                          max_length=1024, model_init_kwargs={"dtype": "float32"}, activation_checkpointing=False,
-                         dataloader_pin_memory=False, refusals="own", temperature=10.0)  # fmt: skip
+                         dataloader_pin_memory=False, refusals="own")  # fmt: skip
         trainer = Survey(options.model, args, references="builtin", train_dataset=table, peft_config=lora,
                          processing_class=tokenizer)  # fmt: skip
         trainer.after = options.after
