@@ -261,12 +261,14 @@ def test_what_cannot_be_chosen_is_said_before_any_work(start, tmp_path, monkeypa
         experiment(start, tmp_path, **changes).run()
 
 
-@pytest.mark.parametrize("damage", ["result.json", "harmful.json"])
-def test_a_run_whose_results_are_damaged_is_done_again(start, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "content"), [("result.json", '{"half": '), ("result.json", "{}"), ("harmful.json", "[]")]
+)
+def test_a_run_whose_results_are_damaged_is_done_again(start, tmp_path, damage, content):
     runs = experiment(start, tmp_path, arms=(Arm("top"),), seeds=(0,))
     whole = runs.run().table()
     for folder in (tmp_path / "base", tmp_path / "top-larf_score+sft/seed-0"):
-        (folder / damage).write_text('{"half": ')
+        (folder / damage).write_text(content)
     again = runs.run().table()
     assert [row["refused"] for row in again] == [row["refused"] for row in whole]
 
