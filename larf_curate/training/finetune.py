@@ -21,7 +21,7 @@ from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.contrastive import References
 from larf_curate.training.generate import window_of
 from larf_curate.training.rows import rows_digest, training_rows
-from larf_curate.training.sap import SapConfig, SapTrainer, named_targets
+from larf_curate.training.sap import SapConfig, SapTrainer, loading_errors
 
 # isort: split
 from peft import LoraConfig  # sap has said how to install these two
@@ -145,7 +145,7 @@ def fine_tune(
         options["warmup_steps"] = 0  # its first step has a rate of 0: of few steps that is too many
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
     trainer: Any
-    with named_targets():
+    with loading_errors():
         if recipe.method == "sap":
             trainer = SapTrainer(model, SapConfig(**options, **_sap(recipe)), references=references, **common)
         else:

@@ -214,7 +214,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        with named_targets():
+        with loading_errors():
             super().__init__(
                 model,
                 args,
@@ -402,7 +402,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
 
 @contextmanager
-def named_targets() -> Iterator[None]:
+def loading_errors() -> Iterator[None]:
     """Turn complaints about missing target modules and damaged weights into errors of this package."""
     try:
         yield
