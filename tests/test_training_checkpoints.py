@@ -11,7 +11,7 @@ from larf_curate.errors import InputError, ModelError, TrainingError
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_whole, last_whole
 from larf_curate.training.finetune import Recipe, fine_tune
-from tests.training_tiny import TRIPLES, tiny_model, tiny_tokenizer
+from tests.training_tiny import TRIPLES, save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
@@ -20,10 +20,7 @@ RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A model on disk."""
-    folder = tmp_path_factory.mktemp("start")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("start"))
 
 
 def rows(count=12, first=0):

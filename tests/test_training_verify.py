@@ -15,7 +15,7 @@ from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.prompts import load_table
 from larf_curate.training.rows import training_rows
 from larf_curate.training.subsets import Arm, choose, signal_values
-from tests.training_tiny import TRIPLES, tiny_model, tiny_tokenizer
+from tests.training_tiny import TRIPLES, save_tiny, tiny_tokenizer
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -29,10 +29,7 @@ QUICK = Recipe(epochs=1, batch_size=4, micro_batch_size=4, learning_rate=1e-2, m
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A model on disk."""
-    folder = tmp_path_factory.mktemp("start")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("start"))
 
 
 def scored_rows(count=24):

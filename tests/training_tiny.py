@@ -1,5 +1,7 @@
 """A tiny random Llama with a byte tokenizer and a chat template, for tests that train."""
 
+from pathlib import Path
+
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -44,6 +46,13 @@ def tiny_model(*, layers: int = 3, dtype: torch.dtype = torch.float32, dropout: 
         initializer_range=0.3,
     )
     return LlamaForCausalLM(config).to(dtype)
+
+
+def save_tiny(folder: Path) -> str:
+    """Write model and tokenizer into a folder; returns its name."""
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_rows() -> Dataset:
