@@ -25,7 +25,7 @@ from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.wording import Wording, reference_rows
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Part of the cache key: raised whenever the same settings give other numbers."""
 HALF_MAX = float(np.finfo(np.float16).max)
 

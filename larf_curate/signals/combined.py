@@ -13,8 +13,8 @@ from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
 
-WEIGHTS = (1, 2)
-"""Of `harmful` and `erosion` in the default signal."""
+ORDINARY = 2.0
+"""Standard deviations of `harmful` that the default signal takes for ordinary; one ordinary row in 30 has more."""
 
 
 def harmful(refs: ReferenceStates) -> Signal:
@@ -38,13 +38,13 @@ def erosion(refs: ReferenceStates) -> Signal:
 
 
 def combined(refs: ReferenceStates) -> Signal:
-    """Weighted mean of `harmful` and `erosion`; unbounded, higher is worse.
+    """`erosion`, and what `harmful` has above 2 standard deviations; unbounded, higher is worse.
 
-    `erosion` counts twice: what fine-tuning on a row costs follows it more closely, and where the references' answers
-    are of another kind than the dataset's it is the surer guide to harmful rows too.
+    Rows whose answers are as ordinary ones rank by what they teach a model, which is what fine-tuning on them costs. An
+    answer that stands out adds by how far it does, also where its prompt looks harmless.
     """
-    axes = (harmful(refs), erosion(refs))
-    return lambda states: np.average([axis(states) for axis in axes], axis=0, weights=WEIGHTS).astype(np.float32)
+    by_answer, by_prompt = harmful(refs), erosion(refs)
+    return lambda states: np.asarray(by_prompt(states) + np.maximum(by_answer(states) - ORDINARY, 0))
 
 
 def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:
