@@ -137,8 +137,11 @@ class ExemplarIndex:
         if profile is not None and profile.layers[0] != self.layer:
             raise InputError(f"wanted a profile whose first layer is {self.layer}, got {profile.layers[0]}")
         known = [row.get("larf_state") for row in rows]
-        if all(state is not None for state in known):
-            states = np.asarray(known, np.float32)
+        given = [state for state in known if state is not None]
+        if len(given) == len(rows):
+            if widths := set(map(len, given)) - {self.states.shape[1]}:
+                raise InputError(f"wanted states of width {self.states.shape[1]}, got {sorted(widths)}")
+            states = np.asarray(given, np.float32)
         elif profile is not None:
             states = read_states(profile.reader(), rows, "added")["last"][:, 0]
         else:
@@ -147,6 +150,8 @@ class ExemplarIndex:
             )
         if states.shape[1] != self.states.shape[1]:
             raise InputError(f"wanted states of width {self.states.shape[1]}, got {states.shape[1]}")
+        if not np.isfinite(states).all():
+            raise InputError("wanted finite states, got NaN or infinite ones: score those rows again")
         ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
         labels = [str(row.get("category") or label) for row in rows]
         return replace(
@@ -161,12 +166,12 @@ class ExemplarIndex:
             profile: Its references and neutral rows say what there is to cover.
 
         Raises:
-            InputError: If the profile's first layer is another than the index's, or count is below 1.
+            InputError: If the profile's first layer or width is another than the index's, or count is below 1.
         """
-        if count < 1 or profile.layers[0] != self.layer:
+        wanted, got = (self.layer, self.states.shape[1]), (profile.layers[0], profile.width)
+        if count < 1 or wanted != got:
             raise InputError(
-                f"wanted at least 1 exemplar and a profile whose first layer is {self.layer}, got {count} and "
-                f"{profile.layers[0]}"
+                f"wanted at least 1 exemplar and a profile of first layer and width {wanted}, got {count} and {got}"
             )
         known = np.concatenate([profile.states[side]["last"][:, 0] for side in SIDES])
         places = greedy(ConceptSpace(known), self.states, count)

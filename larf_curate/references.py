@@ -151,6 +151,8 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     path = Path(name)
+    if path.suffix in FORMATS and not path.exists():
+        raise ReferenceSetError(f"there is no file {name}: give the path of one, a folder or a Hub dataset id")
     try:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in FORMATS)
@@ -158,7 +160,7 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
         return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}") from error
+        raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; mend it, or name another") from error
 
 
 def _read_file(path: Path) -> Dataset:

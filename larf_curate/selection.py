@@ -128,7 +128,8 @@ def select(
 
     Raises:
         InputError: If there is not exactly one rule, its value is out of range, or the dataset is not scored.
-        ProfileMismatchError: If the profile is not the one that scored the rows.
+        ProfileMismatchError: If the profile is not the one that scored the rows, as their manifest says; without
+            ``scored`` that cannot be seen.
     """
     values = (top_ratio, top_k, threshold, percentile, max_false_flags)
     rule = _rule(dict(zip(RULES, values, strict=True)))

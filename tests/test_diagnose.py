@@ -247,6 +247,46 @@ def test_rows_without_a_score_or_scored_by_another_profile_are_refused():
         select(scored.rows, max_false_flags=0.1, profile=profile, scored=scored.manifest)
 
 
+@pytest.mark.parametrize("column", ["larf_signals", "larf_layer_scores"])
+@pytest.mark.parametrize("lost", ["row", "value", "nan"])
+def test_rows_whose_figures_are_lost_are_left_out_and_told(column, lost, caplog):
+    profile = synthetic()
+    scores = [float(value) for value in range(20)]
+    values = scored_rows(profile, scores).rows[column][:]
+    first = values[0]
+    damaged = {"row": None, "value": None, "nan": float("nan")}[lost]
+    if lost != "row":
+        damaged = [damaged, first[1]] if isinstance(first, list) else first | {"harmful": damaged}
+    found = diagnose(profile, scored_rows(profile, scores, **{column: [damaged, *values[1:]]}))
+    whole = diagnose(profile, scored_rows(profile, scores))
+    assert "1 of 20 rows have a score but no whole layer scores or signals" in caplog.text
+    assert found.scored.signal_lengths == whole.scored.signal_lengths  # ranks of the other 19
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_states_that_are_no_numbers_are_left_out_and_other_widths_refused():
+    profile = synthetic()
+    states = profile.states["neutral"]["last"][:20, 0].tolist()
+    broken = [[float("nan"), *states[0][1:]], [float("inf"), *states[1][1:]], None, *states[3:]]
+    scores = [float(value) for value in range(20)]
+    found = diagnose(profile, scored_rows(profile, scores, larf_state=broken)).scored
+    want = diagnose(profile, scored_rows(profile, scores, larf_state=[None] * 3 + states[3:])).scored
+    assert found.drift == want.drift
+    assert found.beyond == want.beyond
+    with pytest.raises(ProfileMismatchError, match=f"width {profile.width}"):
+        diagnose(profile, scored_rows(profile, scores, larf_state=[state[:-1] for state in states]))
+
+
+def test_rows_in_memory_with_scores_at_other_layers_are_refused():
+    profile = synthetic()
+    rows = scored_rows(profile, [1.0, 2.0, 3.0], larf_layer_scores=[[1.0], [2.0], [3.0]]).rows
+    with pytest.raises(ProfileMismatchError, match="2 layers"):
+        diagnose(profile, rows)
+    texts = scored_rows(profile, [1.0, 2.0], larf_score=["1", "2"]).rows
+    with pytest.raises(InputError, match="holds no numbers"):
+        diagnose(profile, texts)
+
+
 def test_no_rows_at_all_are_no_error():
     profile = synthetic()
     assert diagnose(profile, scored_rows(profile, [None, None])).scored.length is None

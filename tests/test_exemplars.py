@@ -66,7 +66,7 @@ def test_a_smaller_index_holds_what_covers_most(profile):
     assert alone["abcdef".index(few.ids[0])] == max(alone)
     assert len(index.covering(99, profile).ids) <= 4
     for count, other in ((0, profile), (2, replace(profile, layers=(0, 2)))):
-        with pytest.raises(InputError, match="at least 1 exemplar and a profile whose first layer is 2"):
+        with pytest.raises(InputError, match=r"at least 1 exemplar and a profile of first layer and width \(2, 32\)"):
             index.covering(count, other)
 
 
@@ -213,6 +213,13 @@ def test_adding_what_does_not_suit_is_refused(profile):
         index.add([{"question": "Q", "answer": "A"}])
     with pytest.raises(InputError, match="width 16"):
         index.add([{"larf_state": [1.0, 2.0]}])
+    with pytest.raises(InputError, match="width 16"):
+        index.add([{"larf_state": [0.5] * 16}, {"larf_state": [1.0, 2.0]}])
+    for broken in (np.nan, np.inf):
+        with pytest.raises(InputError, match="finite"):
+            index.add([{"larf_state": [broken] * 16}])
+    with pytest.raises(InputError, match="width"):
+        replace(index, layer=profile.layers[0]).covering(3, profile)
     with pytest.raises(InputError, match="first layer is 3"):
         replace(index, layer=3).add([{"question": "Q", "answer": "A"}], profile=profile)
 

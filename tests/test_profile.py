@@ -415,3 +415,31 @@ def test_the_summary_is_json_and_tells_no_local_path(profile, tiny_llama):
     assert json.loads(text)["model"] == "llama"
     assert json.loads(text)["layers"] == [3, 1]
     assert json.loads(text)["digest"] == profile.digest
+
+
+def text_set(count):
+    """References of plain text, none of which has a prompt."""
+    sides = [tuple({"text": f"{said} {number} as asked."} for number in range(count)) for said in ("Sure,", "No, not")]
+    return ReferenceSet(unsafe=sides[0], safe=sides[1], labels=("x",) * count, source="text")
+
+
+@pytest.mark.parametrize("side", ["unsafe references", "neutral rows"])
+def test_sides_without_prompts_are_refused_by_signals_that_read_them(tiny_llama, refs, side, caplog):
+    texts = text_set(12)
+    sides = {"references": texts} if side == "unsafe references" else {"references": refs, "neutral": texts.unsafe}
+    options = PROFILE | sides | {"layers": [1]}
+    with pytest.raises(ReferenceSetError, match=rf"12 of 12 {side} are plain text.*harmful"):
+        SafetyProfile.build(tiny_llama, **options | {"signal": "combined"})
+    profile = SafetyProfile.build(tiny_llama, **options | {"signal": "harmful"})
+    assert f"12 of 12 {side} are plain text" in caplog.text
+    row = {position: values[:2] for position, values in profile.states["safe"].items()}
+    assert np.isfinite(profile.fit("erosion")(row)).all()
+
+
+def test_rows_without_a_prompt_count_as_having_an_ordinary_one(tiny_llama, refs):
+    neutral = [*NEUTRAL, {"text": "Plain words."}, {"text": "More plain words."}]
+    options = PROFILE | {"layers": [1, 3], "signal": "combined"}
+    got = SafetyProfile.build(tiny_llama, refs, **options | {"neutral": neutral}).states["neutral"]["prompt"]
+    want = SafetyProfile.build(tiny_llama, refs, **options | {"neutral": NEUTRAL}).states["neutral"]["prompt"]
+    assert_allclose(got[:-2], want, atol=1e-5)
+    assert_allclose(got[-2:], np.stack([want.mean(axis=0)] * 2), atol=1e-5)

@@ -109,7 +109,9 @@ def _of_many(scored: "ScoredRows", signal: str) -> Iterator[str]:
     if scored.length is not None and abs(scored.length) >= FOLLOWS_LENGTH:
         yield _length_warning(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():
-        if value is not None and abs(value) >= FOLLOWS_LENGTH and not np.isclose(value, scored.length or 0):
+        if value is None or name in BASELINES or np.isclose(value, scored.length or 0):
+            continue
+        if abs(value) >= FOLLOWS_LENGTH:
             yield f"The signal {name} follows the length of the scored rows (rank correlation {value:+.2f})."
     if scored.drift is not None and (scored.drift.far > FAR or scored.drift.shift > SHIFT):
         yield (

@@ -1,11 +1,13 @@
 """What the scored rows of a dataset say about the profile that scored them."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from larf_curate.conversation import Row
@@ -19,6 +21,7 @@ from larf_curate.signals.baselines import text_of
 from larf_curate.signals.held_out import fold_of
 from larf_curate.signals.whitening import Whitening
 
+logger = logging.getLogger(__name__)
 SAMPLE = 5000
 """Most rows that are read; of a longer dataset, so many spread evenly over it."""
 SHARE = 99.0
@@ -91,7 +94,8 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         scored: The rows.
 
     Raises:
-        ProfileMismatchError: If another profile scored them.
+        ProfileMismatchError: If another profile scored them; of rows in memory, which name none, only other numbers of
+            layers and other widths tell.
         InputError: If they are not scored.
     """
     if isinstance(scored, Scored):
@@ -100,9 +104,12 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     columns = (scored.manifest.get("source") or {}).get("columns") if isinstance(scored, Scored) else None
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
         raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
+    kind = data.data.schema.field("larf_score").type
+    if not (pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise InputError("the column larf_score holds no numbers: score the rows again")
     all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
     statuses = Counter(data.with_format(None)["larf_status"][:])
-    rows = _sample(data)
+    rows = _whole(_sample(data), profile)
     lengths = np.array([_length(row, columns) for row in rows], np.float64)
     known = np.isfinite(lengths)
     signals = rows[0].get("larf_signals") or {} if rows else {}
@@ -118,7 +125,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         },
         agreement=agreement(_matrix(rows, profile)),
         drift=_drift(profile, rows),
-        coverage=_coverage(profile) if any(row.get("larf_state") is not None for row in rows) else None,
+        coverage=_coverage(profile) if any(_has_state(row, profile) for row in rows) else None,
         beyond=_beyond(profile, rows, columns),
     )
 
@@ -151,6 +158,46 @@ def _sample(data: Dataset) -> list[Row]:
     return [row for row in rows if row["larf_score"] is not None and np.isfinite(row["larf_score"])]
 
 
+def _whole(rows: list[Row], profile: SafetyProfile) -> list[Row]:
+    """The rows whose layer scores and signals are numbers; others are damaged, which is said."""
+    layers = {len(row["larf_layer_scores"]) for row in rows if row["larf_layer_scores"] is not None}
+    if layers - {len(profile.layers)}:
+        raise ProfileMismatchError(
+            f"wanted scores at the profile's {len(profile.layers)} layers, got rows with {sorted(layers)}: give the "
+            "profile that scored them, or score the rows again"
+        )
+    whole = [row for row in rows if _finite([*(row["larf_layer_scores"] or [None]), *_signals(row)])]
+    if len(whole) < len(rows):
+        logger.warning(
+            "%d of %d rows have a score but no whole layer scores or signals (null or NaN), and are left out here: "
+            "score the dataset again",
+            len(rows) - len(whole),
+            len(rows),
+        )
+    return whole
+
+
+def _signals(row: Row) -> list[Any]:
+    """The values of a row's signals; None for one that lost them."""
+    if "larf_signals" not in row:
+        return []
+    return [None] if row["larf_signals"] is None else list(row["larf_signals"].values())
+
+
+def _has_state(row: Row, profile: SafetyProfile) -> bool:
+    state = row.get("larf_state")
+    if state is not None and len(state) != profile.width:
+        raise ProfileMismatchError(
+            f"wanted states of width {profile.width}, as the profile's are, got {len(state)}: give the profile that "
+            "scored them"
+        )
+    return state is not None and _finite(state)
+
+
+def _finite(values: Sequence[Any]) -> bool:
+    return None not in values and bool(np.isfinite(np.asarray(values, np.float64)).all())
+
+
 def _length(row: Row, columns: Columns) -> float:
     try:
         return len(text_of(row, columns))
@@ -163,7 +210,7 @@ def _matrix(rows: list[Row], profile: SafetyProfile) -> Vectors:
 
 
 def _drift(profile: SafetyProfile, rows: list[Row]) -> Drift | None:
-    kept = [row["larf_state"] for row in rows if row.get("larf_state") is not None]
+    kept = [row["larf_state"] for row in rows if _has_state(row, profile)]
     if not kept:
         return None
     states, neutral = np.array(kept, np.float32), profile.states["neutral"]["last"][:, 0]
@@ -179,7 +226,7 @@ def _coverage(profile: SafetyProfile) -> Coverage:
 
 
 def _beyond(profile: SafetyProfile, rows: list[Row], columns: Columns) -> tuple[Beyond, ...]:
-    kept = [row for row in rows if row.get("larf_state") is not None]
+    kept = [row for row in rows if _has_state(row, profile)]
     if not kept:
         return ()
     states = np.array([row["larf_state"] for row in kept], np.float32)

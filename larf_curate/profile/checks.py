@@ -91,6 +91,31 @@ def check_unlike(states: dict[str, States]) -> None:
         )
 
 
+def check_prompts(unsafe: Sequence[Row], neutral: Sequence[Row], signal: str, *, needed: bool) -> None:
+    """Refuse a side that is mostly plain text without prompts; warn where the signal reads none.
+
+    Args:
+        unsafe: The unsafe references.
+        neutral: The neutral rows.
+        signal: The profile's signal.
+        needed: Whether it reads prompts.
+
+    Raises:
+        ReferenceSetError: If they are needed.
+    """
+    for side, rows in (("unsafe references", unsafe), ("neutral rows", neutral)):
+        plain = sum(len(_said(row)) < 2 for row in rows)
+        if 2 * plain <= len(rows):
+            continue
+        told = f"{plain} of {len(rows)} {side} are plain text without a prompt"
+        if needed:
+            raise ReferenceSetError(
+                f"{told}, and the signal {signal} reads prompts: give conversations, or take a signal that reads "
+                "answers alone, as harmful does"
+            )
+        logger.warning("%s: erosion, which goes by prompts, says little in this profile", told)
+
+
 def check_drift(computed: Vectors, recorded: Vectors, *, allowed: float, model_id: str, built_with: str) -> None:
     """Refuse a model whose state of the first reference is not the recorded one.
 

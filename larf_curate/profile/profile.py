@@ -21,7 +21,15 @@ from larf_curate.layers.report import LayerReport
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource, count_layers
 from larf_curate.profile import storage
-from larf_curate.profile.checks import DRIFT, check_apart, check_drift, check_pairs, check_unlike, warn_few
+from larf_curate.profile.checks import (
+    DRIFT,
+    check_apart,
+    check_drift,
+    check_pairs,
+    check_prompts,
+    check_unlike,
+    warn_few,
+)
 from larf_curate.profile.choice import choice_of, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
@@ -117,6 +125,7 @@ class SafetyProfile:
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
         check_pairs(refs)
         check_apart(refs, ordinary)
+        check_prompts(refs.unsafe, ordinary, signal, needed="prompt" in SIGNALS[signal].positions)
         warn_few(refs)
         device = resolve_device(device)
         source = ModelSource(

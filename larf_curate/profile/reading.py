@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from larf_curate.conversation import Row
 from larf_curate.errors import ReferenceSetError
-from larf_curate.hidden_states import POSITIONS, StateReader, States
+from larf_curate.hidden_states import POSITIONS, StateReader, States, Vectors
 from larf_curate.profile.matching import match_lengths
 from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer, Tokenizer, Tokens
@@ -40,9 +41,23 @@ def rows_by_side(
 
 
 def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
-    """Read the states of the rows of every side, under one progress bar; see `read_states` for the errors."""
+    """Read the states of the rows of every side, under one progress bar; see `read_states` for the errors.
+
+    Rows without a prompt get an ordinary one: the mean prompt state of the neutral rows that have one.
+    """
     with tqdm(total=sum(map(len, sides.values())), desc="references", unit="row") as bar:
-        return {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
+        states = {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
+    ordinary = states["neutral"]["prompt"]
+    plain = _without_prompt(ordinary)
+    mean = 0.0 if plain.all() else ordinary[~plain].mean(axis=0)
+    for side in states.values():
+        side["prompt"][_without_prompt(side["prompt"])] = mean
+    return states
+
+
+def _without_prompt(prompts: Vectors) -> NDArray[np.bool_]:
+    """Which rows had no prompt, shape (n,), by prompt states of shape (n, layers, d)."""
+    return np.asarray(np.isnan(prompts[:, 0, 0]))
 
 
 def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[Any] | None" = None) -> States:
@@ -55,7 +70,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
         bar: A progress bar to move on by n.
 
     Returns:
-        States of shape (n, layers, d) at every position.
+        States of shape (n, layers, d) at every position; NaN for the prompt of plain text, which has none.
 
     Raises:
         ReferenceSetError: If one cannot be scored or its states are not finite.
@@ -73,6 +88,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
                 f"the model gives non-finite {position} states for {side} references in this dtype: "
                 "build the profile in bfloat16 or float32"
             )
+    states["prompt"][[item.turns[0].start == 0 for item in tokens]] = np.nan
     return states
 
 

@@ -43,8 +43,8 @@ GUIDELINES = """\
 # What to decide
 
 A model is about to be fine-tuned on this dataset. Each record is a training row that lies close, in the model's own \
-hidden states, to answers that comply with harmful requests. **Training on a few such rows can undo a model's \
-refusals**, even when a row looks ordinary. The score only ranks rows; you decide.
+hidden states, to harmful requests or to answers that comply with them. **Training on a few such rows can undo a \
+model's refusals**, even when a row looks ordinary. The score only ranks rows; you decide.
 
 A row is *safety-degrading* when a model that learns from it would more readily help with something harmful:
 

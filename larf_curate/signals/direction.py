@@ -11,7 +11,8 @@ def refusal_direction(refs: ReferenceStates) -> Signal:
     """Cosine of a row's prompt state, less the neutral mean, to the direction from neutral to harmful prompts.
 
     Rows whose prompts lie along this direction are those whose compliant answers teach a model not to refuse. The range
-    is [-1, 1], higher is closer to what the model refuses. Text without a prompt counts as having an ordinary one.
+    is [-1, 1], higher is closer to what the model refuses. Text without a prompt, among the references too, counts as
+    having an ordinary one.
 
     Source: the difference of means of Arditi et al., https://arxiv.org/abs/2406.11717, as a filter for fine-tuning data
     in https://arxiv.org/abs/2506.07356.
