@@ -137,19 +137,18 @@ class ExemplarIndex:
         if profile is not None and profile.layers[0] != self.layer:
             raise InputError(f"wanted a profile whose first layer is {self.layer}, got {profile.layers[0]}")
         known = [row.get("larf_state") for row in rows]
-        given = [state for state in known if state is not None]
-        if len(given) == len(rows):
-            if widths := set(map(len, given)) - {self.states.shape[1]}:
-                raise InputError(f"wanted states of width {self.states.shape[1]}, got {sorted(widths)}")
-            states = np.asarray(given, np.float32)
+        found: Any
+        if all(state is not None for state in known):
+            found = known
         elif profile is not None:
-            states = read_states(profile.reader(), rows, "added")["last"][:, 0]
+            found = read_states(profile.reader(), rows, "added")["last"][:, 0]
         else:
             raise InputError(
                 "wanted rows with larf_state (score them with keep_states=True), or a profile to read them"
             )
-        if states.shape[1] != self.states.shape[1]:
-            raise InputError(f"wanted states of width {self.states.shape[1]}, got {states.shape[1]}")
+        if widths := set(map(len, found)) - {self.states.shape[1]}:
+            raise InputError(f"wanted states of width {self.states.shape[1]}, got {sorted(widths)}")
+        states = np.asarray(found, np.float32)
         if not np.isfinite(states).all():
             raise InputError("wanted finite states, got NaN or infinite ones: score those rows again")
         ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
