@@ -279,6 +279,7 @@ def test_states_that_are_no_numbers_are_left_out_and_other_widths_refused():
 
 def test_rows_in_memory_with_scores_at_other_layers_are_refused():
     profile = synthetic()
+    assert diagnose(profile, scored_rows(profile, [1, 2, 3])).scored.rows == 3, "whole numbers are numbers"
     rows = scored_rows(profile, [1.0, 2.0, 3.0], larf_layer_scores=[[1.0], [2.0], [3.0]]).rows
     with pytest.raises(ProfileMismatchError, match="2 layers"):
         diagnose(profile, rows)

@@ -105,7 +105,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
         raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
     kind = data.data.schema.field("larf_score").type
-    if not (pa.types.is_floating(kind) or pa.types.is_null(kind)):
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise InputError("the column larf_score holds no numbers: score the rows again")
     all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
     statuses = Counter(data.with_format(None)["larf_status"][:])
