@@ -7,11 +7,12 @@ import pytest
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, normalizers
 
 from larf_curate.cli import main
 from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.hidden_states import POSITIONS
-from larf_curate.layers import LayerReport
+from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.loading import load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
 from larf_curate.profile.matching import match_lengths
@@ -19,8 +20,10 @@ from larf_curate.references import ReferenceSet
 from larf_curate.rendering import Renderer
 from larf_curate.signals import SIGNALS
 from larf_curate.signals.separation import separation
+from tests.layers_tiny import TEMPLATE
 from tests.models_fixture import CHATML, NEUTRAL, PROFILE, save_llama, tiny_tokenizer
 from tests.test_hidden_states import full_states
+from tests.test_layers_find import planted
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 
@@ -292,22 +295,57 @@ def six_references():
     return ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
 
 
+BOTH = "separation of held-out references and what refusals depend on, equally"
+
+
 def test_a_layer_report_counts_as_much_as_separation(tiny_llama):
     every = SafetyProfile.build(tiny_llama, six_references(), layers="all", **PROFILE)
     shares = separation(SIGNALS["larf"].fit, every.references_for())[1:4].clip(0)
-    sensitive = np.array([0.0, 0.1, 3.0])
-    want = 1 + np.argmax(shares / shares.max() + sensitive / 3)
-    report = layer_report((9.0, 0.0, 0.1, 3.0, 9.0), (3,))
+    want = 1 + np.argmax(shares / shares.max() + np.array([0.0, 0.2, 0.8]))
+    report = layer_report((0.0, 0.0, 1.0, 3.0, 1.0), (3,))
     assert want in every.best_layers(report)
     profile = SafetyProfile.build(tiny_llama, six_references(), layers=report, **PROFILE)
     assert profile.layers == every.best_layers(report)
-    assert profile.choice["by"] == "separation of held-out references and the layer report, equally"
+    assert profile.choice["by"] == BOTH
     assert profile.choice["recommended"] == [3]
+
+
+def refusing_model(folder, *, block):
+    """A model of eight blocks that refuses some of the built-in prompts, all by one block."""
+    model, tokenizer = planted(block, layers=8)
+    words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace('"sorry"', '"I cannot help with that"'))
+    words.normalizer = normalizers.Lowercase()
+    tokenizer = type(tokenizer)(tokenizer_object=words, **tokenizer.special_tokens_map)
+    tokenizer.chat_template = TEMPLATE
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_automatic_layers_weigh_what_the_refusals_of_the_model_depend_on(tmp_path):
+    folder = refusing_model(tmp_path / "model", block=4)
+    options = PROFILE | {"references": six_references(), "signal": "harmful"}
+    profile = SafetyProfile.build(folder, layers="auto", **options)
+    assert profile.choice == {"by": BOTH, "model": "model", "method": "gradient", "recommended": [4]}
+    every = SafetyProfile.build(folder, layers="all", **options)
+    assert every.best_layers() == (2, 3, 4)
+    assert profile.layers == (2, 4, 5)
+    given = SafetyProfile.build(folder, layers=find_safety_layers(folder, device="cpu"), **options)
+    assert given.layers == profile.layers
+
+
+def test_automatic_layers_of_a_model_that_refuses_nothing_go_by_separation_alone(tiny_llama, caplog):
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE)
+    every = SafetyProfile.build(tiny_llama, six_references(), layers="all", **PROFILE)
+    assert profile.layers == every.best_layers()
+    assert "could not be told" in profile.summary()["layer_choice"]["by"]
+    assert "refuses none of 48 prompts" in caplog.text
 
 
 def test_a_report_in_which_no_layer_stands_out_leaves_the_choice_to_separation(tiny_llama):
     profile = SafetyProfile.build(tiny_llama, six_references(), layers=layer_report((1.0,) * 5, ()), **PROFILE)
-    assert profile.layers == SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE).layers
+    every = SafetyProfile.build(tiny_llama, six_references(), layers="all", **PROFILE)
+    assert profile.layers == every.best_layers()
     assert "no block stands out" in profile.summary()["layer_choice"]["by"]
 
 
@@ -319,7 +357,7 @@ def test_the_command_takes_a_layer_report_and_says_how_layers_were_chosen(tiny_l
     options = ["--layers", tmp_path / "layers", "--references", tmp_path / "refs.jsonl", "--dtype", "float32"]
     options += ["--neutral", tmp_path / "neutral.jsonl", "--device", "cpu", "-o", tmp_path / "profile"]
     said = CliRunner().invoke(main, ["profile", str(tiny_llama), *map(str, options)]).stdout
-    assert "the layer report, equally" in said
+    assert "and what refusals depend on" in said
     assert "6 unsafe, 6 safe" in said
     assert "6 cut to the length of their counterparts" in said
     profile = SafetyProfile.from_pretrained(tmp_path / "profile")

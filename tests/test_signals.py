@@ -17,7 +17,7 @@ from larf_curate.signals import AXES, SIGNALS, ReferenceStates
 from larf_curate.signals.combined import calibrated as calibrated_signal
 from larf_curate.signals.held_out import fold_of, held_out
 from larf_curate.signals.logistic import PARTS, STRENGTHS
-from larf_curate.signals.separation import best_layers, separation
+from larf_curate.signals.separation import best_layers, carried, separation
 from larf_curate.signals.whitening import Whitening
 
 LAYERS, WIDTH = 3, 24
@@ -315,7 +315,7 @@ def test_the_best_layers_are_the_three_of_the_middle_that_separate_best():
     assert found == tuple(sorted(order))
 
 
-def test_a_sensitive_layer_is_chosen_before_one_that_separates_a_little_better():
+def test_layers_behind_what_refusals_depend_on_are_chosen_before_ones_that_separate_a_little_better():
     blocks = 12
     rng = np.random.default_rng(0)
 
@@ -325,16 +325,25 @@ def test_a_sensitive_layer_is_chosen_before_one_that_separates_a_little_better()
         return {"last": values}
 
     strength = np.full(blocks, 0.5)
-    strength[[3, 4, 5, 6]] = [9, 8, 7, 6]
+    strength[3:9] = [12, 11, 10, 9, 8, 4]
     refs = ReferenceStates(unsafe=states(30, strength), safe=states(30, 0), neutral=states(30, 0))
     sensitivity = np.full(blocks, -1.0)
-    sensitivity[[0, 6]] = [99, 2]  # the first lies outside the middle half
+    sensitivity[5] = 2
 
     def fit(_refs):
         return lambda rows: rows["last"][:, :, 0]
 
     assert best_layers([fit], refs, blocks) == (3, 4, 5)
-    assert best_layers([fit], refs, blocks, sensitivity=sensitivity) == (3, 4, 6)
+    assert best_layers([fit], refs, blocks, sensitivity=sensitivity) == (5, 6, 7)
+    sensitivity[[5, 11]] = [0, 2]  # behind the middle half: no layer of it carries anything
+    assert best_layers([fit], refs, blocks, sensitivity=sensitivity) == (3, 4, 5)
+
+
+def test_what_a_state_carries_is_the_share_of_sensitivity_up_to_its_block():
+    sensitivity = [-1.0, 1.0, 0.0, 3.0, -2.0, 4.0]
+    want = [sum(max(s, 0) for s in sensitivity[: block + 1]) / 8 for block in range(6)]
+    assert_allclose(carried(sensitivity), want)
+    assert_allclose(carried([-1.0, 0.0]), [0, 0])
 
 
 def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():

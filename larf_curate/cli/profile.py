@@ -27,8 +27,8 @@ def _read_layers(
     default="auto",
     show_default=True,
     callback=_read_layers,
-    help="0-based decoder blocks, as in 9,14; all; auto: three of the middle half, by held-out references; or a folder "
-    "or layers.json that the layers command wrote, which then counts as much.",
+    help="0-based decoder blocks, as in 9,14; all; auto: three of the middle half, by held-out references and by what "
+    "refusals depend on; or a folder or layers.json of the layers command, to go by that instead.",
 )
 @click.option(
     "--references",

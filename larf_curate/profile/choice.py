@@ -1,10 +1,41 @@
-"""Which layers a profile reads where it is not told: by separation, and by what refusals depend on if that is known."""
+"""Which layers a profile reads where it is not told: by separation, and by what refusals depend on."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from larf_curate.errors import ProfileError
-from larf_curate.layers.report import LayerReport
+import torch
+
+from larf_curate.errors import LarfCurateError, ProfileError
+from larf_curate.layers import LayerReport, find_safety_layers
+from larf_curate.model_source import ModelSource
+from larf_curate.rendering import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> LayerReport | None:
+    """What a model's refusals depend on, by the gradient; None, with a warning, where that cannot be told.
+
+    A model that refuses nothing, whose weights are quantised or that has experts is scored nevertheless.
+
+    Args:
+        source: The model, its dtype resolved.
+        tokenizer: Its tokenizer, with the chat template that is used.
+        device: A torch device.
+    """
+    try:
+        return find_safety_layers(
+            source.model_id,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=source.dtype,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+    except (LarfCurateError, torch.OutOfMemoryError) as error:
+        logger.warning("layers are chosen by the separation of references alone: %s", error)
+        return None
 
 
 def sensitivity_of(report: LayerReport, blocks: int) -> Sequence[float] | None:
@@ -30,8 +61,8 @@ def sensitivity_of(report: LayerReport, blocks: int) -> Sequence[float] | None:
 def choice_of(report: LayerReport | None) -> dict[str, Any]:
     """How the layers were chosen, as the profile records it."""
     if report is None:
-        return {"by": "separation of held-out references"}
+        return {"by": "separation of held-out references: what refusals depend on could not be told"}
     found = {"model": report.model, "method": report.method, "recommended": list(report.layers)}
     if not report.layers:
-        return {"by": "separation of held-out references: no block stands out in the layer report", **found}
-    return {"by": "separation of held-out references and the layer report, equally", **found}
+        return {"by": "separation of held-out references: no block stands out in what refusals depend on", **found}
+    return {"by": "separation of held-out references and what refusals depend on, equally", **found}

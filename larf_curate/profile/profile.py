@@ -30,7 +30,7 @@ from larf_curate.profile.checks import (
     check_unlike,
     warn_few,
 )
-from larf_curate.profile.choice import choice_of, sensitivity_of
+from larf_curate.profile.choice import choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.record import describe, describe_neutral, identify
 from larf_curate.references import ReferenceSet, load_neutral
@@ -97,9 +97,10 @@ class SafetyProfile:
         Args:
             model: A local folder or a Hub id.
             references: A set, or what `ReferenceSet.load` takes.
-            layers: 0-based decoder blocks; ``auto`` for the three of the middle half of the model at which the signal,
-                the default one by both its axes, separates held-out references best; ``all``; or what
-                `find_safety_layers` found, so that what refusals depend on counts as much as separation.
+            layers: 0-based decoder blocks; ``all``; ``auto`` for three of the middle half of the model, by how well the
+                signal, the default one by both its axes, separates held-out references there, and as much by the
+                share of what refusals depend on that was computed up to there; or what `find_safety_layers` found, to
+                go by that instead of its default way.
             match_lengths: Whether a reference answer of over 1.5 times its counterpart's tokens is cut to their number.
                 If left out, they are, but for ``signal="larf"``, which is the published score in any case.
             neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
@@ -159,14 +160,16 @@ class SafetyProfile:
         profile.fit(signal)
         if given or layers == "all":
             return profile
-        report = layers if isinstance(layers, LayerReport) else None
+        tokenizer = reader.tokenizer
+        del reader  # its model makes room for the one with a head
+        report = layers if isinstance(layers, LayerReport) else find_sensitivity(profile.source, tokenizer, device)
         return replace(profile.at(profile.best_layers(report)), choice=choice_of(report))
 
     def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
         """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`.
 
         Args:
-            report: What was found of the layers that refusals depend on; if it recommends one, that counts as much.
+            report: What was found of the layers that refusals depend on; if it recommends one, it counts as much.
 
         Raises:
             ProfileError: If the report is of a model with another number of blocks.

@@ -1,4 +1,4 @@
-"""Which layers tell unsafe references from ordinary rows best, judged on references that were left out."""
+"""Which layers tell unsafe references from ordinary rows best, on references left out, and carry what refusals need."""
 
 from collections.abc import Iterator, Sequence
 
@@ -41,7 +41,7 @@ def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
 def best_layers(
     fits: Sequence[Fit], refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
 ) -> tuple[int, ...]:
-    """The three layers among the middle half of the model that separate best by all of some signals.
+    """The three layers among the middle half of the model that separate best by all of some signals and carry refusals.
 
     The first quarter is left out because it tells words apart, not intentions, and separates one's own references all
     too well; the last because it is about the next token.
@@ -51,14 +51,30 @@ def best_layers(
             where one of two axes says little is not chosen because the other is good everywhere.
         refs: States at every block of the model.
         blocks: Number of blocks.
-        sensitivity: How much refusals depend on each block. If given, it counts as much as the separations together;
-            blocks that weaken refusals count as 0.
+        sensitivity: How much refusals depend on each block. If given, `carried` of it counts as much as the separations
+            together.
     """
     middle = np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
     scores = np.mean([_shares(separation(fit, refs)[middle]) for fit in fits], axis=0)
     if sensitivity is not None:
-        scores = scores + _shares(np.asarray(sensitivity, np.float32)[middle])
+        scores = scores + carried(sensitivity)[middle]
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
+
+
+def carried(sensitivity: Sequence[float]) -> Vectors:
+    """Share of what refusals depend on that the state at each block has behind it.
+
+    A state is the sum of what its block and all before it wrote, so what the sensitive blocks wrote is read best behind
+    them, not at them.
+
+    Args:
+        sensitivity: How much refusals depend on each block; blocks that weaken refusals count as 0.
+
+    Returns:
+        Shape (blocks,), rising from 0 to 1; 0 everywhere if refusals depend on no block.
+    """
+    above = np.maximum(np.asarray(sensitivity, np.float32), 0)
+    return np.asarray(np.cumsum(above) / (above.sum() or 1))
 
 
 def _shares(values: Vectors) -> Vectors:
