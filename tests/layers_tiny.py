@@ -42,6 +42,15 @@ ARCHITECTURES = {
     "Llama": GROUPED,
     "Qwen2": GROUPED,
     "Gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "Gemma4Text": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "num_kv_shared_layers": 1,
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 8,
+    },
     "Phi3": GROUPED,
     "GPTNeoX": SIZES,
     "Olmo2": GROUPED,
@@ -58,7 +67,7 @@ ARCHITECTURES = {
         "eos_token_id": 2,
     },
 }
-"""Falcon adds to a projection's output in place; MPT takes no positions."""
+"""Falcon adds to a projection's output in place; MPT takes no positions; Gemma 4's last block has no keys of its own."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -78,7 +87,7 @@ def tiny_model(architecture: str = "Llama", *, seed: int = 0, **changes: object)
     """A random model, biases random too."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(**{**ARCHITECTURES[architecture], **changes})
-    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{architecture.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("bias"):

@@ -21,7 +21,7 @@ def test_passes_from_the_scaled_block_on_equal_whole_passes_text_by_text(archite
     subject = tiny_subject(architecture)
     texts = subject.ask(PROMPTS, room=4)
     replay = Replay(subject, texts, keep=2, batch_tokens=24)
-    unshared = {"Gemma2": "a short window", "Mpt": "no positions"}
+    unshared = {"Gemma2": "a short window", "Gemma4Text": "the same", "Mpt": "no positions"}
     assert len(replay.shared) == (0 if architecture in unshared else 7)
     assert len(replay.batches) > 1
     list(replay())

@@ -82,6 +82,7 @@ class Replay:
         self.shared = _shared(texts, keep) if gaps else []
         self.batches = list(batched(texts, self.shared, batch_tokens, subject.device))
         self._keep = keep
+        self._entangled = _shares_keys(subject)
         self._beginning = _Record()
         self._records: list[_Record] = []
 
@@ -96,6 +97,8 @@ class Replay:
         """
         if block is None:
             self._beginning, self._records = _Record(), [_Record() for _ in self.batches]
+        elif self._entangled:
+            block = 0
         beginning = self._begin(block)
         for batch, record in zip(self.batches, self._records, strict=True):
             cache = _repeated(beginning, len(batch.rows))
@@ -134,6 +137,11 @@ def _window(subject: Subject) -> float:
     """Width of sliding attention, which counts padding in the middle of a text; infinite if there is none."""
     config = subject.model.config.get_text_config(decoder=True)
     return getattr(config, "sliding_window", None) or float("inf")
+
+
+def _shares_keys(subject: Subject) -> bool:
+    """Whether late blocks take their keys and values from earlier ones, which then must run."""
+    return bool(getattr(subject.model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0))
 
 
 def _takes_positions(subject: Subject) -> bool:

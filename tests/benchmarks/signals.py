@@ -7,6 +7,10 @@ Sets: ``mix``, rows with a column ``is_harmful``; ``xstest``, contrast pairs of 
 the unsafe prompts against the safe ones; ``lists``, rows that broke a model's refusals against rows that did not. With
 ``--limit`` a mix keeps its share of harmful rows; its first of each class are taken.
 
+The last tables are about the layers at which the default is read: by the separation of references alone; by that and
+what refusals depend on, counted as ``auto`` does, in what a state carries, or block by block; and the blocks that
+refusals depend on most.
+
 States of references and rows are read once and kept in the cache with the answers, so that a second run needs no model.
 Every signal and both baselines are made from the references alone. Writes ``signals.json``, ``signals.md`` and
 ``signals.png``: AUROC, average precision and recall in the top tenth (as if harmful rows were a tenth of all), at the
@@ -29,11 +33,14 @@ from tqdm import tqdm
 from larf_curate.diagnose.figures import auroc, average_precision, rank_correlation
 from larf_curate.errors import ConversationError
 from larf_curate.hidden_states import POSITIONS
+from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.profile import SafetyProfile
+from larf_curate.profile.choice import sensitivity_of
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Renderer
-from larf_curate.signals import SIGNALS
+from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS
 from larf_curate.signals.baselines import BASELINES, text_of
+from larf_curate.signals.separation import CHOSEN, separation
 
 BATCH = 250
 TENTH = 0.1
@@ -112,6 +119,14 @@ def cached_profile(folder, model, references, dtype, device):
     return SafetyProfile.from_pretrained(place)
 
 
+def cached_report(folder, model, dtype, device):
+    """What the model's refusals depend on, as a profile finds it, from the cache or found and put there."""
+    place = folder / "layers.json"
+    if not place.exists():
+        find_safety_layers(model, dtype=dtype, device=device).save(place)
+    return LayerReport.load(place)
+
+
 def cached_states(folder, name, labelled, profile, device):
     """States of each row's last turn at every layer, float16 since a large mix has many."""
     file = folder / f"{name}.npz"
@@ -165,18 +180,40 @@ def measure(scores, bad, lengths, draws):
     return cells | {"length, other rows": rank_correlation(scores[~bad], lengths[~bad])}
 
 
-def signal_rows(profile, signals, states, bad, draws):
+def signal_rows(profile, report, signals, states, bad, draws):
     """A line a signal, at the layers the profile would choose for it, and the AUROC at every block."""
     lengths = states["length"][:, 0, 0]
     for name in tqdm(signals, desc="signals"):
         scores = score(profile, name, states)
-        layers = list(replace(profile, signal=name).best_layers())
+        layers = list(replace(profile, signal=name).best_layers(report))
         yield {
             "signal": name,
             "layers": ", ".join(map(str, layers)),
             **measure(scores[:, layers].mean(axis=1), bad, lengths, draws),
             "by block": [auroc(column[bad], column[~bad]) for column in scores.T],
         }
+
+
+def layer_rows(profile, report, states, bad, draws):
+    """A line a way of choosing the layers of the default."""
+    blocks = len(profile.layers)
+    sensitivity = np.maximum(sensitivity_of(report, blocks), 0)
+    apart = [np.maximum(separation(SIGNALS[name].fit, profile.references_for(name)), 0) for name in AXES]
+    outside = np.r_[: blocks // 4, blocks - blocks // 4 : blocks]
+    for values in (sensitivity, *apart):
+        values[outside] = 0
+    both = np.mean([values / values.max() for values in apart], axis=0) + sensitivity / sensitivity.max()
+    default = replace(profile, signal=DEFAULT_SIGNAL)
+    ways = {
+        "separation": default.best_layers(),
+        "separation and what is carried (auto)": default.best_layers(report),
+        "separation and sensitivity": sorted(np.argsort(-both, kind="stable")[:CHOSEN].tolist()),
+        "sensitivity": sorted(np.argsort(-sensitivity, kind="stable")[:CHOSEN].tolist()),
+    }
+    scores, lengths = score(default, DEFAULT_SIGNAL, states), states["length"][:, 0, 0]
+    for way, layers in ways.items():
+        shown = {"layers by": way, "layers": ", ".join(map(str, layers))}
+        yield shown | measure(scores[:, list(layers)].mean(axis=1), bad, lengths, draws)
 
 
 def baseline_rows(refs, labelled, lengths, draws):
@@ -237,7 +274,8 @@ def main():
         "xstest": arguments.xstest and (lambda: read_xstest(arguments.xstest, arguments.model, arguments.device)),
         "lists": arguments.lists and (lambda: read_lists(*arguments.lists)),
     }
-    tables, about = {}, {"dtype": arguments.dtype, "draws": arguments.draws, "sets": {}}
+    report = cached_report(arguments.states, arguments.model, arguments.dtype, arguments.device)
+    tables, choices, about = {}, {}, {"dtype": arguments.dtype, "draws": arguments.draws, "sets": {}}
     for references in arguments.references:
         profile = cached_profile(arguments.states, arguments.model, references, arguments.dtype, arguments.device)
         about["model"] = profile.summary()["model"]
@@ -246,12 +284,17 @@ def main():
             states = cached_states(arguments.states, name, labelled, profile, arguments.device)
             about["sets"][name] = {"rows": len(labelled.rows), "bad": int(labelled.bad.sum())}
             refs = ReferenceSet.load(references)
-            found = list(signal_rows(profile, arguments.signals, states, labelled.bad, arguments.draws))
+            found = list(signal_rows(profile, report, arguments.signals, states, labelled.bad, arguments.draws))
             found += baseline_rows(refs, labelled, states["length"][:, 0, 0], arguments.draws)
-            tables[f"{name}, references {Path(references).stem}"] = found
+            title = f"{name}, references {Path(references).stem}"
+            tables[title] = found
+            choices[title] = list(layer_rows(profile, report, states, labelled.bad, arguments.draws))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "signals.json").write_text(json.dumps({"about": about, "tables": tables}, indent=2))
+    (arguments.output / "signals.json").write_text(
+        json.dumps({"about": about, "tables": tables, "layers": choices}, indent=2)
+    )
     parts = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items()]
+    parts += [f"## layers: {title}\n\n{markdown(rows)}" for title, rows in choices.items()]
     text = "\n\n".join([*parts, json.dumps(about)])
     (arguments.output / "signals.md").write_text(text + "\n", encoding="utf-8")
     draw(tables, arguments.output / "signals.png")
