@@ -67,7 +67,7 @@ ARCHITECTURES = {
         "eos_token_id": 2,
     },
 }
-"""Falcon adds to a projection's output in place; MPT takes no positions; Gemma 4's last block has no keys of its own."""
+"""Falcon adds to a projection's output in place; MPT takes no positions; Gemma 4's last block has no keys."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
@@ -340,6 +341,16 @@ def test_automatic_layers_of_a_model_that_refuses_nothing_go_by_separation_alone
     assert profile.layers == every.best_layers()
     assert "could not be told" in profile.summary()["layer_choice"]["by"]
     assert "refuses none of 48 prompts" in caplog.text
+
+
+def test_a_model_too_large_for_a_gradient_is_scored_nevertheless(tiny_llama, monkeypatch, caplog):
+    def fail(*_arguments, **_options):
+        raise torch.OutOfMemoryError("no memory for this")
+
+    monkeypatch.setattr("larf_curate.profile.choice.find_safety_layers", fail)
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE)
+    assert "could not be told" in profile.choice["by"]
+    assert "no memory for this" in caplog.text
 
 
 def test_a_report_in_which_no_layer_stands_out_leaves_the_choice_to_separation(tiny_llama):

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from larf_curate.errors import LarfCurateError, ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
+from larf_curate.loading import UNRUNNABLE
 from larf_curate.model_source import ModelSource
 from larf_curate.rendering import Tokenizer
 
@@ -17,7 +16,8 @@ logger = logging.getLogger(__name__)
 def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> LayerReport | None:
     """What a model's refusals depend on, by the gradient; None, with a warning, where that cannot be told.
 
-    A model that refuses nothing, whose weights are quantised or that has experts is scored nevertheless.
+    A model that refuses nothing, has experts or quantised weights, or is too large to take a gradient is scored
+    nevertheless.
 
     Args:
         source: The model, its dtype resolved.
@@ -33,7 +33,7 @@ def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> 
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
-    except (LarfCurateError, torch.OutOfMemoryError) as error:
+    except (LarfCurateError, *UNRUNNABLE) as error:
         logger.warning("layers are chosen by the separation of references alone: %s", error)
         return None
 
