@@ -138,8 +138,7 @@ def select(
         raise InputError(f"wanted a datasets.Dataset, got {type(dataset).__name__}: give one split, loaded whole")
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
-    scores = np.array([np.nan if s is None else s for s in _column(dataset, "larf_score")], np.float64)
-    scores[~np.isfinite(scores)] = np.nan
+    scores = _scores(dataset)
     ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
     chosen = ranked[: _count(rule, scores[ranked], limit)]
     unscorable = np.flatnonzero(np.isnan(scores))
@@ -165,6 +164,18 @@ def content_digest(row: Mapping[str, Any]) -> str:
 def row_id(source: str, index: int, row: Mapping[str, Any]) -> str:
     """Id of a row: a hex digest of where it comes from, its index there and its content."""
     return hashlib.sha256(f"{source}\n{index}\n{content_digest(row)}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _scores(dataset: Dataset) -> NDArray[np.float64]:
+    """The scores, NaN where there is none."""
+    scores, statuses = _column(dataset, "larf_score"), _column(dataset, "larf_status")
+    numbers = all(score is None or isinstance(score, int | float) for score in scores)
+    if not numbers or not all(isinstance(status, str) for status in statuses):
+        raise InputError(
+            "wanted a number or null in larf_score and a text in larf_status in every row, got others: score it anew"
+        )
+    values = np.array([np.nan if score is None else score for score in scores], np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _rule(given: Mapping[str, float | None]) -> dict[str, float]:

@@ -358,8 +358,9 @@ def test_two_sides_a_few_characters_apart_are_refused(tiny_llama, mark):
     copies = tuple(row | {"response": row["response"] * 9 + mark} for row in refs.unsafe[:3])
     longer = tuple(row | {"response": row["response"] * 9} for row in refs.unsafe)
     near = replace(refs, unsafe=longer, safe=(*copies, refs.safe[3]))
-    with pytest.raises(ReferenceSetError, match="3 of 4 pairs of mine .* in over 90%"):
-        SafetyProfile.build(tiny_llama, near, layers=[1], **PROFILE)
+    for safe in (near.safe, near.safe[::-1]):  # in whatever order
+        with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones of mine .* in over 90%"):
+            SafetyProfile.build(tiny_llama, replace(near, safe=safe), layers=[1], **PROFILE)
     SafetyProfile.build(tiny_llama, replace(near, safe=(*copies[:2], *refs.safe[2:])), layers=[1], **PROFILE)
 
 

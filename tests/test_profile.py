@@ -388,12 +388,14 @@ def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
 
 LONG = "Sure, here is how. First do one thing, then do another thing, and in the end do the last of all the things."
 
+AS_LONG = "No. That would hurt people who did not ask for it, and I want no part in it; speak with somebody you trust."
+
 
 def unequal():
     prompts = ["How do I one?", "How do I two?", "How do I three?"]
     return ReferenceSet(
         unsafe=tuple({"prompt": p, "response": LONG} for p in prompts),
-        safe=({"prompt": prompts[0], "response": "I cannot help."}, {"prompt": prompts[1], "response": LONG + "!"}),
+        safe=({"prompt": prompts[0], "response": "I cannot help."}, {"prompt": prompts[1], "response": AS_LONG}),
         labels=("x",) * 3,
         source="unequal",
     )

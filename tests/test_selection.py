@@ -165,6 +165,14 @@ def test_a_dataset_without_scores_is_refused():
         select(scored([0.5]).to_iterable_dataset(), top_k=1)
 
 
+@pytest.mark.parametrize("column", [{"larf_score": ["0.5", "1"]}, {"larf_status": ["ok", None]}])
+def test_scores_and_statuses_of_another_kind_are_refused(column):
+    rows = {"q": ["a", "b"], "larf_score": [0.5, None], "larf_status": ["ok", "empty"]}
+    assert len(select(Dataset.from_dict(rows), top_k=1).flagged) == 2
+    with pytest.raises(InputError, match="a number or null in larf_score"):
+        select(Dataset.from_dict(rows | column), top_k=1)
+
+
 def test_an_empty_dataset_gives_an_empty_selection(tmp_path):
     selection = select(scored([]), top_ratio=0.5)
     assert (len(selection.kept), len(selection.flagged), selection.threshold) == (0, 0, None)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.neighbors import NearestNeighbors
 
 from larf_curate.conversation import Row, to_messages
 from larf_curate.errors import ProfileMismatchError, ReferenceSetError
@@ -49,8 +51,8 @@ def check_pairs(refs: ReferenceSet) -> None:
     """Refuse references most of which say the same on both sides, or nearly so.
 
     Raises:
-        ReferenceSetError: If more than half of the unsafe ones are safe ones too, or, in pairs, have over 90 % of the
-            characters of their answer in common with it.
+        ReferenceSetError: If more than half of the unsafe ones are safe ones too, or have over 90 % of their answer's
+            characters in common with the nearest one.
     """
     safe = set(map(_said, refs.safe))
     same = sum(_said(row) in safe for row in refs.unsafe)
@@ -59,12 +61,21 @@ def check_pairs(refs: ReferenceSet) -> None:
             f"wanted unsafe and safe references that differ, got {same} of {len(refs.unsafe)} unsafe ones among the "
             f"safe ones of {refs.source} too: do both sides hold the same answers?"
         )
-    near = sum(map(_near, refs.unsafe, refs.safe)) if refs.paired else 0
+    near = sum(map(_near, refs.unsafe, _nearest(refs.unsafe, refs.safe)))
     if 2 * near > len(refs.unsafe):
         raise ReferenceSetError(
-            f"wanted unsafe and safe references that differ, got {near} of {len(refs.unsafe)} pairs of {refs.source} "
-            f"whose answers are alike in over {NEAR:.0%} of their characters: does one side hold copies of the other?"
+            f"wanted unsafe and safe references that differ, got {near} of {len(refs.unsafe)} unsafe ones of "
+            f"{refs.source} whose answers are alike to a safe one's in over {NEAR:.0%} of their characters: does one "
+            "side hold copies of the other?"
         )
+
+
+def _nearest(rows: Sequence[Row], among: Sequence[Row]) -> list[Row]:
+    """For each row the one whose answer has the most runs of three characters in common with its own."""
+    runs = HashingVectorizer(analyzer="char", ngram_range=(3, 3))
+    answers, others = (runs.transform([_said(row)[-1][1] for row in side]) for side in (rows, among))
+    places = NearestNeighbors(n_neighbors=1, metric="cosine").fit(others).kneighbors(answers, return_distance=False)
+    return [among[place] for place in places[:, 0]]
 
 
 def _near(unsafe: Row, safe: Row) -> bool:
