@@ -107,7 +107,7 @@ def open_source(
     else:
         parts, description = _from_hub(name, split, config, revision)
     if not any(len(dataset) for _, dataset in parts):
-        raise InputError(f"{name} has no rows: there is nothing to score")
+        raise InputError(f"{name} has no rows: look at the file, or name another")
     return _source(parts, limit, {"dataset": name if not local else Path(name).resolve().name, **description})
 
 

@@ -4,13 +4,17 @@ import pytest
 
 from larf_curate.data import load_rows
 from larf_curate.errors import InputError
-from larf_curate.layers.prompts import load_prompts
+from larf_curate.layers.prompts import overrejection_prompts
 from larf_curate.layers.refusals import RefusalPhrases
 
 
 def test_the_built_in_prompts_are_the_default():
-    assert load_prompts() == load_prompts("builtin") == [row["prompt"] for row in load_rows("overrejection")]
-    assert len(load_prompts()) >= 100
+    assert (
+        overrejection_prompts()
+        == overrejection_prompts("builtin")
+        == [row["prompt"] for row in load_rows("overrejection")]
+    )
+    assert len(overrejection_prompts()) >= 100
 
 
 def test_prompts_come_from_a_json_list_a_table_or_texts(tmp_path):
@@ -21,19 +25,19 @@ def test_prompts_come_from_a_json_list_a_table_or_texts(tmp_path):
         "id,prompt\n1,How do I kill a process?\n2,Who shot the photo?\n", encoding="utf-8"
     )
     for source in (tmp_path / "list.json", str(tmp_path / "rows.jsonl"), tmp_path / "table.csv", texts, tuple(texts)):
-        assert load_prompts(source) == texts
+        assert overrejection_prompts(source) == texts
 
 
 def test_lone_surrogates_are_replaced_because_no_tokenizer_takes_them():
-    (prompt,) = load_prompts(["kill \ud800 it"])
+    (prompt,) = overrejection_prompts(["kill \ud800 it"])
     assert prompt == "kill \N{REPLACEMENT CHARACTER} it"
 
 
 def test_an_empty_table_is_refused(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.touch()
-    with pytest.raises(InputError, match="cannot read prompts"):
-        load_prompts(file)
+    with pytest.raises(InputError, match="no rows"):
+        overrejection_prompts(file)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +47,14 @@ def test_files_without_usable_prompts_are_refused(tmp_path, content):
     path = tmp_path / "prompts.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError):
-        load_prompts(path)
+        overrejection_prompts(path)
 
 
 def test_a_file_that_is_not_there_and_an_unknown_ending_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("x", encoding="utf-8")
     for name in ("none.jsonl", "none.json", "prompts.txt"):
-        with pytest.raises(InputError, match="cannot read prompts"):
-            load_prompts(tmp_path / name)
+        with pytest.raises(InputError, match="no files match|wanted files ending in"):
+            overrejection_prompts(tmp_path / name)
 
 
 def test_most_built_in_refusals_are_seen_and_no_unsafe_answer_is_taken_for_one():

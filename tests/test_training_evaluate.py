@@ -10,11 +10,11 @@ from scipy.stats import binom
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline
 
 from larf_curate.errors import InputError, ModelError
+from larf_curate.prompts import load_prompts
 from larf_curate.training import RefusalReport, compare_refusals, evaluate_refusals
 from larf_curate.training.evaluate import plot_refusals
 from larf_curate.training.generate import generate_answers, load_model
 from larf_curate.training.judge import JUDGES, ClassifierJudge, GuardJudge, KeywordJudge, off_topic
-from larf_curate.training.prompts import load_prompts
 from larf_curate.training.statistics import bootstrap_interval, difference_interval, mcnemar
 from larf_curate.training.utility import exact_match, held_out_loss, last_number, load_questions
 from tests.training_tiny import tiny_model, tiny_rows, tiny_tokenizer

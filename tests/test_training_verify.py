@@ -9,10 +9,10 @@ from datasets import Dataset
 from larf_curate.cli.training import _recipe, evaluate, train, verify
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.files import sha256, write_json
+from larf_curate.prompts import load_table
 from larf_curate.training import verify as verify_module
 from larf_curate.training.checks import Checks
 from larf_curate.training.finetune import Recipe, fine_tune
-from larf_curate.training.prompts import load_table
 from larf_curate.training.rows import training_rows
 from larf_curate.training.subsets import Arm, choose, signal_values
 from tests.training_tiny import TRIPLES, save_tiny, tiny_tokenizer

@@ -286,8 +286,8 @@ def _checks(
     max_new_tokens: int,
     eval_batch_size: int,
 ) -> Any:  # noqa: ANN401
+    from larf_curate.prompts import load_prompts
     from larf_curate.training.checks import Checks
-    from larf_curate.training.prompts import load_prompts
     from larf_curate.training.utility import load_questions
 
     rows = _load(held_out) if held_out else None
@@ -303,7 +303,7 @@ def _checks(
 
 
 def _load(source: str, split: str | None = None) -> Any:  # noqa: ANN401
-    from larf_curate.training.prompts import load_table
+    from larf_curate.prompts import load_table
 
     return load_table(source, split=split)
 

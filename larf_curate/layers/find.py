@@ -12,7 +12,7 @@ from larf_curate.devices import Dtype
 from larf_curate.errors import InputError
 from larf_curate.layers.grid import ALPHAS, OUTERMOST, check_alphas
 from larf_curate.layers.methods import METHODS, Finding, Task
-from larf_curate.layers.prompts import Prompts, load_prompts
+from larf_curate.layers.prompts import Prompts, overrejection_prompts
 from larf_curate.layers.refusals import Keywords, RefusalPhrases
 from larf_curate.layers.report import LayerReport, Method
 from larf_curate.layers.soundness import ALLOWED, NeutralLoss
@@ -50,7 +50,7 @@ def find_safety_layers(
             many prompts' log-odds lean to a refusal over the grid of blocks and scales, minutes. ``sweep``: LARF's own
             procedure, refusals counted over the grid in decoded answers, slowest. ``separation``: how well states tell
             unsafe from safe references, for models that never or always refuse.
-        prompts: Harmless prompts that sound harmful; see `load_prompts`. The built-in set if left out.
+        prompts: Harmless prompts that sound harmful; see `overrejection_prompts`. The built-in set if left out.
         references: A set, or what `ReferenceSet.load` takes; for the openings of refusals, and for ``separation``.
         alphas: Scales of the grid, as many below 1 as above. If left out, those of the paper for ``sweep``, and of
             them the outermost two for the other methods.
@@ -80,7 +80,7 @@ def find_safety_layers(
         raise InputError(f"wanted at least one layer to recommend, got top={top}")
     scales = check_alphas((ALPHAS if method == "sweep" else OUTERMOST) if alphas is None else alphas)
     refuses = RefusalPhrases.named(keywords)
-    texts = _evenly(load_prompts(prompts), GRADIENT_PROMPTS if method == "gradient" else None, max_prompts)
+    texts = _evenly(overrejection_prompts(prompts), GRADIENT_PROMPTS if method == "gradient" else None, max_prompts)
     refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
     subject = load_subject(
         model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code

@@ -11,9 +11,9 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from larf_curate.errors import InputError, ModelError
+from larf_curate.prompts import load_table
 from larf_curate.training.generate import generate_answers, window_of
 from larf_curate.training.likelihood import answer_log_probs
-from larf_curate.training.prompts import load_table
 from larf_curate.training.rows import IGNORED, training_rows
 from larf_curate.training.statistics import bootstrap_interval
 

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.model_source import ModelSource, load_tokenizer
-from larf_curate.training.prompts import load_prompts, load_table
+from larf_curate.prompts import load_prompts, load_table
 from larf_curate.training.rows import training_rows
 
 SHORTEST, LONGEST = 80, 140

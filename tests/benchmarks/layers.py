@@ -22,7 +22,7 @@ from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.decoding import decode
 from larf_curate.layers.grid import ALPHAS
 from larf_curate.layers.methods import NEW_TOKENS, refusal_cell
-from larf_curate.layers.prompts import load_prompts
+from larf_curate.layers.prompts import overrejection_prompts
 from larf_curate.layers.refusals import RefusalPhrases
 from larf_curate.layers.replay import Replay
 from larf_curate.layers.subject import load_subject
@@ -139,7 +139,7 @@ def main():
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    prompts = load_prompts(arguments.prompts)[: arguments.limit]
+    prompts = overrejection_prompts(arguments.prompts)[: arguments.limit]
 
     reports = {name: run_method(arguments, prompts, name, arguments.output) for name in arguments.methods}
     sweep = reports.get("sweep") or (LayerReport.load(arguments.sweep / "sweep.json") if arguments.sweep else None)
