@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from larf_curate.blocks import cut, same_blocks
 from larf_curate.devices import Dtype
 from larf_curate.errors import ModelError
+from larf_curate.files import sampled_digest
 from larf_curate.rendering import Tokenizer
 
 
@@ -100,6 +102,21 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"]) ->
         ModelError: If it cannot be loaded.
     """
     return _load(transformers.AutoModelForCausalLM, source, dtype=dtype)
+
+
+def weights_digest(source: ModelSource) -> str | None:
+    """What tells a model's weights from others under the same name.
+
+    Args:
+        source: The model; of a Hub id the commit is looked up.
+
+    Returns:
+        Of a folder a hex digest of samples of its weight files, of a Hub id the commit, or None if it has none.
+    """
+    folder = Path(source.model_id)
+    if not folder.is_dir():
+        return getattr(load_config(source), "_commit_hash", None)
+    return sampled_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
 
 
 def count_layers(source: ModelSource) -> int:

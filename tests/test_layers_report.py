@@ -170,6 +170,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(files, tmp_pa
     assert isinstance(run(files, "-o", str(tmp_path / "folder.json")).exception, InputError)
 
 
+def test_what_another_method_found_is_not_overwritten(files, tmp_path):
+    for _ in range(2):
+        assert run(files, "-o", str(tmp_path / "out"), "--method", "forward").exit_code == 0
+    refused = run(files, "-o", str(tmp_path / "out"), "--method", "gradient").exception
+    assert "holds what forward found" in str(refused)
+    assert LayerReport.load(tmp_path / "out").method == "forward"
+    (tmp_path / "mine.json").write_text("[1]")
+    assert "no layer report" in str(run(files, "-o", str(tmp_path / "mine.json")).exception)
+    assert (tmp_path / "mine.json").read_text() == "[1]"
+
+
 def test_scales_that_are_no_numbers_are_wrong_usage(files, tmp_path):
     result = CliRunner().invoke(layers, [str(files / "model"), "-o", str(tmp_path), "--alphas", "a,b"])
     assert result.exit_code == 2

@@ -11,7 +11,7 @@ from larf_curate.errors import InputError, ModelError, TrainingError
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_whole, last_whole
 from larf_curate.training.finetune import Recipe, fine_tune
-from tests.training_tiny import TRIPLES, save_tiny, tiny_tokenizer
+from tests.training_tiny import TRIPLES, save_tiny, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
@@ -88,6 +88,29 @@ def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_
 def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, what):
     with pytest.raises(InputError, match=f"of a training with another .*{what}"):
         train(start, stopped, resume=True, **options)
+
+
+def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "trainer_state.json").write_text("{}")
+    torch.save({}, tmp_path / "optimizer.pt")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert is_whole(tmp_path)
+    shards[0].unlink()
+    assert not is_whole(tmp_path)
+
+
+def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_path):
+    moved = Path(shutil.copytree(start, tmp_path / "start"))
+    train(str(moved), tmp_path / "run2", resume=True)
+    other = tiny_model()
+    with torch.no_grad():
+        list(other.parameters())[-1].mul_(1.01)
+    other.save_pretrained(moved)
+    with pytest.raises(InputError, match="of a training with another weights"):
+        train(str(moved), tmp_path / "run2", resume=True)
 
 
 def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from larf_curate.cli.training import _recipe, evaluate, train, verify
 from larf_curate.errors import ConversationError, InputError, ModelError
-from larf_curate.files import sha256, write_json
+from larf_curate.files import read_json, sha256, write_json
 from larf_curate.prompts import load_table
 from larf_curate.training import verify as verify_module
 from larf_curate.training.checks import Checks
@@ -221,6 +221,10 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
         experiment(start, tmp_path, rows=9)._claim()
     with pytest.raises(InputError, match="another the sft recipe"):
         experiment(start, tmp_path, recipes=(Recipe(),))._claim()
+    known = read_json(tmp_path / "verify.json")
+    write_json(tmp_path / "verify.json", known | {"weights": "those of yesterday"})
+    with pytest.raises(InputError, match="another weights"):
+        experiment(start, tmp_path)._claim()
     with pytest.raises(InputError, match="one recipe a method"):
         experiment(start, tmp_path, recipes=(QUICK, Recipe()))
     with pytest.raises(InputError, match="every arm once"):

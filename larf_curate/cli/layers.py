@@ -79,12 +79,14 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
     Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
     """
     from larf_curate.errors import InputError
-    from larf_curate.layers import find_safety_layers  # torch takes seconds to import: not for --help
+    from larf_curate.layers import LayerReport, find_safety_layers  # torch takes seconds to import: not for --help
     from larf_curate.layers.report import report_file
 
     file = report_file(output)
     if file.is_dir():
         raise InputError(f"wanted a file or a new folder to write to, got the folder {file}: give another name")
+    if file.exists() and (held := LayerReport.load(file).method) != options["method"]:
+        raise InputError(f"{file} holds what {held} found: name another output, or delete it")
     file.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take hours
     report = find_safety_layers(model, checkpoint=file.with_suffix(".cells.jsonl"), **options)
     report.save(file)

@@ -32,7 +32,8 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint's state, weights and optimizer can be read; the state is what is written last."""
     try:
         read_json(checkpoint / "trainer_state.json")
-        weights = sorted(checkpoint.glob("*.safetensors"))
+        named = {checkpoint / name for index in checkpoint.glob("*.index.json") for name in _shards(index)}
+        weights = sorted({*checkpoint.glob("*.safetensors"), *named})
         for path in weights:
             with safe_open(path, framework="numpy"):
                 pass
@@ -40,3 +41,8 @@ def is_whole(checkpoint: Path) -> bool:
         return False
     states = sorted(checkpoint.glob("*.pt")) + sorted(checkpoint.glob("*.pth"))
     return bool(weights) and (checkpoint / "optimizer.pt") in states and all(map(is_zipfile, states))
+
+
+def _shards(index: Path) -> set[str]:
+    """Names of the files that hold a large model's weights."""
+    return set(read_json(index)["weight_map"].values())

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import read_json, write_json
-from larf_curate.model_source import ModelSource, load_config, load_tokenizer
+from larf_curate.model_source import ModelSource, load_config, load_tokenizer, weights_digest
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.contrastive import References
@@ -139,7 +139,7 @@ def fine_tune(
         raise InputError(f"{output} holds the model to start from: name another folder for the result")
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
-    checkpoint = _checkpoint(Path(output), _identity(model, recipe, seed, table), resume=resume)
+    checkpoint = _checkpoint(Path(output), _identity(source, recipe, seed, table), resume=resume)
     options = _options(recipe, str(output), seed, save_steps)
     if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size:
         options["warmup_steps"] = 0  # its first step has a rate of 0: of few steps that is too many
@@ -157,9 +157,10 @@ def fine_tune(
     return trainer
 
 
-def _identity(model: str, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
+def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
     """What must be the same for a training to go on from another's checkpoint."""
-    return {"kind": "training", "model": model, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
+    start = {"model": source.model_id, "weights": weights_digest(source)}
+    return {"kind": "training", **start, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
 
 
 def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> str | None:

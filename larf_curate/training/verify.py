@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
-from larf_curate.model_source import ModelSource, load_tokenizer
+from larf_curate.model_source import ModelSource, load_tokenizer, weights_digest
 from larf_curate.profile import identify
 from larf_curate.training.checks import Checks
 from larf_curate.training.contrastive import References
@@ -136,6 +136,7 @@ class Experiment:
             "kind": "verify",
             "version": 1,
             "model": identify(self.model),
+            "weights": weights_digest(ModelSource(model_id=self.model)),
             "rows": self.rows,
             "removed": self.removed,
             "recipes": {recipe.method: recipe.to_dict() for recipe in self.recipes},
