@@ -54,7 +54,7 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} is not there: was the folder written by larf-curate, and whole?") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): write it again with the command that made it") from error

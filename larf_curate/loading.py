@@ -49,6 +49,13 @@ def load_reader(
     return _load_reader(source, layers, device, max_length, batch_tokens)
 
 
+def forget_reader() -> None:
+    """Let go of the model kept for the next call, to make room for another."""
+    _load_reader.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @lru_cache(maxsize=1)
 def _load_reader(
     source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int

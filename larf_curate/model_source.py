@@ -99,9 +99,15 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"]) ->
         dtype: Number format of the weights; ``auto`` for that of the files.
 
     Raises:
-        ModelError: If it cannot be loaded.
+        ModelError: If it cannot be loaded, or its files lack weights, which would be random.
     """
-    return _load(transformers.AutoModelForCausalLM, source, dtype=dtype)
+    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
+            "take a model that was saved with its head"
+        )
+    return model
 
 
 def weights_digest(source: ModelSource) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError, ProfileMismatchError
@@ -254,6 +254,9 @@ def _label(
     }
     bare = dataset.remove_columns([name for name in columns if name in dataset.column_names])
     added = Dataset(pa.table(columns))
+    if not len(dataset):  # of which `datasets` forgets the columns
+        features = Features({**bare.features, **added.features})
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     return concatenate_datasets([bare.with_format(None), added], axis=1)
 
 

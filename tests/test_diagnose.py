@@ -15,7 +15,7 @@ from larf_curate.diagnose.figures import agreement, auroc, average_precision, ra
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.model_source import ModelSource
 from larf_curate.profile import SafetyProfile
-from larf_curate.profile.checks import check_unlike
+from larf_curate.profile.checks import check_pairs, check_unlike
 from larf_curate.references import ReferenceSet
 from larf_curate.scored import Scored
 from larf_curate.scorer import LarfScorer
@@ -362,6 +362,20 @@ def test_two_sides_a_few_characters_apart_are_refused(tiny_llama, mark):
         with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones of mine .* in over 90%"):
             SafetyProfile.build(tiny_llama, replace(near, safe=safe), layers=[1], **PROFILE)
     SafetyProfile.build(tiny_llama, replace(near, safe=(*copies[:2], *refs.safe[2:])), layers=[1], **PROFILE)
+
+
+def test_answers_that_are_alike_to_other_prompts_or_in_their_last_turn_alone_are_no_copies(tiny_llama):
+    def talk(prompt, answer):
+        turns = [("user", prompt), ("assistant", answer), ("user", "Thanks, that was all."), ("assistant", "Welcome!")]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    refs = references(4)
+    asked = [f"How do I do the thing number {i}?" for i in range(5)]
+    unsafe = tuple(talk(prompt, f"Sure, this is step {i} of it.") for i, prompt in enumerate(asked[:4]))
+    safe = tuple(talk(prompt, "No, I will not help anybody with that.") for prompt in asked)
+    check_pairs(replace(refs, unsafe=unsafe, safe=safe))
+    yes = tuple({"prompt": prompt, "response": "Yes, of course."} for prompt in asked)
+    check_pairs(replace(refs, unsafe=yes[:4], safe=tuple(row | {"prompt": f"{i}?"} for i, row in enumerate(yes))))
 
 
 def test_two_sides_with_the_same_states_are_refused():

@@ -173,6 +173,14 @@ def test_a_model_that_is_not_there_and_one_without_blocks_or_template_are_errors
         find_safety_layers(tiny_model(), **OPTIONS)
 
 
+def test_a_model_saved_without_its_head_is_refused_instead_of_given_a_random_one(tmp_path):
+    model, tokenizer = planted()
+    model.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM, such as lm_head.weight"):
+        find_safety_layers(str(tmp_path), **OPTIONS)
+
+
 def test_the_growth_of_the_loss_on_harmless_answers_equals_the_naive_computation():
     subject = tiny_subject()
     loss = NeutralLoss(subject)

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
+from transformers import LlamaModel
 
 from larf_curate.cli import main
 from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
@@ -232,10 +234,13 @@ def test_a_folder_without_profile_is_refused(tmp_path):
 
 
 def test_a_profile_goes_to_the_hub_and_comes_back_without_the_local_path(profile, hub, tiny_llama):
+    profile = replace(profile, references=profile.references | {"source": "/home/me/secret/refs.jsonl"})
     url = profile.push_to_hub("org/profile", token=hub.token)
     assert "org/profile" in url
     again = SafetyProfile.from_pretrained("org/profile", token=hub.token)
     assert again.source.model_id == "llama"
+    assert again.references["source"] == "refs.jsonl"
+    assert profile.summary()["references"]["source"] == "refs.jsonl"
     assert_array_equal(again.states["safe"]["last"], profile.states["safe"]["last"])
     assert again.reader(model=str(tiny_llama), device="cpu").layers == (3, 1)
 
@@ -308,7 +313,7 @@ def test_a_layer_report_counts_as_much_as_separation(tiny_llama):
     profile = SafetyProfile.build(tiny_llama, six_references(), layers=report, **PROFILE)
     assert profile.layers == every.best_layers(report)
     assert profile.choice["by"] == BOTH
-    assert profile.choice["recommended"] == [3]
+    assert profile.choice["most_sensitive"] == [3]
 
 
 def refusing_model(folder, *, block):
@@ -327,7 +332,8 @@ def test_automatic_layers_weigh_what_the_refusals_of_the_model_depend_on(tmp_pat
     folder = refusing_model(tmp_path / "model", block=4)
     options = PROFILE | {"references": six_references(), "signal": "harmful"}
     profile = SafetyProfile.build(folder, layers="auto", **options)
-    assert profile.choice == {"by": BOTH, "model": "model", "method": "gradient", "recommended": [4]}
+    found = {"model": "model", "method": "gradient", "most_sensitive": [4], "carried": [0, 1, 1]}
+    assert profile.choice == {"by": BOTH, **found}
     every = SafetyProfile.build(folder, layers="all", **options)
     assert every.best_layers() == (2, 3, 4)
     assert profile.layers == (2, 4, 5)
@@ -343,21 +349,59 @@ def test_automatic_layers_of_a_model_that_refuses_nothing_go_by_separation_alone
     assert "refuses none of 48 prompts" in caplog.text
 
 
-def test_a_model_too_large_for_a_gradient_is_scored_nevertheless(tiny_llama, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ImportError, AssertionError])
+def test_a_model_whose_gradient_cannot_be_had_is_scored_nevertheless(tiny_llama, monkeypatch, caplog, error):
     def fail(*_arguments, **_options):
-        raise torch.OutOfMemoryError("no memory for this")
+        raise error("no memory for this: take less")
 
     monkeypatch.setattr("larf_curate.profile.choice.find_safety_layers", fail)
     profile = SafetyProfile.build(tiny_llama, six_references(), layers="auto", **PROFILE)
     assert "could not be told" in profile.choice["by"]
-    assert "no memory for this" in caplog.text
+    assert "since no memory for this (larf" in caplog.text
 
 
-def test_a_report_in_which_no_layer_stands_out_leaves_the_choice_to_separation(tiny_llama):
-    profile = SafetyProfile.build(tiny_llama, six_references(), layers=layer_report((1.0,) * 5, ()), **PROFILE)
+def test_the_model_that_reads_states_makes_room_for_the_one_with_a_head(tmp_path, monkeypatch):
+    folder = save_llama(tmp_path / "roomy", seed=7)
+
+    def count(*_arguments, **_options):
+        models = [part for part in gc.get_objects() if type(part) is LlamaModel]
+        alive.append(sum(model.config.name_or_path == str(folder) for model in models))
+        raise ModelError("enough")
+
+    alive = []
+    monkeypatch.setattr("larf_curate.profile.choice.find_safety_layers", count)
+    SafetyProfile.build(folder, six_references(), layers="auto", **PROFILE)
+    assert alive == [0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scores": (0.0,) * 4 + (3.0,), "layers": (4,)}, "on no block of the middle half"),
+        ({"scores": (3.0,) + (0.0,) * 4, "layers": (0,)}, "on no block of the middle half"),
+        ({"method": "separation"}, "the layer report is by separation, not of refusals"),
+        ({"layers": ()}, "no block stands out"),
+    ],
+)
+def test_a_report_that_says_nothing_of_the_middle_half_leaves_the_choice_to_separation(
+    tiny_llama, caplog, changes, said
+):
+    report = replace(layer_report((0.0, 1.0, 2.0, 3.0, 1.0), (3,)), **changes)
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers=report, **PROFILE)
     every = SafetyProfile.build(tiny_llama, six_references(), layers="all", **PROFILE)
     assert profile.layers == every.best_layers()
-    assert "no block stands out" in profile.summary()["layer_choice"]["by"]
+    assert said in profile.summary()["layer_choice"]["by"]
+    assert said in caplog.text
+
+
+def test_a_report_of_numpy_numbers_is_recorded_and_one_without_numbers_refused(tiny_llama, caplog):
+    report = layer_report(tuple(np.float32([0, 1, 2, 3, 1])), tuple(np.array([3])))
+    profile = SafetyProfile.build(tiny_llama, six_references(), layers=report, **PROFILE)
+    assert len(profile.digest) == 64
+    with pytest.raises(ProfileError, match="not finite"):
+        SafetyProfile.build(tiny_llama, six_references(), layers=replace(report, scores=(np.nan,) * 5), **PROFILE)
+    SafetyProfile.build(tiny_llama, six_references(), layers=replace(report, model="other"), **PROFILE)
+    assert "the layer report is of other, the profile of llama" in caplog.text
 
 
 def test_the_command_takes_a_layer_report_and_says_how_layers_were_chosen(tiny_llama, tmp_path):
@@ -372,7 +416,7 @@ def test_the_command_takes_a_layer_report_and_says_how_layers_were_chosen(tiny_l
     assert "6 unsafe, 6 safe" in said
     assert "6 cut to the length of their counterparts" in said
     profile = SafetyProfile.from_pretrained(tmp_path / "profile")
-    assert profile.choice["recommended"] == [3]
+    assert profile.choice["most_sensitive"] == [3]
 
 
 def test_a_layer_report_of_another_model_is_refused(tiny_llama):

@@ -176,6 +176,8 @@ def test_scores_and_statuses_of_another_kind_are_refused(column):
 def test_an_empty_dataset_gives_an_empty_selection(tmp_path):
     selection = select(scored([]), top_ratio=0.5)
     assert (len(selection.kept), len(selection.flagged), selection.threshold) == (0, 0, None)
+    assert selection.reasons == {}
+    assert selection.flagged.features == select(scored([0.5]), top_ratio=0.5).flagged.features
     selection.save(tmp_path)
     assert len(Selection.load(tmp_path).flagged) == 0
 

@@ -16,7 +16,12 @@ def _read_layers(
     ctx: click.Context, param: click.Parameter, value: str
 ) -> "list[int] | Literal['all', 'auto'] | Path | None":
     """A layer report that exists as its path, anything else as `read_layers` reads it."""
-    return Path(value) if value and Path(value).exists() else read_layers(ctx, param, value)
+    if value and Path(value).exists():
+        return Path(value)
+    try:
+        return read_layers(ctx, param, value)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, auto, or what the layers command wrote; got {value}") from None
 
 
 @click.command()

@@ -116,12 +116,17 @@ def _neutral_losses(subject: Subject, finding: Finding, scales: tuple[float, ...
     A grid has scaled all blocks, so all are checked. Otherwise only those that would be recommended are, from the first
     on, until enough of them are sound.
     """
-    loss, growth, sound = NeutralLoss(subject), dict[int, float](), 0
-    for block in tqdm(_candidates(finding), desc="harmless answers", unit="block"):
-        if finding.grid is None and sound == top:
-            break
-        growth[block] = loss.growth(block, (scales[0], scales[-1]))
-        sound += growth[block] <= ALLOWED
+    loss, growth, blocks = NeutralLoss(subject), dict[int, float](), _candidates(finding)
+    wanted = len(blocks) if finding.grid else min(top, len(blocks))
+    done = 0
+    with tqdm(total=wanted, desc="loss on harmless answers", unit="block") as bar:
+        for block in blocks:
+            if done == wanted:
+                break
+            growth[block] = loss.growth(block, (scales[0], scales[-1]))
+            counts = finding.grid is not None or growth[block] <= ALLOWED
+            done += counts
+            bar.update(counts)
     return growth
 
 

@@ -37,7 +37,7 @@ def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Op
     """
     texts = openings.extend(prompts)
     gradients = np.zeros((len(subject.blocks), len(texts)))
-    for batch in tqdm(list(batched(texts, [], BATCH_TOKENS, subject.device)), desc="gradient", unit="batch"):
+    for batch in tqdm(list(batched(texts, [], BATCH_TOKENS, subject.device)), desc="refusals", unit="batch"):
         rows = [texts[row] for row in batch.rows]
         gradients[:, batch.rows] = _gradients(subject, rows, openings).double().cpu().numpy()
     return gradients

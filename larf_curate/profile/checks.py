@@ -1,12 +1,10 @@
 """What would make a profile wrong: neutral rows that are references, sides that are one, another model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.neighbors import NearestNeighbors
 
 from larf_curate.conversation import Row, to_messages
 from larf_curate.errors import ProfileMismatchError, ReferenceSetError
@@ -22,6 +20,8 @@ NEAR = 0.9
 """Share of its characters that an answer has in common with its counterpart for the two to say the same."""
 OPENING = 500
 """Characters of an answer that are compared, as the time goes with their square."""
+SAME_PROMPT = 8
+"""Most answers to one prompt that an answer is compared with."""
 ALIKE = 1e-3
 """Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
 
@@ -52,7 +52,7 @@ def check_pairs(refs: ReferenceSet) -> None:
 
     Raises:
         ReferenceSetError: If more than half of the unsafe ones are safe ones too, or have over 90 % of their answer's
-            characters in common with the nearest one.
+            characters in common with that of their pair or with one to the same prompt.
     """
     safe = set(map(_said, refs.safe))
     same = sum(_said(row) in safe for row in refs.unsafe)
@@ -61,7 +61,7 @@ def check_pairs(refs: ReferenceSet) -> None:
             f"wanted unsafe and safe references that differ, got {same} of {len(refs.unsafe)} unsafe ones among the "
             f"safe ones of {refs.source} too: do both sides hold the same answers?"
         )
-    near = sum(map(_near, refs.unsafe, _nearest(refs.unsafe, refs.safe)))
+    near = sum(any(_near(answer, other) for other in others) for answer, others in _counterparts(refs))
     if 2 * near > len(refs.unsafe):
         raise ReferenceSetError(
             f"wanted unsafe and safe references that differ, got {near} of {len(refs.unsafe)} unsafe ones of "
@@ -70,17 +70,26 @@ def check_pairs(refs: ReferenceSet) -> None:
         )
 
 
-def _nearest(rows: Sequence[Row], among: Sequence[Row]) -> list[Row]:
-    """For each row the one whose answer has the most runs of three characters in common with its own."""
-    runs = HashingVectorizer(analyzer="char", ngram_range=(3, 3))
-    answers, others = (runs.transform([_said(row)[-1][1] for row in side]) for side in (rows, among))
-    places = NearestNeighbors(n_neighbors=1, metric="cosine").fit(others).kneighbors(answers, return_distance=False)
-    return [among[place] for place in places[:, 0]]
+def _counterparts(refs: ReferenceSet) -> Iterator[tuple[str, list[str]]]:
+    """Each unsafe answer with those safe ones that it is a pair with or that answer the same prompt."""
+    answers: dict[tuple[str, ...], list[str]] = {}
+    safe = [_asked_and_answered(row) for row in refs.safe]
+    for asked, answered in safe:
+        answers.setdefault(asked, []).append(answered)
+    for index, (asked, answered) in enumerate(map(_asked_and_answered, refs.unsafe)):
+        others = answers.get(asked, [])[:SAME_PROMPT] if asked else []
+        yield answered, [*others, safe[index][1]] if refs.paired else others
 
 
-def _near(unsafe: Row, safe: Row) -> bool:
+def _asked_and_answered(row: Row) -> tuple[tuple[str, ...], str]:
+    """What the others say, and what the assistant says."""
+    said = _said(row)
+    asked = tuple(text for role, text in said if role != "assistant")
+    return asked, "\n".join(text for role, text in said if role == "assistant")
+
+
+def _near(one: str, other: str) -> bool:
     """Whether two answers are about as long and open with nearly the same characters."""
-    one, other = (_said(row)[-1][1] for row in (unsafe, safe))
     shorter, longer = sorted(map(len, (one, other)))
     matcher = SequenceMatcher(None, one[:OPENING], other[:OPENING], autojunk=False)
     return shorter > NEAR * longer and matcher.quick_ratio() > NEAR and matcher.ratio() > NEAR

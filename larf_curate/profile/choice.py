@@ -4,13 +4,19 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from larf_curate.errors import LarfCurateError, ProfileError
+import numpy as np
+
+from larf_curate.errors import ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
-from larf_curate.loading import UNRUNNABLE
+from larf_curate.loading import forget_reader
 from larf_curate.model_source import ModelSource
+from larf_curate.profile.record import public_name
 from larf_curate.rendering import Tokenizer
+from larf_curate.signals.separation import carried, middle_half
 
 logger = logging.getLogger(__name__)
+ALONE = "separation of held-out references"
+BOTH = f"{ALONE} and what refusals depend on, equally"
 
 
 def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> LayerReport | None:
@@ -24,6 +30,7 @@ def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> 
         tokenizer: Its tokenizer, with the chat template that is used.
         device: A torch device.
     """
+    forget_reader()
     try:
         return find_safety_layers(
             source.model_id,
@@ -33,36 +40,69 @@ def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> 
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
-    except (LarfCurateError, *UNRUNNABLE) as error:
-        logger.warning("layers are chosen by the separation of references alone: %s", error)
+    except Exception as error:  # noqa: BLE001  whatever it is, layers can be chosen without
+        reason = str(error).partition(": ")[0] or type(error).__name__
+        logger.warning(
+            "layers are chosen by the separation of references alone, since %s (larf-curate layers tells more)", reason
+        )
         return None
 
 
-def sensitivity_of(report: LayerReport, blocks: int) -> Sequence[float] | None:
-    """How much refusals depend on each block; None if none stands out, as in a model that refuses nothing.
-
-    Args:
-        report: What was found of a model's blocks; those that break the model count as 0.
-        blocks: Number of blocks of the model at hand.
+def check_report(report: LayerReport, source: ModelSource, blocks: int) -> None:
+    """Refuse a layer report that is of another model or of no use, and warn of one that may be of another.
 
     Raises:
-        ProfileError: If the report is of a model with another number of blocks.
+        ProfileError: If it has another number of blocks, or scores that are not finite.
     """
     if len(report.scores) != blocks:
         raise ProfileError(
             f"wanted a layer report of this model, which has {blocks} blocks, got one of {report.model} with "
             f"{len(report.scores)}"
         )
-    if not report.layers:
+    if not np.isfinite(report.scores).all():
+        raise ProfileError(f"the layer report of {report.model} has scores that are not finite: make it again")
+    names = public_name(report.model), public_name(source.model_id)
+    if names[0] != names[1]:
+        logger.warning("the layer report is of %s, the profile of %s: are they the same model?", *names)
+
+
+def sensitivity_of(report: LayerReport | None) -> Sequence[float] | None:
+    """How much refusals depend on each block; None if that is not known, or nothing stands out.
+
+    Args:
+        report: What was found of a model's blocks; those known to break the model count as 0. One by ``separation`` is
+            not about refusals.
+    """
+    if report is None or report.method == "separation" or not report.layers:
         return None
     return [0.0 if block in report.broken else score for block, score in enumerate(report.scores)]
 
 
-def choice_of(report: LayerReport | None) -> dict[str, Any]:
-    """How the layers were chosen, as the profile records it."""
+def choice_of(report: LayerReport | None, chosen: Sequence[int]) -> dict[str, Any]:
+    """How the layers were chosen, as the profile records it.
+
+    Args:
+        report: What was found of the blocks, if anything.
+        chosen: The layers that were chosen.
+    """
     if report is None:
-        return {"by": "separation of held-out references: what refusals depend on could not be told"}
-    found = {"model": report.model, "method": report.method, "recommended": list(report.layers)}
-    if not report.layers:
-        return {"by": "separation of held-out references: no block stands out in what refusals depend on", **found}
-    return {"by": "separation of held-out references and what refusals depend on, equally", **found}
+        return {"by": f"{ALONE}: what refusals depend on could not be told"}
+    found = {
+        "model": public_name(report.model),
+        "method": report.method,
+        "most_sensitive": list(map(int, report.layers)),
+    }
+    sensitivity = sensitivity_of(report)
+    if report.method == "separation":
+        return _alone("the layer report is by separation, not of refusals", found)
+    if sensitivity is None:
+        return _alone("no block stands out in what refusals depend on", found)
+    shares = carried(sensitivity)
+    if not np.ptp(shares[middle_half(len(shares))]):
+        return _alone("refusals depend on no block of the middle half", found)
+    return {"by": BOTH, **found, "carried": [round(float(shares[block]), 3) for block in chosen]}
+
+
+def _alone(reason: str, found: dict[str, Any]) -> dict[str, Any]:
+    logger.warning("layers are chosen by the separation of references alone, since %s", reason)
+    return {"by": f"{ALONE}: {reason}", **found}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -30,14 +29,14 @@ from larf_curate.profile.checks import (
     check_unlike,
     warn_few,
 )
-from larf_curate.profile.choice import choice_of, find_sensitivity, sensitivity_of
+from larf_curate.profile.choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reading import MATCHED, SIDES, read_sides, read_states, rows_by_side
-from larf_curate.profile.record import describe, describe_neutral, identify
+from larf_curate.profile.record import describe, describe_neutral, identify, public_name
 from larf_curate.references import ReferenceSet, load_neutral
 from larf_curate.rendering import Tokens, template_digest
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
-from larf_curate.signals.separation import best_layers
+from larf_curate.signals.separation import best_layers, check_enough
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +139,10 @@ class SafetyProfile:
             raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
         given = not isinstance(layers, str | LayerReport)
         chosen = tuple(dict.fromkeys(map(int, layers))) if given else tuple(range(count_layers(source)))  # type: ignore[arg-type]
+        if isinstance(layers, LayerReport):
+            check_report(layers, source, len(chosen))
+        if not given and layers != "all":
+            check_enough(refs.unsafe, refs.safe, ordinary)
         reader = load_reader(source, chosen, device=device, max_length=max_length)
         match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
         sides = rows_by_side(refs, ordinary, reader.tokenizer, match=match)
@@ -163,18 +166,16 @@ class SafetyProfile:
         tokenizer = reader.tokenizer
         del reader  # its model makes room for the one with a head
         report = layers if isinstance(layers, LayerReport) else find_sensitivity(profile.source, tokenizer, device)
-        return replace(profile.at(profile.best_layers(report)), choice=choice_of(report))
+        best = profile.best_layers(report)
+        return replace(profile.at(best), choice=choice_of(report, best))
 
     def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
         """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.signals.separation`.
 
         Args:
             report: What was found of the layers that refusals depend on; if it recommends one, it counts as much.
-
-        Raises:
-            ProfileError: If the report is of a model with another number of blocks.
         """
-        sensitivity = None if report is None else sensitivity_of(report, len(self.layers))
+        sensitivity = sensitivity_of(report)
         fits = [self._kind(name).fit for name in (AXES if self.signal == DEFAULT_SIGNAL else (self.signal,))]
         return best_layers(fits, self.references_for(), len(self.layers), sensitivity=sensitivity)
 
@@ -300,7 +301,7 @@ class SafetyProfile:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of everything that can change a score: settings and states, not where the profile lies."""
+        """Hex SHA-256 of all that the profile records, states included; not of where it lies."""
         digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
         for key, value in sorted(self._tensors().items()):
             digest.update(key.encode() + value.tobytes())
@@ -313,9 +314,8 @@ class SafetyProfile:
 
     def summary(self) -> dict[str, Any]:
         """What to tell people of this profile: JSON values, no texts, no local paths."""
-        model_id = self.source.model_id
         return {
-            "model": Path(model_id).name if os.path.isabs(model_id) else model_id,
+            "model": public_name(self.source.model_id),
             "revision": self.source.revision,
             "dtype": self.source.dtype,
             "layers": list(self.layers),
@@ -324,7 +324,7 @@ class SafetyProfile:
             "top_k": self.top_k,
             "max_length": self.max_length,
             "template_sha256": self.template_digest,
-            "references": {key: value for key, value in self.references.items() if key != "labels"},
+            "references": {key: value for key, value in self._told_references().items() if key != "labels"},
             "neutral": self.neutral,
             "calibration": self.calibration,
             "digest": self.digest,
@@ -372,8 +372,13 @@ class SafetyProfile:
 
         A model that lies in a local folder is named by that folder, so others pass ``model=`` to score with it.
         """
-        folder = cache_profile(replace(self, source=replace(self.source, model_id=self.summary()["model"])))
+        source = replace(self.source, model_id=self.summary()["model"])
+        folder = cache_profile(replace(self, source=source, references=self._told_references()))
         return storage.upload(folder, repo_id, private=private, token=token)
+
+    def _told_references(self) -> dict[str, Any]:
+        """What is recorded of the references, without their folder."""
+        return {**self.references, "source": public_name(self.references["source"])}
 
     def _config(self) -> dict[str, Any]:
         keys = (

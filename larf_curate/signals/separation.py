@@ -1,6 +1,6 @@
 """Which layers tell unsafe references from ordinary rows best, on references left out, and carry what refusals need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,23 @@ def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
     Raises:
         ReferenceSetError: If a side has too few rows.
     """
-    fewest = min(len(next(iter(side.values()))) for side in (refs.unsafe, refs.safe, refs.neutral))
-    if fewest < FOLDS:
-        raise ReferenceSetError(
-            f"wanted at least {FOLDS} unsafe, safe and neutral references to choose layers by, got {fewest}: "
-            "give more, or name the layers (layers=[…])"
-        )
+    check_enough(*(next(iter(side.values())) for side in (refs.unsafe, refs.safe, refs.neutral)))
     unsafe, neutral = (np.concatenate(parts) for parts in zip(*_held_out(fit, refs), strict=True))
     pooled = np.sqrt((unsafe.var(axis=0) + neutral.var(axis=0)) / 2)
     return np.asarray((unsafe.mean(axis=0) - neutral.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
+
+
+def check_enough(*sides: Sized) -> None:
+    """Refuse sides with too few rows to leave some out.
+
+    Raises:
+        ReferenceSetError: If one has fewer than 5.
+    """
+    if (fewest := min(map(len, sides))) < FOLDS:
+        raise ReferenceSetError(
+            f"wanted at least {FOLDS} unsafe, safe and neutral references to choose layers by, got {fewest}: "
+            "give more, or name the layers (layers=[9, 14], --layers 9,14)"
+        )
 
 
 def best_layers(
@@ -54,11 +62,16 @@ def best_layers(
         sensitivity: How much refusals depend on each block. If given, `carried` of it counts as much as the separations
             together.
     """
-    middle = np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
+    middle = middle_half(blocks)
     scores = np.mean([_shares(separation(fit, refs)[middle]) for fit in fits], axis=0)
     if sensitivity is not None:
         scores = scores + carried(sensitivity)[middle]
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
+
+
+def middle_half(blocks: int) -> NDArray[np.intp]:
+    """The blocks that may be chosen, at least one."""
+    return np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
 
 
 def carried(sensitivity: Sequence[float]) -> Vectors:

@@ -197,7 +197,7 @@ def signal_rows(profile, report, signals, states, bad, draws):
 def layer_rows(profile, report, states, bad, draws):
     """A line a way of choosing the layers of the default."""
     blocks = len(profile.layers)
-    sensitivity = np.maximum(sensitivity_of(report, blocks), 0)
+    sensitivity = np.maximum(sensitivity_of(report), 0)
     apart = [np.maximum(separation(SIGNALS[name].fit, profile.references_for(name)), 0) for name in AXES]
     outside = np.r_[: blocks // 4, blocks - blocks // 4 : blocks]
     for values in (sensitivity, *apart):
