@@ -7,7 +7,7 @@ from datasets import load_dataset
 from larf_curate import ExemplarIndex, LarfScorer, SafetyProfile, select
 
 model, rows = sys.argv[1:]  # a chat model, and a json, jsonl, csv or parquet file
-profile = SafetyProfile.build(model, references="builtin", layers=[12, 14, 16])
+profile = SafetyProfile.build(model, references="builtin", layers=[12, 14, 16])  # or chosen, if left out
 larf_score = LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), neighbors=1)
 
 ds = load_dataset("json", data_files=rows, split="train").map(larf_score, batched=True)

@@ -34,8 +34,8 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
     type=click.Choice(["gradient", "forward", "sweep", "separation"]),
     default="gradient",
     show_default=True,
-    help="gradient: seconds. forward: a grid without decoding. sweep: LARF's own. separation: for models that never "
-    "or always refuse.",
+    help="gradient: the fastest. forward: a grid without decoding. sweep: LARF's own. separation: for models that "
+    "never or always refuse.",
 )
 @click.option(
     "--prompts",
