@@ -46,7 +46,7 @@ def find_safety_layers(
 
     Args:
         model: A local folder, a Hub id, or a loaded causal language model.
-        method: ``gradient``: derivative of the log-odds of a refusal by each block's scale, the fastest. ``forward``: how
+        method: ``gradient``: derivative of the log-odds of a refusal by each block's scale, fast. ``forward``: how
             many prompts' log-odds lean to a refusal over the grid of blocks and scales, minutes. ``sweep``: LARF's own
             procedure, refusals counted over the grid in decoded answers, slowest. ``separation``: how well states tell
             unsafe from safe references, for models that never or always refuse.
