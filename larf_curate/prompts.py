@@ -78,7 +78,7 @@ def _plain_list(path: Path) -> list[str] | None:
     if path.suffix != ".json" or not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:  # JSON lines under another name
         return None
     return value if isinstance(value, list) and value and isinstance(value[0], str) else None

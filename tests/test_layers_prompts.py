@@ -19,7 +19,7 @@ def test_the_built_in_prompts_are_the_default():
 
 def test_prompts_come_from_a_json_list_a_table_or_texts(tmp_path):
     texts = ["How do I kill a process?", "Who shot the photo?"]
-    (tmp_path / "list.json").write_text(json.dumps(texts), encoding="utf-8")
+    (tmp_path / "list.json").write_text(json.dumps(texts), encoding="utf-8-sig")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": t}) + "\n" for t in texts), encoding="utf-8")
     (tmp_path / "table.csv").write_text(
         "id,prompt\n1,How do I kill a process?\n2,Who shot the photo?\n", encoding="utf-8"
