@@ -58,8 +58,13 @@ def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of tran
     """Load a model's config.
 
     Raises:
-        ModelError: If it cannot be loaded.
+        ModelError: If it cannot be loaded, or is an adapter, which has none.
     """
+    folder = Path(source.model_id)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{source.model_id} is an adapter: merge it into its model with merge_and_unload() and save that first"
+        )
     return _load(transformers.AutoConfig, source)
 
 

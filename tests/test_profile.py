@@ -425,6 +425,12 @@ def test_a_layer_report_of_another_model_is_refused(tiny_llama):
         SafetyProfile.build(tiny_llama, six_references(), layers=short, **PROFILE)
 
 
+def test_an_adapter_is_refused_with_what_to_do(tiny_llama, refs, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter: merge it"):
+        SafetyProfile.build(tmp_path, refs, layers=[1], **PROFILE)
+
+
 def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
     with pytest.raises(InputError, match="from 0 to 4"):
         SafetyProfile.build(tiny_llama, refs, layers=[7], **PROFILE)
