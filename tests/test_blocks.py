@@ -14,6 +14,7 @@ NAMES = {
     "Llama": SEVEN,
     "Qwen2": SEVEN,
     "Gemma2": SEVEN,
+    "Gemma4Text": SEVEN | {"per_layer_projection.weight"},
     "Olmo2": SEVEN,
     "Phi3": {f"self_attn.{n}_proj.weight" for n in ("qkv", "o")}
     | {f"mlp.{n}_proj.weight" for n in ("gate_up", "down")},
