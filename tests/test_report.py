@@ -358,12 +358,13 @@ def test_every_id_of_the_page_is_its_own(tmp_path):
 def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     rows = [*scored_rows(10), unscorable()]
     profile = {"model": "org/model", "revision": "abc123", "dtype": "bfloat16", "layers": [3, 5], "signal": "larf"}
+    profile["layer_choice"] = {"by": "the user"}
     scored = {"kind": "scored", "source": {"dataset": "d"}, "profile": profile, "package": "larf-curate 0.0.9"}
     select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
     assert page.text("dd")[:3] == ["11", "3", "1"]
-    facts = ["org/model", "abc123", "bfloat16", "3, 5", "larf", "top_k 3", "larf-curate 0.0.9"]
-    assert page.text("bdi")[1:8] == facts
+    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf", "top_k 3", "larf-curate 0.0.9"]
+    assert page.text("bdi")[1:9] == facts
 
 
 def test_a_selection_without_flagged_rows_gives_a_page(tmp_path):

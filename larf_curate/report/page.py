@@ -151,6 +151,7 @@ def _facts(source: Source) -> list[tuple[str, str]]:
         "Revision": profile.get("revision"),
         "dtype": profile.get("dtype"),
         "Blocks": profile.get("layers"),
+        "Blocks by": (profile.get("layer_choice") or {}).get("by"),
         "Signal": profile.get("signal"),
         "References": _references(references),
         "Profile": profile.get("digest", "")[:16],
