@@ -16,9 +16,12 @@ from tqdm import tqdm
 from larf_curate.blocks import projection_modules
 from larf_curate.errors import ModelError
 from larf_curate.layers.openings import Openings
-from larf_curate.layers.replay import BATCH_TOKENS, batched, last_logits
+from larf_curate.layers.replay import batched, last_logits
 from larf_curate.layers.statistics import Floats
 from larf_curate.layers.subject import Subject
+
+BATCH_TOKENS = 256
+"""Larger batches are no faster on a CPU; the memory for the way back grows with them."""
 
 
 def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Openings) -> Floats:
