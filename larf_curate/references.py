@@ -13,8 +13,8 @@ from datasets.exceptions import DatasetsError
 from larf_curate.conversation import Row, to_messages
 from larf_curate.data import load_rows
 from larf_curate.errors import ConversationError, ReferenceSetError
+from larf_curate.sources import FORMATS, silenced
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 MIN_NEUTRAL = 10
 PAIR_COLUMNS = ("prompt", "unsafe", "safe")
 
@@ -151,11 +151,11 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     path = Path(name)
-    if path.suffix in FORMATS and not path.exists():
+    if path.suffix.lower() in FORMATS and not path.exists():
         raise ReferenceSetError(f"there is no file {name}: give the path of one, a folder or a Hub dataset id")
     try:
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in FORMATS)
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
             return [row for file in files for row in _read_file(file)]
         return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
     except (OSError, ValueError, KeyError, DatasetsError) as error:
@@ -164,11 +164,12 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
 
 
 def _read_file(path: Path) -> Dataset:
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise ReferenceSetError(f"wanted a file ending in {', '.join(FORMATS)}, got {path.name}")
     if not path.stat().st_size:
         raise ReferenceSetError(f"wanted references, got an empty file: {path.name}")
-    return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+    with silenced():
+        return load_dataset(FORMATS[path.suffix.lower()], data_files=str(path), split="train")
 
 
 def _check_row(row: Row, where: str) -> None:

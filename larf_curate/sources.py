@@ -158,7 +158,7 @@ def _read(path: Path) -> Dataset | None:
     try:
         if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
             return None  # `datasets` has no words for these
-        with _silent():
+        with silenced():
             builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **READ_OPTIONS.get(kind, {}))
             builder.download_and_prepare()
             if not builder.info.splits["train"].num_examples:
@@ -186,7 +186,7 @@ def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
     try:
         schemas = [dataset.features.arrow_schema.remove_metadata() for _, dataset in parts]
         features = Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
-        with _silent():
+        with silenced():
             return [(name, dataset.cast(features)) for name, dataset in parts]
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(
@@ -262,7 +262,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep `datasets` from logging what becomes an error of ours, and from showing progress bars."""
     before = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

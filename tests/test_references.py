@@ -179,3 +179,13 @@ def test_pairs_are_read_from_the_hub_and_a_missing_set_is_refused(tmp_path, hub)
     assert references.source == "org/pairs"
     with pytest.raises(ReferenceSetError, match="org/nothing"):
         ReferenceSet.load("org/nothing")
+
+
+def test_a_broken_file_is_one_error_and_logs_nothing_and_endings_may_be_capital(tmp_path, caplog, capfd):
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "unsafe"')
+    with pytest.raises(ReferenceSetError, match="cannot read rows"):
+        ReferenceSet.load(tmp_path / "broken.jsonl")
+    assert not caplog.text
+    assert "Failed to" not in capfd.readouterr().err
+    (tmp_path / "GOOD.JSONL").write_text('{"prompt": "a", "unsafe": "b", "safe": "c"}\n')
+    assert len(ReferenceSet.load(tmp_path / "GOOD.JSONL")) == 1
