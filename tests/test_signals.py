@@ -290,10 +290,12 @@ def test_one_reference_cannot_be_left_out():
         held_out(SIGNALS["larf"].fit, one)
 
 
-def test_separation_is_the_held_out_distance_in_pooled_deviations(refs):
+def test_separation_is_the_held_out_distance_from_neutral_rows_and_refusals_in_pooled_deviations(refs):
     scores = naive_held_out("unsafe_similarity", refs)
-    unsafe, neutral = scores["unsafe"], scores["neutral"]
-    want = (unsafe.mean(0) - neutral.mean(0)) / np.sqrt((unsafe.std(0) ** 2 + neutral.std(0) ** 2) / 2)
+    unsafe, want = scores["unsafe"], 0
+    for others in (scores["neutral"], scores["safe"]):
+        pooled = np.sqrt((unsafe.std(0) ** 2 + others.std(0) ** 2) / 2)
+        want = want + (unsafe.mean(0) - others.mean(0)) / pooled / 2
     assert_allclose(separation(SIGNALS["unsafe_similarity"].fit, refs), want, rtol=1e-3)
 
 

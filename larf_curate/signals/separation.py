@@ -1,36 +1,42 @@
-"""Which layers tell unsafe references from ordinary rows best, on references left out, and carry what refusals need."""
+"""Which layers separate unsafe references from ordinary rows and refusals best, and carry what refusals need."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold
 
 from larf_curate.errors import ReferenceSetError
-from larf_curate.hidden_states import States
+from larf_curate.signals.held_out import FOLDS, held_out
 from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
 
-FOLDS = 5
 CHOSEN = 3
 
 
 def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
-    """Distance between held-out unsafe references and held-out neutral rows, in pooled standard deviations (d').
+    """Distance of held-out unsafe references from held-out neutral rows and from held-out refusals, the mean of both.
+
+    A signal that reads prompts alone cannot tell refusals from compliance: then neutral rows decide.
 
     Args:
         fit: Makes the signal.
         refs: At least 5 rows a side, all paired references together in a fold.
 
     Returns:
-        Shape (layers,); higher separates better.
+        Shape (layers,), in pooled standard deviations (d'); higher separates better.
 
     Raises:
         ReferenceSetError: If a side has too few rows.
     """
     check_enough(*(next(iter(side.values())) for side in (refs.unsafe, refs.safe, refs.neutral)))
-    unsafe, neutral = (np.concatenate(parts) for parts in zip(*_held_out(fit, refs), strict=True))
-    pooled = np.sqrt((unsafe.var(axis=0) + neutral.var(axis=0)) / 2)
-    return np.asarray((unsafe.mean(axis=0) - neutral.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
+    scores = held_out(fit, refs)
+    distances = [_distance(scores.unsafe, others) for others in (scores.neutral, scores.safe)]
+    return np.asarray(np.mean(distances, axis=0), np.float32)
+
+
+def _distance(high: Vectors, low: Vectors) -> Vectors:
+    """Difference of two means in pooled standard deviations, layer by layer."""
+    pooled = np.sqrt((high.var(axis=0) + low.var(axis=0)) / 2)
+    return np.asarray((high.mean(axis=0) - low.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
 
 
 def check_enough(*sides: Sized) -> None:
@@ -94,20 +100,3 @@ def _shares(values: Vectors) -> Vectors:
     """Values as shares of the largest, those below zero as 0."""
     above = np.maximum(values, 0)
     return np.asarray(above / (above.max() or 1))
-
-
-def _held_out(fit: Fit, refs: ReferenceStates) -> Iterator[tuple[Vectors, Vectors]]:
-    """Scores of the left-out unsafe references and neutral rows of every fold."""
-    sides = (refs.unsafe, refs.safe, refs.neutral)
-    for splits in zip(*(_folds(side) for side in sides), strict=True):
-        kept = [_rows(side, train) for side, (train, _) in zip(sides, splits, strict=True)]
-        signal = fit(ReferenceStates(unsafe=kept[0], safe=kept[1], neutral=kept[2]))
-        yield signal(_rows(refs.unsafe, splits[0][1])), signal(_rows(refs.neutral, splits[2][1]))
-
-
-def _folds(side: States) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    return KFold(FOLDS, shuffle=True, random_state=0).split(next(iter(side.values())))  # type: ignore[no-any-return]
-
-
-def _rows(side: States, rows: NDArray[np.intp]) -> States:
-    return {position: values[rows] for position, values in side.items()}
