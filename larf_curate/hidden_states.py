@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from larf_curate.blocks import decoder_blocks
 from larf_curate.devices import suited_tokens
 from larf_curate.errors import ModelError, ScoringError
-from larf_curate.prefixes import Prefix, grouped, run_prefix
+from larf_curate.prefixes import Prefix, cache_argument, grouped, run_prefix
 from larf_curate.rendering import Tokenizer, Tokens
 from larf_curate.shortcuts import SHORTCUTS, Shortcut, only_at
 
@@ -191,7 +191,7 @@ class StateReader:
         trimmed = only_at(deepest, gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
         past = prefix.repeated(len(rows))
         with _watch(blocks, self.layers, keep), trimmed, suppress(_DeepestReached):
-            self.model(input_ids=ids, past_key_values=past, use_cache=past is not None)
+            self.model(input_ids=ids, use_cache=past is not None, **cache_argument(self.model, past))
         return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
 
 

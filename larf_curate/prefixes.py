@@ -1,5 +1,6 @@
 """Common beginnings of conversations, such as a system message: found, run once, and attended to by many rows."""
 
+import inspect
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -46,10 +47,19 @@ def run_prefix(model: nn.Module, ids: Sequence[int], device: torch.device) -> Pr
         device: Where the model lies.
     """
     cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, **cache_argument(model, cache))
     kept = copy(cache)
     kept.layers = [_kept(layer) for layer in cache.layers]
     return Prefix(len(ids), kept)
+
+
+def cache_argument(model: Any, cache: DynamicCache | None) -> dict[str, DynamicCache | None]:  # noqa: ANN401
+    """Keys and values as the keyword argument that a model's ``forward`` takes them by.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache`` and drops the old name in 5.40.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hands arguments through
+    return {"cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values": cache}
 
 
 class _Kept:

@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralModel
 from larf_curate.hidden_states import POSITIONS
 from larf_curate.loading import load_reader
 from larf_curate.model_source import ModelSource
-from larf_curate.prefixes import MIN_PREFIX, MIN_SAVING, grouped, run_prefix
+from larf_curate.prefixes import MIN_PREFIX, MIN_SAVING, cache_argument, grouped, run_prefix
 from larf_curate.rendering import Tokens, Turn
 
 
@@ -123,7 +123,9 @@ def test_a_kept_beginning_serves_many_batches_and_never_grows(window):
         for rows in (3, 1, 5):
             rest = torch.tensor(rng.integers(50, size=(rows, 7)))
             whole = torch.cat([torch.tensor([head]).expand(rows, -1), rest], dim=1)
-            got = model(input_ids=rest, past_key_values=prefix.repeated(rows), use_cache=True).last_hidden_state
+            got = model(
+                input_ids=rest, use_cache=True, **cache_argument(model, prefix.repeated(rows))
+            ).last_hidden_state
             want = model(input_ids=whole).last_hidden_state[:, 12:]
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
     for layer, keys in zip(prefix.cache.layers, before, strict=True):

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from larf_curate.layers.replay import Pass, last_logits
 from larf_curate.layers.subject import Subject
+from larf_curate.prefixes import cache_argument
 
 ROWS = 256
 """Most answers decoded side by side."""
@@ -96,8 +97,8 @@ def _step(subject: Subject, state: _Rows, tokens: Tensor) -> Tensor:
         input_ids=tokens.unsqueeze(1),
         attention_mask=state.mask,
         position_ids=state.positions.unsqueeze(1),
-        past_key_values=state.cache,
         use_cache=True,
+        **cache_argument(subject.model, state.cache),
         **last_logits(subject.model, 1),
     )
     state.positions = state.positions + 1

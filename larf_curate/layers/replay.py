@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from larf_curate.layers.subject import Subject
+from larf_curate.prefixes import cache_argument
 
 BATCH_TOKENS = 1024
 ROOM = 64
@@ -121,8 +122,8 @@ class Replay:
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 position_ids=batch.positions,
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(self.subject.model, cache),
                 **last_logits(self.subject.model, self._keep),
             )
         if block is None:
