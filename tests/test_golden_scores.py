@@ -1,4 +1,4 @@
-"""The same profile gives the same numbers: every column of scored rows against values recorded before the house was rebuilt.
+"""The same profile gives the same numbers: all columns of scored rows against recorded values.
 
 ``python -m tests.test_golden_scores`` records them anew, which only a change of `ALGORITHM` justifies.
 """
