@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ExemplarIndex": "exemplars",
-    "LarfScorer": "scorer",
+    "ExemplarIndex": "scoring.exemplars",
+    "LarfScorer": "scoring.scorer",
     "LayerReport": "layers",
-    "ReferenceSet": "references",
+    "ReferenceSet": "data.references",
     "SafetyProfile": "profile",
-    "Selection": "selection",
+    "Selection": "scoring.selection",
     "find_safety_layers": "layers",
-    "select": "selection",
+    "select": "scoring.selection",
 }
 
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from larf_curate.exemplars import ExemplarIndex
+    from larf_curate.data.references import ReferenceSet
     from larf_curate.layers import LayerReport, find_safety_layers
     from larf_curate.profile import SafetyProfile
-    from larf_curate.references import ReferenceSet
-    from larf_curate.scorer import LarfScorer
-    from larf_curate.selection import Selection, select
+    from larf_curate.scoring.exemplars import ExemplarIndex
+    from larf_curate.scoring.scorer import LarfScorer
+    from larf_curate.scoring.selection import Selection, select
 
 
 def __getattr__(name: str) -> object:

@@ -8,4 +8,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the w
 settings.register_profile("larf-curate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("larf-curate")
 
-pytest_plugins = ["tests.models_fixture", "tests.hub_fixture", "tests.argilla_fixture"]
+pytest_plugins = ["tests.fixtures.models", "tests.fixtures.hub", "tests.fixtures.argilla"]

@@ -12,8 +12,8 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 
 if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
-    from larf_curate.review.server import EmbeddedServer
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
+    from larf_curate.server import EmbeddedServer
 
 STEPS = {
     "model": "Getting the model (SmolLM2-135M-Instruct, unless --model is given)",
@@ -55,9 +55,9 @@ def demo(
     larf-curate demo
     larf-curate demo --no-browser -o out/
     """
-    from larf_curate.demo import QUEUE, Demo
+    from larf_curate.demo.run import QUEUE, Demo
     from larf_curate.review import ReviewQueue
-    from larf_curate.review.server import EmbeddedServer
+    from larf_curate.server import EmbeddedServer
 
     started = time.monotonic()
     run = Demo(folder=output, model=model, layers=layers, say=lambda step: click.echo(f"• {STEPS[step]}", err=True))

@@ -40,8 +40,8 @@ def diagnose(
     larf-curate diagnose profile/ scored/ --json
     larf-curate diagnose profile/ --unsafe unsafe.jsonl --safe safe.jsonl
     """
-    from larf_curate.diagnose import diagnose as judge
-    from larf_curate.references import ReferenceSet
+    from larf_curate.data.references import ReferenceSet
+    from larf_curate.diagnosis import diagnose as judge
 
     if bool(unsafe) != bool(safe):
         raise click.UsageError("--unsafe and --safe go together")

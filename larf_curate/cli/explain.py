@@ -8,8 +8,8 @@ from larf_curate.cli.options import device_option, read_columns
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
-    from larf_curate.conversation import Row
-    from larf_curate.explanation import Explanation, TokenWeight
+    from larf_curate.conversation.schemas import Row
+    from larf_curate.scoring.explanation import Explanation, TokenWeight
 
 SHOWN = 15
 
@@ -46,9 +46,9 @@ def explain(
     """
     from dataclasses import asdict
 
-    from larf_curate.explanation import explain as take_apart
+    from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
-    from larf_curate.sources import open_source
+    from larf_curate.scoring.explanation import explain as take_apart
 
     source = open_source(dataset, split=split, config=config, revision=revision, limit=max(places) + 1)
     rows = [row for piece in source.pieces for row in piece.rows]
@@ -68,7 +68,7 @@ def explain(
 
 
 def _reason(row: "Row", columns: dict[str, str] | None) -> str:
-    from larf_curate.conversation import to_messages
+    from larf_curate.conversation.schemas import to_messages
     from larf_curate.errors import ConversationError
 
     try:

@@ -15,7 +15,7 @@ from larf_curate.errors import InputError
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
     from larf_curate.review import Reranked, ReviewQueue
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
 
 SHOWN = 20
 WAYS = ("score", "uncertain", "different")
@@ -129,7 +129,7 @@ def rerank(
     if add and output is None:
         raise InputError("wanted a folder for the selection with the added rows: give -o SEL2")
     from larf_curate.files import check_folder
-    from larf_curate.selection import MANIFEST
+    from larf_curate.scoring.selection import MANIFEST
 
     with address.open() as queue:
         chosen, scored_by, folder = _loaded(queue, selection, profile)
@@ -191,7 +191,7 @@ def _loaded(
     queue: "ReviewQueue", selection: Path | None, profile: Path | None
 ) -> tuple["Selection", "SafetyProfile | None", Path]:
     from larf_curate.profile import SafetyProfile
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
 
     folder = selection or remembered(queue)
     return Selection.load(folder), SafetyProfile.from_pretrained(profile) if profile else None, folder
@@ -204,8 +204,8 @@ def _save_exemplars(
     output: Path,
 ) -> str | None:
     """Write the profile's exemplars and the removed rows; returns the folder, None without a profile."""
-    from larf_curate.exemplars import ExemplarIndex
-    from larf_curate.review.reduction import profile_of
+    from larf_curate.review.records.vectors import profile_of
+    from larf_curate.scoring.exemplars import ExemplarIndex
 
     known = profile_of(selection.scored, profile)
     if known is None:

@@ -9,7 +9,7 @@ from larf_curate.cli.options import FOLDER, device_option, max_length_option, re
 from larf_curate.cli.output import echo_json, echo_table, json_option
 
 if TYPE_CHECKING:
-    from larf_curate.devices import Dtype
+    from larf_curate.models.devices import Dtype
 
 
 def _read_layers(
@@ -101,10 +101,10 @@ def profile(
     larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
     """
+    from larf_curate.data.references import ReferenceSet
     from larf_curate.files import no_progress_bars
     from larf_curate.layers import LayerReport
     from larf_curate.profile import SafetyProfile
-    from larf_curate.references import ReferenceSet
 
     if bool(unsafe) != bool(safe):
         raise click.UsageError("--unsafe and --safe go together")

@@ -86,7 +86,7 @@ def _read_key(file: Path) -> str:
 
 def _embedded(home: Path | None) -> tuple[str, str]:
     """Address and key of the server that ``review up`` started."""
-    from larf_curate.review.server import EmbeddedServer
+    from larf_curate.server import EmbeddedServer
 
     server = EmbeddedServer(home)
     state = server.status()
@@ -123,6 +123,6 @@ def remembered(queue: "ReviewQueue") -> Path:
 
 def _memory(queue: "ReviewQueue") -> Path:
     """The file that remembers which folder was pushed to a queue."""
-    from larf_curate.review.server.home import cache_folder
+    from larf_curate.server.home import cache_folder
 
     return cache_folder() / "queues" / f"{queue.dataset_id}.json"

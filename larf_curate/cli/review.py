@@ -65,7 +65,7 @@ def push(
     larf-curate review push selection/ --url https://argilla.example.org --api-key-file key.txt
     """
     from larf_curate.profile import SafetyProfile
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
 
     chosen = Selection.load(selection)
     scored_by = SafetyProfile.from_pretrained(profile) if profile else None
@@ -129,7 +129,7 @@ def pull(
     larf-curate review pull -o decisions/
     larf-curate review pull selection/ -o decisions/ --merge arbiter:maria
     """
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
 
     with address.open() as queue:
         rows = Selection.load(selection or remembered(queue))

@@ -77,11 +77,11 @@ def score(
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
     larf-curate score "data/*.jsonl" --profile profile/ -o scored/ --columns user=q,assistant=a --resume
     """
-    from larf_curate.exemplars import ExemplarIndex
+    from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scored import first_reasons, score_source
-    from larf_curate.scorer import LarfScorer
-    from larf_curate.sources import open_source
+    from larf_curate.scoring.exemplars import ExemplarIndex
+    from larf_curate.scoring.folder import first_reasons, score_source
+    from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
     source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)

@@ -53,10 +53,10 @@ def select(
     larf-curate select scored/ --top-ratio 0.05 -o selection/
     larf-curate select scored/ --top-ratio 0.05 -o selection/ --tokens 50 --profile profile/
     """
-    from larf_curate.explanation import explained
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scored import Scored
-    from larf_curate.selection import select as select_rows
+    from larf_curate.scoring.explanation import explained
+    from larf_curate.scoring.folder import Scored
+    from larf_curate.scoring.selection import select as select_rows
 
     rules = (top_ratio, top_k, threshold, percentile, max_false_flags)
     if (given := sum(rule is not None for rule in rules)) != 1:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.review.server import DEFAULT_PORT, WORKSPACE, EmbeddedServer
+from larf_curate.server import DEFAULT_PORT, WORKSPACE, EmbeddedServer
 
 _home_option: Callable[..., Any] = click.option(
     "--home",

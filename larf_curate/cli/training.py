@@ -159,10 +159,10 @@ def evaluate(
     larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
     """
+    from larf_curate.evaluation.judges import ClassifierJudge, GuardJudge
+    from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.files import write_json
-    from larf_curate.training.evaluate import RefusalReport, compare_refusals, plot_refusals
-    from larf_curate.training.generate import load_model
-    from larf_curate.training.judge import ClassifierJudge, GuardJudge
+    from larf_curate.models.generation import load_model
 
     if guard and classifier:
         raise click.UsageError("--guard and --classifier are two judges: take one")
@@ -225,10 +225,10 @@ def verify(
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
     """
     from larf_curate.files import write_json
-    from larf_curate.scored import Scored
+    from larf_curate.scoring.folder import Scored
 
     training = _training()
-    from larf_curate.training.subsets import Arm
+    from larf_curate.training.arms import Arm
 
     asked = {name: value for name, value in others.items() if name in _names(PROMPTS)}
     recipe = {name: value for name, value in others.items() if name not in asked}
@@ -256,7 +256,7 @@ def verify(
 
 def _training() -> Any:  # noqa: ANN401  a module
     """The module that trains, or the error that says what to install."""
-    from larf_curate.training import verify as module
+    from larf_curate.training import experiment as module
 
     return module
 
@@ -286,9 +286,9 @@ def _checks(
     max_new_tokens: int,
     eval_batch_size: int,
 ) -> Any:  # noqa: ANN401
-    from larf_curate.prompts import load_prompts
-    from larf_curate.training.checks import Checks
-    from larf_curate.training.utility import load_questions
+    from larf_curate.data.prompts import load_prompts
+    from larf_curate.evaluation.suite import Checks
+    from larf_curate.evaluation.task_metrics import load_questions
 
     rows = _load(held_out) if held_out else None
     return Checks(
@@ -303,7 +303,7 @@ def _checks(
 
 
 def _load(source: str, split: str | None = None) -> Any:  # noqa: ANN401
-    from larf_curate.prompts import load_table
+    from larf_curate.data.prompts import load_table
 
     return load_table(source, split=split)
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from larf_curate.layers.replay import Pass, last_logits
 from larf_curate.layers.subject import Subject
-from larf_curate.prefixes import cache_argument
+from larf_curate.models.prefix_cache import cache_argument
 
 ROWS = 256
 """Most answers decoded side by side."""

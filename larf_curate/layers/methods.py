@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from larf_curate.blocks import scaled
+from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
 from larf_curate.layers.decoding import Answer, decode
 from larf_curate.layers.gradient import block_gradients
 from larf_curate.layers.grid import Cell, Grid, GridStore, fill, ranking
 from larf_curate.layers.openings import Openings, find_openings
-from larf_curate.layers.refusals import RefusalPhrases
 from larf_curate.layers.replay import Replay
 from larf_curate.layers.report import Method
 from larf_curate.layers.separation import separate
 from larf_curate.layers.statistics import Floats, interval, mean_interval
 from larf_curate.layers.subject import Subject
-from larf_curate.references import ReferenceSet
+from larf_curate.models.blocks import scaled
 
 NEW_TOKENS = 32
 """Length of an answer in LARF's sweep."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
 from larf_curate.layers.decoding import Answer
 from larf_curate.layers.subject import Subject
-from larf_curate.references import ReferenceSet
 
 CLEAR = 4.0
 """How many times more often a token must begin one kind of answer than the other to stand for it."""

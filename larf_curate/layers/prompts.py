@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from larf_curate.data.prompts import load_prompts
 from larf_curate.errors import InputError
-from larf_curate.prompts import load_prompts
 
 Prompts = str | Path | Sequence[str] | None
 """None or ``builtin`` for the packaged set; a json, jsonl, csv or parquet file; a Hub dataset id; or texts."""
@@ -14,7 +14,7 @@ def overrejection_prompts(prompts: Prompts = None) -> list[str]:
     """Load over-rejection prompts.
 
     Args:
-        prompts: What to load; see `larf_curate.prompts.load_prompts` for files and Hub ids.
+        prompts: What to load; see `larf_curate.data.prompts.load_prompts` for files and Hub ids.
 
     Returns:
         The prompts in order, without lone surrogates.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from larf_curate.layers.subject import Subject
-from larf_curate.prefixes import cache_argument
+from larf_curate.models.prefix_cache import cache_argument
 
 BATCH_TOKENS = 1024
 ROOM = 64

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from larf_curate.conversation.chat_template import Renderer, Tokens
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
-from larf_curate.hidden_states import StateReader, Vectors
 from larf_curate.layers.statistics import Floats, weights_of_resamples
 from larf_curate.layers.subject import Subject
-from larf_curate.references import ReferenceSet
-from larf_curate.rendering import Renderer, Tokens
+from larf_curate.models.hidden_states import StateReader, Vectors
 
 FOLDS = 5
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from larf_curate.blocks import scaled
 from larf_curate.data import load_rows
 from larf_curate.layers.replay import Pass, Replay
 from larf_curate.layers.subject import Subject
+from larf_curate.models.blocks import scaled
 
 ROWS = 6
 OPENING = 3

@@ -12,12 +12,12 @@ import torch
 from jinja2 import TemplateError
 from torch import nn
 
-from larf_curate.blocks import decoder_blocks, projections
-from larf_curate.conversation import Row
-from larf_curate.devices import Dtype, check_device, resolve_device, resolve_dtype
+from larf_curate.conversation.chat_template import Renderer, template_digest
+from larf_curate.conversation.schemas import Row
 from larf_curate.errors import InputError, ModelError
-from larf_curate.model_source import ModelSource, load_causal_lm, load_tokenizer
-from larf_curate.rendering import Renderer, template_digest
+from larf_curate.models.blocks import decoder_blocks, projections
+from larf_curate.models.devices import Dtype, check_device, resolve_device, resolve_dtype
+from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
 
 SAMPLED = 1024
 """Values of each parameter that enter the digest of a model."""

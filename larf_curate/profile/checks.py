@@ -6,10 +6,10 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from larf_curate.conversation import Row, to_messages
+from larf_curate.conversation.schemas import Row, to_messages
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileMismatchError, ReferenceSetError
-from larf_curate.hidden_states import States, Vectors
-from larf_curate.references import ReferenceSet
+from larf_curate.models.hidden_states import States, Vectors
 from larf_curate.signals.geometry import mean_unit
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from larf_curate.conversation import Row, to_conversation, to_messages
+from larf_curate.conversation.chat_template import Tokenizer
+from larf_curate.conversation.schemas import Row, to_conversation, to_messages
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ConversationError
-from larf_curate.references import ReferenceSet
-from larf_curate.rendering import Tokenizer
 
 LONGER = 1.5
 """An answer with over so many times its counterpart's tokens is cut to their number."""

@@ -8,8 +8,8 @@ from larf_curate.errors import PublishError
 from larf_curate.publish.bundle import Publication, PublishedFile, assemble
 from larf_curate.publish.folder import FolderTarget
 from larf_curate.publish.hub import HubTarget
+from larf_curate.publish.kept_rows import read_source
 from larf_curate.publish.shards import stage_shards
-from larf_curate.publish.source import read_source
 
 __all__ = ["Publication", "PublishedFile", "publish"]
 

@@ -10,9 +10,9 @@ from typing import TypeAlias
 from larf_curate.errors import PublishError
 from larf_curate.files import sha256
 from larf_curate.publish.card import PATTERN, configs_of, merge_card, render_section
+from larf_curate.publish.kept_rows import Source
 from larf_curate.publish.provenance import render_provenance
 from larf_curate.publish.shards import Shards
-from larf_curate.publish.source import Source
 
 CARD, PROVENANCE = "README.md", "provenance.json"
 DATA_SUFFIXES = (

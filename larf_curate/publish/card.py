@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from larf_curate import __version__
 from larf_curate.errors import PublishError
-from larf_curate.publish.private import without_private
+from larf_curate.publish.kept_rows import Source
+from larf_curate.publish.redaction import without_private
 from larf_curate.publish.shards import Shards
-from larf_curate.publish.source import Source
 
 BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
 CONFIG, SPLIT, PATTERN = "default", "train", "data/train-*"

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from larf_curate.errors import InputError
-from larf_curate.publish.source import Source
+from larf_curate.publish.kept_rows import Source
 
 PUBLISHED_COLUMNS = ("larf_row_id", "larf_score", "larf_decision")
 

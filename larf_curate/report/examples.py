@@ -6,9 +6,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from larf_curate.conversation import Message, Row, to_messages
+from larf_curate.conversation.schemas import Message, Row, to_messages
 from larf_curate.errors import ConversationError
-from larf_curate.report.text import Excerpt, as_json, excerpt, one_line
+from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 
 _OPENING, _CLOSING = 4, 12
 

@@ -14,18 +14,18 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from larf_curate import __version__
-from larf_curate.diagnose import diagnose
+from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
 from larf_curate.files import whole
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots
 from larf_curate.report.examples import read_examples
-from larf_curate.report.source import Source, read_source
+from larf_curate.report.excerpts import visible
+from larf_curate.report.scored_rows import Source, read_source
 from larf_curate.report.statistics import Statistics, read_statistics
-from larf_curate.report.text import visible
-from larf_curate.report.tokens import shaded
-from larf_curate.scored import Scored
-from larf_curate.selection import Selection
+from larf_curate.report.token_shading import shaded
+from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.selection import Selection
 
 
 def write_report(

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from larf_curate.conversation import Row, to_messages
+from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.errors import ConversationError, InputError
 
 Floats = NDArray[np.float64]

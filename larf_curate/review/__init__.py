@@ -7,14 +7,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
-    "Conflicts": "next",
-    "Decision": "merge",
-    "Decisions": "decisions",
-    "Outcome": "outcome",
-    "Proposals": "next",
-    "PushResult": "push",
-    "QueueStatus": "status",
-    "Reranked": "rerank",
+    "Conflicts": "learning.proposals",
+    "Decision": "decisions.merge",
+    "Decisions": "decisions.decisions",
+    "Outcome": "decisions.outcome",
+    "Proposals": "learning.proposals",
+    "PushResult": "records.push",
+    "QueueStatus": "decisions.status",
+    "Reranked": "learning.rerank",
     "ReviewQueue": "queue",
 }
 
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from larf_curate.review.decisions import Decisions
-    from larf_curate.review.merge import Decision
-    from larf_curate.review.next import Conflicts, Proposals
-    from larf_curate.review.outcome import Outcome
-    from larf_curate.review.push import PushResult
+    from larf_curate.review.decisions.decisions import Decisions
+    from larf_curate.review.decisions.merge import Decision
+    from larf_curate.review.decisions.outcome import Outcome
+    from larf_curate.review.decisions.status import QueueStatus
+    from larf_curate.review.learning.proposals import Conflicts, Proposals
+    from larf_curate.review.learning.rerank import Reranked
     from larf_curate.review.queue import ReviewQueue
-    from larf_curate.review.rerank import Reranked
-    from larf_curate.review.status import QueueStatus
+    from larf_curate.review.records.push import PushResult
 
 
 def __getattr__(name: str) -> object:

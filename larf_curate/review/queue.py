@@ -11,27 +11,27 @@ from tqdm import tqdm
 
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.files import undecoded
-from larf_curate.learning import References
-from larf_curate.review.connection import Connection
-from larf_curate.review.decisions import ROW_ID, Decisions
-from larf_curate.review.exemplars import exemplar_texts
-from larf_curate.review.groups import Groups
-from larf_curate.review.marks import mark
-from larf_curate.review.merge import MergeRule, merged_all
-from larf_curate.review.next import CONFLICT, Conflicts, Proposals, disagreements, propose
-from larf_curate.review.push import Push, PushResult
-from larf_curate.review.record import RecordMaker
-from larf_curate.review.reduction import Reduction, profile_of, reduction_for, stateless, states_of, vectors_of
-from larf_curate.review.rerank import Reranked, flag_more, overlooked, removed_rows, resorted, update_scores
-from larf_curate.review.responses import Reviewed, read_records
-from larf_curate.review.standing import Standing
-from larf_curate.review.status import QueueStatus, queue_status
-from larf_curate.review.store import RecordStore
-from larf_curate.review.submit import submit
+from larf_curate.review.argilla.connection import Connection
+from larf_curate.review.argilla.dataset import RecordStore
+from larf_curate.review.argilla.marks import mark
+from larf_curate.review.argilla.submit import submit
+from larf_curate.review.decisions.decisions import ROW_ID, Decisions
+from larf_curate.review.decisions.merge import MergeRule, merged_all
+from larf_curate.review.decisions.responses import Reviewed, read_records
+from larf_curate.review.decisions.status import QueueStatus, queue_status
+from larf_curate.review.learning import References
+from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals, disagreements, propose
+from larf_curate.review.learning.rerank import Reranked, flag_more, overlooked, removed_rows, resorted, update_scores
+from larf_curate.review.learning.snapshot import Standing
+from larf_curate.review.records.exemplar_texts import exemplar_texts
+from larf_curate.review.records.near_duplicates import Groups
+from larf_curate.review.records.push import Push, PushResult
+from larf_curate.review.records.record import RecordMaker
+from larf_curate.review.records.vectors import Reduction, profile_of, reduction_for, stateless, states_of, vectors_of
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
-    from larf_curate.selection import Selection
+    from larf_curate.scoring.selection import Selection
 
 logger = logging.getLogger(__name__)
 

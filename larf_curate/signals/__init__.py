@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from larf_curate.hidden_states import Position
+from larf_curate.models.hidden_states import Position
 from larf_curate.signals.centred import answer_similarity, larf_centred, larf_whitened, unsafe_similarity
 from larf_curate.signals.combined import combined, erosion, harmful
 from larf_curate.signals.direction import pair_cosine, projection, refusal_direction

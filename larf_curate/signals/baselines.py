@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from larf_curate.conversation import Row, to_messages
+from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.signals.held_out import fold_of
 
 Scores = NDArray[np.float32]

@@ -8,7 +8,7 @@ one unit.
 
 import numpy as np
 
-from larf_curate.hidden_states import States
+from larf_curate.models.hidden_states import States
 from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from larf_curate.hidden_states import States
+from larf_curate.models.hidden_states import States
 from larf_curate.signals.geometry import dot, unit
 from larf_curate.signals.protocol import ReferenceStates, Signal, Vectors
 

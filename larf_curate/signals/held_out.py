@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
 from larf_curate.errors import ReferenceSetError
-from larf_curate.hidden_states import States
+from larf_curate.models.hidden_states import States
 from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
 
 FOLDS = 5

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-from larf_curate.hidden_states import States
+from larf_curate.models.hidden_states import States
 from larf_curate.signals.centred import answer_similarity, larf_whitened, unsafe_similarity
 from larf_curate.signals.combined import calibrated
 from larf_curate.signals.direction import projection, refusal_direction

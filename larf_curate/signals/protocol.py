@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from larf_curate.hidden_states import States
+from larf_curate.models.hidden_states import States
 
 Vectors = NDArray[np.float32]
 Signal = Callable[[States], Vectors]

@@ -4,14 +4,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
-    "Experiment": "verify",
-    "RefusalReport": "evaluate",
-    "SapConfig": "sap",
-    "SapTrainer": "sap",
-    "compare_refusals": "evaluate",
-    "evaluate_refusals": "evaluate",
-    "sap_lora": "sap",
-    "training_rows": "rows",
+    "Experiment": "training.experiment",
+    "RefusalReport": "evaluation.refusal_report",
+    "SapConfig": "training.sap",
+    "SapTrainer": "training.sap",
+    "compare_refusals": "evaluation.refusal_report",
+    "evaluate_refusals": "evaluation.refusal_report",
+    "sap_lora": "training.sap",
+    "training_rows": "conversation.training_rows",
 }
 
 __all__ = [
@@ -26,14 +26,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from larf_curate.training.evaluate import RefusalReport, compare_refusals, evaluate_refusals
-    from larf_curate.training.rows import training_rows
+    from larf_curate.conversation.training_rows import training_rows
+    from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, evaluate_refusals
+    from larf_curate.training.experiment import Experiment
     from larf_curate.training.sap import SapConfig, SapTrainer, sap_lora
-    from larf_curate.training.verify import Experiment
 
 
 def __getattr__(name: str) -> object:
     """Load a public name from its module at first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"larf_curate.{_HOMES[name]}"), name)

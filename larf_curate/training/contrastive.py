@@ -7,11 +7,11 @@ from typing import TypeAlias
 import torch
 from datasets import Dataset
 
-from larf_curate.conversation import Row
+from larf_curate.conversation.chat_template import Rendered, Renderer, Tokenizer
+from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.training_rows import IGNORED, UNLIMITED
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ReferenceSetError
-from larf_curate.references import ReferenceSet
-from larf_curate.rendering import Rendered, Renderer, Tokenizer
-from larf_curate.training.rows import IGNORED, UNLIMITED
 
 References: TypeAlias = ReferenceSet | Dataset | str | Iterable[tuple[str, str, str]]
 """A reference set, its name for `ReferenceSet.load`, a dataset with the columns prompt, unsafe and safe, or triples."""

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from larf_curate.conversation.training_rows import rows_digest, training_rows
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import read_json, write_json
-from larf_curate.model_source import ModelSource, load_config, load_tokenizer, weights_digest
+from larf_curate.models.generation import window_of
+from larf_curate.models.source import ModelSource, load_config, load_tokenizer, weights_digest
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.contrastive import References
-from larf_curate.training.generate import window_of
-from larf_curate.training.rows import rows_digest, training_rows
 from larf_curate.training.sap import SapConfig, SapTrainer, loading_errors
 
 # isort: split

@@ -3,10 +3,10 @@
 import logging
 from typing import Any
 
-from larf_curate.conversation import to_messages
+from larf_curate.conversation.schemas import to_messages
+from larf_curate.evaluation.judges import KeywordJudge
+from larf_curate.models.generation import generate_answers
 from larf_curate.training.contrastive import Sides
-from larf_curate.training.generate import generate_answers
-from larf_curate.training.judge import KeywordJudge
 
 logger = logging.getLogger(__name__)
 NEW_TOKENS = 48

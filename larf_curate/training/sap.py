@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from larf_curate.blocks import decoder_blocks
 from larf_curate.errors import InputError, ModelError
 from larf_curate.extras import require
+from larf_curate.models.blocks import decoder_blocks
+from larf_curate.models.generation import window_of
+from larf_curate.models.likelihood import answer_log_probs
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
 from larf_curate.training.contrastive import Batch, ContrastiveRows, References, both_sides
-from larf_curate.training.generate import window_of
-from larf_curate.training.likelihood import answer_log_probs
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
 

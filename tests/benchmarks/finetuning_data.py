@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from larf_curate.model_source import ModelSource, load_tokenizer
-from larf_curate.prompts import load_prompts, load_table
-from larf_curate.training.rows import training_rows
+from larf_curate.conversation.training_rows import training_rows
+from larf_curate.data.prompts import load_prompts, load_table
+from larf_curate.models.source import ModelSource, load_tokenizer
 
 SHORTEST, LONGEST = 80, 140
 

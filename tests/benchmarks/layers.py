@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from larf_curate.blocks import decoder_blocks, projections
+from larf_curate.conversation.refusals import RefusalPhrases
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.decoding import decode
 from larf_curate.layers.grid import ALPHAS
 from larf_curate.layers.methods import NEW_TOKENS, refusal_cell
 from larf_curate.layers.prompts import overrejection_prompts
-from larf_curate.layers.refusals import RefusalPhrases
 from larf_curate.layers.replay import Replay
 from larf_curate.layers.subject import load_subject
-from larf_curate.model_source import ModelSource, count_layers
+from larf_curate.models.blocks import decoder_blocks, projections
+from larf_curate.models.source import ModelSource, count_layers
 
 FASTER = "times faster than our sweep"
 METHODS = ["sweep", "forward", "gradient", "gradient:0", "separation"]

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from larf_curate.learning import References, StoredRows, rank
+from larf_curate.review.learning import References, StoredRows, rank
 
 TARGET = 0.95
 POLICIES = ("alone", "learning", "mixed", "learning, no references")
@@ -43,7 +43,7 @@ def read(path, label, profile, orders):
         }
         return found["label"].astype(bool), rows, References(**{s: found[s] for s in ("unsafe", "safe", "neutral")})
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scored import Scored
+    from larf_curate.scoring.folder import Scored
 
     scored = Scored.load(path).rows
     scored = scored.filter(lambda row: row["larf_score"] is not None)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate import LarfScorer, ReferenceSet, SafetyProfile
-from larf_curate.conversation import to_messages
+from larf_curate.conversation.schemas import to_messages
 
 
 def naive_states(model, tokenizer, rows, layers):

@@ -20,11 +20,11 @@ from argilla.records import Record
 from datasets import List, Value
 
 from larf_curate.review import ReviewQueue
-from larf_curate.review.record import RecordMaker
-from larf_curate.review.reduction import Reduction, states_of, vectors_of
-from larf_curate.review.server import EmbeddedServer
-from larf_curate.review.store import RecordStore
-from tests.review_rows import fake_profile, questions, selection
+from larf_curate.review.argilla.dataset import RecordStore
+from larf_curate.review.records.record import RecordMaker
+from larf_curate.review.records.vectors import Reduction, states_of, vectors_of
+from larf_curate.server import EmbeddedServer
+from tests.fixtures.review_rows import fake_profile, questions, selection
 
 TURNS = 3
 WIDTH = 576

@@ -10,8 +10,8 @@ import tempfile
 import threading
 import time
 
-from larf_curate.review.server import EmbeddedServer
-from tests.server_client import Client, Collection, between, make_collection, terms
+from larf_curate.server import EmbeddedServer
+from tests.fixtures.server_client import Client, Collection, between, make_collection, terms
 
 VOCABULARY = [f"word{place}" for place in range(2000)] + ["炸弹", "安全", "蛋糕"]
 

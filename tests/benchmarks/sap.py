@@ -22,12 +22,12 @@ from statistics import median
 import torch
 from datasets import Dataset
 
-from larf_curate.blocks import decoder_blocks
+from larf_curate.conversation.training_rows import training_rows
 from larf_curate.data import load_rows
-from larf_curate.model_source import ModelSource, load_tokenizer
+from larf_curate.models.blocks import decoder_blocks
+from larf_curate.models.source import ModelSource, load_tokenizer
 from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
-from larf_curate.training.rows import training_rows
 from larf_curate.training.sap import SapConfig, SapTrainer, sap_lora
 
 SETTINGS = {

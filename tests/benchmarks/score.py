@@ -32,14 +32,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate import LarfScorer, SafetyProfile
-from larf_curate.blocks import decoder_blocks
-from larf_curate.conversation import to_messages
-from larf_curate.devices import resolve_device, suited_tokens
-from larf_curate.loading import load_reader
-from larf_curate.model_source import ModelSource, count_layers
-from larf_curate.prefixes import grouped
-from larf_curate.rendering import Renderer
-from larf_curate.shortcuts import SHORTCUTS
+from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.schemas import to_messages
+from larf_curate.models.blocks import decoder_blocks
+from larf_curate.models.devices import resolve_device, suited_tokens
+from larf_curate.models.loading import load_reader
+from larf_curate.models.prefix_cache import grouped
+from larf_curate.models.source import ModelSource, count_layers
+from larf_curate.models.token_trimming import SHORTCUTS
 
 WARM_UP = 4
 """Rows that run before the clock starts."""

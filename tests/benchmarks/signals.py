@@ -30,17 +30,17 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from larf_curate.diagnose.figures import auroc, average_precision, rank_correlation
+from larf_curate.conversation.chat_template import Renderer
+from larf_curate.data.references import ReferenceSet, load_neutral
+from larf_curate.diagnosis.separation import auroc, average_precision, rank_correlation
 from larf_curate.errors import ConversationError
-from larf_curate.hidden_states import POSITIONS
 from larf_curate.layers import LayerReport, find_safety_layers
+from larf_curate.layers.choice import CHOSEN, separation
+from larf_curate.models.hidden_states import POSITIONS
 from larf_curate.profile import SafetyProfile
-from larf_curate.profile.choice import sensitivity_of
-from larf_curate.references import ReferenceSet, load_neutral
-from larf_curate.rendering import Renderer
+from larf_curate.profile.layer_choice import sensitivity_of
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS
 from larf_curate.signals.baselines import BASELINES, text_of
-from larf_curate.signals.separation import CHOSEN, separation
 
 BATCH = 250
 TENTH = 0.1
@@ -83,7 +83,7 @@ def read_lists(top, bottom):
 
 def read_xstest(path, model, device):
     """Prompts of contrast pairs, every type as often, with the model's own greedy answers."""
-    from larf_curate.training.generate import generate_answers, load_model
+    from larf_curate.models.generation import generate_answers, load_model
 
     with Path(path).open(encoding="utf-8", newline="") as file:
         prompts = list(csv.DictReader(file))

@@ -14,8 +14,8 @@ import random
 
 import numpy as np
 
-from larf_curate.review.groups import ALIKE
-from larf_curate.review.reduction import Reduction, unit_rows
+from larf_curate.review.records.near_duplicates import ALIKE
+from larf_curate.review.records.vectors import Reduction, unit_rows
 
 NEAREST = 10
 

@@ -1,0 +1,179 @@
+"""Reference sets: the known unsafe and known safe answers that rows are compared with."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+
+from larf_curate.conversation.schemas import Row, to_messages
+from larf_curate.data import load_rows
+from larf_curate.data.sources import FORMATS, silenced
+from larf_curate.errors import ConversationError, ReferenceSetError
+
+MIN_NEUTRAL = 10
+PAIR_COLUMNS = ("prompt", "unsafe", "safe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSet:
+    """Unsafe and safe exemplar conversations, paired by position where both sides answer one prompt.
+
+    Args:
+        unsafe: Conversations in which the assistant complies with a harmful request.
+        safe: Conversations in which it refuses.
+        labels: Hazard category of each unsafe exemplar.
+        source: Where the set came from; kept in profiles and cards.
+
+    Raises:
+        ReferenceSetError: If a side is empty or a row is not a conversation.
+    """
+
+    unsafe: tuple[Row, ...]
+    safe: tuple[Row, ...]
+    labels: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        for side, rows in (("unsafe", self.unsafe), ("safe", self.safe)):
+            if not rows:
+                raise ReferenceSetError(f"wanted unsafe and safe references, got no {side} ones in {self.source}")
+            for index, row in enumerate(rows):
+                _check_row(row, f"{side} reference {index} of {self.source}")
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path = "builtin",
+        *,
+        columns: Mapping[str, str] | None = None,
+        split: str = "train",
+        revision: str | None = None,
+    ) -> "ReferenceSet":
+        """Load pairs of one prompt with an unsafe and a safe answer.
+
+        Args:
+            name: ``builtin``; a jsonl, json, csv or parquet file; a folder of them; or a Hub dataset id.
+            columns: Where the set calls its columns otherwise: ``{"prompt": …, "unsafe": …, "safe": …}``,
+                also ``category``. Rows of sets with two answers and a boolean for each (PKU-SafeRLHF) are read as
+                they are.
+            split: Split of a Hub dataset.
+            revision: Commit, tag or branch of a Hub dataset.
+
+        Raises:
+            ReferenceSetError: If it cannot be read or lacks a column.
+        """
+        if str(name) == "builtin":
+            return cls._from_pairs(load_rows("references"), "builtin", {})
+        return cls._from_pairs(_read(str(name), split, revision), str(name), columns or {})
+
+    @classmethod
+    def from_sides(cls, unsafe: str | Path, safe: str | Path) -> "ReferenceSet":
+        """Load two files (or Hub ids) of whole conversations, one a side, in any row format that is recognised.
+
+        Raises:
+            ReferenceSetError: If one cannot be read, is empty, or holds rows that are not conversations.
+        """
+        sides = [tuple(_read(str(path), "train", None)) for path in (unsafe, safe)]
+        labels = tuple(str(row.get("category") or "unsafe") for row in sides[0])
+        return cls(unsafe=sides[0], safe=sides[1], labels=labels, source=f"{Path(unsafe).name} + {Path(safe).name}")
+
+    @classmethod
+    def _from_pairs(cls, rows: Iterable[Row], source: str, columns: Mapping[str, str]) -> "ReferenceSet":
+        pairs = [_pair(row, columns, f"row {index} of {source}") for index, row in enumerate(rows)]
+        good = [pair for pair in pairs if pair]
+        unsafe, safe = ([{"prompt": p[0], "response": p[side]} for p in good] for side in (1, 2))
+        return cls(unsafe=tuple(unsafe), safe=tuple(safe), labels=tuple(p[3] for p in good), source=source)
+
+    def __len__(self) -> int:
+        """Number of unsafe references."""
+        return len(self.unsafe)
+
+    @property
+    def paired(self) -> bool:
+        """Whether both sides have as many rows, so that row i of one answers as row i of the other."""
+        return len(self.unsafe) == len(self.safe)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of both sides."""
+        text = json.dumps([[to_messages(row) for row in side] for side in (self.unsafe, self.safe)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...]:
+    """Ordinary rows, which say what is normal for a model.
+
+    Args:
+        name: ``builtin``, a file, a folder or a Hub dataset id with conversations in any recognised format, or rows.
+
+    Raises:
+        ReferenceSetError: If they cannot be read, are fewer than 10, or one is not a conversation.
+    """
+    if isinstance(name, str | Path):
+        rows = load_rows("neutral") if str(name) == "builtin" else _read(str(name), "train", None)
+    else:
+        rows = list(name)
+    if len(rows) < MIN_NEUTRAL:
+        raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} neutral rows, got {len(rows)}: use the built-in ones")
+    for index, row in enumerate(rows):
+        _check_row(row, f"neutral row {index}")
+    if (distinct := len({json.dumps(to_messages(row)) for row in rows})) < MIN_NEUTRAL:
+        raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} different neutral rows, got {distinct}")
+    return tuple(rows)
+
+
+def _pair(row: Row, columns: Mapping[str, str], where: str) -> tuple[Any, Any, Any, str] | None:
+    """(prompt, unsafe answer, safe answer, category); None for a row whose two answers are equally safe."""
+    if "is_response_0_safe" in row and not columns:
+        return _pku_pair(row)
+    names = [columns.get(name, name) for name in PAIR_COLUMNS]
+    if missing := [name for name in names if row.get(name) is None]:
+        raise ReferenceSetError(
+            f"{where} has no {', '.join(missing)} (columns: {', '.join(row)}): wanted prompt, unsafe and safe, "
+            "or a mapping to them (columns={'prompt': …, 'unsafe': …, 'safe': …})"
+        )
+    prompt, unsafe, safe = (row[name] for name in names)
+    return prompt, unsafe, safe, str(row.get(columns.get("category", "category")) or "unsafe")
+
+
+def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
+    answers = (row["response_0"], row["response_1"])
+    safe = (row["is_response_0_safe"], row["is_response_1_safe"])
+    if bool(safe[0]) == bool(safe[1]):
+        return None
+    return row["prompt"], answers[safe.index(False)], answers[safe.index(True)], "unsafe"
+
+
+def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
+    path = Path(name)
+    if path.suffix.lower() in FORMATS and not path.exists():
+        raise ReferenceSetError(f"there is no file {name}: give the path of one, a folder or a Hub dataset id")
+    try:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
+            return [row for file in files for row in _read_file(file)]
+        return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; mend it, or name another") from error
+
+
+def _read_file(path: Path) -> Dataset:
+    if path.suffix.lower() not in FORMATS:
+        raise ReferenceSetError(f"wanted a file ending in {', '.join(FORMATS)}, got {path.name}")
+    if not path.stat().st_size:
+        raise ReferenceSetError(f"wanted references, got an empty file: {path.name}")
+    with silenced():
+        return load_dataset(FORMATS[path.suffix.lower()], data_files=str(path), split="train")
+
+
+def _check_row(row: Row, where: str) -> None:
+    try:
+        to_messages(row)
+    except ConversationError as error:
+        raise ReferenceSetError(f"{where} is not a conversation: {error}") from error

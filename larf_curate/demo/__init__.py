@@ -1,0 +1,1 @@
+"""The whole loop on packaged rows and the packaged model."""

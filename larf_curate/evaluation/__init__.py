@@ -1,0 +1,1 @@
+"""How often a model refuses, and what it can still do."""

@@ -1,0 +1,150 @@
+"""What fine-tuning was for: exact match on questions with a number as answer, and the loss on held-out rows."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+
+from larf_curate.conversation.training_rows import IGNORED, training_rows
+from larf_curate.data.prompts import load_table
+from larf_curate.errors import InputError, ModelError
+from larf_curate.models.generation import generate_answers, window_of
+from larf_curate.models.likelihood import answer_log_probs
+from larf_curate.stats import bootstrap_interval
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A mean over rows with its bootstrap interval.
+
+    Args:
+        name: What was measured.
+        values: One value a row.
+    """
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the rows."""
+        return math.fsum(self.values) / len(self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {"mean": self.mean, "interval": list(bootstrap_interval(self.values)), "rows": len(self.values)}
+
+
+def last_number(text: str) -> float | None:
+    """The number behind ``####`` as in GSM8K, or else the last number of a text."""
+    numbers = _NUMBER.findall(text.rsplit("####", 1)[-1] if "####" in text else text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def load_questions(source: str, *, split: str | None = None, limit: int | None = None) -> list[tuple[str, str]]:
+    """Read questions and their answers from a file or the Hub, columns ``question`` and ``answer`` as in GSM8K.
+
+    Raises:
+        InputError: If a column is missing or an answer holds no number.
+    """
+    table = load_table(source, split=split)
+    if missing := [name for name in ("question", "answer") if name not in table.column_names]:
+        raise InputError(f"{source} has no column {', '.join(missing)}, only {', '.join(table.column_names)}")
+    table = table.select(range(min(limit, len(table)))) if limit is not None else table
+    rows = list(zip(table["question"], table["answer"], strict=True))
+    for index, (question, answer) in enumerate(rows):
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"question {index} of {source} is empty or not text: drop the row")
+        if last_number(str(answer)) is None:
+            raise InputError(f"answer {index} of {source} holds no number: wanted answers like those of GSM8K")
+    return rows
+
+
+def exact_match(
+    model: Any,  # noqa: ANN401  transformers has no types
+    tokenizer: Any,  # noqa: ANN401
+    questions: Sequence[tuple[str, str]],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
+) -> Measure:
+    """Share of questions whose answer ends in the right number.
+
+    Args:
+        model: A decoder of transformers.
+        tokenizer: Its tokenizer.
+        questions: Questions with their answers.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Questions a batch.
+    """
+    asked = [question for question, _ in questions]
+    answers = generate_answers(model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    wanted = [last_number(answer) for _, answer in questions]
+    right = [last_number(answer) == number for answer, number in zip(answers, wanted, strict=True)]
+    return Measure(name="exact_match", values=tuple(float(value) for value in right))
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    rows: Dataset,
+    *,
+    max_length: int = 1024,
+    batch_size: int = 8,
+    columns: Mapping[str, str] | None = None,
+) -> Measure:
+    """Negative log-likelihood per token of the rows' answers; the mean is over rows.
+
+    Args:
+        model: A decoder of transformers.
+        tokenizer: Its tokenizer.
+        rows: Rows in any recognised format.
+        max_length: Longest row in tokens.
+        batch_size: Rows a batch.
+        columns: Column names by role, if they are not to be found.
+
+    Raises:
+        ModelError: If the loss is not finite.
+    """
+    max_length = min(max_length, window_of(model.config))
+    table = training_rows(rows, tokenizer, max_length=max_length, columns=columns)
+    training = model.training
+    model.eval()
+    try:
+        losses = [
+            loss
+            for start in tqdm(range(0, len(table), batch_size), desc="Held-out loss", unit="batch", leave=False)
+            for loss in _losses(model, table[start : start + batch_size])
+        ]
+    finally:
+        model.train(training)
+    if not all(map(math.isfinite, losses)):
+        raise ModelError("the model's loss on held-out rows is not finite: its weights or its dtype are broken")
+    return Measure(name="held_out_loss", values=tuple(losses))
+
+
+def _losses(model: Any, rows: Mapping[str, list[list[int]]]) -> list[float]:  # noqa: ANN401
+    ids, labels, mask = (
+        _pad(values, fill).to(model.device)
+        for values, fill in (
+            (rows["input_ids"], 0),
+            (rows["labels"], IGNORED),
+            ([[1] * len(row) for row in rows["input_ids"]], 0),
+        )
+    )
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    counts = (labels[:, 1:] != IGNORED).sum(1)
+    return [float(value) for value in -answer_log_probs(logits, labels) / counts]
+
+
+def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows])

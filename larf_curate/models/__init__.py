@@ -1,0 +1,1 @@
+"""A causal language model: where it comes from, its decoder blocks and hidden states, its answers."""

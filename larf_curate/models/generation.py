@@ -1,0 +1,146 @@
+"""Greedy answers of a chat model to prompts, in left-padded batches."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from larf_curate.errors import InputError, ModelError
+from larf_curate.models.devices import resolve_device, resolve_dtype
+from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
+
+UNLIMITED = 1 << 30
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+"""Named one by one, for what is not named comes from the model's own generation settings."""
+Chat = str | list[dict[str, str]]
+"""A prompt: the user's words, or messages."""
+
+
+def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
+    """Load a model, or the adapter of one, and its tokenizer, from a folder or the Hub.
+
+    Weights keep the dtype of their files where the hardware computes in bfloat16, and are float32 elsewhere.
+
+    Args:
+        name: Folder or Hub id.
+        device: As in torch; by default the first accelerator there is.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    device, source = resolve_device(device), ModelSource(model_id=name)
+    dtype: Literal["auto"] | torch.dtype = "auto" if resolve_dtype("auto", device) == "bfloat16" else torch.float32
+    return load_causal_lm(source, dtype).to(device), load_tokenizer(source)
+
+
+def generate_answers(
+    model: Any,  # noqa: ANN401  transformers has no types
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Chat],
+    *,
+    max_new_tokens: int = 160,
+    batch_size: int = 16,
+    system: str | None = None,
+) -> list[str]:
+    """Answer prompts greedily; the batch does not change an answer beyond rounding.
+
+    Prompts of similar length share a batch.
+
+    Args:
+        model: A decoder of transformers; it is put in evaluation mode and back.
+        tokenizer: Its tokenizer, with a chat template.
+        prompts: The prompts.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Prompts a batch.
+        system: System message of every prompt, if any.
+
+    Returns:
+        The answers in the order of the prompts, without special tokens.
+
+    Raises:
+        InputError: If a prompt and its answer do not fit into the model's window, or a size is below 1.
+        ModelError: If there is no chat template, or the model gives NaN.
+    """
+    if min(max_new_tokens, batch_size) < 1:
+        raise InputError(f"wanted max_new_tokens and batch_size of at least 1, got {max_new_tokens} and {batch_size}")
+    encoded = [_encode(tokenizer, prompt, system) for prompt in prompts]
+    _check_window(model, encoded, max_new_tokens)
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    answers = [""] * len(encoded)
+    training = model.training
+    model.eval()
+    try:
+        for start in tqdm(range(0, len(order), batch_size), desc="Answering", unit="batch", leave=False):
+            rows = order[start : start + batch_size]
+            texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+    finally:
+        model.train(training)
+    return answers
+
+
+def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # noqa: ANN401
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    if not tokenizer.chat_template:
+        raise ModelError("the model has no chat template, so it is not known how to ask it: take an instruct model")
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses a prompt: {error}") from error
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no tokenizer takes lone surrogates
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def window_of(config: Any) -> int:  # noqa: ANN401
+    """Most tokens that a model with this config has positions for."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
+
+
+def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  # noqa: ANN401
+    window = window_of(model.config)
+    for index, ids in enumerate(encoded):
+        if len(ids) + new > window:
+            raise InputError(
+                f"prompt {index} has {len(ids)} tokens, with {new} of the answer more than the model's window of "
+                f"{window}: shorten it or lower max_new_tokens"
+            )
+
+
+@torch.no_grad()
+def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
+    width = max(len(ids) for ids in encoded)
+    stop = _stop_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
+        logits_processor=LogitsProcessorList([_NoNan()]),
+    )
+    return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """All tokens that end an answer, of the model's generation settings and of the tokenizer."""
+    known = getattr(model.generation_config, "eos_token_id", None)
+    ids = [known] if isinstance(known, int) else list(known or [])
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stop = list(dict.fromkeys([*ids, *own]))
+    if not stop:
+        raise ModelError("neither the model nor its tokenizer names a token that ends an answer: set eos_token")
+    return stop
+
+
+class _NoNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.isnan().any():
+            raise ModelError("the model gives NaN: its weights or its dtype are broken")
+        return scores

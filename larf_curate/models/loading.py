@@ -1,0 +1,150 @@
+"""State readers of models: loaded up to the deepest layer asked for, and proven to give the model's own states."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from larf_curate.conversation.chat_template import Tokens, Turn
+from larf_curate.errors import InputError, LarfCurateError, ModelError
+from larf_curate.models.devices import check_device, flash_attention, resolve_dtype
+from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
+from larf_curate.models.source import ModelSource, layers_of, load_config, load_decoder, load_tokenizer
+from larf_curate.models.threads import worker_threads
+from larf_curate.models.token_trimming import Shortcut
+
+UNRUNNABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+"""What a forward pass raises that a model was not made for."""
+
+
+def load_reader(
+    source: ModelSource,
+    layers: tuple[int, ...],
+    *,
+    device: str,
+    max_length: int = DEFAULT_MAX_LENGTH,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> StateReader:
+    """Load a model up to its deepest asked layer; the last one loaded is kept for the next call.
+
+    Args:
+        source: The model.
+        layers: 0-based decoder blocks.
+        device: A torch device, such as ``cpu``, ``cuda:1`` or ``mps``.
+        max_length: Longest conversation in tokens.
+        batch_tokens: Most tokens of one batch; 0 for what suits the device.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        InputError: If it has no such layers.
+    """
+    check_device(device)
+    if threads := worker_threads():
+        torch.set_num_threads(threads)
+    return _load_reader(source, layers, device, max_length, batch_tokens)
+
+
+def forget_reader() -> None:
+    """Let go of the model kept for the next call, to make room for another."""
+    _load_reader.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@lru_cache(maxsize=1)
+def _load_reader(
+    source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
+) -> StateReader:
+    config = load_config(source)
+    _check_layers(layers, layers_of(config, source), source.model_id)
+    tokenizer = load_tokenizer(source)
+
+    def reader(attention: str | None) -> StateReader:
+        dtype = getattr(torch, resolve_dtype(source.dtype, device))
+        model = load_decoder(source, config, max(layers) + 1, dtype, attention=attention)
+        made = StateReader(
+            model=model.eval().requires_grad_(False).to(device),
+            tokenizer=tokenizer,
+            layers=layers,
+            revision=getattr(config, "_commit_hash", None),
+            max_length=min(max_length, _longest(model.config, max_length)),
+            batch_tokens=batch_tokens,
+        )
+        made.shortcuts = exact_shortcuts(made)
+        return made
+
+    if flash_attention(device, source.dtype):
+        with suppress(ModelError):  # not every model can use it
+            return reader("flash_attention_2")
+    return reader(None)
+
+
+def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
+    """Find which of its shortcuts give a model's own states, with two made-up conversations.
+
+    Args:
+        reader: A reader of the model.
+
+    Returns:
+        All of the reader's shortcuts but those that the model's blocks do not allow.
+
+    Raises:
+        ModelError: If the states of a conversation depend on the padding behind it, or the model does not run.
+    """
+    vocabulary = reader.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    ids = [index * 7919 % vocabulary for index in range(20)]
+    probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]
+
+    tolerance = 0.001 if reader.model.dtype == torch.float32 else 0.05  # of halves, errors are about 0.01
+
+    def states(conversations: Sequence[Tokens], shortcuts: frozenset[Shortcut]) -> NDArray[np.float32]:
+        plain = replace(reader, shortcuts=shortcuts)
+        return np.concatenate(list(plain(conversations, ("last", "prompt", "mean")).values()), axis=1)
+
+    try:
+        want = np.concatenate([states([probe], frozenset()) for probe in probes])
+        if not _alike(states(probes, frozenset()), want, tolerance):
+            raise ModelError(
+                f"the states of {type(reader.model).__name__} depend on what comes after them: only causal "
+                "decoder models can be read"
+            )
+    except UNRUNNABLE as error:
+        if isinstance(error, LarfCurateError):
+            raise
+        raise ModelError(f"cannot read states from {type(reader.model).__name__}: {error}") from error
+
+    def exact(shortcuts: frozenset[Shortcut]) -> bool:
+        try:
+            return _alike(states(probes, shortcuts), want, tolerance)
+        except UNRUNNABLE:
+            return False
+
+    if exact(reader.shortcuts):
+        return reader.shortcuts
+    return frozenset(shortcut for shortcut in reader.shortcuts if exact(frozenset({shortcut})))
+
+
+def _alike(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float) -> bool:
+    """Whether states differ by rounding only, on average; wrong ones are off by about their own length."""
+    with np.errstate(all="ignore"):
+        errors = np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)
+    errors = errors[np.isfinite(errors)]  # an overflow is an error of a row, not of a model
+    return not errors.size or float(errors.mean()) < tolerance
+
+
+def _longest(config: Any, default: int) -> int:  # noqa: ANN401  any config of transformers
+    """Most tokens a model reads with one set of rotary frequencies; beyond, a row's states depend on its batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
+        return int(rope["original_max_position_embeddings"])
+    return getattr(config, "max_position_embeddings", None) or default
+
+
+def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise InputError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")

@@ -1,0 +1,173 @@
+"""Which model to read, and its parts as `transformers` loads them: config, tokenizer, first decoder blocks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from larf_curate.conversation.chat_template import Tokenizer
+from larf_curate.errors import ModelError
+from larf_curate.files import sampled_digest
+from larf_curate.models.blocks import cut, same_blocks
+from larf_curate.models.devices import Dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Which model to read, and how.
+
+    Args:
+        model_id: A local folder or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware computes in it.
+        chat_template: A Jinja chat template to use instead of the tokenizer's own.
+        trust_remote_code: Whether code from the model's repository may run.
+    """
+
+    model_id: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Options that every ``from_pretrained`` takes."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """Load a tokenizer, with the source's chat template if it gives one.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    tokenizer = _load(transformers.AutoTokenizer, source)
+    if source.chat_template is not None:
+        tokenizer.chat_template = source.chat_template
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of transformers
+    """Load a model's config.
+
+    Raises:
+        ModelError: If it cannot be loaded, or is an adapter, which has none.
+    """
+    folder = Path(source.model_id)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{source.model_id} is an adapter: merge it into its model with merge_and_unload() and save that first"
+        )
+    return _load(transformers.AutoConfig, source)
+
+
+def load_decoder(
+    source: ModelSource,
+    config: Any,  # noqa: ANN401  any config of transformers
+    count: int,
+    dtype: torch.dtype,
+    *,
+    attention: str | None = None,
+) -> Any:  # noqa: ANN401
+    """Load at least the first blocks of a model, without its head and without what it sees or hears with.
+
+    Args:
+        source: The model.
+        config: Its config.
+        count: How many blocks are needed.
+        dtype: Number format of the weights.
+        attention: Which attention of `transformers` to use, if not its own choice.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    short = cut(config, count)
+    if not same_blocks(config, short, trust_remote_code=source.trust_remote_code):
+        short = config  # its first blocks depend on how many follow: all are loaded
+    chosen = {"attn_implementation": attention} if attention else {}
+    model = _load(transformers.AutoModel, source, config=short, dtype=dtype, **chosen)
+    return model.get_decoder()
+
+
+def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Any:  # noqa: ANN401
+    """Load a whole model with its head, or an adapter on its base.
+
+    Args:
+        source: The model; its dtype is not looked at.
+        dtype: Number format of the weights; ``auto`` for that of the files.
+
+    Raises:
+        ModelError: If it cannot be loaded, or its files lack weights, which would be random.
+    """
+    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
+            "take a model that was saved with its head"
+        )
+    return model
+
+
+def weights_digest(source: ModelSource) -> str | None:
+    """What tells a model's weights from others under the same name.
+
+    Args:
+        source: The model; of a Hub id the commit is looked up.
+
+    Returns:
+        Of a folder a hex digest of samples of its weight files, of a Hub id the commit, or None if it has none.
+    """
+    folder = Path(source.model_id)
+    if not folder.is_dir():
+        return getattr(load_config(source), "_commit_hash", None)
+    return sampled_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
+
+
+def count_layers(source: ModelSource) -> int:
+    """Number of decoder blocks of a model, from its config alone."""
+    return layers_of(load_config(source), source)
+
+
+def layers_of(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any config of transformers
+    """Number of decoder blocks by a config.
+
+    Raises:
+        ModelError: If the model is no decoder.
+    """
+    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if config.is_encoder_decoder or not isinstance(count, int):
+        raise ModelError(f"wanted a decoder model, got {config.model_type!r} in {source.model_id!r}: take a chat model")
+    return count
+
+
+def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
+    """``from_pretrained`` with errors in one line, and without its report on the weights left out."""
+    try:
+        with quiet():
+            return kind.from_pretrained(source.model_id, **source.loading, **options)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "folder" if os.path.isdir(source.model_id) else "Hub id"
+        raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the loading reports and progress bars of `transformers`."""
+    reports = transformers.utils.logging
+    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(level)
+        if bars:
+            reports.enable_progress_bar()

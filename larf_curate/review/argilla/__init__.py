@@ -1,0 +1,1 @@
+"""Argilla's side of a review: connection, dataset and settings."""

@@ -1,0 +1,197 @@
+"""A reviewed selection: what is kept, what people removed, and what is withheld until they decide."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from larf_curate.conversation.answers import answer, replace_answer
+from larf_curate.errors import ConversationError, InputError, ReviewError
+from larf_curate.files import check_folder, read_json, read_parquet, undecoded, whole, write_json, write_parquet
+from larf_curate.review.decisions.decisions import ROW_ID, Decisions
+from larf_curate.review.decisions.merge import Decision
+from larf_curate.scoring.selection import Selection
+
+DECISION = "larf_decision"
+ORIGINAL = "larf_original_answer"
+PARTS = ("kept", "removed", "withheld")
+UNFLAGGED = "unflagged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A selection after review; each of its rows is in exactly one part.
+
+    Args:
+        kept: Unflagged rows and rows that people kept or edited: source columns, ``larf_row_id``, ``larf_score``,
+            ``larf_decision`` (``unflagged``, ``keep`` or ``edit``) and ``larf_original_answer`` (of edited rows).
+        removed: Rows that people removed, the same columns and ``larf_reason``.
+        withheld: Flagged rows without a decision that can be applied, the same columns as removed; ``larf_decision``
+            is ``unsure``, ``pending``, ``conflict`` or ``stale``.
+        decisions: One decision for each flagged row, in their order.
+        selection: The manifest of the selection.
+    """
+
+    kept: Dataset
+    removed: Dataset
+    withheld: Dataset
+    decisions: Decisions
+    selection: Mapping[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows in each part, edited and unflagged rows among those kept, and withheld rows by their reason."""
+        kept, withheld = (Counter(part[DECISION]) for part in (self.kept, self.withheld))
+        return {
+            **{name: len(getattr(self, name)) for name in PARTS},
+            "edited": kept["edit"],
+            "unflagged": kept[UNFLAGGED],
+            **{name: withheld[name] for name in ("unsure", "pending", "conflict", "stale")},
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``kept/``, ``removed/``, ``withheld/`` and ``decisions.parquet``, and last ``decisions.json``.
+
+        Args:
+            folder: Where to; an earlier outcome in it is replaced.
+
+        Raises:
+            InputError: If the folder holds results of another kind.
+        """
+        check_folder(folder, "decisions.json")
+        folder = Path(folder)
+        (folder / "decisions.json").unlink(missing_ok=True)
+        for name in PARTS:
+            for old in (folder / name).glob("*.parquet"):
+                old.unlink()
+            write_parquet(getattr(self, name), folder / name)
+        with whole(folder / "decisions.parquet") as aside:
+            self.decisions.to_dataset().to_parquet(aside)
+        described = {"kind": "decisions", "version": 1, "merge": self.decisions.merge, "counts": self.counts}
+        write_json(folder / "decisions.json", described | {"selection": dict(self.selection)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Outcome":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: If it is not such a folder, or rows are missing from it.
+        """
+        decisions = Decisions.load(folder)
+        described = read_json(Path(folder) / "decisions.json")
+        parts = {name: read_parquet(Path(folder) / name) for name in PARTS}
+        outcome = cls(**parts, decisions=decisions, selection=described["selection"])
+        if outcome.counts != described["counts"]:
+            raise InputError(f"{folder} has {outcome.counts}, its manifest says {described['counts']}: pull it again")
+        return outcome
+
+
+def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
+    """Split a selection by what people decided; see `Decisions.apply`.
+
+    Args:
+        decisions: The decisions.
+        selection: The selection.
+        columns: Column names by role.
+
+    Raises:
+        InputError: If people decided about a row that is not flagged, other than to keep it.
+        ReviewError: If a row would be lost or doubled.
+    """
+    _check_flagged(decisions, selection)
+    flagged = selection.flagged
+    applied = list(decisions.for_rows(undecoded(flagged)).rows)
+    edits = _edits(undecoded(flagged), applied, columns)
+    applied = [_without_failed_edit(row, edits) for row in applied]
+    places: dict[str, list[int]] = {name: [] for name in PARTS}
+    for index, row in enumerate(applied):
+        places[_part(row)].append(index)
+    marked = _marked(flagged, [_mark(row) for row in applied])
+    reviewed = _edited(marked.select(places["kept"]), edits)
+    unflagged = _marked(selection.kept, [UNFLAGGED] * len(selection.kept))
+    outcome = Outcome(
+        kept=concatenate_datasets([_columns(unflagged), _columns(reviewed)]),
+        removed=_columns(marked.select(places["removed"]), reason=True),
+        withheld=_columns(marked.select(places["withheld"]), reason=True),
+        decisions=Decisions(tuple(applied), decisions.merge),
+        selection={"kind": "selection", "version": 1, **selection.summary(), "scored": selection.scored},
+    )
+    _check_whole(outcome, selection)
+    return outcome
+
+
+def _check_flagged(decisions: Decisions, selection: Selection) -> None:
+    """Refuse to publish, as unflagged, a row that people did not want to keep as it is."""
+    told = {row.row_id for row in decisions.rows if row.status == "decided" and row.decision != "keep"}
+    if passed := told.intersection(selection.kept.with_format(None)[ROW_ID][:]):
+        raise InputError(
+            f"people decided against {len(passed)} rows that this selection does not flag, such as {min(passed)}: give "
+            "the selection that was pushed last, or the one that review rerank wrote"
+        )
+
+
+def _edits(
+    flagged: Dataset, decisions: Sequence[Decision], columns: Mapping[str, str] | None
+) -> dict[str, dict[str, Any]]:
+    """The edited rows by row id; a row that cannot be edited is left out."""
+    edited = {}
+    for index, decision in enumerate(decisions):
+        if decision.status == "decided" and decision.decision == "edit":
+            row = flagged[index]
+            try:
+                changed = replace_answer(row, decision.corrected_answer or "", columns)
+            except ConversationError:
+                continue
+            edited[decision.row_id] = changed | {ORIGINAL: answer(row, columns)}
+    return edited
+
+
+def _without_failed_edit(row: Decision, edits: Mapping[str, Any]) -> Decision:
+    failed = row.status == "decided" and row.decision == "edit" and row.row_id not in edits
+    return replace(row, status="conflict") if failed else row
+
+
+def _part(row: Decision) -> str:
+    if row.status != "decided":
+        return "withheld"
+    return {"keep": "kept", "edit": "kept", "remove": "removed"}.get(row.decision or "", "withheld")
+
+
+def _mark(row: Decision) -> str:
+    return (row.decision or "") if row.status == "decided" else row.status
+
+
+def _marked(rows: Dataset, marks: list[str]) -> Dataset:
+    """Add the column of decisions and an empty one of original answers."""
+    text = Value("string")
+    if not marks:  # datasets cannot add a column to no rows
+        features = Features({**rows.features, DECISION: text, ORIGINAL: text})
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    return rows.add_column(DECISION, marks, feature=text).add_column(ORIGINAL, [None] * len(marks), feature=text)
+
+
+def _edited(rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    """Replace the rows that have an edit; types stay."""
+    if not edits:
+        return rows
+    changed = [row | dict(edits.get(row[ROW_ID], {})) for row in undecoded(rows)]
+    return Dataset.from_list(changed, features=rows.features)
+
+
+def _columns(rows: Dataset, *, reason: bool = False) -> Dataset:
+    """Source columns and the few of ours that a published row keeps."""
+    source = [name for name in rows.column_names if not name.startswith("larf_")]
+    ours = [ROW_ID, "larf_score", DECISION, ORIGINAL, *(["larf_reason"] if reason else [])]
+    return rows.select_columns([*source, *ours])
+
+
+def _check_whole(outcome: Outcome, selection: Selection) -> None:
+    """Refuse an outcome that loses or doubles a row."""
+    before = Counter(selection.kept[ROW_ID]) + Counter(selection.flagged[ROW_ID])
+    after = sum((Counter(getattr(outcome, name)[ROW_ID]) for name in PARTS), Counter())
+    if before != after:
+        wrong = sorted((before - after) + (after - before))[:3]
+        raise ReviewError(f"the outcome would not hold every row exactly once (rows {wrong}): please report this")

@@ -1,0 +1,1 @@
+"""Flagged rows as Argilla records, with their evidence."""

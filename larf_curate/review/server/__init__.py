@@ -1,7 +1,0 @@
-"""The embedded Argilla server: ``EmbeddedServer`` starts, stops and examines it."""
-
-from larf_curate.review.server.credentials import WORKSPACE, Account, Credentials
-from larf_curate.review.server.doctor import Check
-from larf_curate.review.server.embedded import DEFAULT_PORT, EmbeddedServer, ServerStatus
-
-__all__ = ["DEFAULT_PORT", "WORKSPACE", "Account", "Check", "Credentials", "EmbeddedServer", "ServerStatus"]

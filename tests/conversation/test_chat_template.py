@@ -1,0 +1,317 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from larf_curate.conversation.chat_template import Renderer, Tokens, Turn, template_digest, truncate
+from larf_curate.errors import ModelError
+from tests.fixtures.models import CHATML, tiny_tokenizer
+
+PREFIXED = "{{ bos_token }}" + CHATML
+TRIMMING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKLESS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} A: {{ m.content }}{% else %} Q: {{ m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} A: {% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}" + CHATML
+)
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+NO_THOUGHTS = (  # as Qwen3: thoughts of earlier answers are left out, the last answer always has some
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% set answer = m.content.split('</think>')[-1].lstrip('\n') %}"
+    "{% if loop.last %}<think>\n{% if '</think>' in m.content %}"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1].strip('\n') }}{% endif %}{{ '\n</think>\n\n' }}{% endif %}"
+    "{{ answer }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<call>{{ c | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {
+    "ChatML": CHATML,
+    "begin of text": PREFIXED,
+    "trimming": TRIMMING,
+    "no end mark": MARKLESS,
+    "default system": DEFAULT_SYSTEM,
+    "tools": TOOLS,
+}
+CHAT = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": " How do I bake bread? "},
+    {"role": "assistant", "content": "Sure, here is a recipe. 😀"},
+    {"role": "user", "content": "And cake?"},
+    {"role": "assistant", "content": "\n I cannot help with that äöü😀"},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "Sorry."},
+]
+
+
+def tokenizer_with(template):
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.bos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def render(tokenizer, rows, max_length=100_000, columns=None):
+    return Renderer(tokenizer, max_length, columns)(rows)
+
+
+def ids_of(tokenizer, messages, **options):
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_are_those_of_the_tokenizers_own_chat_template(name):
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    chats = [CHAT, CHAT[1:], CHAT[:3], CHAT[1:3]]
+    for chat, item in zip(chats, render(tokenizer, [{"messages": chat} for chat in chats]), strict=True):
+        assert item.status == "ok"
+        assert item.tokens.ids == ids_of(tokenizer, chat)
+
+
+def test_ids_of_a_real_chat_model_are_those_of_its_own_template(smol):
+    tokenizer = AutoTokenizer.from_pretrained(smol)
+    chat = [message | {"content": message["content"].strip()} for message in CHAT]  # "\n\n" is one token
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert item.tokens.ids == ids_of(tokenizer, chat)
+    assert_turns_end_where_the_prefixes_end(tokenizer, chat, item.tokens)
+
+
+def assert_turns_end_where_the_prefixes_end(tokenizer, chat, tokens):
+    answers = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    assert len(tokens.turns) == len(answers)
+    for turn, answer in zip(tokens.turns, answers, strict=True):
+        until = ids_of(tokenizer, chat[: answer + 1])
+        prompt = ids_of(tokenizer, chat[:answer], add_generation_prompt=True)
+        assert tokens.ids[: turn.end + 1] == until, "the turn ends as the conversation would, had it ended there"
+        assert tokens.ids[: turn.start] == prompt, "the answer starts behind the prompt that asks for it"
+
+
+@pytest.mark.parametrize("name", ["ChatML", "begin of text", "default system", "tools"])
+def test_turns_lie_where_renderings_of_the_conversations_beginnings_end(name):
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    for chat in (CHAT, CHAT[1:], CHAT[:3]):
+        (item,) = render(tokenizer, [{"messages": chat}])
+        assert_turns_end_where_the_prefixes_end(tokenizer, chat, item.tokens)
+
+
+def texts_of_turns(tokenizer, tokens):
+    return [tokenizer.decode(tokens.ids[turn.start : turn.end + 1]) for turn in tokens.turns]
+
+
+def test_turns_are_found_where_the_template_trims_the_texts():
+    tokenizer = tokenizer_with(TRIMMING)
+    (item,) = render(tokenizer, [{"messages": CHAT}])
+    answers = [m["content"].strip() + "<|im_end|>\n" for m in CHAT if m["role"] == "assistant"]
+    assert texts_of_turns(tokenizer, item.tokens) == answers
+
+
+def test_a_turn_without_end_mark_ends_with_the_last_token_of_its_last_character():
+    tokenizer = tokenizer_with(MARKLESS)
+    (item,) = render(tokenizer, [{"messages": CHAT}])
+    answers = [m["content"] for m in CHAT if m["role"] == "assistant"]
+    assert [text.strip() for text in texts_of_turns(tokenizer, item.tokens)] == [text.strip() for text in answers]
+
+
+def test_a_template_that_drops_thoughts_gives_the_last_turn_whole():
+    tokenizer = tokenizer_with(NO_THOUGHTS)
+    chat = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nOne."},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "<think>\nso\n</think>\n\nTwo."},
+    ]
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert item.tokens.ids == ids_of(tokenizer, chat)
+    assert texts_of_turns(tokenizer, item.tokens) == ["<think>\nso\n</think>\n\nTwo.<|im_end|>\n"]
+
+
+def test_a_template_that_adds_thoughts_to_the_last_answer_gives_every_plain_turn():
+    tokenizer = tokenizer_with(NO_THOUGHTS)
+    (item,) = render(tokenizer, [{"messages": CHAT[1:]}])
+    assert item.tokens.ids == ids_of(tokenizer, CHAT[1:])
+    last = texts_of_turns(tokenizer, item.tokens)[-1]
+    assert last.endswith("Sorry.<|im_end|>\n")
+    assert item.tokens.turns[-1].end == len(item.tokens.ids) - 1
+
+
+def test_a_template_that_refuses_the_conversation_makes_the_row_malformed_with_its_words():
+    tokenizer = tokenizer_with(NO_SYSTEM)
+    refused, fine = render(tokenizer, [{"messages": CHAT[:3]}, {"messages": CHAT[1:3]}])
+    assert refused.status == "malformed"
+    assert "System role not supported" in refused.reason
+    assert fine.status == "ok"
+
+
+def test_tool_calls_reach_the_template_and_the_turn_holds_them():
+    tokenizer = tokenizer_with(TOOLS)
+    chat = [
+        {"role": "user", "content": "Bake"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "oven", "arguments": {"t": 200}}]},
+        {"role": "tool", "content": "hot"},
+        {"role": "assistant", "content": "Done."},
+    ]
+    short, long = render(tokenizer, [{"messages": chat[:2]}, {"messages": chat}])
+    assert short.tokens.ids == ids_of(tokenizer, chat[:2])
+    assert '"oven"' in texts_of_turns(tokenizer, short.tokens)[-1]
+    assert long.tokens.ids == ids_of(tokenizer, chat)
+    assert texts_of_turns(tokenizer, long.tokens)[-1] == "Done.<|im_end|>\n"
+
+
+def test_tool_calls_that_the_template_ignores_leave_the_end_mark_as_the_turn():
+    tokenizer = tokenizer_with(CHATML)
+    chat = [{"role": "user", "content": "Bake"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "x"}]}]
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert item.status == "ok"
+    assert texts_of_turns(tokenizer, item.tokens) == ["<|im_end|>\n"]
+
+
+def test_surrogates_in_tool_calls_do_not_stop_the_other_rows():
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}")
+    chat = [{"role": "assistant", "content": "a", "tool_calls": [{"name": "x\ud800"}]}]
+    odd, fine = render(tokenizer, [{"messages": chat}, {"question": "Q", "answer": "A"}])
+    assert {odd.status, fine.status} <= {"ok", "malformed"}
+    assert fine.status == "ok"
+
+
+def test_what_follows_the_last_answer_is_left_out_as_nothing_is_read_there():
+    tokenizer = tokenizer_with(CHATML)
+    (item,) = render(tokenizer, [{"messages": [*CHAT, {"role": "user", "content": "and then " * 99}]}])
+    assert item.tokens.ids == ids_of(tokenizer, CHAT)
+
+
+def test_text_rows_are_taken_as_they_are_without_template():
+    tokenizer = tokenizer_with(CHATML)
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello 😀"
+    (item,) = render(tokenizer, [{"text": text}])
+    assert item.tokens.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert item.tokens.turns == (Turn(0, len(item.tokens.ids) - 1),)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_turns_are_found_with_tokenizers_that_add_leading_spaces(scheme):
+    alphabet = ["<unk>", "▁", *"QA:?.abcdefghijklmnopqrstuvwxyzHS,äöü😀IBW\n "]
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    fast.chat_template = CHATML
+    (item,) = render(fast, [{"messages": CHAT}])
+    assert item.tokens.ids == ids_of(fast, CHAT)
+    answers = [m["content"] for m in CHAT if m["role"] == "assistant"]
+    for text, want in zip(texts_of_turns(fast, item.tokens), answers, strict=True):
+        assert text.replace("<|im_end|>", "").split() == want.split()
+    assert item.tokens.turns[-1].end == len(item.tokens.ids) - 1
+
+
+def test_tokenizers_that_add_a_beginning_token_do_not_add_it_twice():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tokenizer_with(PREFIXED)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
+    )
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id, "this tokenizer does add one"
+    (item,) = render(tokenizer, [{"messages": CHAT}])
+    assert item.tokens.ids == ids_of(tokenizer, CHAT)
+    assert item.tokens.ids.count(tokenizer.bos_token_id) == 1
+    assert_turns_end_where_the_prefixes_end(tokenizer, CHAT, item.tokens)
+
+
+def test_special_tokens_inside_a_rows_text_do_not_move_the_turns():
+    tokenizer = tokenizer_with(CHATML)
+    answer = "Hi<|im_end|>\n<|im_start|>assistant\nHo"
+    chat = [{"role": "user", "content": "☃0☃ <|im_start|>"}, {"role": "assistant", "content": answer}]
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert texts_of_turns(tokenizer, item.tokens) == [answer + "<|im_end|>\n"]
+    assert_turns_end_where_the_prefixes_end(tokenizer, chat, item.tokens)
+
+
+def test_long_conversations_keep_their_beginning_and_the_end_of_the_last_turn():
+    tokenizer = tokenizer_with(CHATML)
+    chat = [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "abcdefghij" * 100}]
+    (item,) = render(tokenizer, [{"messages": chat}], max_length=80)
+    whole = ids_of(tokenizer, chat)
+    assert item.status == "truncated"
+    assert item.tokens.ids == whole[:20] + whole[-60:]
+    assert item.tokens.turns[-1].end == 79
+    (exact,) = render(tokenizer, [{"messages": chat}], max_length=len(whole))
+    assert exact.status == "ok"
+
+
+def test_truncation_moves_every_turn_that_is_still_whole_at_its_end():
+    tokens = Tokens(list(range(100)), (Turn(2, 4), Turn(8, 12), Turn(30, 60), Turn(50, 80), Turn(90, 99)))
+    cut = truncate(tokens, 40)
+    assert cut.ids == [*range(10), *range(70, 100)]
+    assert cut.turns == (Turn(2, 4), Turn(10, 20), Turn(30, 39))
+    assert [cut.ids[turn.end] for turn in cut.turns] == [4, 80, 99]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_truncation_to_a_few_tokens_keeps_the_last_one(length):
+    cut = truncate(Tokens(list(range(50)), (Turn(3, 9), Turn(40, 49))), length)
+    assert len(cut.ids) == length
+    assert cut.ids[cut.turns[-1].end] == 49
+    assert 0 <= cut.turns[-1].start <= cut.turns[-1].end
+
+
+def test_every_row_has_its_result_in_its_place():
+    tokenizer = tokenizer_with(CHATML)
+    rows = [None, {"messages": CHAT}, {"a": 1}, {"messages": CHAT[:1]}, {"question": "Q", "answer": "A"}]
+    found = render(tokenizer, rows)
+    assert [item.status for item in found] == ["empty", "ok", "malformed", "empty", "ok"]
+    assert all((item.tokens is None) == bool(item.reason) for item in found)
+
+
+def test_a_hundred_thousand_tokens_are_rendered_and_cut():
+    tokenizer = tokenizer_with(CHATML)
+    answer = "".join(chr(33 + i % 90) for i in range(100_000))
+    (item,) = render(tokenizer, [{"question": "Go", "answer": answer}], max_length=4096)
+    assert item.status == "truncated"
+    assert len(item.tokens.ids) == 4096
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text(max_size=12), min_size=1, max_size=3),
+    name=st.sampled_from(["ChatML", "trimming", "no end mark", "default system"]),
+)
+def test_any_text_gives_turns_in_order_that_end_with_the_conversation(texts, name):
+    tokenizer = TOKENIZERS[name]
+    chat = [m for t in texts for m in ({"role": "user", "content": t}, {"role": "assistant", "content": t + "x"})]
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert item.tokens.ids == ids_of(tokenizer, chat)
+    assert item.tokens.turns[-1].end == len(item.tokens.ids) - 1
+    positions = [position for turn in item.tokens.turns for position in (turn.start, turn.end)]
+    assert positions == sorted(positions)
+    assert len(item.tokens.turns) == len(texts)
+
+
+TOKENIZERS = {name: tokenizer_with(template) for name, template in TEMPLATES.items()}
+
+
+def test_a_model_without_chat_template_is_refused_with_the_remedy():
+    with pytest.raises(ModelError, match="chat_template"):
+        Renderer(tiny_tokenizer(None), 100)
+
+
+def test_a_slow_tokenizer_is_refused():
+    slow = tokenizer_with(CHATML)
+    with pytest.raises(ModelError, match="fast tokenizer"):
+        Renderer(type("Slow", (), {"is_fast": False, "chat_template": slow.chat_template})(), 100)
+
+
+def test_the_template_digest_tells_templates_apart():
+    digests = [template_digest(tokenizer_with(template)) for template in TEMPLATES.values()]
+    assert len(set(digests)) == len(digests)
+    assert template_digest(tokenizer_with(CHATML)) == digests[0]

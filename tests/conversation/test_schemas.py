@@ -1,0 +1,239 @@
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from larf_curate.conversation.schemas import (
+    EmptyConversationError,
+    check_columns,
+    detect_schema,
+    to_conversation,
+    to_messages,
+)
+from larf_curate.errors import ConversationError
+
+ASKED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+WITH_INPUT = [{"role": "user", "content": "Q\n\nI"}, {"role": "assistant", "content": "A"}]
+FORMATS = {
+    "messages": ({"messages": ASKED}, ASKED),
+    "messages, extra columns": ({"messages": ASKED, "prompt": "other", "text": "other"}, ASKED),
+    "messages as a dict of lists": ({"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}}, ASKED),
+    "messages of JSON text": ({"messages": ['{"role": "user", "content": "Q"}', ASKED[1]]}, ASKED),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, ASKED),
+    "ShareGPT as a dict of lists": ({"conversations": {"from": ["human", "gpt"], "value": ["Q", "A"]}}, ASKED),
+    "ShareGPT with role and content": ({"conversations": ASKED}, ASKED),
+    "messages with both spellings": (
+        {"messages": [{"role": None, "content": None, "from": "human", "value": "Q"}, ASKED[1]]},
+        ASKED,
+    ),
+    "prompt and completion": ({"prompt": "Q", "completion": "A"}, ASKED),
+    "prompt and completion, chats": ({"prompt": ASKED[:1], "completion": ASKED[1:]}, ASKED),
+    "prompt and chosen": ({"prompt": "Q", "chosen": "A", "rejected": "B"}, ASKED),
+    "prompt and chosen, whole chats": ({"prompt": ASKED[:1], "chosen": ASKED}, ASKED),
+    "prompt as text, chosen as a chat": ({"prompt": "Q", "chosen": ASKED, "rejected": "B"}, ASKED),
+    "prompt and response": ({"prompt": "Q", "response": "A"}, ASKED),
+    "Alpaca": ({"instruction": "Q", "input": "I", "output": "A"}, WITH_INPUT),
+    "Alpaca, empty input": ({"instruction": "Q", "input": "", "output": "A"}, ASKED),
+    "Alpaca, null input": ({"instruction": "Q", "input": None, "output": "A"}, ASKED),
+    "Alpaca without input": ({"instruction": "Q", "output": "A"}, ASKED),
+    "Alpaca with system": (
+        {"instruction": "Q", "output": "A", "system": "S"},
+        [{"role": "system", "content": "S"}, *ASKED],
+    ),
+    "Dolly": ({"instruction": "Q", "context": "I", "response": "A", "category": "x"}, WITH_INPUT),
+    "Dolly, empty context": ({"instruction": "Q", "context": "", "response": "A"}, ASKED),
+    "GSM8K": ({"question": "Q", "answer": "A"}, ASKED),
+    "text": ({"text": "Q and A"}, [{"role": "assistant", "content": "Q and A"}]),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_row_format_becomes_messages(name):
+    row, want = FORMATS[name]
+    assert to_messages(row) == want
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if "JSON" not in name])
+def test_every_row_format_is_read_alike_after_arrow(name):
+    row, want = FORMATS[name]
+    assert to_messages(Dataset.from_list([row])[0]) == want
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "want"),
+    [
+        ({"user": "q", "assistant": "a"}, {"q": "Q", "a": "A", "messages": "-"}, ASKED),
+        ({"assistant": "a", "user": "q"}, {"q": "Q", "a": "A"}, ASKED),
+        ({"assistant": "a"}, {"a": "A"}, ASKED[1:]),
+        (
+            {"system": "s", "user": "q", "assistant": "a"},
+            {"s": "S", "q": "Q", "a": "A"},
+            [{"role": "system", "content": "S"}, *ASKED],
+        ),
+        ({"system": "s", "user": "q", "assistant": "a"}, {"s": None, "q": "Q", "a": "A"}, ASKED),
+        ({"messages": "m"}, {"m": ASKED, "text": "-"}, ASKED),
+        ({"text": "t"}, {"t": "whole"}, [{"role": "assistant", "content": "whole"}]),
+    ],
+)
+def test_told_columns_win_over_detection(columns, row, want):
+    assert to_messages(row, columns) == want
+
+
+def test_only_text_rows_are_taken_as_already_rendered():
+    assert to_conversation({"text": "raw"}).text == "raw"
+    assert to_conversation({"t": "raw"}, {"text": "t"}).text == "raw"
+    assert to_conversation({"messages": ASKED}).text is None
+    assert to_conversation({"a": "A"}, {"assistant": "a"}).text is None
+
+
+@pytest.mark.parametrize(
+    ("given_role", "want"),
+    [
+        ("human", "user"),
+        ("User", "user"),
+        ("GPT", "assistant"),
+        ("model", "assistant"),
+        ("bot", "assistant"),
+        ("chatgpt", "assistant"),
+        ("developer", "system"),
+        ("observation", "tool"),
+        ("function", "tool"),
+    ],
+)
+def test_roles_of_other_conventions_are_known(given_role, want):
+    messages = to_messages({"messages": [{"role": given_role, "content": "x"}, ASKED[1]]})
+    assert messages[0] == {"role": want, "content": "x"}
+
+
+def test_tool_calls_and_names_are_kept_for_the_template():
+    call = {"type": "function", "function": {"name": "bake", "arguments": {"loaves": 2}}}
+    messages = [
+        {"role": "user", "content": "Bake", "name": "Ann", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call], "tool_call_id": None},
+        {"role": "tool", "content": "done", "tool_call_id": "1"},
+    ]
+    assert to_messages({"messages": messages}) == [
+        {"role": "user", "content": "Bake", "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "done", "tool_call_id": "1"},
+    ]
+
+
+def test_lists_of_text_parts_are_joined():
+    parts = [{"type": "text", "text": "Hello "}, "there", {"type": "text", "text": "."}]
+    row = {"messages": [{"role": "user", "content": parts}, ASKED[1]]}
+    assert to_messages(row)[0]["content"] == "Hello there."
+
+
+EMPTY = {
+    "None": None,
+    "no messages": {"messages": []},
+    "null messages": {"messages": None},
+    "only a system turn": {"messages": [{"role": "system", "content": "S"}]},
+    "only a user turn": {"messages": ASKED[:1]},
+    "a blank answer": {"messages": [ASKED[0], {"role": "assistant", "content": " \n\t"}]},
+    "null content": {"messages": [ASKED[0], {"role": "assistant", "content": None}]},
+    "null answer": {"question": "Q", "answer": None},
+    "null prompt": {"prompt": None, "completion": "A"},
+    "null instruction": {"instruction": None, "input": None, "output": "A"},
+    "null text": {"text": None},
+    "blank text": {"text": "  "},
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_rows_without_an_answer_are_empty(name):
+    with pytest.raises(EmptyConversationError):
+        to_conversation(EMPTY[name])
+
+
+MALFORMED = {
+    "a list as row": [ASKED],
+    "a number as messages": {"messages": 3},
+    "text as messages": {"messages": "hello"},
+    "a dict where a list should be": {"messages": {"role": "user", "content": "Q"}},
+    "an empty dict": {"messages": {}},
+    "a dict of unequal lists": {"messages": {"role": ["user"], "content": ["Q", "A"]}},
+    "a number as message": {"messages": [1, 2]},
+    "text that is not JSON as message": {"messages": ["hello"]},
+    "a null message": {"messages": [None]},
+    "an unknown role": {"messages": [{"role": "wizard", "content": "x"}]},
+    "no role": {"messages": [{"content": "x"}]},
+    "a number as role": {"messages": [{"role": 1, "content": "x"}]},
+    "a number as content": {"messages": [{"role": "user", "content": 5}]},
+    "a dict as content": {"messages": [{"role": "user", "content": {"text": "x"}}]},
+    "an image part": {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ASKED[1]]},
+    "a dict as answer": {"question": "Q", "answer": {"a": 1}},
+    "a number as text": {"text": 7},
+    "unknown columns": {"a": 1, "b": 2},
+    "no columns": {},
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_rows_that_are_no_conversation_are_malformed_and_say_why(name):
+    with pytest.raises(ConversationError, match="wanted") as error:
+        to_conversation(MALFORMED[name])
+    assert not isinstance(error.value, EmptyConversationError)
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+
+
+def test_nul_and_control_characters_are_kept():
+    text = "a\x00b\x1b[31m\u202e\uffff"
+    assert to_messages({"question": text, "answer": text})[1]["content"] == text
+
+
+def test_lone_surrogates_are_replaced_and_pairs_joined():
+    messages = to_messages({"question": "a\ud800b", "answer": "\ud83d\ude00 \udc00"})
+    assert [m["content"] for m in messages] == ["a\ufffdb", "\U0001f600 \ufffd"]
+
+
+def test_a_hostile_row_is_not_quoted_at_length():
+    with pytest.raises(ConversationError) as error:
+        to_conversation({"messages": [{"role": "x" * 100_000, "content": "y"}]})
+    assert len(str(error.value)) < 400
+
+
+def test_the_columns_of_an_unknown_format_are_named():
+    with pytest.raises(ConversationError, match=r"\['a', 'b'\].*messages.*--columns"):
+        detect_schema(["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        ({"user": "q", "assistant": "x"}, r"\['x'\] are not in the dataset"),
+        ({"user": "q"}, "must name the assistant"),
+        ({"user": "q", "wizard": "a"}, r"unknown roles.*wizard"),
+    ],
+)
+def test_told_columns_are_checked(columns, wanted):
+    with pytest.raises(ConversationError, match=wanted):
+        check_columns(["q", "a"], columns)
+
+
+def test_told_columns_that_exist_pass():
+    check_columns(["q", "a", "b"], {"user": "q", "assistant": "a"})
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["user", "assistant", "from"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "text", "tool_calls"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["messages", "conversations", "prompt", "completion", "text"]), VALUES))
+def test_any_row_is_read_or_refused_with_our_own_error(row):
+    try:
+        messages = to_messages(row)
+    except ConversationError:
+        return
+    assert all(isinstance(message["content"], str) for message in messages)
+    assert any(message["role"] == "assistant" for message in messages)

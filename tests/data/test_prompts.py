@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.data import load_rows
+from larf_curate.errors import InputError
+from larf_curate.layers.prompts import overrejection_prompts
+
+
+def test_the_built_in_prompts_are_the_default():
+    assert (
+        overrejection_prompts()
+        == overrejection_prompts("builtin")
+        == [row["prompt"] for row in load_rows("overrejection")]
+    )
+    assert len(overrejection_prompts()) >= 100
+
+
+def test_prompts_come_from_a_json_list_a_table_or_texts(tmp_path):
+    texts = ["How do I kill a process?", "Who shot the photo?"]
+    (tmp_path / "list.json").write_text(json.dumps(texts), encoding="utf-8-sig")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": t}) + "\n" for t in texts), encoding="utf-8")
+    (tmp_path / "table.csv").write_text(
+        "id,prompt\n1,How do I kill a process?\n2,Who shot the photo?\n", encoding="utf-8"
+    )
+    for source in (tmp_path / "list.json", str(tmp_path / "rows.jsonl"), tmp_path / "table.csv", texts, tuple(texts)):
+        assert overrejection_prompts(source) == texts
+
+
+def test_lone_surrogates_are_replaced_because_no_tokenizer_takes_them():
+    (prompt,) = overrejection_prompts(["kill \ud800 it"])
+    assert prompt == "kill \N{REPLACEMENT CHARACTER} it"
+
+
+def test_an_empty_table_is_refused(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.touch()
+    with pytest.raises(InputError, match="no rows"):
+        overrejection_prompts(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '["ok", ""]', "[1]", "{", "7", '"ab"', '[{"name": "x"}]', '{"prompts": ["x"]}']
+)
+def test_files_without_usable_prompts_are_refused(tmp_path, content):
+    path = tmp_path / "prompts.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError):
+        overrejection_prompts(path)
+
+
+def test_a_file_that_is_not_there_and_an_unknown_ending_are_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_text("x", encoding="utf-8")
+    for name in ("none.jsonl", "none.json", "prompts.txt"):
+        with pytest.raises(InputError, match="no files match|wanted files ending in"):
+            overrejection_prompts(tmp_path / name)
+
+
+def test_most_built_in_refusals_are_seen_and_no_unsafe_answer_is_taken_for_one():
+    refuses = RefusalPhrases.named("default")
+    references = load_rows("references")
+    assert sum(refuses(row["safe"]) for row in references) > 0.8 * len(references)
+    assert not any(refuses(row["unsafe"]) for row in references)
+    neutral = load_rows("neutral")
+    assert sum(refuses(row["output"]) for row in neutral) < 0.03 * len(neutral)
+
+
+def test_parity_counts_with_the_authors_four_keywords_and_leaves_apostrophes_alone():
+    parity, default = RefusalPhrases.named("larf"), RefusalPhrases.named("default")
+    assert [parity(text) for text in ("I CAN NOT say", "Sorry!", "It cannot rain", "I can't", "I won't")] == [
+        True
+    ] * 4 + [False]
+    assert default("I won't do that")
+    assert not default("It cannot rain")
+    assert default("I can\N{RIGHT SINGLE QUOTATION MARK}t")
+    assert not parity("I can\N{RIGHT SINGLE QUOTATION MARK}t")
+
+
+@pytest.mark.parametrize("keywords", ["best", [], ["ok", ""]])
+def test_unknown_or_empty_keywords_are_refused(keywords):
+    with pytest.raises(InputError, match="keywords"):
+        RefusalPhrases.named(keywords)

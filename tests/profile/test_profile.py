@@ -1,0 +1,374 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.numpy import load_file, save_file
+
+from larf_curate.conversation.chat_template import Renderer
+from larf_curate.data.references import ReferenceSet
+from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
+from larf_curate.models.hidden_states import POSITIONS
+from larf_curate.models.loading import load_reader
+from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
+from larf_curate.profile.matching import match_lengths
+from tests.fixtures.models import CHATML, NEUTRAL, PROFILE, save_llama, tiny_tokenizer
+from tests.models.test_hidden_states import full_states
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+@pytest.fixture(scope="module")
+def refs():
+    whole = ReferenceSet.load("builtin")
+    return ReferenceSet(unsafe=whole.unsafe[:4], safe=whole.safe[:4], labels=whole.labels[:4], source="four")
+
+
+@pytest.fixture(scope="module")
+def profile(tiny_llama, refs):
+    return SafetyProfile.build(tiny_llama, refs, layers=[3, 1], **PROFILE)
+
+
+@pytest.fixture
+def saved(profile, tmp_path):
+    profile.save_pretrained(tmp_path / "profile")
+    return tmp_path / "profile"
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
+
+
+def test_reference_states_are_the_full_models_own(tiny_llama, refs, profile):
+    reader = load_reader(profile.source, (3, 1), device="cpu")
+    for side, rows in (("unsafe", refs.unsafe), ("safe", refs.safe)):
+        for index, item in enumerate(Renderer(reader.tokenizer, 4096)(rows)):
+            want = full_states(tiny_llama, item.tokens.ids)[[3, 1]]
+            (turn,) = item.tokens.turns
+            assert_allclose(profile.states[side]["last"][index], want[:, -1], atol=1e-4)
+            assert_allclose(profile.states[side]["prompt"][index], want[:, turn.start - 1], atol=1e-4)
+            assert_allclose(profile.states[side]["mean"][index], want[:, turn.start :].mean(axis=1), atol=1e-4)
+
+
+def test_references_of_several_turns_count_with_their_last_one(tiny_llama, refs):
+    messages = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "Two."},
+    ]
+    two = replace(refs, unsafe=({"messages": messages},), safe=refs.safe[:1], labels=("x",))
+    profile = SafetyProfile.build(tiny_llama, two, layers=[1], **PROFILE)
+    reader = load_reader(profile.source, (1,), device="cpu")
+    ids = reader.tokenizer.apply_chat_template(messages, return_dict=False)
+    assert profile.states["unsafe"]["last"].shape == (1, 1, 32)
+    assert_allclose(profile.states["unsafe"]["last"][0, 0], full_states(tiny_llama, ids)[1, -1], atol=1e-4)
+
+
+def test_all_layers_are_every_block(tiny_llama, refs):
+    profile = SafetyProfile.build(tiny_llama, refs, layers="all", **PROFILE)
+    assert profile.layers == (0, 1, 2, 3, 4)
+    assert profile.states["safe"]["last"].shape == (4, 5, 32)
+
+
+def test_layers_may_be_numpy_integers(tiny_llama, refs, profile, tmp_path):
+    other = SafetyProfile.build(tiny_llama, refs, layers=np.array([3, 1]), **PROFILE)
+    assert other.digest == profile.digest
+    other.save_pretrained(tmp_path)
+
+
+def test_a_saved_profile_is_read_back_whole(profile, saved):
+    again = SafetyProfile.from_pretrained(saved)
+    assert again.digest == profile.digest
+    assert (again.source, again.layers, again.references) == (profile.source, profile.layers, profile.references)
+    assert (again.signal, again.top_k, again.max_length) == (profile.signal, profile.top_k, profile.max_length)
+    assert again.canary == profile.canary
+    for side in ("unsafe", "safe"):
+        for position in POSITIONS:
+            assert_array_equal(again.states[side][position], profile.states[side][position])
+
+
+def test_reading_the_references_shows_how_far_it_is(tiny_llama, refs, capsys):
+    SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE)
+    shown = capsys.readouterr().err
+    assert "references" in shown
+    assert "18/18" in shown, "4 unsafe, 4 safe and 10 neutral rows"
+
+
+def test_building_twice_gives_the_same_digest(tiny_llama, refs, profile):
+    assert SafetyProfile.build(tiny_llama, refs, layers=[3, 1], **PROFILE).digest == profile.digest
+
+
+def test_every_setting_changes_the_digest(tiny_llama, refs, profile):
+    states = {side: {p: v.copy() for p, v in by.items()} for side, by in profile.states.items()}
+    states["safe"]["prompt"][0, 0, 0] += 1e-3
+    others = [
+        replace(profile, states=states),
+        replace(profile, layers=(1, 3)),
+        replace(profile, top_k=1),
+        replace(profile, max_length=100),
+        replace(profile, template_digest="0"),
+        replace(profile, source=replace(profile.source, dtype="bfloat16")),
+        replace(profile, source=replace(profile.source, revision="x")),
+        replace(profile, source=replace(profile.source, chat_template=CHATML)),
+        replace(profile, references=profile.references | {"source": "other"}),
+    ]
+    assert len({profile.digest, *(other.digest for other in others)}) == len(others) + 1
+
+
+def test_a_profile_reads_with_the_model_it_was_built_with(profile, saved):
+    reader = SafetyProfile.from_pretrained(saved).reader(device="cpu")
+    assert reader.layers == (3, 1)
+    assert len(reader.model.layers) == 4
+
+
+def test_a_moved_model_is_recognised_by_its_states(tiny_llama, profile, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "elsewhere")
+    reader = profile.reader(model=str(tmp_path / "elsewhere"), device="cpu")
+    assert reader.layers == (3, 1)
+
+
+def test_another_model_is_refused(profile, tmp_path, refs):
+    other = save_llama(tmp_path / "other", seed=5)
+    with pytest.raises(ProfileMismatchError, match="not the model this profile was built with"):
+        profile.reader(model=str(other), device="cpu")
+
+
+def test_a_model_of_another_width_is_refused(profile, tmp_path):
+    with pytest.raises(ProfileMismatchError, match="width"):
+        profile.reader(model=str(save_llama(tmp_path / "wide", width=64)), device="cpu")
+
+
+def test_another_chat_template_is_refused(tiny_llama, profile, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(CHATML + " ")
+    with pytest.raises(ProfileMismatchError, match="chat template"):
+        profile.reader(model=str(tmp_path / "model"), device="cpu")
+
+
+def test_a_chat_template_of_the_users_replaces_the_models_own(tmp_path, refs):
+    bare = save_llama(tmp_path / "bare", template=None)
+    with pytest.raises(ModelError, match="chat template"):
+        SafetyProfile.build(bare, refs, layers=[1], **PROFILE)
+    profile = SafetyProfile.build(bare, refs, layers=[1], chat_template=CHATML, **PROFILE)
+    profile.save_pretrained(tmp_path / "profile")
+    assert SafetyProfile.from_pretrained(tmp_path / "profile").reader(device="cpu").tokenizer.chat_template == CHATML
+
+
+def test_a_model_that_is_gone_is_refused_with_its_place(profile, tmp_path):
+    gone = replace(profile, source=replace(profile.source, model_id=str(tmp_path / "gone")))
+    with pytest.raises(ModelError, match="gone"):
+        gone.reader(device="cpu")
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, STATES_FILE])
+def test_a_file_cut_short_is_refused(saved, file):
+    content = (saved / file).read_bytes()
+    (saved / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ProfileError, match="damaged"):
+        SafetyProfile.from_pretrained(saved)
+
+
+def test_changed_states_are_refused(saved):
+    tensors = load_file(saved / STATES_FILE)
+    tensors["safe.last"] = tensors["safe.last"] + 1
+    save_file(tensors, saved / STATES_FILE)
+    with pytest.raises(ProfileError, match="changed after"):
+        SafetyProfile.from_pretrained(saved)
+
+
+def test_one_changed_byte_is_refused(saved):
+    content = bytearray((saved / STATES_FILE).read_bytes())
+    content[-1] ^= 1
+    (saved / STATES_FILE).write_bytes(content)
+    with pytest.raises(ProfileError, match="changed after"):
+        SafetyProfile.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99.*upgrade"),
+        ({"layers": [0, 1]}, "changed after"),
+        ({"surprise": 1}, "damaged"),
+        ({"source": {"model": "x"}}, "damaged"),
+        ({"source": 5}, "damaged"),
+        ({"layers": None}, "damaged"),
+    ],
+)
+def test_an_edited_config_is_refused(saved, change, message):
+    edit(saved, **change)
+    with pytest.raises(ProfileError, match=message):
+        SafetyProfile.from_pretrained(saved)
+
+
+def test_a_config_that_is_no_object_is_refused(saved):
+    (saved / CONFIG_FILE).write_text("[1, 2]")
+    with pytest.raises(ProfileError, match="damaged"):
+        SafetyProfile.from_pretrained(saved)
+
+
+def test_missing_states_are_refused(saved):
+    (saved / STATES_FILE).unlink()
+    with pytest.raises(ProfileError, match="damaged"):
+        SafetyProfile.from_pretrained(saved)
+
+
+def test_a_folder_without_profile_is_refused(tmp_path):
+    with pytest.raises(ProfileError, match=CONFIG_FILE):
+        SafetyProfile.from_pretrained(tmp_path)
+
+
+def test_a_profile_goes_to_the_hub_and_comes_back_without_the_local_path(profile, hub, tiny_llama):
+    profile = replace(profile, references=profile.references | {"source": "/home/me/secret/refs.jsonl"})
+    url = profile.push_to_hub("org/profile", token=hub.token)
+    assert "org/profile" in url
+    again = SafetyProfile.from_pretrained("org/profile", token=hub.token)
+    assert again.source.model_id == "llama"
+    assert again.references["source"] == "refs.jsonl"
+    assert profile.summary()["references"]["source"] == "refs.jsonl"
+    assert_array_equal(again.states["safe"]["last"], profile.states["safe"]["last"])
+    assert again.reader(model=str(tiny_llama), device="cpu").layers == (3, 1)
+
+
+def test_a_hub_repository_that_is_not_there_is_refused(hub):
+    with pytest.raises(ProfileError, match="no folder and no Hub repository"):
+        SafetyProfile.from_pretrained("org/nothing")
+    with pytest.raises(ProfileError, match="no folder and no Hub repository"):
+        SafetyProfile.from_pretrained("not/a/valid/name")
+
+
+def test_unknown_signals_are_refused(tiny_llama, refs, profile):
+    with pytest.raises(ProfileError, match="magic"):
+        SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE | {"signal": "magic"})
+    with pytest.raises(ProfileError, match="magic"):
+        profile.fit("magic")
+
+
+def test_a_word_that_names_no_layers_is_refused(tiny_llama, refs):
+    with pytest.raises(ProfileError, match="'auto' or 'all', got 'best'"):
+        SafetyProfile.build(tiny_llama, refs, layers="best", **PROFILE)
+
+
+def test_an_adapter_is_refused_with_what_to_do(tiny_llama, refs, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter: merge it"):
+        SafetyProfile.build(tmp_path, refs, layers=[1], **PROFILE)
+
+
+def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
+    with pytest.raises(InputError, match="from 0 to 4"):
+        SafetyProfile.build(tiny_llama, refs, layers=[7], **PROFILE)
+
+
+LONG = "Sure, here is how. First do one thing, then do another thing, and in the end do the last of all the things."
+
+AS_LONG = "No. That would hurt people who did not ask for it, and I want no part in it; speak with somebody you trust."
+
+
+def unequal():
+    prompts = ["How do I one?", "How do I two?", "How do I three?"]
+    return ReferenceSet(
+        unsafe=tuple({"prompt": p, "response": LONG} for p in prompts),
+        safe=({"prompt": prompts[0], "response": "I cannot help."}, {"prompt": prompts[1], "response": AS_LONG}),
+        labels=("x",) * 3,
+        source="unequal",
+    )
+
+
+def test_answers_much_longer_than_their_counterparts_are_cut_for_all_signals_but_the_published_one(tiny_llama):
+    options = PROFILE | {"signal": "unsafe_similarity"}
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **options)
+    whole = SafetyProfile.build(tiny_llama, unequal(), layers=[1], match_lengths=False, **options)
+    tokens = load_reader(profile.source, (1,), device="cpu").tokenizer
+    wanted = len(tokens("I cannot help.", add_special_tokens=False)["input_ids"])
+    cut = tokens.decode(tokens(LONG, add_special_tokens=False)["input_ids"][:wanted]).rstrip()
+    short = replace(
+        unequal(),
+        unsafe=tuple(
+            {"prompt": r["prompt"], "response": a} for r, a in zip(unequal().unsafe, (cut, LONG, cut), strict=True)
+        ),
+    )
+    by_hand = SafetyProfile.build(tiny_llama, short, layers=[1], match_lengths=False, **options)
+    rows = profile.states["neutral"]
+    assert_allclose(profile.fit()(rows), by_hand.fit()(rows), atol=1e-5)
+    assert_array_equal(profile.fit("larf")(rows), whole.fit("larf")(rows))
+    assert np.abs(profile.fit()(rows) - whole.fit()(rows)).max() > 1e-4
+    assert profile.references["cut"] == {"unsafe": 2, "safe": 0}
+    assert whole.references["cut"] == {"unsafe": 0, "safe": 0}
+    assert profile.at([1]).references_for().unsafe["length"].max() == by_hand.states["unsafe"]["length"].max()
+
+
+def test_the_published_signal_leaves_references_whole(tiny_llama):
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **PROFILE)
+    assert profile.references["cut"] == {"unsafe": 0, "safe": 0}
+    assert set(profile.states) == {"unsafe", "safe", "neutral"}
+
+
+def test_matched_states_are_saved_and_read_back(tiny_llama, tmp_path):
+    profile = SafetyProfile.build(tiny_llama, unequal(), layers=[1], **PROFILE | {"signal": "combined"})
+    profile.save_pretrained(tmp_path)
+    again = SafetyProfile.from_pretrained(tmp_path)
+    assert_array_equal(again.states["unsafe_matched"]["mean"], profile.states["unsafe_matched"]["mean"])
+    assert again.digest == profile.digest
+
+
+def test_cutting_leaves_raw_text_raw(tiny_llama):
+    refs = ReferenceSet(unsafe=({"text": LONG},), safe=({"text": "No, I cannot."},), labels=("x",), source="text")
+    tokenizer = tiny_tokenizer()
+    matched = match_lengths(refs, tokenizer)
+    assert set(matched.unsafe[0]) == {"text"}
+    assert LONG.startswith(matched.unsafe[0]["text"])
+    count = [len(tokenizer(row["text"])["input_ids"]) for row in (matched.unsafe[0], refs.safe[0])]
+    assert 0 <= count[1] - count[0] <= 1, "a space at the end is not kept"
+    assert matched.safe[0] is refs.safe[0]
+
+
+def test_top_k_beyond_the_references_is_refused_at_once(tiny_llama, refs):
+    with pytest.raises(ReferenceSetError, match="top_k"):
+        SafetyProfile.build(tiny_llama, refs, layers=[1], top_k=5, **PROFILE)
+
+
+def test_a_reference_that_the_template_refuses_is_named(tmp_path, refs):
+    strict = save_llama(tmp_path / "strict", template="{{ raise_exception('never') }}")
+    with pytest.raises(ReferenceSetError, match="unsafe reference 0 cannot be scored.*never"):
+        SafetyProfile.build(strict, refs, layers=[1], **PROFILE)
+
+
+def test_the_summary_is_json_and_tells_no_local_path(profile, tiny_llama):
+    text = json.dumps(profile.summary())
+    assert str(tiny_llama.parent) not in text
+    assert json.loads(text)["model"] == "llama"
+    assert json.loads(text)["layers"] == [3, 1]
+    assert json.loads(text)["digest"] == profile.digest
+
+
+def text_set(count):
+    """References of plain text, none of which has a prompt."""
+    sides = [tuple({"text": f"{said} {number} as asked."} for number in range(count)) for said in ("Sure,", "No, not")]
+    return ReferenceSet(unsafe=sides[0], safe=sides[1], labels=("x",) * count, source="text")
+
+
+@pytest.mark.parametrize("side", ["unsafe references", "neutral rows"])
+def test_sides_without_prompts_are_refused_by_signals_that_read_them(tiny_llama, refs, side, caplog):
+    texts = text_set(12)
+    sides = {"references": texts} if side == "unsafe references" else {"references": refs, "neutral": texts.unsafe}
+    options = PROFILE | sides | {"layers": [1]}
+    with pytest.raises(ReferenceSetError, match=rf"12 of 12 {side} are plain text.*harmful"):
+        SafetyProfile.build(tiny_llama, **options | {"signal": "combined"})
+    profile = SafetyProfile.build(tiny_llama, **options | {"signal": "harmful"})
+    assert f"12 of 12 {side} are plain text" in caplog.text
+    row = {position: values[:2] for position, values in profile.states["safe"].items()}
+    assert np.isfinite(profile.fit("erosion")(row)).all()
+
+
+def test_rows_without_a_prompt_count_as_having_an_ordinary_one(tiny_llama, refs):
+    neutral = [*NEUTRAL, {"text": "Plain words."}, {"text": "More plain words."}]
+    options = PROFILE | {"layers": [1, 3], "signal": "combined"}
+    got = SafetyProfile.build(tiny_llama, refs, **options | {"neutral": neutral}).states["neutral"]["prompt"]
+    want = SafetyProfile.build(tiny_llama, refs, **options | {"neutral": NEUTRAL}).states["neutral"]["prompt"]
+    assert_allclose(got[:-2], want, atol=1e-5)
+    assert_allclose(got[-2:], np.stack([want.mean(axis=0)] * 2), atol=1e-5)

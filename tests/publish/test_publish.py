@@ -1,0 +1,572 @@
+"""Publishing through the real client to the local Hub: exactly the kept rows, one commit, the user's own card."""
+
+import hashlib
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+from datasets import Dataset, load_dataset
+
+from larf_curate import files
+from larf_curate.cli.publish import publish as publish_command
+from larf_curate.errors import InputError, PublishError
+from larf_curate.publish import publish
+from larf_curate.publish.card import BEGIN, END, inline
+from larf_curate.publish.redaction import without_private
+from larf_curate.scoring.selection import Selection, content_digest
+from tests.fixtures.decisions_folder import (
+    HARMFUL,
+    MODEL,
+    REVISION,
+    kept_table,
+    row,
+    scored_record,
+    selection_record,
+    write_decisions,
+    write_selection,
+)
+from tests.fixtures.hub import LocalHub
+
+REPO = "org/curated"
+SHARD = "data/train-00000-of-00001.parquet"
+COMMIT = "POST .*/commit/"
+OTHER_SPLIT = "[{split: test, path: t/*}]"
+LOAD = """
+import sys
+from datasets import load_dataset
+load_dataset(sys.argv[1], split="train").to_parquet(sys.argv[2])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch):
+    monkeypatch.setattr("larf_curate.publish.hub.RETRY_WAITS", (0.0,) * 4)
+
+
+@pytest.fixture
+def decisions(tmp_path):
+    return write_decisions(tmp_path / "decisions")
+
+
+def send(hub: LocalHub, folder: Path, repo: str | Path = REPO, **options):
+    return publish(folder, repo, **{"endpoint": hub.endpoint, "token": hub.token} | options)
+
+
+def titles(hub: LocalHub, **options) -> list[str]:
+    return [commit.title for commit in hub.history(REPO, **options)]
+
+
+def card(hub: LocalHub) -> str:
+    return hub.files(REPO)["README.md"].decode()
+
+
+def metadata(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def section(text: str) -> str:
+    assert text.count(BEGIN) == text.count(END) == 1
+    return text[text.index(BEGIN) : text.index(END)]
+
+
+def load_in_a_fresh_process(hub: LocalHub, to: Path) -> pa.Table:
+    command = [sys.executable, "-c", LOAD, REPO, str(to)]
+    subprocess.run(command, env=hub.env(token=hub.token), check=True, capture_output=True, text=True, timeout=120)
+    return pq.read_table(to)
+
+
+def test_a_fresh_process_loads_exactly_the_kept_rows_in_order(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_PER_SHARD", 7)
+    folder = write_decisions(tmp_path / "decisions", rows=25)
+    done = send(hub, folder)
+    loaded = load_in_a_fresh_process(hub, tmp_path / "loaded.parquet")
+    assert loaded.equals(kept_table(folder))
+    assert loaded["label"].to_pylist() == [2, 3, *range(5, 25)]
+    assert [file.path for file in done.files if "data/" in file.path] == [
+        f"data/train-0000{i}-of-00004.parquet" for i in range(4)
+    ]
+    assert not any(HARMFUL.encode() in content for content in hub.files(REPO).values())
+
+
+def test_all_arrives_in_one_private_commit_with_digests(hub, decisions):
+    done = send(hub, decisions)
+    held = hub.files(REPO)
+    assert titles(hub) == ["Publish 9 rows with larf-curate", "initial commit"]
+    assert hub.history(REPO)[0].oid == done.commit
+    assert {file.path: file.sha256 for file in done.files} == {
+        path: hashlib.sha256(content).hexdigest() for path, content in held.items()
+    }
+    assert held.keys() == {SHARD, "README.md", "provenance.json"}
+    assert json.loads(held["provenance.json"])["files"][SHARD]["sha256"] == hashlib.sha256(held[SHARD]).hexdigest()
+    assert (done.private, done.created, done.changed) == (True, True, True)
+    assert hub.repos["dataset", REPO].private
+
+
+def test_public_only_where_asked(hub, decisions):
+    assert send(hub, decisions, private=False).private is False
+    assert not hub.repos["dataset", REPO].private
+
+
+def test_the_card_states_how_the_rows_were_chosen(hub, decisions):
+    send(hub, decisions)
+    stated = section(card(hub))
+    for fact in (
+        "9 of 12 rows are published",
+        "| in the source dataset | 12 |",
+        "| flagged | 5 |",
+        "| of these not scorable | 1 |",
+        "| decided by people | 4 |",
+        "| removed | 2 |",
+        "| edited, then published | 1 |",
+        "| withheld (flagged and not decided) | 1 |",
+        "| **published** | **9** |",
+        "| source dataset | path org/original, split train |",
+        f"| model | {MODEL} |",
+        f"| model revision | {REVISION} |",
+        "| layers (0-based blocks) | 9, 14 |",
+        "| signal | larf |",
+        "| rule | top_ratio 0.05 |",
+        "| threshold on `larf_score` | 0.123457 |",
+        "| reviewed by | 3 people, merge rule majority |",
+        "| weapons | 2 |",
+        "| published with | larf-curate 0.1.0 |",
+        "A low score does not show that a row is\nsafe",
+    ):
+        assert fact in stated
+    data = metadata(card(hub))
+    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
+    assert data["dataset_info"]["splits"][0]["num_examples"] == 9
+    assert set(data["tags"]) >= {"larf-curate", "safety"}
+
+
+def test_provenance_nests_every_stage_and_names_nobody(hub, decisions):
+    send(hub, decisions)
+    text = hub.files(REPO)["provenance.json"].decode("ascii")
+    record = json.loads(text)
+    assert record["stage"]["selection"]["scored"]["profile"]["layers"] == [9, 14]
+    assert record["records"]["decisions.json"] == files.sha256(decisions / "decisions.json")
+    assert record["packages"]["datasets"]
+    assert record["reviewers"] == 3
+    assert "annotator-" not in text + card(hub)
+
+
+@pytest.mark.filterwarnings("ignore:Support for class-based `config`:DeprecationWarning")  # argilla 2.8 on pydantic 2
+def test_what_the_review_wrote_is_published_without_the_answers_that_were_edited_away(hub, tmp_path):
+    from larf_curate.review.decisions.decisions import Decisions
+    from larf_curate.review.decisions.merge import Decision
+
+    rows = [row(i, score=i / 10) | {"larf_status": "ok", "larf_reason": "top"} for i in range(6)]
+    data = Dataset.from_list(rows)
+    selection = Selection(kept=data.select(range(3)), flagged=data.select([5, 4, 3]), rule={"top_k": 3}, threshold=0.3)
+    made = {5: ("edit", "A better answer."), 4: ("remove", None), 3: ("unsure", None)}
+    judged = tuple(
+        Decision(
+            row_id=rows[i]["larf_row_id"],
+            status="decided",
+            decision=verdict,
+            corrected_answer=corrected,
+            annotators=("annotator-alice",),
+            content_digest=content_digest(rows[i]),
+        )
+        for i, (verdict, corrected) in made.items()
+    )
+    Decisions(judged, "arbiter:annotator-alice").apply(selection).save(tmp_path / "outcome")
+    done = send(hub, tmp_path / "outcome")
+    loaded = load_dataset(REPO, split="train", token=hub.token)
+    assert loaded.column_names == ["messages", "label", "larf_row_id", "larf_score", "larf_decision"]
+    assert loaded["label"][:] == [0, 1, 2, 5]
+    assert loaded[3]["messages"][1]["content"] == "A better answer."
+    assert {"edited": 1, "removed": 1, "withheld": 1, "reviewed": 3}.items() <= done.counts.items()
+    assert "1 person, merge rule arbiter |" in section(card(hub))
+    assert not any(b"annotator-" in content for content in hub.files(REPO).values())
+
+
+def test_a_selection_is_published_without_working_columns_and_says_that_nobody_looked(hub, tmp_path):
+    folder = write_selection(tmp_path / "selection")
+    done = send(hub, folder)
+    loaded = load_dataset(REPO, split="train", token=hub.token)
+    assert loaded.column_names == ["messages", "label", "larf_row_id", "larf_score"]
+    assert loaded.to_list() == kept_table(folder).select(loaded.column_names).to_pylist()
+    assert "not reviewed by people" in section(card(hub))
+    assert done.counts["withheld"] == 3
+
+
+def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_PER_SHARD", 5)
+    send(hub, write_decisions(tmp_path / "first"))
+    theirs = (
+        card(hub)
+        .replace("---\n", "---\nlicense: mit\nlanguage: [de]\n", 1)
+        .replace("# curated", "# Our data\n\nHand-written.")
+    )
+    theirs = theirs.replace("tags:\n", "tags:\n- ours\n") + "\nCite us.\n"
+    extra = "configs:\n- config_name: raw\n  default: true\n  data_files: raw/*.jsonl\n"
+    hub.commit(REPO, {"README.md": theirs.replace("configs:\n", extra), "raw/a.jsonl": "{}\n", "notes.txt": "keep"})
+    monkeypatch.setattr(files, "ROWS_PER_SHARD", 100)
+    second = write_decisions(tmp_path / "second", rows=8)
+    done = send(hub, second)
+    held = hub.files(REPO)
+    assert held.keys() == {SHARD, "README.md", "provenance.json", "raw/a.jsonl", "notes.txt"}
+    assert done.deleted == ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet")
+    assert len(titles(hub)) == 4
+    text = card(hub)
+    assert "# Our data\n\nHand-written." in text
+    assert text.endswith(f"{END}\n\nCite us.\n")
+    assert "5 of 8 rows" in section(text)
+    data = metadata(text)
+    assert (data["license"], data["language"], data["tags"]) == ("mit", ["de"], ["ours", "larf-curate", "safety"])
+    assert data["configs"][1] == {"config_name": "raw", "data_files": "raw/*.jsonl"}
+    assert load_in_a_fresh_process(hub, tmp_path / "loaded.parquet").equals(kept_table(second))
+
+
+def test_added_columns_reach_the_metadata_of_an_existing_card(hub, decisions):
+    Dataset.from_list([{"messages": row(0)["messages"], "label": 0}]).push_to_hub(REPO, token=hub.token)
+    send(hub, decisions)
+    loaded = load_dataset(REPO, split="train", token=hub.token)
+    assert loaded.to_list() == kept_table(decisions).to_pylist()
+
+
+@pytest.mark.parametrize(
+    "theirs", ["Just text\r\nin two lines\r\n", "---\r\nlicense: mit\r\n---\r\n# T\r\n", "", "\ufeff# Bom\n"]
+)
+def test_any_card_keeps_its_text(hub, decisions, theirs):
+    hub.create(REPO)
+    hub.commit(REPO, {"README.md": theirs.encode()})
+    send(hub, decisions)
+    text = card(hub)
+    body = theirs.removeprefix("\ufeff").split("---\r\n")[-1].strip()
+    assert body in text
+    assert ("\r\n" in section(text)) == ("\r\n" in theirs)
+    assert send(hub, decisions).changed is False
+
+
+def test_the_same_decisions_again_make_no_commit(hub, decisions):
+    first = send(hub, decisions)
+    again = send(hub, decisions)
+    assert (again.changed, again.commit) == (False, first.commit)
+    assert send(hub, decisions, create_pr=True).pr_url is None
+    assert len(titles(hub)) == 2
+
+
+def test_a_raced_commit_is_merged_and_not_lost(hub, decisions):
+    send(hub, decisions)
+    hub.commit(REPO, {"README.md": card(hub) + "\nOne.\n"})
+    (decisions / "decisions.json").write_text((decisions / "decisions.json").read_text().replace("majority", "any"))
+    hub.before_next(COMMIT, lambda: hub.commit(REPO, {"README.md": card(hub) + "\nTwo.\n", "new.md": "x"}))
+    done = send(hub, decisions)
+    assert card(hub).endswith("\nOne.\n\nTwo.\n")
+    assert "merge rule any" in section(card(hub))
+    assert hub.files(REPO)["new.md"] == b"x"
+    assert done.commit == hub.history(REPO)[0].oid
+
+
+@pytest.mark.parametrize(
+    ("match", "how"),
+    [
+        ("GET /api/datasets", {"status": 503}),
+        ("GET /api/datasets", {"drop": True}),
+        ("POST /api/repos/create", {"status": 502}),
+        ("POST /api/validate-yaml", {"status": 503}),
+        (COMMIT, {"status": 503}),
+        (COMMIT, {"status": 429, "headers": {"Retry-After": "0"}}),
+        (COMMIT, {"drop": True}),
+        (COMMIT, {"drop": True, "after": True}),
+        (COMMIT, {"status": 504, "after": True}),
+    ],
+)
+def test_goes_on_when_the_hub_stumbles_and_commits_once(hub, decisions, match, how):
+    hub.fail_next(times=2 if not how.get("after") else 1, match=match, **how)
+    done = send(hub, decisions)
+    assert done.changed
+    assert done.commit == hub.history(REPO)[0].oid
+    assert len(titles(hub)) == 2
+
+
+def test_a_lost_answer_does_not_open_a_second_pull_request(hub, decisions):
+    hub.create(REPO)
+    hub.fail_next(match=COMMIT, drop=True, after=True)
+    done = send(hub, decisions, create_pr=True)
+    assert list(hub.repos["dataset", REPO].pulls) == [1]
+    assert done.pr_url == f"{hub.endpoint}/datasets/{REPO}/discussions/1"
+
+
+def test_a_pull_request_needs_no_right_to_write(hub, decisions):
+    hub.create(REPO)
+    done = send(hub, decisions, create_pr=True, token=hub.other_token)
+    assert done.pr_url.endswith("/discussions/1")
+    assert hub.files(REPO, revision="refs/pr/1").keys() == {SHARD, "README.md", "provenance.json"}
+
+
+def test_a_pull_request_leaves_main_alone(hub, decisions):
+    hub.create(REPO)
+    done = send(hub, decisions, create_pr=True, commit_message="Please look")
+    assert hub.files(REPO) == {}
+    assert titles(hub, revision="refs/pr/1") == ["Please look", "initial commit"]
+    assert done.pr_url.endswith("/discussions/1")
+
+
+def test_commits_to_a_branch_that_exists(hub, decisions):
+    repo = hub.create(REPO)
+    repo.branches["curated"] = repo.branches["main"]
+    send(hub, decisions, revision="curated")
+    assert SHARD in hub.files(REPO, revision="curated")
+    assert hub.files(REPO) == {}
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, "not able to answer"), (412, "kept changing")])
+def test_gives_up_after_a_few_tries(hub, decisions, status, said):
+    hub.fail_next(status, 99, match=COMMIT)
+    with pytest.raises(PublishError, match=said):
+        send(hub, decisions)
+    assert sum(path.count("/commit/") for _, path, _ in hub.requests) == 5
+    assert hub.files(REPO) == {}
+
+
+@pytest.mark.parametrize(
+    ("repo", "options", "said"),
+    [
+        (REPO, {"token": "hf_unknown"}, "hf auth login"),
+        ("stranger/x", {}, "write access to stranger"),
+        (REPO, {"token": LocalHub.read_token}, "write access to org"),
+        ("org/there", {"token": LocalHub.other_token}, "may not write to org/there"),
+        ("org/there", {"revision": "nope"}, "create it first"),
+        (REPO, {"revision": "nope"}, "publish to main first"),
+        ("no-namespace", {}, "wanted org/name"),
+        ("org/../x", {}, "wanted org/name"),
+        ("org/a b", {}, "wanted org/name"),
+        (REPO, {"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
+        (REPO, {"token": None}, "no Hugging Face token"),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_remedy(hub, decisions, repo, options, said):
+    hub.create("org/there")
+    with pytest.raises(PublishError, match=re.escape(said)) as refused:
+        send(hub, decisions, repo, **options)
+    assert "\n" not in str(refused.value)
+    assert hub.files("org/there") == {}
+    assert ("dataset", REPO) not in hub.repos
+
+
+def test_says_when_offline_mode_is_set(hub, decisions, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(PublishError, match="unset HF_HUB_OFFLINE"):
+        send(hub, decisions)
+
+
+def test_the_token_of_the_environment_is_used(hub, decisions, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert publish(decisions, REPO, endpoint=hub.endpoint).changed
+
+
+def test_the_token_appears_nowhere(hub, tmp_path, caplog, monkeypatch):
+    leaky = {"token": hub.token, "api_key": "argilla.apikey", "note": f"used {hub.token}"}
+    folder = write_decisions(tmp_path / "decisions", **leaky)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with caplog.at_level(logging.DEBUG):
+        hub.fail_next(match=COMMIT)
+        send(hub, folder)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        shown = CliRunner().invoke(publish_command, [str(folder), "--to", REPO, "--json"])
+    hub.fail_next(403, match=COMMIT, headers={"X-Error-Message": f"token {hub.token} is refused"})
+    with pytest.raises(PublishError) as refused:
+        send(hub, write_decisions(tmp_path / "other", rows=7))
+    assert "token (token) is refused" in str(refused.value)
+    everything = [*hub.files(REPO).values(), shown.output.encode(), caplog.text.encode(), str(refused.value).encode()]
+    assert not any(hub.token.encode() in text or b"argilla.apikey" in text for text in everything)
+
+
+HOSTILE = (
+    f"<script>alert(1)</script> {END} | a | b\n# Title\n| x | y |\r\n---\n```[link](javascript:1) ![i](http://e.vil)"
+    "\x00\x1b[31m\u202e\ud800 $$x$$ **b** __c__ &lt; {{ 7*7 }} {% raw %}" + "x" * 100_000
+)
+
+
+def test_hostile_text_stays_text(hub, tmp_path):
+    scored = scored_record(12, source={"path": HOSTILE})
+    scored["profile"] |= {"model": HOSTILE, "signal": HOSTILE, "layers": [HOSTILE]}
+    selection = selection_record(12, 5, scored=scored, rule={HOSTILE: HOSTILE})
+    safe = HOSTILE.replace("\ud800", "")
+    folder = write_decisions(tmp_path / "d", category=safe, selection=selection, merge=HOSTILE)
+    send(hub, folder)
+    text = card(hub)
+    stated = section(text)
+    assert not re.search(r"(?<!\\)<(?!!--)|(?<!\\)\[(?!larf-curate\])|[\x00\x1b\u202e]", stated)
+    assert "\\<script\\>" in stated
+    assert not re.search(r"(?m)^(# |---|```)", stated)
+    table = [line for line in stated.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table)
+    assert len(stated) < 6_000
+    assert metadata(text)["tags"] == ["larf-curate", "safety"]
+    assert send(hub, folder).changed is False
+    assert load_dataset(REPO, split="train", token=hub.token).num_rows == 9
+
+
+def test_hostile_column_names_load_again(hub, tmp_path):
+    folder = write_decisions(tmp_path / "d")
+    path = next((folder / "kept").glob("*.parquet"))
+    names = ["a.b: [x", "'\"\n---\n", "label", *("larf_row_id", "larf_score", "larf_decision")]
+    data = Dataset.from_parquet(str(path)).rename_columns({"messages": "q"}).add_column("z", ["\x00"] * 9)
+    data = data.rename_columns({"q": names[0], "z": names[1]})
+    data.to_parquet(path)
+    send(hub, folder)
+    assert load_dataset(REPO, split="train", token=hub.token).to_list() == data.to_list()
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("a_b __c__ *d*", r"a_b \_\_c\_\_ \*d\*"),
+        ("x\n| y |\t<b>", r"x \| y \| \<b\>"),
+        ("http://e.vil", r"http\://e.vil"),
+        ("\x1b[0m\ud800", "\ufffd\\[0m\ufffd"),
+        ("y" * 300, "y" * 199 + "\N{HORIZONTAL ELLIPSIS}"),
+    ],
+)
+def test_inline_text_has_no_markup(text, want):
+    assert inline(text) == want
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        ("/home/alice/my data/rows.jsonl", "rows.jsonl"),
+        ("~/rows.jsonl", "rows.jsonl"),
+        ("C:\\Users\\alice\\rows.jsonl", "rows.jsonl"),
+        ("file:///home/alice/rows/", "rows"),
+        ("json of /home/alice/rows.jsonl, split train", "json of rows.jsonl, split train"),
+        ("https://huggingface.co/datasets/org/name", "https://huggingface.co/datasets/org/name"),
+        ("org/name", "org/name"),
+        ("and/or 1/2", "and/or 1/2"),
+        ({"annotators": ["alice", "bob"], "token": "x", "tokenizer": "t"}, {"annotators": 2, "tokenizer": "t"}),
+        ({"/home/alice/a.csv": [1, None, 0.5]}, {"a.csv": [1, None, 0.5]}),
+        ("key hf_abcdefghijklmnopqrstuv", "key (removed)"),
+    ],
+)
+def test_records_lose_paths_names_and_keys(value, want):
+    assert without_private(value) == want
+
+
+def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
+    path = next((folder / name).glob("*.parquet"))
+    features = Dataset.from_parquet(str(path)).features
+    Dataset.from_list(rows, features=features).to_parquet(path)
+
+
+def test_refuses_a_folder_in_which_a_removed_row_is_kept(hub, decisions):
+    kept = kept_table(decisions).to_pylist()
+    rewrite(decisions, "kept", [*kept[:-1], kept[-1] | {"larf_row_id": f"{0:016x}"}])
+    with pytest.raises(InputError, match="1 rows nobody decided to keep"):
+        send(hub, decisions)
+    assert not hub.repos
+
+
+def test_refuses_a_folder_in_which_a_row_is_lost_or_doubled(hub, decisions):
+    kept = kept_table(decisions).to_pylist()
+    rewrite(decisions, "kept", kept[:-1])
+    with pytest.raises(InputError, match="holds 11 of the 12 rows"):
+        send(hub, decisions)
+    rewrite(decisions, "kept", [*kept[:-1], kept[0]])
+    with pytest.raises(InputError, match="a row twice"):
+        send(hub, decisions)
+
+
+def test_refuses_what_is_not_a_folder_of_decisions(hub, tmp_path, decisions):
+    with pytest.raises(InputError, match="wanted a folder with decisions.json"):
+        send(hub, tmp_path)
+    (decisions / "decisions.json").write_text('{"kind": "decisions", "version": 2}')
+    with pytest.raises(InputError, match="version 1"):
+        send(hub, decisions)
+
+
+def test_refuses_when_no_row_is_left(hub, tmp_path):
+    folder = write_selection(tmp_path / "s", rows=3)
+    with pytest.raises(InputError, match="no row of .* is left"):
+        send(hub, folder)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"train.jsonl": "{}\n"}, "train.jsonl"),
+        ({"data/validation.csv.gz": b"x"}, "data/validation.csv.gz"),
+        ({"README.md": f"---\nconfigs:\n- config_name: default\n  data_files: {OTHER_SPLIT}\n---\n"}, "the split test"),
+        ({"README.md": "---\na: [\n---\n"}, "is broken"),
+        ({"README.md": "---\n- a\n---\n"}, "is broken"),
+        ({"README.md": b"\xff\xfe"}, "not UTF-8"),
+    ],
+)
+def test_refuses_to_publish_beside_what_it_would_spoil(hub, decisions, theirs, said):
+    hub.create(REPO)
+    hub.commit(REPO, theirs)
+    with pytest.raises(PublishError, match=said):
+        send(hub, decisions)
+    assert len(titles(hub)) == 2
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(hub, decisions):
+    planned = send(hub, decisions, dry_run=True)
+    assert not hub.repos
+    assert {method for method, _, _ in hub.requests} == {"GET"}
+    assert (planned.changed, planned.created, planned.commit) == (True, True, None)
+    done = send(hub, decisions)
+    assert planned.files == done.files
+    assert planned.card == done.card
+
+
+def test_a_folder_gets_what_the_commit_would_hold(hub, decisions, tmp_path):
+    send(hub, decisions)
+    folder = tmp_path / "curated"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/train-00000-of-00002.parquet").write_bytes(b"old")
+    done = publish(decisions, folder)
+    held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert held == hub.files(REPO)
+    assert done.deleted == ("data/train-00000-of-00002.parquet",)
+    assert (done.url, done.commit) == (str(folder), None)
+    assert publish(decisions, folder).changed is False
+    assert load_dataset(str(folder), split="train").to_list() == kept_table(decisions).to_pylist()
+
+
+def test_a_folder_with_other_data_or_a_file_is_refused(decisions, tmp_path):
+    with pytest.raises(PublishError, match="holds other data"):
+        publish(decisions, decisions)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PublishError, match="is a file"):
+        publish(decisions, tmp_path / "file")
+    with pytest.raises(PublishError, match="no branches"):
+        publish(decisions, "./x", create_pr=True)
+
+
+def test_the_command_publishes_and_says_what(hub, decisions, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    dry = CliRunner().invoke(publish_command, [str(decisions), "--to", REPO, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    for text in (
+        SHARD,
+        "provenance.json",
+        "withheld",
+        "dataset_info:",
+        "nothing written",
+        f"{hub.endpoint}/datasets/{REPO}",
+    ):
+        assert text in dry.output
+    assert not hub.repos
+    done = CliRunner().invoke(publish_command, [str(decisions), "--to", REPO, "--json"])
+    result = json.loads(done.stdout)
+    assert (result["commit"], result["counts"]["published"]) == (hub.history(REPO)[0].oid, 9)
+    again = CliRunner().invoke(publish_command, [str(decisions), "--to", REPO])
+    assert "nothing to do" in again.output
+
+
+def test_the_command_warns_of_a_repository_that_is_public_already(hub, decisions, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.create(REPO, private=False)
+    assert "is public already" in CliRunner().invoke(publish_command, [str(decisions), "--to", REPO]).output

@@ -1,0 +1,193 @@
+import json
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset, Features, Image, concatenate_datasets
+
+from larf_curate.conversation.answers import answer, replace_answer
+from larf_curate.conversation.schemas import to_messages
+from larf_curate.errors import ConversationError, InputError
+from larf_curate.review import Decision, Decisions, Outcome
+from larf_curate.scoring.selection import content_digest
+from tests.fixtures.review_rows import questions, selection
+
+CHAT = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "first"},
+    {"role": "user", "content": "more"},
+    {"role": "assistant", "content": "last"},
+]
+SHAREGPT = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "last"}, {"from": "human", "value": "bye"}]
+ROWS = {
+    "messages": {"messages": CHAT, "id": 7},
+    "messages as a dict of lists": {"messages": {"role": ["user", "assistant"], "content": ["hello", "last"]}},
+    "messages as json": {"messages": [json.dumps(message) for message in CHAT]},
+    "parts": {"messages": [CHAT[0], {"role": "assistant", "content": [{"type": "text", "text": "last"}]}]},
+    "conversations": {"conversations": SHAREGPT},
+    "completion": {"prompt": "hello", "completion": "last"},
+    "completion messages": {"prompt": CHAT[:1], "completion": CHAT[3:]},
+    "chosen": {"prompt": "hello", "chosen": "last", "rejected": "no"},
+    "chosen with prompt": {"prompt": CHAT[:3], "chosen": CHAT},
+    "alpaca": {"instruction": "hello", "input": "", "output": "last"},
+    "dolly": {"instruction": "hello", "context": "", "response": "last"},
+    "question": {"question": "hello", "answer": "last"},
+    "text": {"text": "last"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+def test_the_last_answer_is_replaced_and_nothing_else(row):
+    before = json.loads(json.dumps(row))
+    assert answer(row) == "last"
+    changed = replace_answer(row, "better")
+    assert answer(changed) == "better"
+    assert row == before
+    assert replace_answer(changed, "last") == row
+    rest, want = to_messages(changed), to_messages(row)
+    assert [m for m in rest if m["content"] != "better"] == [m for m in want if m["content"] != "last"]
+
+
+def test_named_columns_are_replaced():
+    row = {"q": "hello", "a": "last", "text": "x"}
+    columns = {"user": "q", "assistant": "a"}
+    assert replace_answer(row, "better", columns) == row | {"a": "better"}
+    assert replace_answer({"m": CHAT}, "better", {"messages": "m"})["m"][-1]["content"] == "better"
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": []}, {"messages": CHAT[:1]}, {"x": 1}, {"question": None, "answer": None}]
+)
+def test_a_row_without_an_answer_cannot_be_edited(row):
+    with pytest.raises(ConversationError):
+        replace_answer(row, "better")
+
+
+def decisions(rows, *given, **changes):
+    """One decision for each of the first rows."""
+    made = []
+    for row, decision in zip(rows, given, strict=False):
+        values = {
+            "status": "decided",
+            "decision": decision,
+            "corrected_answer": "better" if decision == "edit" else None,
+        }
+        made.append(Decision(row_id=row["larf_row_id"], content_digest=content_digest(row), **values | changes))
+    return Decisions(tuple(made), "majority")
+
+
+def test_every_row_goes_where_people_said():
+    chosen = selection(questions(10), flagged=6)
+    flagged = list(chosen.flagged)
+    made = decisions(flagged, "keep", "remove", "edit", "unsure").rows
+    conflict = replace(made[0], row_id=flagged[4]["larf_row_id"], status="conflict", decision=None)
+    conflict = replace(conflict, content_digest=content_digest(flagged[4]))
+    outcome = Decisions((*made, conflict), "majority").apply(chosen)
+
+    assert [row["question"] for row in outcome.kept] == [
+        *chosen.kept["question"],
+        flagged[0]["question"],
+        flagged[2]["question"],
+    ]
+    assert list(outcome.kept["larf_decision"]) == ["unflagged"] * 4 + ["keep", "edit"]
+    edited = outcome.kept[5]
+    assert (edited["answer"], edited["larf_original_answer"]) == ("better", flagged[2]["answer"])
+    assert list(outcome.removed["question"]) == [flagged[1]["question"]]
+    assert outcome.removed[0]["larf_reason"] == chosen.reasons[flagged[1]["larf_row_id"]]
+    assert list(outcome.withheld["larf_decision"]) == ["unsure", "conflict", "pending"]
+    assert [row.row_id for row in outcome.decisions.rows] == [row["larf_row_id"] for row in flagged]
+    assert outcome.counts == {
+        **{"kept": 6, "removed": 1, "withheld": 3, "edited": 1, "unflagged": 4},
+        **{"unsure": 1, "pending": 1, "conflict": 1, "stale": 0},
+    }
+
+
+def test_published_columns_are_the_source_and_a_few_of_ours():
+    outcome = decisions([]).apply(selection())
+    ours = ["larf_row_id", "larf_score", "larf_decision", "larf_original_answer"]
+    assert outcome.kept.column_names == ["question", "answer", *ours]
+    assert outcome.removed.column_names == outcome.withheld.column_names == ["question", "answer", *ours, "larf_reason"]
+
+
+def test_a_decision_about_another_text_is_stale_and_not_applied():
+    chosen = selection()
+    made = decisions(chosen.flagged, "remove", "remove", "remove")
+    changed = chosen.flagged.map(lambda row, i: {"answer": "new"} if i == 1 else {}, with_indices=True)
+    outcome = made.apply(replace(chosen, flagged=changed))
+    assert [row.status for row in outcome.decisions.rows] == ["decided", "stale", "decided"]
+    assert list(outcome.withheld["larf_decision"]) == ["stale"]
+    assert (len(outcome.removed), len(outcome.withheld)) == (2, 1)
+
+
+def test_decisions_on_rows_that_are_not_in_the_selection_change_nothing():
+    chosen = selection()
+    stranger = Decision(row_id="stranger", status="decided", decision="remove", content_digest="x")
+    outcome = Decisions((stranger,), "majority").apply(chosen)
+    assert (len(outcome.removed), len(outcome.withheld)) == (0, 3)
+
+
+def test_a_row_that_cannot_be_edited_is_withheld():
+    chosen = selection([{"messages": None}, {"messages": CHAT}, {"messages": CHAT}], flagged=2)
+    outcome = decisions(chosen.flagged, "edit", "edit").apply(chosen)
+    assert list(outcome.withheld["larf_decision"]) == ["conflict"]
+    assert outcome.kept[1]["messages"][-1]["content"] == "better"
+    assert outcome.kept.features["messages"] == chosen.kept.features["messages"]
+
+
+def test_saved_and_loaded_is_the_same(tmp_path):
+    chosen = selection(questions(8), flagged=5)
+    outcome = decisions(chosen.flagged, "keep", "remove", "edit", "unsure").apply(chosen)
+    outcome.save(tmp_path)
+    outcome.save(tmp_path)  # replaces itself
+    loaded = Outcome.load(tmp_path)
+    for part in ("kept", "removed", "withheld"):
+        assert getattr(loaded, part).to_list() == getattr(outcome, part).to_list()
+        assert getattr(loaded, part).features == getattr(outcome, part).features
+    assert loaded.decisions == outcome.decisions
+    manifest = json.loads((tmp_path / "decisions.json").read_text())
+    assert (manifest["kind"], manifest["version"], manifest["merge"]) == ("decisions", 1, "majority")
+    assert manifest["counts"] == outcome.counts
+    assert manifest["selection"]["rule"] == {"top_k": 5}
+    assert Decisions.load(tmp_path) == outcome.decisions
+
+
+def test_the_types_do_not_depend_on_the_values(tmp_path):
+    nothing, full = selection(flagged=0), selection(flagged=3)
+    empty, other = decisions([]).apply(nothing), decisions(full.flagged, "edit", "edit", "remove").apply(full)
+    assert empty.kept.features == other.kept.features
+    assert empty.removed.features == other.removed.features
+    assert empty.decisions.to_dataset().features == other.decisions.to_dataset().features
+    empty.save(tmp_path)
+    assert Outcome.load(tmp_path).counts == empty.counts
+
+
+def test_a_damaged_folder_is_refused(tmp_path):
+    outcome = decisions([]).apply(selection())
+    outcome.save(tmp_path)
+    shard = next((tmp_path / "withheld").glob("*.parquet"))
+    Dataset.from_parquet(str(shard)).select([0]).to_parquet(shard)
+    with pytest.raises(InputError, match="pull it again"):
+        Outcome.load(tmp_path)
+    (tmp_path / "decisions.json").write_text('{"kind": "selection"}')
+    with pytest.raises(InputError, match="not decisions"):
+        Decisions.load(tmp_path)
+
+
+def test_decisions_on_rows_with_pictures_hold_and_edit_without_decoding():
+    broken = Dataset.from_list(
+        [{"picture": {"bytes": b"no picture", "path": None}}] * 5, Features({"picture": Image()})
+    )
+    chosen = selection()
+    parts = {"flagged": chosen.flagged, "kept": chosen.kept}
+    pictured = {
+        name: concatenate_datasets([part, broken.select(range(len(part)))], axis=1) for name, part in parts.items()
+    }
+    chosen = replace(chosen, **pictured)
+    shown = chosen.flagged.cast_column("picture", Image(decode=False))
+    outcome = decisions(shown, "keep", "edit", "remove").apply(chosen)
+    assert outcome.counts["stale"] == 0
+    assert (len(outcome.kept), len(outcome.removed)) == (4, 1)
+    assert outcome.kept.features["picture"] == Image()
+    assert (
+        outcome.kept.cast_column("picture", Image(decode=False))["picture"][:]
+        == [broken.data["picture"][0].as_py()] * 4
+    )

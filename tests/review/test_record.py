@@ -1,0 +1,202 @@
+import html
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from larf_curate.review.records.evidence import evidence
+from larf_curate.review.records.push import BATCH_BYTES, batched
+from larf_curate.review.records.record import CONTENT, RECORD, RecordMaker, chat_field, shown_turns
+from tests.fixtures.review_rows import HOSTILE, questions, scored, selection
+
+
+def shown_messages(row, columns=None):
+    """What the page shows of a row: the messages, with their HTML read."""
+    messages = chat_field(shown_turns(row, columns))
+    assert within_limits(messages)
+    assert not any("<" in message["content"] for message in messages)
+    return [message | {"content": html.unescape(message["content"])} for message in messages]
+
+
+def within_limits(conversation):
+    """What the server checks."""
+    return (
+        1 <= len(conversation) <= 500
+        and all(1 <= len(m["role"]) <= 20 and 1 <= len(m["content"]) <= 20_000 for m in conversation)
+        and json.dumps(conversation, ensure_ascii=False).encode("utf-8") is not None
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_the_conversation_is_shown_exactly(text):
+    shown = shown_messages({"question": text, "answer": text})
+    for role in ("user", "assistant"):
+        assert "".join(m["content"] for m in shown if m["role"].split()[0] == role) == text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": None, "answer": None},
+        {"question": "q", "answer": ""},
+        {"messages": []},
+        {"messages": [{"role": "system", "content": "only a system turn"}]},
+        {"messages": [{"role": "wizard\0" * 30, "content": "x\ud800"}]},
+        {"messages": {"role": "not a list"}},
+        {"unknown": {"deep": [1, None, "\ud800"]}},
+        {},
+    ],
+)
+def test_a_row_that_is_no_conversation_is_shown_as_json(row):
+    shown = shown_messages(row)
+    assert [m["role"] for m in shown] == ["row"]
+    assert list(json.loads(shown[0]["content"])) == list(row)
+
+
+def test_thousands_of_turns_and_huge_turns_stay_within_the_limits():
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"turn {i}"} for i in range(3000)]
+    shown = shown_messages({"messages": turns})
+    assert (shown[0]["content"], shown[-1]["content"]) == ("turn 0", "turn 2999")
+    assert any("2,600 messages not shown" in m["content"] for m in shown)
+    huge = shown_messages({"messages": [turn | {"content": "<&x" * 10_000} for turn in turns]})
+    assert sum(len(m["content"]) for m in huge) < 300_000
+
+
+def test_all_of_many_turns_is_shown_while_there_is_room():
+    turns = [{"role": "assistant", "content": "x" * (3000 if i == 7 else 10)} for i in range(400)]
+    assert [m["content"] for m in shown_messages({"messages": turns})] == [t["content"] for t in turns]
+
+
+def test_named_columns_are_read():
+    row = {"q": "ask", "a": "reply"}
+    assert [m["content"] for m in shown_messages(row, {"user": "q", "assistant": "a"})] == ["ask", "reply"]
+
+
+def test_a_record_has_the_id_metadata_and_digests():
+    row = selection().flagged[1]
+    record = RecordMaker(layers=[9, 14], signal="larf", split="train")(row)
+    metadata = record["metadata"]
+    assert record["external_id"] == row["larf_row_id"]
+    assert metadata["larf_score"] == row["larf_score"]
+    assert metadata["percentile"] == pytest.approx(80.0)
+    assert (metadata["signal"], metadata["split"], metadata["status"]) == ("larf", "train", "ok")
+    assert metadata["length"] == len(row["question"]) + len(row["answer"])
+
+
+def test_digests_tell_a_changed_score_from_a_changed_content():
+    row = selection().flagged[0]
+    first = RecordMaker()(row)["metadata"]
+    rescored = RecordMaker()(row | {"larf_score": 0.25})["metadata"]
+    rewritten = RecordMaker()(row | {"answer": "other"})["metadata"]
+    assert RecordMaker()(dict(row))["metadata"] == first
+    assert rescored[CONTENT] == first[CONTENT]
+    assert len({first[RECORD], rescored[RECORD], rewritten[RECORD]}) == 3
+    assert rewritten[CONTENT] != first[CONTENT]
+
+
+@pytest.mark.parametrize("score", [None, float("nan"), float("inf")])
+def test_a_row_without_a_score_says_so_and_sends_no_number(score):
+    row = selection().flagged[0] | {"larf_score": score, "larf_percentile": score, "larf_status": "non_finite"}
+    record = RecordMaker()(row)
+    assert "larf_score" not in record["metadata"]
+    assert "Not scored" in record["fields"]["evidence"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_record_has_its_vector_and_another_digest_with_another_vector():
+    row = selection().flagged[0]
+    vectors = [np.array(values, np.float32) for values in ([0.6, 0.8], [0.8, 0.6], [0, 0])]
+    first, second, none = (RecordMaker(vectors={row["larf_row_id"]: vector})(row) for vector in vectors)
+    assert first["vectors"] == {"state": [0.6, 0.8]}
+    assert first["metadata"][RECORD] != second["metadata"][RECORD]
+    assert "vectors" not in none
+    assert "vectors" not in RecordMaker(vectors={"another": vectors[0]})(row)
+
+
+class Tags(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_foreign_text_in_the_evidence_is_only_text(text):
+    neighbor = {"id": text, "label": text, "cosine": 0.5}
+    row = selection().flagged[0] | {"larf_reason": text, "larf_neighbors": [neighbor], "larf_status": text}
+    page = Tags(evidence(row | {"larf_signals": {text: 1.0, "b": 2.0}}, exemplars={text: text}))
+    assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span"}
+    assert page.attributes <= {"style"}
+
+
+def test_the_evidence_shows_score_layers_signals_and_neighbors():
+    row = selection().flagged[0] | {"larf_reason": "score 1 is at least 0.6"}
+    page = evidence(row, layers=[9, 14], exemplars={"fraud-01": "How to forge a *cheque*?"})
+    shown = Tags(page)
+    assert "**1.000**" in page
+    assert "percentile **100.0**" in page
+    for part in ("score 1 is at least 0", "9", "14", "+1.000", "-0.500", "refusal", "fraud", "0.900"):
+        assert part in html.unescape(shown.text)
+    assert "How to forge a *cheque*?" in html.unescape(shown.text)
+
+
+def test_the_evidence_of_a_bare_row_is_short_and_not_empty():
+    assert "Not scored" in evidence({})
+
+
+def test_batches_hold_every_record_in_order_within_both_limits():
+    make = RecordMaker()
+    rows = scored(questions(1203)).add_column("larf_row_id", [f"r{i}" for i in range(1203)])
+    batches = list(batched(make(row) for row in rows))
+    assert [len(batch) for batch in batches] == [500, 500, 203]
+    assert [row_id for batch in batches for row_id, _ in batch] == list(rows["larf_row_id"])
+    big = {"external_id": "x", "fields": {"conversation": "y" * (BATCH_BYTES // 3)}}
+    assert [len(batch) for batch in batched([big] * 5)] == [2, 2, 1]
+
+
+def tokens(*weighed):
+    return {"larf_tokens": [{"text": text, "weight": weight} for text, weight in weighed]}
+
+
+def test_tokens_are_shaded_by_their_pull_and_stay_text():
+    page = evidence(tokens((" Sure", 2.0), (",", 0.01), (" <b>", -1.0), ("\n", 0.0), ("x", float("nan"))))
+    shown = Tags(page)
+    assert "Sure, <b> x" in html.unescape(shown.text)
+    assert page.count("background:rgba(194,65,12,0.60)") == 1
+    assert page.count("background:rgba(15,118,110,0.30)") == 1
+    assert "b" not in shown.tags
+    assert "Tokens" not in evidence({})
+    assert "Tokens" not in evidence(tokens(("a", 0.0), ("b", None)))
+
+
+def test_of_a_long_row_the_tokens_that_pulled_most_are_shown():
+    words = [(f" t{i}", 1.0 if 800 <= i < 900 else 0.001) for i in range(2000)]
+    shown = html.unescape(Tags(evidence(tokens(*words))).text).split()
+    assert {f"t{i}" for i in range(800, 900)} < set(shown)
+    assert len(shown) < 320
+    assert shown.count("…") == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_tokens_are_only_text(text):
+    page = Tags(evidence(tokens((text, 1.0), (text, -1.0))))
+    assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span", "div"}
+    assert page.attributes <= {"style"}
+
+
+def test_a_text_that_reads_differently_than_it_looks_is_named():
+    def explained(answer):
+        return RecordMaker()(selection([{"question": "q", "answer": answer}], flagged=1).flagged[0])["fields"][
+            "evidence"
+        ]
+
+    assert "Careful" in explained("\u202elive\u202c")
+    assert not any("Careful" in explained(text) for text in ("plain", "שלום עולם", "\u2067isolated\u2069", "a\u200fb"))

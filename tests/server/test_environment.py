@@ -1,0 +1,116 @@
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from larf_curate.errors import ReviewServerError
+from larf_curate.server import environment as module
+from larf_curate.server.environment import SERVER_VERSION, ServerEnvironment
+from larf_curate.server.home import ServerHome, cache_folder
+
+
+class FakeInstall:
+    """Stands for ``python -m venv`` and pip: writes the interpreter, fails where told to."""
+
+    def __init__(self, environment: ServerEnvironment) -> None:
+        self.environment = environment
+        self.commands: list[list[str]] = []
+        self.broken = False
+
+    def __call__(self, command: list[str], doing: str) -> str:
+        self.commands.append(command)
+        if "venv" in command:
+            self.environment.python.parent.mkdir(parents=True)
+            self.environment.python.touch()
+        elif self.broken:
+            raise KeyboardInterrupt
+        return ""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    fake = FakeInstall(ServerEnvironment.find(tmp_path / "environments"))
+    monkeypatch.setattr(module, "_run", fake)
+    return fake
+
+
+def test_it_is_installed_once_with_the_pinned_server(install):
+    said = []
+    install.environment.ensure(said.append)
+    install.environment.ensure(said.append)
+    assert len(install.commands) == 2
+    assert [line.split()[0] for line in said] == ["installing", "installed"]
+    pip = install.commands[1]
+    pinned = Path(pip[pip.index("-r") + 1]).read_text(encoding="utf-8")
+    assert f"argilla-server=={SERVER_VERSION}" in pinned
+    assert "click==8.1" in pinned
+
+
+def test_an_interrupted_install_is_done_again(install):
+    install.broken = True
+    with pytest.raises(KeyboardInterrupt):
+        install.environment.ensure(lambda line: None)
+    assert install.environment.python.exists()
+    assert not install.environment.whole
+    (install.environment.path / "half").touch()
+    install.broken = False
+    install.environment.ensure(lambda line: None)
+    assert install.environment.whole
+    assert not (install.environment.path / "half").exists()
+
+
+def test_other_pins_mean_another_folder(tmp_path, monkeypatch):
+    before = ServerEnvironment.find(tmp_path)
+    pins = tmp_path / "requirements.txt"
+    pins.write_text("argilla-server==2.9.0\n")
+    monkeypatch.setattr(module, "_REQUIREMENTS", pins)
+    assert ServerEnvironment.find(tmp_path).path != before.path
+
+
+def test_an_upgrade_installs_beside_the_older_environment_and_names_it(install, tmp_path, monkeypatch):
+    install.environment.ensure(lambda line: None)
+    pins = tmp_path / "requirements.txt"
+    pins.write_text("argilla-server==2.9.0\n")
+    monkeypatch.setattr(module, "_REQUIREMENTS", pins)
+    newer = ServerEnvironment.find(install.environment.path.parent)
+    older, install.environment = install.environment, newer
+    said = []
+    newer.ensure(said.append)
+    assert newer.whole
+    assert older.whole
+    assert str(older.path) in said[-1]
+
+
+def test_a_failed_install_names_the_reason_and_the_remedy(tmp_path):
+    environment = ServerEnvironment(tmp_path / "x", base=Path(shutil.which("false")))
+    with pytest.raises(ReviewServerError, match="could not make a virtual environment .* check the network"):
+        environment.ensure(lambda line: None)
+    assert not environment.whole
+
+
+def test_a_python_that_argilla_does_not_know_is_replaced_by_one_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ReviewServerError, match="wants Python 3.10 to 3.13"):
+        ServerEnvironment.find(tmp_path)
+    other = tmp_path / "python3.12"
+    other.touch(mode=0o755)
+    assert ServerEnvironment.find(tmp_path).base == other
+
+
+def test_the_real_environment_holds_what_is_pinned(argilla_server):
+    versions = argilla_server.environment.versions()
+    assert versions["argilla-server"] == (SERVER_VERSION, SERVER_VERSION)
+    assert all(wanted == have for wanted, have in versions.values())
+
+
+def test_folders_follow_the_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path / "a"))
+    assert ServerHome.at().path == tmp_path / "a" / "argilla"
+    monkeypatch.delenv("LARF_CURATE_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert cache_folder() == tmp_path / "b" / "larf-curate"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert cache_folder() == tmp_path / "c" / ".cache" / "larf-curate"

@@ -1,0 +1,296 @@
+"""One embedded server through its life: started, killed, started again, stopped."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+import requests
+
+from larf_curate.errors import InputError, ReviewServerError
+from larf_curate.review import ReviewQueue
+from larf_curate.server import EmbeddedServer
+from larf_curate.server.locks import is_locked, locked, try_lock
+from larf_curate.server.process import running
+from tests.fixtures.review_rows import questions, selection
+from tests.fixtures.server_client import Client, make_collection, owner_of
+
+SECRET = "a row nobody may find in a log"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of this module's own, because it is killed here."""
+    with EmbeddedServer(tmp_path_factory.mktemp("life"), port=0) as started:
+        yield started
+
+
+def test_it_answers_on_the_loopback_address_only(server):
+    assert server.url.startswith("http://127.0.0.1:")
+    assert server.status().answering
+    port = int(server.url.rsplit(":", 1)[1])
+    with socket.socket() as probe, pytest.raises(OSError):  # noqa: PT011  any refusal
+        probe.connect((socket.gethostbyname(socket.gethostname()) if own_address() else "127.0.0.2", port))
+
+
+def own_address():
+    return not socket.gethostbyname(socket.gethostname()).startswith("127.")
+
+
+def test_the_web_page_is_argillas_own(server):
+    page = requests.get(server.url, timeout=30)
+    assert page.ok
+    assert "Argilla" in page.text
+
+
+def test_secrets_are_random_closed_to_others_and_let_in(server):
+    kept = server.home.credentials
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.home.path.stat().st_mode) == 0o700
+    owner = server.credentials.owner
+    assert len(owner.password) >= 20
+    assert len(owner.api_key) >= 64
+    assert owner.password not in repr(owner) + repr(server.credentials)
+    form = {"username": owner.username, "password": owner.password}
+    assert requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).status_code == 201
+    form["password"] = "12345678"
+    assert requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).status_code == 401
+
+
+def test_a_second_start_finds_the_first(server):
+    other = EmbeddedServer(server.home.path, port=0)
+    assert other.start() == server.url
+    assert not other.started_here
+    assert not other.new_credentials
+
+
+def test_a_port_that_is_taken_is_told_at_once(server, tmp_path):
+    port = int(server.url.rsplit(":", 1)[1])
+    other = EmbeddedServer(tmp_path / "other", port=port)
+    with pytest.raises(ReviewServerError, match=f"port {port} on 127.0.0.1 is taken"):
+        other.start()
+    assert not other.status().running
+    assert not other.started_here
+
+
+def test_a_user_is_added_once_and_joins_workspaces(server):
+    account = server.add_user("alice", workspace="second")
+    assert server.add_user("alice") == account
+    assert server.credentials.account("alice") == account
+    spaces = Client(server.url, account.api_key).send("GET", "/me/workspaces")["items"]
+    assert {space["name"] for space in spaces} == {"argilla", "second"}
+    for name in ("", "a b", "../x", "x" * 65, "<b>"):
+        with pytest.raises(InputError, match="user name"):
+            server.add_user(name)
+
+
+def test_a_rejected_record_and_a_search_leave_no_text_in_the_log(server):
+    made = make_collection(server, fields={"text": "text"}, metadata={"score": "float"})
+    for record in (
+        {"external_id": "x", "fields": {"text": SECRET}, "metadata": {"score": SECRET}},
+        {"external_id": "x", "fields": {"text": [SECRET]}},
+        {"external_id": "x", "fields": {SECRET: SECRET}},
+        {"external_id": {"y": SECRET}, "fields": SECRET},
+    ):
+        answer = made.owner.raw("PUT", f"/datasets/{made.id}/records/bulk", {"items": [record]})
+        assert answer.status_code == 422
+    made.owner.raw("GET", f"/datasets/{made.id}/records", metadata=SECRET, include=SECRET)
+    made.push([{"external_id": "x", "fields": {"text": SECRET}}])
+    made.text(SECRET)
+    log = server.home.log.read_text()
+    assert "RequestValidationError" in log
+    assert "/records/bulk" in log
+    for word in (SECRET, SECRET.replace(" ", "+"), SECRET.replace(" ", "%20"), server.api_key):
+        assert word not in log
+    assert server.credentials.owner.password not in log
+
+
+def test_killed_in_the_middle_of_pushes_and_answers_it_loses_nothing_it_acknowledged(server):
+    made = make_collection(server, fields={"text": "text"})
+    records = [{"external_id": str(i), "fields": {"text": f"number {i}"}} for i in range(900)]
+    made.push(records[:300])
+    annotator = Client(server.url, server.add_user("killed").api_key)
+    answered: list[str] = []
+    pushing = threading.Thread(target=until_killed, args=(lambda: push_in_steps(made, records),))
+    answering = threading.Thread(target=until_killed, args=(lambda: answer_all(annotator, made, answered),))
+    pushing.start()
+    answering.start()
+    while len(answered) < 10:
+        assert answering.is_alive()
+    os.kill(server.status().pid, signal.SIGKILL)
+    pushing.join()
+    answering.join()
+    until_gone(server)
+
+    server.start()
+    again = type(made)(owner_of(server), made.id, made.questions)
+    again.push(records)
+    assert again.owner.send("GET", f"/datasets/{made.id}/progress")["total"] == 900
+    assert again.text("number") == {record["external_id"] for record in records}
+    status = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["submitted"]}
+    assert again.only(status) >= set(answered)
+    assert len(again.only(status)) <= len(answered) + 1
+    assert all(check.ok for check in server.doctor())
+
+
+def test_a_push_and_a_submit_that_a_kill_cut_off_are_completed_by_running_them_again(server):
+    rows = selection(questions(800), flagged=800)
+    ids = list(rows.flagged["larf_row_id"])
+    decisions = dict.fromkeys(ids[:200], "remove")
+    key = server.add_user("cut-off").api_key
+
+    def until_killed_at(act, done, count):
+        with ReviewQueue("cut-off", url=server.url, api_key=server.api_key) as queue, ThreadPoolExecutor(1) as thread:
+            acting = thread.submit(act, queue)
+            while done() < count:
+                assert not acting.done()
+            os.kill(server.status().pid, signal.SIGKILL)
+            with pytest.raises(ReviewServerError):
+                acting.result()
+        until_gone(server)
+        server.start()
+        with ReviewQueue("cut-off", url=server.url, api_key=server.api_key) as queue:
+            return act(queue), queue.pull()
+
+    def progress(name):
+        owner = owner_of(server)
+        found = [item["id"] for item in owner.send("GET", "/me/datasets")["items"] if item["name"] == "cut-off"]
+        return owner.send("GET", f"/datasets/{found[0]}/progress")[name] if found else 0
+
+    result, pulled = until_killed_at(lambda queue: queue.push(rows), lambda: progress("total"), 500)
+    assert result.failed == ()
+    assert (result.pushed + result.unchanged, result.updated) == (800, 0)
+    assert 500 <= result.unchanged < 800
+    assert sorted(row.row_id for row in pulled.rows) == sorted(ids)
+
+    _, pulled = until_killed_at(lambda queue: queue.submit(decisions, api_key=key), lambda: progress("completed"), 40)
+    decided = [row for row in pulled.rows if row.status == "decided"]
+    assert {row.row_id: row.decision for row in decided} == decisions
+    assert all(row.annotators == ("cut-off",) for row in decided)
+    assert all(check.ok for check in server.doctor())
+
+
+def until_gone(server):
+    # A killed process closes its sockets a moment before its lock: callers may notice first.
+    deadline = time.monotonic() + 30
+    while server.status().running:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def until_killed(act):
+    with pytest.raises(requests.ConnectionError):
+        act()
+
+
+def push_in_steps(made, records):
+    for start in range(300, len(records), 20):
+        made.push(records[start : start + 20])
+    while True:
+        made.push(records[:20])
+
+
+def answer_all(annotator, made, answered):
+    for external, record in made.ids().items():
+        item = {"record_id": record, "status": "submitted", "values": {"decision": {"value": "keep"}}}
+        (done,) = annotator.send("POST", "/me/responses/bulk", {"items": [item]})["items"]
+        assert done["error"] is None
+        answered.append(external)
+
+
+def test_sign_ins_and_keys_survive_a_restart_and_no_copy_of_the_web_page_stays(server):
+    owner = server.credentials.owner
+    form = {"username": owner.username, "password": owner.password}
+    token = requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).json()["access_token"]
+    (server.home.path / "tmp" / "left by a crash").mkdir()
+    assert server.stop()
+    assert not (server.home.path / "tmp").exists()
+    assert not server.home.state.exists()
+    assert not server.stop()
+    with pytest.raises(ReviewServerError, match="review up"):
+        _ = server.url
+    server.start()
+    assert not server.new_credentials
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert requests.get(f"{server.url}/api/v1/me", headers=bearer, timeout=30).json()["username"] == "argilla"
+    assert len(list((server.home.path / "tmp").iterdir())) == 1
+
+
+def test_lost_credentials_are_made_anew_for_the_same_data(server):
+    old = server.credentials.owner
+    server.stop()
+    server.home.credentials.unlink()
+    server.start()
+    new = server.credentials.owner
+    assert new.api_key != old.api_key
+    assert Client(server.url, new.api_key).send("GET", "/me/datasets")["items"]
+    assert Client(server.url, old.api_key).raw("GET", "/me").status_code == 401
+    form = {"username": new.username, "password": new.password}
+    assert requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).status_code == 201
+
+
+DOWNGRADE = """
+import os, sys
+from pathlib import Path
+os.environ["ARGILLA_HOME_PATH"] = sys.argv[1]
+from alembic import command
+from alembic.config import Config
+from argilla_server.database import ALEMBIC_CONFIG_FILE
+config = Config()
+config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
+command.downgrade(config, "-2")
+"""
+
+
+def test_a_database_of_an_older_argilla_is_copied_and_upgraded_with_all_its_data(server, tmp_path):
+    made = make_collection(server, fields={"text": "text"}, vectors={"state": 2})
+    made.push([{"external_id": "kept", "fields": {"text": "kept text"}, "vectors": {"state": [1, 0]}}])
+    annotator = Client(server.url, server.add_user("old").api_key)
+    values = {"decision": {"value": "remove"}}
+    annotator.send("POST", f"/records/{made.ids()['kept']}/responses", {"values": values, "status": "submitted"})
+    server.stop()
+    environ = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    command = [str(server.environment.python), "-I", "-W", "ignore", "-c", DOWNGRADE, str(server.home.path)]
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    with closing(sqlite3.connect(server.home.database)) as connection:
+        (older,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    server.start()
+    with closing(sqlite3.connect(server.home.database)) as connection:
+        (newest,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert newest != older
+    with closing(sqlite3.connect(server.home.path / f"argilla.db.before-{newest}")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
+        assert connection.execute("SELECT count(*) FROM records WHERE external_id = 'kept'").fetchone() == (1,)
+    again = type(made)(owner_of(server), made.id, made.questions)
+    assert again.text("kept") == {"kept"}
+    record = again.owner.send("GET", f"/datasets/{made.id}/records", include="responses")["items"][0]
+    assert record["responses"][0]["values"] == values
+    assert all(check.ok for check in server.doctor())
+
+
+def test_a_state_file_left_by_a_crash_is_never_taken_for_a_server(tmp_path):
+    server = EmbeddedServer(tmp_path, port=0)
+    server.home.state.write_text(json.dumps({"pid": os.getpid(), "port": 1}))
+    server.home.running_lock.touch()
+    assert running(server.home) is None
+    assert not server.stop()
+    assert not server.status().running
+
+
+def test_a_lock_is_held_once_and_looking_does_not_disturb(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with locked(path, timeout=1):
+        assert is_locked(path)
+        assert try_lock(path) is None
+        with pytest.raises(ReviewServerError, match="another process holds"), locked(path, timeout=0.1):
+            pass
+    assert not is_locked(path)

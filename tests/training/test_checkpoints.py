@@ -1,0 +1,179 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+
+from larf_curate.errors import InputError, ModelError, TrainingError
+from larf_curate.training import finetune
+from larf_curate.training.checkpoints import is_whole, last_whole
+from larf_curate.training.finetune import Recipe, fine_tune
+from tests.fixtures.training_tiny import TRIPLES, save_tiny, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model on disk."""
+    return save_tiny(tmp_path_factory.mktemp("start"))
+
+
+def rows(count=12, first=0):
+    return Dataset.from_list(
+        [{"instruction": f"Say {i}", "output": f"It is {i * 7}."} for i in range(first, first + count)]
+    )
+
+
+def lora(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
+
+
+def train(start, folder, table=None, **options):
+    recipe = Recipe(**RECIPE | {name: options.pop(name) for name in [*options] if name in RECIPE or "lora" in name})
+    return fine_tune(start, table or rows(), folder, recipe=recipe, references=TRIPLES, save_steps=1, **options)
+
+
+@pytest.fixture
+def stopped(start, tmp_path, monkeypatch):
+    """A folder whose training was stopped after its second step of three."""
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "FiniteGuard", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(start, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    return tmp_path / "run"
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(start, tmp_path, stopped):
+    whole, resumed = train(start, tmp_path / "whole"), train(start, stopped, resume=True)
+    assert resumed.state.global_step == 3
+    for name, value in lora(whole).items():
+        assert torch.equal(value, lora(resumed)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [("half", "trainer_state.json"), ("gone", "trainer_state.json"), ("half", "adapter_model.safetensors"),
+     ("gone", "adapter_model.safetensors"), ("half", "optimizer.pt"), ("gone", "optimizer.pt"),
+     ("half", "scheduler.pt")],
+)  # fmt: skip
+def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_path, stopped, caplog, damage, file):
+    path = stopped / "checkpoint-2" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "half" else path.unlink()
+    assert is_whole(stopped / "checkpoint-1")
+    assert last_whole(stopped) == str(stopped / "checkpoint-1")
+    assert "checkpoint-2 is not whole" in caplog.text
+    resumed = train(start, stopped, resume=True)
+    assert resumed.state.global_step == 3
+    whole = train(start, tmp_path / "whole")
+    assert all(torch.equal(value, lora(resumed)[name]) for name, value in lora(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"table": rows(first=5)}, "rows"), ({"seed": 5}, "seed"), ({"learning_rate": 1e-9}, "learning_rate"),
+     ({"lora_rank": 4}, "lora_rank"), ({"batch_size": 8}, "batch_size")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, what):
+    with pytest.raises(InputError, match=f"of a training with another .*{what}"):
+        train(start, stopped, resume=True, **options)
+
+
+def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "trainer_state.json").write_text("{}")
+    torch.save({}, tmp_path / "optimizer.pt")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert is_whole(tmp_path)
+    shards[0].unlink()
+    assert not is_whole(tmp_path)
+
+
+def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_path):
+    moved = Path(shutil.copytree(start, tmp_path / "start"))
+    train(str(moved), tmp_path / "run2", resume=True)
+    other = tiny_model()
+    with torch.no_grad():
+        list(other.parameters())[-1].mul_(1.01)
+    other.save_pretrained(moved)
+    with pytest.raises(InputError, match="of a training with another weights"):
+        train(str(moved), tmp_path / "run2", resume=True)
+
+
+def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):
+    with pytest.raises(InputError, match="checkpoints of an earlier training: resume it, or take a new folder"):
+        train(start, stopped)
+    for path in stopped.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert train(start, stopped).state.global_step == 3
+
+
+def test_nothing_to_resume_is_said(start, tmp_path, caplog):
+    train(start, tmp_path, resume=True)
+    assert "there is no checkpoint" in caplog.text
+    assert json.loads((tmp_path / "training.json").read_text())["seed"] == 0
+
+
+def test_a_training_of_one_step_changes_the_weights(start, tmp_path):
+    assert any(value.any() for value in lora(train(start, tmp_path, rows(4))).values())
+
+
+def test_weights_that_a_step_breaks_are_found_before_they_are_saved(start, tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite after step 1; there is no checkpoint yet"):
+        train(start, tmp_path, learning_rate=3e38)
+    assert not list(Path(tmp_path).rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learning_rate": float("nan")}, {"learning_rate": -1}, {"epochs": 0}, {"epochs": float("inf")}, {"lora_rank": -1},
+     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "foo"}],
+)  # fmt: skip
+def test_recipes_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        Recipe(**RECIPE | options)
+
+
+def test_every_layer_that_is_named_for_the_lora_must_be_there(start, tmp_path):
+    with pytest.raises(ModelError, match="no layer 'nope' for the LoRA"):
+        train(start, tmp_path, lora_targets=("q_proj", "nope"))
+
+
+def test_the_start_is_not_overwritten(start):
+    with pytest.raises(InputError, match="holds the model to start from"):
+        train(start, start)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_rows_longer_than_learned_positions_lose_their_end(tmp_path):
+    config = GPT2Config(vocab_size=258, n_positions=40, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    table = Dataset.from_list([{"instruction": "a", "output": "b" * 100}] * 4)
+    recipe = Recipe(**RECIPE, lora_targets=("c_attn",))
+    trained = fine_tune(str(tmp_path / "gpt2"), table, tmp_path / "out", recipe=recipe)
+    assert len(trained.train_dataset[0]["input_ids"]) == 40
+
+
+def test_processes_share_a_batch(monkeypatch):
+    recipe = Recipe(**RECIPE)
+    for processes, size, steps in ((1, 4, 1), (2, 2, 1), (4, 1, 1)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        options = finetune._options(recipe, "x", 0, 0)
+        assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (size, steps)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="3 processes can share, got 4"):
+        finetune._options(recipe, "x", 0, 0)

@@ -1,0 +1,439 @@
+import copy
+import importlib
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.nn import functional
+from transformers import HfArgumentParser
+from trl import SFTConfig, SFTTrainer
+
+from larf_curate.data.references import ReferenceSet
+from larf_curate.errors import InputError, MissingExtraError, ModelError, ReferenceSetError, TrainingError
+from larf_curate.training import SapConfig, SapTrainer, sap_lora, training_rows
+from larf_curate.training.callbacks import FiniteGuard
+from tests.fixtures.training_tiny import ROWS, TRIPLES, tiny_model, tiny_rows, tiny_tokenizer
+
+# peft 0.21 reads a name that transformers 5.23 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+TOKENIZER = tiny_tokenizer()
+COMMON = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+}
+SAP = {"epsilon": 1e-2, "beta": 0.1, "probe_blocks": "1", "contrastive_batch_size": 3}
+
+
+class ExactTrainer(SapTrainer):
+    """The useful loss from plain logits: TRL's fused head computes in float32 at most."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return useful_loss(logits, inputs["labels"], num_items_in_batch)
+
+
+def useful_loss(logits, labels, items):
+    shifted = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+    return shifted / items
+
+
+def trainer(tmp_path, *, model=None, kind=SapTrainer, rows=None, references=TRIPLES, peft_config=None, **options):
+    args = SapConfig(output_dir=str(tmp_path), **{**COMMON, **SAP, **options})
+    rows = rows or training_rows(tiny_rows(), TOKENIZER)
+    return kind(
+        model or tiny_model(),
+        args,
+        references=references,
+        train_dataset=rows,
+        processing_class=TOKENIZER,
+        peft_config=peft_config,
+    )
+
+
+def plain_sft(tmp_path, *, model=None, peft_config=None, **options):
+    args = SFTConfig(output_dir=str(tmp_path), **{**COMMON, **options})
+    rows = training_rows(tiny_rows(), TOKENIZER)
+    return SFTTrainer(
+        model or tiny_model(), args, train_dataset=rows, processing_class=TOKENIZER, peft_config=peft_config
+    )
+
+
+def weights_of(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+# --- the method against a straightforward reference in float64 -------------------------------------------------------
+
+
+def answer_ids(prompt, answer):
+    before = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    encode = lambda text: TOKENIZER(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return encode(before), encode(f"{answer}<|im_end|>\n")
+
+
+def log_prob(model, prompt, answer):
+    """log p(answer | prompt), token by token, without batching."""
+    before, after = answer_ids(prompt, answer)
+    logs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+    return sum(logs[len(before) + i - 1, token] for i, token in enumerate(after))
+
+
+def reference_step(model, batches, *, epsilon, beta, step, rate):
+    """One SAP step with SGD, written from the paper's formulas; the probe is a bias of block 1's down projection."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    loss = -sum(functional.logsigmoid(log_prob(model, p, s) - log_prob(model, p, u)) for p, u, s in TRIPLES) / 3
+    g = torch.autograd.grad(loss, weights)
+    norm = torch.cat([x.flatten() for x in g]).norm()
+    size = torch.cat([w.flatten() for w in weights]).norm()
+    moved = copy.deepcopy(model)
+    for weight, direction in zip([p for p in moved.parameters() if p.requires_grad], g, strict=True):
+        weight.data += epsilon * size * direction / norm
+    items = sum((b["labels"][:, 1:] != -100).sum() for b in batches)
+    there, here = (probe_gradient(m, batches, items) for m in (moved, model))
+    change = there - here
+    probe = beta * (change.sign() if step == "sign" else change / change.norm())
+    loss = sum(probed_loss(model, b, items, probe) for b in batches)
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        weight.data -= rate * gradient
+    return norm, moved, probe
+
+
+def probed_loss(model, batch, items, probe):
+    projection = model.model.layers[1].mlp.down_proj
+    projection.bias = torch.nn.Parameter(probe) if not isinstance(probe, torch.nn.Parameter) else probe
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    projection.bias = None
+    return useful_loss(logits, batch["labels"], items)
+
+
+def probe_gradient(model, batches, items):
+    zero = torch.nn.Parameter(torch.zeros(16, dtype=torch.float64))
+    return torch.autograd.grad(sum(probed_loss(model, b, items, zero) for b in batches), zero)[0]
+
+
+@pytest.mark.parametrize(("step", "accumulation"), [("unit", 1), ("sign", 1), ("unit", 2)])
+def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypatch, step, accumulation):
+    model = tiny_model(dtype=torch.float64)
+    expected = copy.deepcopy(model)
+    subject = trainer(
+        tmp_path,
+        model=model,
+        kind=ExactTrainer,
+        max_steps=1,
+        probe_step=step,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
+        max_grad_norm=0,
+        lr_scheduler_type="constant",
+    )
+    seen = {}
+    gradient_at = subject._probe_gradient
+
+    def spy(bare, batches, items):
+        seen.setdefault("moved", weights_of(bare))
+        seen["batches"] = batches
+        return gradient_at(bare, batches, items)
+
+    monkeypatch.setattr(subject, "_probe_gradient", spy)
+    subject.train()
+    assert len(seen["batches"]) == accumulation
+    norm, moved, probe = reference_step(expected, seen["batches"], epsilon=1e-2, beta=0.1, step=step, rate=1e-2)
+    logged = subject.state.log_history[0]
+    assert logged["sap/gradient_norm"] == pytest.approx(norm.item(), rel=1e-9)
+    for name, value in moved.state_dict().items():
+        torch.testing.assert_close(seen["moved"][name], value, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(subject._probes[1], probe, rtol=1e-8, atol=1e-10)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-11)
+
+
+def test_the_probe_makes_the_useful_loss_rise_in_the_harmful_direction(tmp_path):
+    model = tiny_model(dtype=torch.float64)
+    subject = trainer(tmp_path, model=model, kind=ExactTrainer, probe_step="unit", beta=1e-3)
+    batch = subject.data_collator([subject.train_dataset[i] for i in (0, 1)])
+    items = (batch["labels"][:, 1:] != -100).sum()
+    before = weights_of(model)
+    probe = subject._find_probes(model, [batch], items)[1]
+    assert_same(before, weights_of(model))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    direction = subject._harmful_direction(model, weights)
+    moved = copy.deepcopy(model)
+    for weight, way in zip(moved.parameters(), direction, strict=True):
+        weight.data += 1e-3 * way
+    rise = [(probed_loss(moved, batch, items, v) - probed_loss(model, batch, items, v)).item() for v in (probe, -probe)]
+    flat = probed_loss(moved, batch, items, torch.zeros_like(probe)) - probed_loss(model, batch, items, 0 * probe)
+    assert rise[1] < flat.item() < rise[0]
+
+
+def test_the_harmful_direction_survives_a_model_that_surely_refuses(tmp_path):
+    model = tiny_model()
+    subject = trainer(tmp_path, model=model, temperature=1e-4)
+    weights = list(model.parameters())
+    one_row = [t for t in TRIPLES if (log_prob(model, t[0], t[2]) - log_prob(model, t[0], t[1])) > 0]
+    subject = trainer(tmp_path, model=model, temperature=1e-4, references=one_row[:1], contrastive_batch_size=1)
+    direction = subject._harmful_direction(model, weights)
+    margin = log_prob(model, one_row[0][0], one_row[0][2]) - log_prob(model, one_row[0][0], one_row[0][1])
+    assert functional.logsigmoid(margin / 1e-4) == 0  # the plain loss has no gradient here
+    want = torch.cat([-g.flatten() for g in torch.autograd.grad(margin, weights)])
+    got = torch.cat([d.flatten() for d in direction])
+    torch.testing.assert_close(got, want / want.norm(), rtol=1e-3, atol=1e-4)
+
+
+# --- what it must not disturb ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [{"epsilon": 0.0}, {"beta": 0.0}])
+@pytest.mark.parametrize("lora", [False, True])
+def test_without_epsilon_or_beta_it_is_plain_sft_bit_for_bit(tmp_path, off, lora):
+    adapter = sap_lora() if lora else None
+    sft = plain_sft(tmp_path / "sft", model=tiny_model(dropout=0.1), peft_config=adapter, gradient_accumulation_steps=2)
+    sft.train()
+    sap = trainer(
+        tmp_path / "sap", model=tiny_model(dropout=0.1), peft_config=adapter, gradient_accumulation_steps=2, **off
+    )
+    sap.train()
+    assert_same(weights_of(sft.model), weights_of(sap.model))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_finding_the_probes_leaves_no_trace(tmp_path, lora):
+    subject = trainer(tmp_path, model=tiny_model(dropout=0.1), peft_config=sap_lora() if lora else None)
+    model = subject.model
+    batch = subject.data_collator([subject.train_dataset[0]])
+    before, random = weights_of(model), torch.get_rng_state()
+    probes = subject._find_probes(model, [batch], torch.tensor(9))
+    assert probes[1].norm() > 0
+    assert_same(before, weights_of(model))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert set(subject._metrics["train"]) <= {name for name in subject._metrics["train"] if name.startswith("sap/")}
+    assert subject._total_train_tokens == 0
+
+
+def test_a_failing_pass_restores_the_weights_and_removes_the_hooks(tmp_path, monkeypatch):
+    subject = trainer(tmp_path)
+    before = weights_of(subject.model)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(subject, "compute_loss", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        subject.train()
+    assert_same(before, weights_of(subject.model))
+    assert not any(module._forward_hooks for module in subject.model.modules())
+
+
+def test_it_learns_otherwise_than_sft_and_evaluates_without_probes(tmp_path):
+    rows = training_rows(tiny_rows(), TOKENIZER)
+    sft = plain_sft(tmp_path / "sft")
+    sft.train()
+    sap = trainer(tmp_path / "sap", beta=0.5)
+    sap.train()
+    names = [
+        name for name, value in weights_of(sft.model).items() if not torch.equal(value, sap.model.state_dict()[name])
+    ]
+    assert names
+    fresh = plain_sft(tmp_path / "fresh", model=copy.deepcopy(sap.model))
+    assert sap.evaluate(rows)["eval_loss"] == fresh.evaluate(rows)["eval_loss"]
+
+
+def test_checkpointed_activations_give_the_same_update(tmp_path):
+    models = []
+    for checkpointing in (False, True):
+        subject = trainer(tmp_path, activation_checkpointing=checkpointing, peft_config=sap_lora(), max_steps=1)
+        subject.train()
+        models.append(weights_of(subject.model))
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+    whole = trainer(tmp_path / "whole", model=tiny_model(dropout=0.1), **options)
+    whole.train()
+    resumed = trainer(tmp_path / "whole", model=tiny_model(dropout=0.1), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert resumed.state.global_step == 4
+    assert_same(weights_of(whole.model), weights_of(resumed.model))
+
+
+def test_bfloat16_computation_trains_float32_weights(tmp_path):
+    subject = trainer(tmp_path, bf16=True, peft_config=sap_lora())
+    before = weights_of(subject.model)
+    subject.train()
+    changed = [name for name, value in weights_of(subject.model).items() if not torch.equal(value, before[name])]
+    assert changed
+    assert all("lora" in name and subject.model.state_dict()[name].dtype == torch.float32 for name in changed)
+
+
+def test_the_cost_is_that_of_the_whole_step_however_its_micro_batches_differ(tmp_path, monkeypatch):
+    subject = trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1)
+    first, second = (0.0, 6.0, 8.0), (10.0, 10.0, 14.0)  # start, after the probes, end of a micro-batch
+    times = iter(first + second)
+    monkeypatch.setattr(subject, "_now", lambda: next(times))
+    subject.train()
+    assert subject.state.log_history[0]["sap/cost"] == pytest.approx((8 + 4) / (2 + 4))
+
+
+def test_logs_hold_norms_and_cost(tmp_path):
+    subject = trainer(tmp_path, probe_step="unit")
+    subject.train()
+    logged = subject.state.log_history[0]
+    assert logged["sap/probe_norm"] == pytest.approx(0.1, rel=1e-5)
+    assert logged["sap/cost"] > 1
+    assert {"sap/safety_loss", "sap/gradient_norm", "sap/probe_gradient_change", "seconds_per_step"} <= logged.keys()
+    assert 10 < logged["peak_memory_mb"] < 100_000
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_loss_stops_before_the_weights_and_names_step_and_checkpoint(tmp_path, monkeypatch):
+    subject = trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    compute = subject.compute_loss
+
+    def break_third_step(model, inputs, **options):
+        loss = compute(model, inputs, **options)
+        return loss * float("nan") if subject.state.global_step == 2 else loss
+
+    monkeypatch.setattr(subject, "compute_loss", break_third_step)
+    with pytest.raises(TrainingError, match=r"not finite at step 3 .*checkpoint-2"):
+        subject.train()
+    kept = tmp_path / "checkpoint-2"
+    assert (kept / "model.safetensors").exists()
+    assert all(torch.isfinite(value).all() for value in weights_of(subject.model).values())
+
+
+def test_the_guard_also_stops_plain_sft(tmp_path, monkeypatch):
+    subject = plain_sft(tmp_path)
+    subject.add_callback(FiniteGuard())
+    compute = subject.compute_loss
+    monkeypatch.setattr(subject, "compute_loss", lambda *a, **k: compute(*a, **k) * float("inf"))
+    with pytest.raises(TrainingError, match="at step 1 .* no checkpoint yet"):
+        subject.train()
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ([("Hurt him", "Sure", "")], "row 0 has no safe answer"),
+        ([*TRIPLES, ("Hurt him", "Sure", None)], "row 3 has no safe answer"),
+        ([("Hurt him", " ", "No.")], "row 0 has no unsafe answer"),
+        ([], "got none"),
+        (Dataset.from_list([{"prompt": "a", "unsafe": "b"}]), "no column safe"),
+    ],
+)
+def test_contrastive_rows_without_a_side_are_refused(tmp_path, references, message):
+    with pytest.raises(ReferenceSetError, match=message):
+        trainer(tmp_path, references=references)
+
+
+def test_sides_that_answer_different_prompts_are_refused(tmp_path):
+    unsafe, safe = ({"prompt": p, "response": "x"} for p in ("one", "two"))
+    pair = ReferenceSet(unsafe=(unsafe,), safe=(safe,), labels=("a",), source="test")
+    with pytest.raises(ReferenceSetError, match="different prompts"):
+        trainer(tmp_path, references=pair)
+
+
+def test_a_contrastive_prompt_longer_than_the_window_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"row 1: the prompt has \d+ tokens .* contrastive_max_length=64"):
+        trainer(tmp_path, references=[TRIPLES[1], ("w" * 99, "Sure.", "No.")], contrastive_max_length=64)
+
+
+def test_a_model_without_the_lora_targets_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no layer that the LoRA names"):
+        trainer(tmp_path, peft_config=LoraConfig(target_modules=["query_key_value"]))
+
+
+def test_a_frozen_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no trainable weights"):
+        trainer(tmp_path, model=tiny_model().requires_grad_(False))
+
+
+def test_a_step_too_fine_for_the_weights_warns(tmp_path):
+    with pytest.warns(UserWarning, match="below the resolution"):
+        trainer(tmp_path, model=tiny_model(dtype=torch.bfloat16), epsilon=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epsilon": -1}, {"beta": float("nan")}, {"temperature": 0}, {"probe_step": "adam"}, {"fp16": True},
+     {"contrastive_batch_size": 0}, {"refusals": "theirs"},
+     {"activation_checkpointing_kwargs": {"use_reentrant": True}}],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(tmp_path, options):
+    with pytest.raises(InputError):
+        SapConfig(output_dir=str(tmp_path), **{**COMMON, **options})
+
+
+def test_probe_blocks_beyond_the_model_are_refused(tmp_path):
+    with pytest.raises(InputError, match="wanted blocks of 0 to 2"):
+        trainer(tmp_path, probe_blocks="1-3")
+
+
+def test_options_read_from_a_command_line_and_all_have_help():
+    (config,) = HfArgumentParser(SapConfig).parse_args_into_dataclasses(
+        ["--epsilon", "0.01", "--probe_blocks", "3", "9", "--output_dir", "o", "--use_cpu"]
+    )
+    assert (config.epsilon, config.probe_blocks, config.learning_rate) == (0.01, [3, 9], 1e-4)
+    fields = SapConfig.__dataclass_fields__
+    own = [name for name in SapConfig.__annotations__ if name in fields]
+    assert all(fields[name].metadata["help"] for name in own)
+
+
+def test_a_missing_trl_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "larf_curate.training.sap")
+    with pytest.raises(MissingExtraError, match=r'pip install "larf-curate\[train\]"'):
+        importlib.import_module("larf_curate.training.sap")
+
+
+# --- rows and batches -------------------------------------------------------------------------------------------------
+
+
+def test_only_answers_are_learned_with_their_end_of_turn():
+    rows = training_rows(tiny_rows(), TOKENIZER)
+    for row, source in zip(rows, ROWS, strict=True):
+        learned = [token for token in row["labels"] if token != -100]
+        assert TOKENIZER.decode(learned) == source["output"] + "<|im_end|>\n"
+        assert row["labels"][: len(row["labels"]) - len(learned)] == [-100] * (len(row["labels"]) - len(learned))
+
+
+def test_rows_without_an_answer_in_the_window_are_left_out():
+    rows = Dataset.from_list([{"instruction": "w" * 99, "output": "b"}, {"instruction": "a", "output": "b" * 99}])
+    short = training_rows(rows, TOKENIZER, max_length=64)
+    assert [len(ids) for ids in short["input_ids"]] == [64]
+    with pytest.raises(InputError, match="none of 2 rows"):
+        training_rows(rows, TOKENIZER, max_length=8)
+
+
+def test_contrastive_batches_visit_every_row_once_a_pass_and_depend_on_the_index_alone(tmp_path):
+    rows = trainer(tmp_path)._contrastive
+    seen = [rows._row(position) for position in range(12)]
+    passes = [seen[i : i + 3] for i in range(0, 12, 3)]
+    assert all(sorted(one) == [0, 1, 2] for one in passes)
+    assert any(one != other for one, other in pairwise(passes))
+    np.testing.assert_array_equal(rows.batch(3, 2)[0]["input_ids"], rows.batch(3, 2)[0]["input_ids"])
