@@ -6,7 +6,7 @@ Public names load on first use, so that ``import larf_curate`` stays light and d
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from larf_curate.version import __version__ as __version__
 
 _HOMES = {
     "ExemplarIndex": "scoring.exemplars",

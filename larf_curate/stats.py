@@ -1,13 +1,22 @@
-"""Intervals for shares and means, and the paired test between two models."""
+"""Statistics that several rooms share: AUROC, rank correlation, bootstrap intervals, and McNemar's test."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from numpy.typing import NDArray
+from scipy.stats import binomtest, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from larf_curate.errors import InputError
 
+Values = NDArray[Any]
+Floats = NDArray[np.float64]
+
 RESAMPLES = 10_000
+BLOCK_RESAMPLES = 2000
+"""Bootstrap samples of the intervals over blocks, which are computed as one matrix product."""
+COVERAGE = 0.95
 
 
 def bootstrap_interval(
@@ -71,3 +80,59 @@ def _share_interval(successes: int, count: int, level: float, seed: int) -> tupl
 def _bounds(means: "np.ndarray[tuple[int], np.dtype[np.float64]]", level: float) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def auroc(high: Values, low: Values) -> float:
+    """Chance that one of the first scores higher than one of the second, ties counting half."""
+    return float(roc_auc_score(_labels(high, low), np.concatenate([high, low])))
+
+
+def average_precision(high: Values, low: Values) -> float:
+    """Average precision of the first among both."""
+    return float(average_precision_score(_labels(high, low), np.concatenate([high, low])))
+
+
+def rank_correlation(a: Values | Sequence[float], b: Values | Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties sharing their mean rank, in [-1, 1].
+
+    Returns:
+        None where it is undefined: fewer than two values, or one of the two does not vary.
+    """
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(spearmanr(a, b).statistic)
+
+
+def agreement(layer_scores: Values) -> list[list[float | None]]:
+    """Spearman's correlation of every two layers, from scores of shape (n, layers)."""
+    columns: Sequence[Values] = list(layer_scores.T)
+    return [[rank_correlation(a, b) for b in columns] for a in columns]
+
+
+def _labels(high: Values, low: Values) -> Values:
+    return np.repeat([1, 0], [len(high), len(low)])
+
+
+def weights_of_resamples(count: int) -> Floats:
+    """Shares of ``count`` items in bootstrap samples, always the same ones; shape (count, resamples)."""
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BLOCK_RESAMPLES)
+    return np.asarray(draws.T / count)
+
+
+def interval(samples: Floats) -> tuple[Floats, Floats]:
+    """Percentile interval over the last axis."""
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail], axis=-1)
+    return low, high
+
+
+def mean_interval(effects: Floats) -> tuple[Floats, Floats]:
+    """Bootstrap interval of the mean effect of each block.
+
+    Args:
+        effects: Effect of each block on each prompt, shape (blocks, prompts).
+
+    Returns:
+        Lower and upper bounds, each of shape (blocks,).
+    """
+    return interval(effects @ weights_of_resamples(effects.shape[1]))

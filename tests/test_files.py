@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset
 
 from larf_curate import files
+from larf_curate.data.tables import read_parquet, write_parquet
 from larf_curate.errors import InputError
-from larf_curate.files import cache_home, read_json, read_parquet, sha256, whole, write_json, write_parquet
+from larf_curate.files import cache_home, read_json, sha256, whole, write_json
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):

@@ -4,9 +4,9 @@ import importlib
 
 import click
 
-from larf_curate import __version__
 from larf_curate.cli.output import visible
 from larf_curate.errors import InputError, LarfCurateError
+from larf_curate.version import __version__
 
 COMMANDS = {
     "demo": "demo",

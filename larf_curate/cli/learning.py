@@ -128,15 +128,14 @@ def rerank(
     """
     if add and output is None:
         raise InputError("wanted a folder for the selection with the added rows: give -o SEL2")
-    from larf_curate.files import check_folder
-    from larf_curate.scoring.selection import MANIFEST
+    from larf_curate.manifests import SELECTION, check_folder
 
     with address.open() as queue:
         chosen, scored_by, folder = _loaded(queue, selection, profile)
         if output is not None and output.resolve() == folder.resolve():
             raise InputError(f"{output} is the selection that is read: give another folder to write")
         if output is not None:
-            check_folder(output, MANIFEST)  # before rows are added to the queue
+            check_folder(output, SELECTION)  # before rows are added to the queue
         result = queue.rerank(chosen, profile=scored_by, merge=merge, add=add)
         if output is not None:
             result.save(output)
@@ -204,7 +203,7 @@ def _save_exemplars(
     output: Path,
 ) -> str | None:
     """Write the profile's exemplars and the removed rows; returns the folder, None without a profile."""
-    from larf_curate.review.records.vectors import profile_of
+    from larf_curate.profile.cache import profile_of
     from larf_curate.scoring.exemplars import ExemplarIndex
 
     known = profile_of(selection.scored, profile)

@@ -102,7 +102,7 @@ def profile(
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
     """
     from larf_curate.data.references import ReferenceSet
-    from larf_curate.files import no_progress_bars
+    from larf_curate.data.tables import no_progress_bars
     from larf_curate.layers import LayerReport
     from larf_curate.profile import SafetyProfile
 

@@ -80,7 +80,7 @@ def score(
     from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
-    from larf_curate.scoring.folder import first_reasons, score_source
+    from larf_curate.scoring.run import first_reasons, score_source
     from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)

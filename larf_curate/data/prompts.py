@@ -1,6 +1,7 @@
 """Prompt sets and question sets from files or the Hub."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -97,3 +98,31 @@ def _column(table: Dataset, column: str | None, where: str | None, source: str |
     if key not in table.column_names:
         raise InputError(f"{source} has no column {key!r}, only {', '.join(table.column_names)}: wanted column=value")
     return [prompt for prompt, cell in zip(table[found], table[key], strict=True) if str(cell) == value]
+
+
+Prompts = str | Path | Sequence[str] | None
+"""None or ``builtin`` for the packaged set; a json, jsonl, csv or parquet file; a Hub dataset id; or texts."""
+
+
+def overrejection_prompts(prompts: Prompts = None) -> list[str]:
+    """Load over-rejection prompts.
+
+    Args:
+        prompts: What to load; see `larf_curate.data.prompts.load_prompts` for files and Hub ids.
+
+    Returns:
+        The prompts in order, without lone surrogates.
+
+    Raises:
+        InputError: If they cannot be read, there are none, or one is empty.
+    """
+    if prompts is None or isinstance(prompts, str | Path):
+        values = load_prompts("builtin:safe" if prompts in (None, "builtin") else str(prompts))
+    else:
+        values = list(prompts)
+    if not values:
+        raise InputError("wanted prompts to find layers with, got none: leave prompts out for the built-in set")
+    for index, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"wanted a text for prompt {index}, got {value!r:.60}: drop it")
+    return [value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values]

@@ -28,8 +28,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
+from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import MANIFESTS, PLAN, no_progress_bars, sha256
+from larf_curate.files import sha256
+from larf_curate.manifests import KINDS, PLAN
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 READ_OPTIONS = {"csv": {"index_col": False}}
@@ -119,7 +121,7 @@ def _files(name: str) -> list[Path]:
     elif path.is_dir():
         saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
         files = [p for p in path.rglob("*") if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
-        found = [] if saved else sorted(p for p in files if p.name not in {*MANIFESTS, PLAN})
+        found = [] if saved else sorted(p for p in files if p.name not in {PLAN, *(kind.file for kind in KINDS)})
         if not saved and not found:
             raise InputError(f"no {', '.join(FORMATS)} files in {name}, and save_to_disk did not write it")
     else:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from datasets import Dataset
 
-from larf_curate import __version__
 from larf_curate.data import load_rows
 from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import Piece, Source
+from larf_curate.data.tables import no_progress_bars
 from larf_curate.demo.model import demo_model
-from larf_curate.files import no_progress_bars, read_json, write_json
+from larf_curate.files import read_json, write_json
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.profile import SafetyProfile
 from larf_curate.publish import Publication, publish
@@ -22,10 +22,12 @@ from larf_curate.report import write_report
 from larf_curate.review import Outcome, PushResult, ReviewQueue
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.explanation import explained
-from larf_curate.scoring.folder import Scored, score_source
+from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import Selection, select
 from larf_curate.server import EmbeddedServer
+from larf_curate.version import __version__
 
 QUEUE = "larf-demo"
 TRUTH = "is_harmful"

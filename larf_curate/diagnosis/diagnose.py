@@ -11,13 +11,14 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis.diagnosis import Diagnosis
 from larf_curate.diagnosis.precision import float32_agreement
 from larf_curate.diagnosis.scored_rows import read_scored
-from larf_curate.diagnosis.separation import Separation, agreement, auroc, rank_correlation
+from larf_curate.diagnosis.separation import Separation
 from larf_curate.errors import InputError
 from larf_curate.profile import SIDES, Rows, SafetyProfile, find_rows
 from larf_curate.scoring.folder import Scored
 from larf_curate.signals import AXES, SIGNALS
 from larf_curate.signals.baselines import BASELINES, held_out_texts, text_of
 from larf_curate.signals.held_out import HeldOut
+from larf_curate.stats import agreement, auroc, rank_correlation
 
 __all__ = ["Diagnosis", "diagnose"]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from larf_curate.data.references import ReferenceSet
-from larf_curate.diagnosis.separation import rank_correlation
 from larf_curate.models.devices import resolve_device
 from larf_curate.models.loading import load_reader
 from larf_curate.profile import Rows, SafetyProfile, check_drift, read_sides, rows_by_side
+from larf_curate.stats import rank_correlation
 
 OTHER_MODEL = 0.5
 """Relative difference of the first reference's state beyond which rounding is not what made it."""

@@ -11,15 +11,16 @@ import pyarrow as pa
 from datasets import Dataset
 
 from larf_curate.conversation.schemas import Row
-from larf_curate.diagnosis.separation import agreement, rank_correlation
 from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
-from larf_curate.models.hidden_states import Vectors
+from larf_curate.manifests import check_profile
 from larf_curate.profile import SIDES, SafetyProfile
 from larf_curate.scoring.coverage import ConceptSpace, Coverage, uncovered
 from larf_curate.scoring.folder import Scored
 from larf_curate.signals.baselines import text_of
+from larf_curate.signals.centred import Whitening
 from larf_curate.signals.held_out import fold_of
-from larf_curate.signals.whitening import Whitening
+from larf_curate.states import Vectors
+from larf_curate.stats import agreement, rank_correlation
 
 logger = logging.getLogger(__name__)
 SAMPLE = 5000
@@ -99,7 +100,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         InputError: If they are not scored.
     """
     if isinstance(scored, Scored):
-        check_profile(profile, scored.manifest.get("profile") or {})
+        check_profile(profile, scored.manifest.get("profile"))
     data = scored.rows if isinstance(scored, Scored) else scored
     columns = (scored.manifest.get("source") or {}).get("columns") if isinstance(scored, Scored) else None
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
@@ -127,26 +128,6 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         drift=_drift(profile, rows),
         coverage=_coverage(profile) if any(_has_state(row, profile) for row in rows) else None,
         beyond=_beyond(profile, rows, columns),
-    )
-
-
-def check_profile(profile: SafetyProfile, recorded: dict[str, Any]) -> None:
-    """Refuse rows that another profile scored.
-
-    Args:
-        profile: The profile at hand.
-        recorded: Summary of the one that scored, from a manifest.
-
-    Raises:
-        ProfileMismatchError: If they are not one; the message says in what they differ.
-    """
-    summary = profile.summary()
-    if recorded.get("digest") == summary["digest"]:
-        return
-    names = [name for name in ("model", "revision", "dtype", "layers", "signal") if recorded.get(name) != summary[name]]
-    differ = [f"{name} {recorded.get(name)} against {summary[name]}" for name in names] or ["other reference states"]
-    raise ProfileMismatchError(
-        f"another profile scored these rows ({'; '.join(differ)}): give that one, or score the rows again"
     )
 
 

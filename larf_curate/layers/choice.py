@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals.held_out import FOLDS, held_out
-from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
+from larf_curate.signals.protocol import Fit, ReferenceStates
+from larf_curate.states import Vectors
 
 CHOSEN = 3
 

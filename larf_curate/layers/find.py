@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from larf_curate.conversation.refusals import Keywords, RefusalPhrases
+from larf_curate.data.prompts import Prompts, overrejection_prompts
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.layers.grid import ALPHAS, OUTERMOST, check_alphas
 from larf_curate.layers.methods import METHODS, Finding, Task
-from larf_curate.layers.prompts import Prompts, overrejection_prompts
 from larf_curate.layers.report import LayerReport, Method
 from larf_curate.layers.soundness import ALLOWED, NeutralLoss
 from larf_curate.layers.subject import Subject, load_subject

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from larf_curate.errors import ModelError
 from larf_curate.layers.openings import Openings
 from larf_curate.layers.replay import batched, last_logits
-from larf_curate.layers.statistics import Floats
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import projection_modules
+from larf_curate.stats import Floats
 
 BATCH_TOKENS = 256
 """Larger batches are no faster on a CPU; the memory for the way back grows with them."""

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from larf_curate.errors import InputError
-from larf_curate.layers.statistics import Floats
+from larf_curate.stats import Floats
 
 ALPHAS = (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
 """The scales of the paper."""

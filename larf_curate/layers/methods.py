@@ -19,9 +19,9 @@ from larf_curate.layers.openings import Openings, find_openings
 from larf_curate.layers.replay import Replay
 from larf_curate.layers.report import Method
 from larf_curate.layers.separation import separate
-from larf_curate.layers.statistics import Floats, interval, mean_interval
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import scaled
+from larf_curate.stats import Floats, interval, mean_interval
 
 NEW_TOKENS = 32
 """Length of an answer in LARF's sweep."""

@@ -1,5 +1,6 @@
 """LayerReport: which blocks are safety-sensitive, how sure that is, and how far two methods agree."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
-from larf_curate.layers.statistics import spearman
+from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -139,8 +140,8 @@ class LayerReport:
         clear = [block for block in sound if self.low[block] > 0 or self.high[block] < 0]
         firsts = [[block for block in report.ranking if block in sound] for report in (self, other)]
         return Agreement(
-            spearman=spearman([self.scores[b] for b in sound], [other.scores[b] for b in sound]),
-            spearman_clear=spearman([self.scores[b] for b in clear], [other.scores[b] for b in clear]),
+            spearman=_correlation(self, other, sound),
+            spearman_clear=_correlation(self, other, clear),
             clear=len(clear),
             top3=len(set(firsts[0][:3]) & set(firsts[1][:3])),
             top5=len(set(firsts[0][:5]) & set(firsts[1][:5])),
@@ -181,6 +182,12 @@ class LayerReport:
 def report_file(path: str | Path) -> Path:
     """The JSON file a path stands for: itself if it ends in ``.json``, else ``layers.json`` in that folder."""
     return Path(path) if Path(path).suffix == ".json" else Path(path) / REPORT_FILE
+
+
+def _correlation(one: LayerReport, other: LayerReport, blocks: Sequence[int]) -> float:
+    """Rank correlation of two reports' scores over some blocks; NaN where it is undefined."""
+    found = rank_correlation([one.scores[block] for block in blocks], [other.scores[block] for block in blocks])
+    return math.nan if found is None else found
 
 
 def _from_json(value: dict[str, Any]) -> dict[str, Any]:

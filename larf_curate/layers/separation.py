@@ -7,9 +7,10 @@ import numpy as np
 from larf_curate.conversation.chat_template import Renderer, Tokens
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
-from larf_curate.layers.statistics import Floats, weights_of_resamples
 from larf_curate.layers.subject import Subject
-from larf_curate.models.hidden_states import StateReader, Vectors
+from larf_curate.models.hidden_states import StateReader
+from larf_curate.states import Vectors
+from larf_curate.stats import Floats, weights_of_resamples
 
 FOLDS = 5
 

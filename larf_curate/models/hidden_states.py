@@ -11,11 +11,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from larf_curate.conversation.chat_template import Tokenizer, Tokens
@@ -24,14 +23,8 @@ from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import suited_tokens
 from larf_curate.models.prefix_cache import Prefix, cache_argument, grouped, run_prefix
 from larf_curate.models.token_trimming import SHORTCUTS, Shortcut, only_at
+from larf_curate.states import Position, States
 
-Vectors = NDArray[np.float32]
-Position = Literal["last", "prompt", "mean", "length"]
-States = dict[Position, Vectors]
-"""States by position, each of shape (turns, layers, d); ``length`` has d = 1."""
-POSITIONS: tuple[Position, ...] = ("last", "prompt", "mean", "length")
-"""Where a turn's state is read: at its last token, at its prompt's last token, or averaged over its answer's tokens;
-``length`` is no state but the number of tokens up to the turn's end, the same at every layer."""
 DEFAULT_MAX_LENGTH = 4096
 DEFAULT_BATCH_TOKENS = 0
 """As many as suit the device."""

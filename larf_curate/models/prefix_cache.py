@@ -59,7 +59,7 @@ def cache_argument(model: Any, cache: DynamicCache | None) -> dict[str, DynamicC
     transformers 5.24 renamed ``past_key_values`` to ``cache`` and drops the old name in 5.40.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hands arguments through
-    return {"cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values": cache}
+    return {"cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values": cache}
 
 
 class _Kept:

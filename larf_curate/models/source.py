@@ -171,3 +171,13 @@ def quiet() -> Iterator[None]:
         reports.set_verbosity(level)
         if bars:
             reports.enable_progress_bar()
+
+
+def identify(model: str | Path) -> str:
+    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+
+
+def public_name(name: str) -> str:
+    """A name to tell others: of a folder or file on this machine the last part, a Hub id as it is."""
+    return Path(name).name if os.path.isabs(name) else name

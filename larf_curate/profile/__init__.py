@@ -1,8 +1,9 @@
 """SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
 
+from larf_curate.models.source import identify
 from larf_curate.profile.checks import check_drift
 from larf_curate.profile.profile import SafetyProfile, cache_profile
-from larf_curate.profile.provenance import identify, neutral_digest
+from larf_curate.profile.provenance import neutral_digest
 from larf_curate.profile.reference_states import SIDES, read_sides, read_states, rows_by_side
 from larf_curate.profile.source_rows import Rows, find_rows
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE

@@ -9,8 +9,8 @@ import numpy as np
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileMismatchError, ReferenceSetError
-from larf_curate.models.hidden_states import States, Vectors
-from larf_curate.signals.geometry import mean_unit
+from larf_curate.signals.protocol import mean_unit
+from larf_curate.states import States, Vectors
 
 logger = logging.getLogger(__name__)
 DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}

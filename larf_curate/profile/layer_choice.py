@@ -11,8 +11,7 @@ from larf_curate.errors import ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import carried, middle_half
 from larf_curate.models.loading import forget_reader
-from larf_curate.models.source import ModelSource
-from larf_curate.profile.provenance import public_name
+from larf_curate.models.source import ModelSource, public_name
 
 logger = logging.getLogger(__name__)
 ALONE = "separation of held-out references"

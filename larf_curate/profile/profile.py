@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from larf_curate import __version__
 from larf_curate.conversation.chat_template import Tokens, template_digest
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet, load_neutral
@@ -19,9 +18,9 @@ from larf_curate.files import cache_home
 from larf_curate.layers.choice import best_layers, check_enough
 from larf_curate.layers.report import LayerReport
 from larf_curate.models.devices import Dtype, resolve_device, resolve_dtype
-from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader, States, Vectors
+from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.loading import load_reader
-from larf_curate.models.source import ModelSource, count_layers
+from larf_curate.models.source import ModelSource, count_layers, identify, public_name
 from larf_curate.profile import storage
 from larf_curate.profile.checks import (
     DRIFT,
@@ -33,10 +32,12 @@ from larf_curate.profile.checks import (
     warn_few,
 )
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
-from larf_curate.profile.provenance import describe, describe_neutral, identify, public_name
+from larf_curate.profile.provenance import describe, describe_neutral
 from larf_curate.profile.reference_states import MATCHED, SIDES, read_sides, read_states, rows_by_side
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
+from larf_curate.states import States, Vectors
+from larf_curate.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,6 @@ from typing import Any
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.profile.reference_states import MATCHED
-
-
-def identify(model: str | Path) -> str:
-    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-
-
-def public_name(name: str) -> str:
-    """A name to tell others: of a folder or file on this machine the last part, a Hub id as it is."""
-    return Path(name).name if os.path.isabs(name) else name
 
 
 def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

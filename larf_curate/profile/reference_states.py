@@ -12,8 +12,9 @@ from larf_curate.conversation.chat_template import Renderer, Tokenizer, Tokens
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
-from larf_curate.models.hidden_states import POSITIONS, StateReader, States, Vectors
+from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile.matching import match_lengths
+from larf_curate.states import POSITIONS, States, Vectors
 
 SIDES = ("unsafe", "safe", "neutral")
 MATCHED = "_matched"

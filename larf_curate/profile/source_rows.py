@@ -6,7 +6,7 @@ from pathlib import Path
 
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet, load_neutral
-from larf_curate.errors import ReferenceSetError
+from larf_curate.errors import ProfileError, ReferenceSetError
 from larf_curate.profile.profile import SafetyProfile
 from larf_curate.profile.provenance import neutral_digest
 
@@ -55,3 +55,18 @@ def find_rows(
             return f"the {name} are no longer those that the profile was built from"
         raise ReferenceSetError(f"wanted the {name} that the profile was built from, got others: name the same ones")
     return Rows(unsafe=refs.unsafe, safe=refs.safe, neutral=ordinary)
+
+
+def reference_rows(profile: SafetyProfile) -> Rows:
+    """The rows a profile was built from.
+
+    Raises:
+        ProfileError: If they are not at hand.
+    """
+    rows = find_rows(profile)
+    if isinstance(rows, str):
+        raise ProfileError(
+            f"the baselines length and tfidf are made from texts, which a profile does not keep: {rows.split(';')[0]}; "
+            "put them where they lay when the profile was built, or leave these signals out"
+        )
+    return rows

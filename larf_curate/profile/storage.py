@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import read_json, whole, write_json
-from larf_curate.models.hidden_states import States, Vectors
+from larf_curate.states import States, Vectors
 
 FORMAT = 2
 CONFIG_FILE = "larf_profile.json"

@@ -10,11 +10,11 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from larf_curate import __version__
 from larf_curate.errors import PublishError
 from larf_curate.publish.kept_rows import Source
 from larf_curate.publish.redaction import without_private
 from larf_curate.publish.shards import Shards
+from larf_curate.version import __version__
 
 BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
 CONFIG, SPLIT, PATTERN = "default", "train", "data/train-*"

@@ -9,11 +9,11 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-from larf_curate import __version__
 from larf_curate.errors import LarfCurateError, PublishError
 from larf_curate.publish.bundle import CARD, Assemble, Bundle, Existing, Publication
 from larf_curate.publish.card import decode_card
 from larf_curate.publish.hub_errors import STALE_PARENT, check_repo_id, explain, status_of, waits_for
+from larf_curate.version import __version__
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)
 INFO_TIMEOUT = 30.0

@@ -1,19 +1,21 @@
 """What is to be published, read from a folder of decisions or of a selection, with the counts its card will state."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, sha256
+from larf_curate.manifests import DECISIONS, SELECTION, DecisionsManifest, SelectionManifest, check_manifest
 
-ROW_ID = "larf_row_id"
 KEEPING = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
-RECORDS = ("decisions.json", "decisions.parquet", "selection.json")
+RECORDS = (DECISIONS.file, "decisions.parquet", SELECTION.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Source:
     """
 
     reviewed: bool
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     shards: tuple[Path, ...]
     counts: dict[str, int]
     reviewers: int = 0
@@ -39,7 +41,7 @@ class Source:
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
-    def selection(self) -> dict[str, Any]:
+    def selection(self) -> Mapping[str, Any]:
         """The record of the selection."""
         return _mapping(self.record, "selection") if self.reviewed else self.record
 
@@ -61,10 +63,10 @@ def read_source(folder: Path) -> Source:
     Raises:
         InputError: If it is neither, or does not add up.
     """
-    if (folder / "decisions.json").is_file():
-        source = _read_decisions(folder, _record(folder / "decisions.json", "decisions"))
-    elif (folder / "selection.json").is_file():
-        source = _read_selection(folder, _record(folder / "selection.json", "selection"))
+    if (folder / DECISIONS.file).is_file():
+        source = _read_decisions(folder, check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder))
+    elif (folder / SELECTION.file).is_file():
+        source = _read_selection(folder, check_manifest(read_json(folder / SELECTION.file), SELECTION, folder))
     else:
         raise InputError(
             f"wanted a folder with decisions.json or selection.json, got {folder}: give what `larf-curate review pull`"
@@ -75,7 +77,7 @@ def read_source(folder: Path) -> Source:
     return source
 
 
-def _read_decisions(folder: Path, record: dict[str, Any]) -> Source:
+def _read_decisions(folder: Path, record: DecisionsManifest) -> Source:
     kept, removed, withheld = (_row_ids(folder / name) for name in ("kept", "removed", "withheld"))
     decisions = pq.read_table(_there(folder / "decisions.parquet"), columns=list(DECISION_COLUMNS)).to_pylist()
     decided = [row for row in decisions if row["status"] == "decided"]
@@ -102,7 +104,7 @@ def _read_decisions(folder: Path, record: dict[str, Any]) -> Source:
     )
 
 
-def _read_selection(folder: Path, record: dict[str, Any]) -> Source:
+def _read_selection(folder: Path, record: SelectionManifest) -> Source:
     kept, flagged = _row_ids(folder / "kept"), _row_ids(folder / "flagged")
     _check(folder, kept, apart=set(flagged))
     selected = _counts(record)
@@ -117,19 +119,12 @@ def _from_selection(counts: dict[str, int], rows: int, flagged: int) -> dict[str
     return {"rows": rows, "flagged": flagged, "unscorable": counts.get("unscorable", 0)}
 
 
-def _record(path: Path, kind: str) -> dict[str, Any]:
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("kind") != kind or record.get("version") != 1:
-        raise InputError(f"{path} is not a {kind} record of version 1: write it again with this version of larf-curate")
-    return record
-
-
-def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
+def _mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 
 
-def _counts(selection: dict[str, Any]) -> dict[str, int]:
+def _counts(selection: Mapping[str, Any]) -> dict[str, int]:
     return {key: value for key, value in _mapping(selection, "counts").items() if isinstance(value, int)}
 
 

@@ -3,11 +3,11 @@
 import json
 from importlib.metadata import PackageNotFoundError, version
 
-from larf_curate import __version__
 from larf_curate.files import sha256
 from larf_curate.publish.kept_rows import Source
 from larf_curate.publish.redaction import without_private
 from larf_curate.publish.shards import Shards
+from larf_curate.version import __version__
 
 PACKAGES = ("datasets", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
 

@@ -1,6 +1,7 @@
 """Take out of records what is nobody's business: where files lay, who reviewed, and anything like a key."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 SECRET_KEYS = {
@@ -16,7 +17,7 @@ _PATH_WITHIN = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"
 
 def without_private(value: Any) -> Any:  # noqa: ANN401  any JSON value
     """A JSON value without secrets; absolute paths become the names of their files, lists of people their number."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
         return {_text(str(key)): _people(key, item) for key, item in kept.items()}
     if isinstance(value, list):

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from larf_curate import __version__
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
 from larf_curate.files import whole
@@ -24,8 +23,8 @@ from larf_curate.report.excerpts import visible
 from larf_curate.report.scored_rows import Source, read_source
 from larf_curate.report.statistics import Statistics, read_statistics
 from larf_curate.report.token_shading import shaded
-from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection
+from larf_curate.version import __version__
 
 
 def write_report(
@@ -72,8 +71,7 @@ def write_report(
     context = _context(source, examples) | {"diagnosis": None, "weights": {}}
     if profile is not None:
         made = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
-        rows = Scored(rows=source.rows, manifest=dict(source.manifest)) if source.manifest else source.rows
-        context["diagnosis"] = diagnose(made, rows)
+        context["diagnosis"] = diagnose(made, source.scored)
         context["weights"] = shaded(made, source, context["examples"][:tokens], model=model, device=device)
     page = _environment().get_template("report.html.j2").render(context)
     with whole(Path(path)) as aside:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, read_parquet
+from larf_curate.manifests import SCORED, SELECTION, ScoredManifest
+from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection
 
 
@@ -27,6 +28,11 @@ class Source:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     rule: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
+
+    @property
+    def scored(self) -> Scored | Dataset:
+        """The rows with the manifest that says which profile scored them, or alone where there is none."""
+        return Scored(rows=self.rows, manifest=cast(ScoredManifest, self.manifest)) if self.manifest else self.rows
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -71,13 +77,14 @@ def read_source(scored: Dataset | str | Path, selection: Selection | str | Path 
 
 
 def _from_folder(folder: Path) -> Source:
-    if (folder / "selection.json").is_file():
+    if (folder / SELECTION.file).is_file():
         return _from_selection(Selection.load(folder), {})
-    if not (folder / "manifest.json").is_file():
+    if not (folder / SCORED.file).is_file():
         raise InputError(
-            f"{folder} holds neither manifest.json nor selection.json: give the folder that score or select wrote"
+            f"{folder} holds neither {SCORED.file} nor {SELECTION.file}: give the folder that score or select wrote"
         )
-    return Source(rows=read_parquet(folder), manifest=read_json(folder / "manifest.json"))
+    scored = Scored.load(folder)
+    return Source(rows=scored.rows, manifest=scored.manifest)
 
 
 def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> Source:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.errors import ConversationError, InputError
+from larf_curate.stats import rank_correlation
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +79,8 @@ class Statistics:
         """Pearson's and Spearman's correlation of score and length; NaN where one of them does not vary."""
         known = self.scored & np.isfinite(self.lengths)
         scores, lengths = self.scores[known], self.lengths[known]
-        return _correlation(scores, lengths), _correlation(_ranks(scores), _ranks(lengths))
+        ranked = rank_correlation(scores, lengths)
+        return (np.nan, np.nan) if ranked is None else (float(np.corrcoef(scores, lengths)[0, 1]), ranked)
 
 
 def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> Statistics:
@@ -130,17 +132,3 @@ def _matrix(layers: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.array([values if len(values) else absent for values in layers], dtype=np.float32).reshape(
         len(layers), len(absent)
     )
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 0, ties sharing the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means = np.cumsum(counts) - (counts + 1) / 2
-    return np.asarray(means[inverse], dtype=np.float64)
-
-
-def _correlation(a: Floats, b: Floats) -> float:
-    """Pearson's correlation; NaN if either does not vary."""
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return np.nan
-    return float(np.corrcoef(a, b)[0, 1])

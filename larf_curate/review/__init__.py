@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 _HOMES = {
     "Conflicts": "learning.proposals",
     "Decision": "decisions.merge",
-    "Decisions": "decisions.decisions",
+    "Decisions": "decisions.outcome",
     "Outcome": "decisions.outcome",
     "Proposals": "learning.proposals",
     "PushResult": "records.push",
@@ -31,9 +31,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from larf_curate.review.decisions.decisions import Decisions
     from larf_curate.review.decisions.merge import Decision
-    from larf_curate.review.decisions.outcome import Outcome
+    from larf_curate.review.decisions.outcome import Decisions, Outcome
     from larf_curate.review.decisions.status import QueueStatus
     from larf_curate.review.learning.proposals import Conflicts, Proposals
     from larf_curate.review.learning.rerank import Reranked

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from tqdm import tqdm
 
+from larf_curate.columns import ROW_ID, stateless, states_of
+from larf_curate.data.tables import undecoded
 from larf_curate.errors import InputError, ReviewError
-from larf_curate.files import undecoded
+from larf_curate.profile.cache import profile_of
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.argilla.marks import mark
 from larf_curate.review.argilla.submit import submit
-from larf_curate.review.decisions.decisions import ROW_ID, Decisions
 from larf_curate.review.decisions.merge import MergeRule, merged_all
+from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.responses import Reviewed, read_records
 from larf_curate.review.decisions.status import QueueStatus, queue_status
 from larf_curate.review.learning import References
@@ -27,7 +29,7 @@ from larf_curate.review.records.exemplar_texts import exemplar_texts
 from larf_curate.review.records.near_duplicates import Groups
 from larf_curate.review.records.push import Push, PushResult
 from larf_curate.review.records.record import RecordMaker
-from larf_curate.review.records.vectors import Reduction, profile_of, reduction_for, stateless, states_of, vectors_of
+from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile

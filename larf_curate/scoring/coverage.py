@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from larf_curate.errors import InputError
-from larf_curate.models.hidden_states import Vectors
+from larf_curate.states import Vectors
 
 CONCEPTS, TOP, BINS, CLUSTERS = 64, 10, 10, 32
 ACTIVE = 1.0

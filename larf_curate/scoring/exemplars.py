@@ -17,11 +17,11 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import cache_home, read_json, whole, write_json
-from larf_curate.models.hidden_states import Vectors
 from larf_curate.models.threads import worker_threads
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.scoring.coverage import ConceptSpace, greedy
-from larf_curate.signals.geometry import unit
+from larf_curate.signals.protocol import unit
+from larf_curate.states import Vectors
 
 CONFIG_FILE = "exemplars.json"
 STATES_FILE = "exemplars.safetensors"

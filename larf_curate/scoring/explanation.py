@@ -16,11 +16,12 @@ from datasets import List, Value
 
 from larf_curate.conversation.chat_template import Renderer, Tokens, Turn
 from larf_curate.conversation.schemas import Row
-from larf_curate.errors import ProfileMismatchError
-from larf_curate.files import undecoded
-from larf_curate.models.hidden_states import POSITIONS, StateReader, States
+from larf_curate.data.tables import undecoded
+from larf_curate.manifests import check_profile
+from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.selection import Selection
+from larf_curate.states import POSITIONS, States
 
 COLUMN = "larf_tokens"
 TYPE = List({"text": Value("string"), "weight": Value("float32")})
@@ -97,8 +98,7 @@ def explained(
         ModelError: If the model cannot be loaded.
         ProfileMismatchError: If the profile or the model is not the one that scored the rows.
     """
-    if (digest := selection.scored.get("profile", {}).get("digest")) not in (None, profile.digest):
-        raise ProfileMismatchError(f"another profile scored these rows, {str(digest)[:16]}: give that one")
+    check_profile(profile, selection.scored.get("profile"))
     flagged = selection.flagged
     bare = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
     own = bare.select_columns([name for name in bare.column_names if not name.startswith("larf_")])

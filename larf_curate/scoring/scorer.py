@@ -18,12 +18,14 @@ from larf_curate.conversation.chat_template import Rendered, Renderer, Status
 from larf_curate.conversation.schemas import check_columns, detect_schema
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home, read_json, write_json
-from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, POSITIONS, Position, StateReader, States, Vectors
+from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
+from larf_curate.profile.source_rows import reference_rows
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
-from larf_curate.scoring.text_baselines import Wording, reference_rows
+from larf_curate.scoring.text_baselines import Wording
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
+from larf_curate.states import POSITIONS, Position, States, Vectors
 
 ALGORITHM = 3
 """Part of the cache key: raised whenever the same settings give other numbers."""

@@ -1,7 +1,5 @@
 """Selection: scores become two datasets, kept and flagged, with a reason for every flagged row."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +11,14 @@ import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.files import check_folder, read_json, read_parquet, undecoded, write_json, write_parquet
+from larf_curate.columns import PREFIX, row_id
+from larf_curate.data.tables import read_parquet, undecoded, write_parquet
+from larf_curate.errors import InputError
+from larf_curate.files import read_json, write_json
+from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manifest, check_profile
 from larf_curate.profile import SafetyProfile
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
-MANIFEST = "selection.json"
-PREFIX = "larf_"
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -64,19 +63,21 @@ class Selection:
             "status": dict(sorted(status.items())),
         }
 
+    def manifest(self) -> dict[str, Any]:
+        """What ``selection.json`` records; see `larf_curate.manifests.SelectionManifest`."""
+        return {"kind": SELECTION.name, "version": VERSION, **self.summary(), "scored": dict(self.scored)}
+
     def save(self, folder: str | Path) -> None:
         """Write both parts as Parquet, and ``selection.json`` last, so that a folder with it is whole.
 
         Raises:
             InputError: If the folder holds results of another kind.
         """
-        check_folder(folder, MANIFEST)
-        (Path(folder) / MANIFEST).unlink(missing_ok=True)
+        check_folder(folder, SELECTION)
+        (Path(folder) / SELECTION.file).unlink(missing_ok=True)
         for name, part in (("kept", self.kept), ("flagged", self.flagged)):
             write_parquet(part, Path(folder) / name)
-        write_json(
-            Path(folder) / MANIFEST, {"kind": "selection", "version": 1, **self.summary(), "scored": self.scored}
-        )
+        write_json(Path(folder) / SELECTION.file, self.manifest())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":
@@ -85,11 +86,7 @@ class Selection:
         Raises:
             InputError: If the folder holds no whole selection.
         """
-        manifest = read_json(Path(folder) / MANIFEST)
-        if manifest.get("kind") != "selection":
-            raise InputError(
-                f"{folder} holds {manifest.get('kind')!r}, wanted a selection: run larf-curate select first"
-            )
+        manifest = check_manifest(read_json(Path(folder) / SELECTION.file), SELECTION, folder)
         kept, flagged = (read_parquet(Path(folder) / name) for name in ("kept", "flagged"))
         rule, threshold = manifest["rule"], manifest["threshold"]
         return cls(kept=kept, flagged=flagged, rule=rule, threshold=threshold, scored=manifest["scored"])
@@ -155,17 +152,6 @@ def select(
     )
 
 
-def content_digest(row: Mapping[str, Any]) -> str:
-    """Hex digest of a row's own columns, without those this package adds."""
-    own = {key: value for key, value in row.items() if not key.startswith(PREFIX)}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def row_id(source: str, index: int, row: Mapping[str, Any]) -> str:
-    """Id of a row: a hex digest of where it comes from, its index there and its content."""
-    return hashlib.sha256(f"{source}\n{index}\n{content_digest(row)}".encode("utf-8", "replace")).hexdigest()[:32]
-
-
 def _scores(dataset: Dataset) -> NDArray[np.float64]:
     """The scores, NaN where there is none."""
     scores, statuses = _column(dataset, "larf_score"), _column(dataset, "larf_status")
@@ -197,8 +183,8 @@ def _neutral_limit(rate: float, profile: SafetyProfile | None, scored: Mapping[s
     them with chance k / (n + 1).
     """
     recorded = scored.get("profile") or {}
-    if profile is not None and recorded and recorded.get("digest") != profile.digest:
-        raise ProfileMismatchError("another profile scored these rows: give that one, or score the rows again")
+    if profile is not None:
+        check_profile(profile, recorded)
     calibration = recorded.get("calibration") if profile is None else profile.calibration
     if not calibration:
         raise InputError("max_false_flags needs the neutral rows of the profile that scored the rows: give profile=…")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from larf_curate.conversation.chat_template import Renderer, Tokenizer, Tokens
-from larf_curate.errors import ProfileError
-from larf_curate.models.hidden_states import StateReader, Vectors
-from larf_curate.profile import SIDES, Rows, SafetyProfile, find_rows
+from larf_curate.models.hidden_states import StateReader
+from larf_curate.profile import SIDES, SafetyProfile
+from larf_curate.profile.source_rows import reference_rows
 from larf_curate.signals.baselines import BASELINES, Baseline
+from larf_curate.states import Vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +50,6 @@ class Wording:
             return {}
         texts = [text for item in conversations for text in _texts(self.tokenizer, item)]
         return {name: np.asarray(score(texts), np.float32) for name, score in self.baselines.items()}
-
-
-def reference_rows(profile: SafetyProfile) -> Rows:
-    """The rows a profile was built from.
-
-    Raises:
-        ProfileError: If they are not at hand.
-    """
-    rows = find_rows(profile)
-    if isinstance(rows, str):
-        raise ProfileError(
-            f"the baselines length and tfidf are made from texts, which a profile does not keep: {rows.split(';')[0]}; "
-            "put them where they lay when the profile was built, or leave these signals out"
-        )
-    return rows
 
 
 def _texts(tokenizer: Tokenizer, conversation: Tokens) -> list[str]:

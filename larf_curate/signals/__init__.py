@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from larf_curate.models.hidden_states import Position
 from larf_curate.signals.centred import answer_similarity, larf_centred, larf_whitened, unsafe_similarity
 from larf_curate.signals.combined import combined, erosion, harmful
-from larf_curate.signals.direction import pair_cosine, projection, refusal_direction
+from larf_curate.signals.direction import pair_cosine, projection, refusal_direction, subspace
 from larf_curate.signals.knn import knn
 from larf_curate.signals.larf import larf
 from larf_curate.signals.logistic import logistic
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
-from larf_curate.signals.subspace import subspace
+from larf_curate.states import Position
 
 __all__ = ["AXES", "DEFAULT_SIGNAL", "SIGNALS", "ReferenceStates", "Signal", "SignalKind"]
 

@@ -8,10 +8,10 @@ one unit.
 
 import numpy as np
 
-from larf_curate.models.hidden_states import States
 from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.direction import refusal_direction
-from larf_curate.signals.protocol import Fit, ReferenceStates, Signal, Vectors
+from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
+from larf_curate.states import States, Vectors
 
 ORDINARY = 2.0
 """Standard deviations of `harmful` that the default signal takes for ordinary; one ordinary row in 30 has more."""

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
 from larf_curate.errors import ReferenceSetError
-from larf_curate.models.hidden_states import States
-from larf_curate.signals.protocol import Fit, ReferenceStates, Vectors
+from larf_curate.signals.protocol import Fit, ReferenceStates
+from larf_curate.states import States, Vectors
 
 FOLDS = 5
 Sides = Sequence[str]

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from larf_curate.extras import require
-from larf_curate.signals.geometry import unit
-from larf_curate.signals.protocol import ReferenceStates, Signal, Vectors
+from larf_curate.signals.protocol import ReferenceStates, Signal, unit
+from larf_curate.states import Vectors
 
 NEIGHBORS = 5
 

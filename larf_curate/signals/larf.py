@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from larf_curate.errors import ReferenceSetError
-from larf_curate.signals.geometry import dot, mean_unit, unit
-from larf_curate.signals.protocol import ReferenceStates, Signal, Vectors
+from larf_curate.signals.protocol import ReferenceStates, Signal, dot, mean_unit, unit
+from larf_curate.states import Vectors
 
 
 def larf(refs: ReferenceStates) -> Signal:

@@ -14,12 +14,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-from larf_curate.models.hidden_states import States
 from larf_curate.signals.centred import answer_similarity, larf_whitened, unsafe_similarity
 from larf_curate.signals.combined import calibrated
 from larf_curate.signals.direction import projection, refusal_direction
 from larf_curate.signals.held_out import held_out
-from larf_curate.signals.protocol import ReferenceStates, Signal, Vectors
+from larf_curate.signals.protocol import ReferenceStates, Signal
+from larf_curate.states import States, Vectors
 
 PARTS = (unsafe_similarity, answer_similarity, refusal_direction, projection, larf_whitened)
 """What is weighed, each less what length predicts and in standard deviations of neutral rows."""

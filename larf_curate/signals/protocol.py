@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from larf_curate.models.hidden_states import States
+from larf_curate.states import States, Vectors
 
-Vectors = NDArray[np.float32]
 Signal = Callable[[States], Vectors]
 """Scores the states of n turns; returns shape (n, layers), float32, high = bad."""
 
@@ -31,3 +29,19 @@ class ReferenceStates:
 
 
 Fit = Callable[[ReferenceStates], Signal]
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Scale the last axis to length 1; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
+
+
+def dot(rows: Vectors, directions: Vectors) -> Vectors:
+    """Dot product of every row with one direction a layer, shape (layers, d)."""
+    return np.asarray(np.einsum("nld,ld->nl", rows, directions), np.float32)
+
+
+def mean_unit(vectors: Vectors) -> Vectors:
+    """Mean of the unit rows: its dot with a unit vector is that vector's mean cosine to the rows."""
+    return np.asarray(unit(vectors).mean(axis=0))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from larf_curate.conversation.training_rows import training_rows
     from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, evaluate_refusals
     from larf_curate.training.experiment import Experiment
-    from larf_curate.training.sap import SapConfig, SapTrainer, sap_lora
+    from larf_curate.training.sap import SapTrainer
+    from larf_curate.training.sap_config import SapConfig, sap_lora
 
 
 def __getattr__(name: str) -> object:

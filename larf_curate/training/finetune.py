@@ -21,7 +21,8 @@ from larf_curate.models.source import ModelSource, load_config, load_tokenizer, 
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_whole
 from larf_curate.training.contrastive import References
-from larf_curate.training.sap import SapConfig, SapTrainer, loading_errors
+from larf_curate.training.sap import SapTrainer, loading_errors
+from larf_curate.training.sap_config import SapConfig
 
 # isort: split
 from peft import LoraConfig  # sap has said how to install these two

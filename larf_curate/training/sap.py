@@ -15,7 +15,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,128 +33,17 @@ from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
 from larf_curate.training.contrastive import Batch, ContrastiveRows, References, both_sides
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
+from larf_curate.training.sap_config import SapConfig
 
 for _module in ("accelerate", "peft", "trl"):
     require(_module, extra="train")
 
 from accelerate.utils import DistributedType  # noqa: E402  only now is it known to be there
-from peft import LoraConfig, PeftConfig  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+from peft import PeftConfig  # noqa: E402
+from trl import SFTTrainer  # noqa: E402
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-
-LORA_TARGETS = ("q_proj", "v_proj")
-
-
-def sap_lora() -> LoraConfig:
-    """The LoRA of the SAP authors' code: r = 8 on the query and value projections, dropout 0.1."""
-    return LoraConfig(r=8, target_modules=list(LORA_TARGETS), lora_dropout=0.1, task_type="CAUSAL_LM")
-
-
-@dataclass
-class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
-    """Options of `SapTrainer`, beside all of ``trl.SFTConfig``.
-
-    These defaults differ from ``SFTConfig``: ``learning_rate`` is 1e-4 (the authors' code) and ``bf16`` is False,
-    because an ``epsilon`` of 2e-5 is below the resolution of bfloat16: there the probe would follow rounding noise.
-    For bf16 take an ``epsilon`` of about 0.002; only the direction of the difference matters, not its size.
-
-    Args:
-        epsilon: How far the weights are moved in the harmful direction, in units of their norm. 0: plain SFT.
-        beta: Size of the probe step. 0: plain SFT.
-        probe_step: How a gradient becomes a probe: ``sign`` or ``unit``.
-        probe_blocks: Where the probes sit: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
-        temperature: Temperature of the contrastive loss. The higher, the more evenly contrastive rows count; at 1 the
-            one that the model refuses least surely outweighs the others.
-        refusals: What unsafe answers are contrasted with: the references' refusals, ``given``, or the model's ``own``.
-        contrastive_batch_size: Contrastive rows a step and process.
-        contrastive_max_length: Longest contrastive row in tokens.
-        learning_rate: Initial learning rate.
-        bf16: Whether to compute in bfloat16.
-    """
-
-    epsilon: float = field(
-        default=2e-5,
-        metadata={
-            "help": "How far the weights are moved in the harmful direction, in units of their norm. "
-            "Source: grad_rate of the SAP authors' code."
-        },
-    )
-    beta: float = field(
-        default=0.05,
-        metadata={"help": "Size of the probe step. Source: v_lr of the SAP authors' code, beta of the paper."},
-    )
-    probe_step: str = field(
-        default="sign",
-        metadata={
-            "help": "How a gradient becomes a probe: 'sign' moves every coordinate by beta, as the first AdamW step "
-            "of the SAP authors' code does; 'unit' moves all probes together by an Euclidean length of beta.",
-            "choices": ["sign", "unit"],
-        },
-    )
-    probe_blocks: str | list[int] = field(
-        default="auto",
-        metadata={
-            "help": "Decoder blocks (0-based) that carry a probe: 'auto' for the middle third (blocks 11 to 20 of 32 "
-            "in the paper), a range '11-20', a list '3,9' (the SAP authors' code), or the layers of a LayerReport."
-        },
-    )
-    temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "Temperature of the contrastive loss; the higher, the more evenly contrastive rows count. "
-            "Source: the SAP authors' code."
-        },
-    )
-    refusals: str = field(
-        default="given",
-        metadata={
-            "help": "What the unsafe answers are contrasted with: 'given' takes the references' refusals, 'own' the "
-            "greedy answers with which the model itself refuses their prompts before it is trained.",
-            "choices": ["given", "own"],
-        },
-    )
-    contrastive_batch_size: int = field(
-        default=8,
-        metadata={"help": "Contrastive rows a step and process. Source: the SAP authors' code."},
-    )
-    contrastive_max_length: int = field(
-        default=256,
-        metadata={"help": "Longest contrastive row in tokens. Source: the SAP authors' code."},
-    )
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Initial learning rate. Source: w_lr of the SAP authors' code."}
-    )
-    bf16: bool | None = field(
-        default=False,
-        metadata={"help": "Whether to compute in bfloat16. Then set epsilon to about 0.002: 2e-5 is below its grain."},
-    )
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: If one is out of range, or fp16 or reentrant checkpointing is asked for.
-        """
-        for name in ("epsilon", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"wanted {name} >= 0, got {getattr(self, name)}: 0 turns SAP off")
-        for name in ("temperature", "contrastive_batch_size", "contrastive_max_length"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
-        if self.probe_step not in ("sign", "unit"):
-            raise InputError(f"wanted probe_step 'sign' or 'unit', got {self.probe_step!r}")
-        if self.refusals not in ("given", "own"):
-            raise InputError(f"wanted refusals 'given' or 'own', got {self.refusals!r}")
-        if self.fp16:
-            raise InputError("SAP does not run in fp16, whose small gradients vanish: take bf16=True or float32")
-        if getattr(self, "activation_checkpointing", True) is None:
-            # trl 1.16 sets the old name by default, of which transformers 5.23 warns
-            self.activation_checkpointing = self.gradient_checkpointing
-        super().__post_init__()
-        if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise InputError("SAP needs gradients of probes: set use_reentrant=False for activation checkpointing")
 
 
 class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types

@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.decoding import decode
 from larf_curate.layers.grid import ALPHAS
 from larf_curate.layers.methods import NEW_TOKENS, refusal_cell
-from larf_curate.layers.prompts import overrejection_prompts
 from larf_curate.layers.replay import Replay
 from larf_curate.layers.subject import load_subject
 from larf_curate.models.blocks import decoder_blocks, projections

@@ -19,10 +19,11 @@ import numpy as np
 from argilla.records import Record
 from datasets import List, Value
 
+from larf_curate.columns import states_of
 from larf_curate.review import ReviewQueue
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.records.record import RecordMaker
-from larf_curate.review.records.vectors import Reduction, states_of, vectors_of
+from larf_curate.review.records.vectors import Reduction, vectors_of
 from larf_curate.server import EmbeddedServer
 from tests.fixtures.review_rows import fake_profile, questions, selection
 

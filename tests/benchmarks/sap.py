@@ -28,7 +28,8 @@ from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.source import ModelSource, load_tokenizer
 from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
-from larf_curate.training.sap import SapConfig, SapTrainer, sap_lora
+from larf_curate.training.sap import SapTrainer
+from larf_curate.training.sap_config import SapConfig, sap_lora
 
 SETTINGS = {
     "sft": {"method": "sft"},

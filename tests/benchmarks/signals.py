@@ -32,15 +32,15 @@ from tqdm import tqdm
 
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.data.references import ReferenceSet, load_neutral
-from larf_curate.diagnosis.separation import auroc, average_precision, rank_correlation
 from larf_curate.errors import ConversationError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import CHOSEN, separation
-from larf_curate.models.hidden_states import POSITIONS
 from larf_curate.profile import SafetyProfile
 from larf_curate.profile.layer_choice import sensitivity_of
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS
 from larf_curate.signals.baselines import BASELINES, text_of
+from larf_curate.states import POSITIONS
+from larf_curate.stats import auroc, average_precision, rank_correlation
 
 BATCH = 250
 TENTH = 0.1

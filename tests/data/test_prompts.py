@@ -4,8 +4,8 @@ import pytest
 
 from larf_curate.conversation.refusals import RefusalPhrases
 from larf_curate.data import load_rows
+from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.errors import InputError
-from larf_curate.layers.prompts import overrejection_prompts
 
 
 def test_the_built_in_prompts_are_the_default():

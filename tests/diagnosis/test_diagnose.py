@@ -12,7 +12,6 @@ from sklearn.covariance import LedoitWolf
 from larf_curate.cli import main
 from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
-from larf_curate.diagnosis.separation import agreement, auroc, average_precision, rank_correlation
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.source import ModelSource
 from larf_curate.profile import SafetyProfile
@@ -20,6 +19,7 @@ from larf_curate.profile.checks import check_pairs, check_unlike
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
+from larf_curate.stats import agreement, auroc, average_precision, rank_correlation
 from tests.fixtures.models import NEUTRAL, PROFILE
 
 pytestmark = pytest.mark.usefixtures("own_caches")

@@ -11,9 +11,10 @@ from larf_curate.conversation.chat_template import Renderer, Tokens, Turn
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import flash_attention, resolve_device, resolve_dtype, suited_tokens
-from larf_curate.models.hidden_states import POSITIONS, StateReader
+from larf_curate.models.hidden_states import StateReader
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers
+from larf_curate.states import POSITIONS
 
 ROWS = [
     {"question": "Hi", "answer": "Hello."},

@@ -9,10 +9,10 @@ from numpy.testing import assert_allclose
 from transformers import MistralConfig, MistralModel
 
 from larf_curate.conversation.chat_template import Tokens, Turn
-from larf_curate.models.hidden_states import POSITIONS
 from larf_curate.models.loading import load_reader
 from larf_curate.models.prefix_cache import MIN_PREFIX, MIN_SAVING, cache_argument, grouped, run_prefix
 from larf_curate.models.source import ModelSource
+from larf_curate.states import POSITIONS
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from larf_curate.conversation.chat_template import Tokens, Turn
 from larf_curate.errors import ScoringError
 from larf_curate.models.blocks import decoder_blocks
-from larf_curate.models.hidden_states import POSITIONS
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource
 from larf_curate.models.token_trimming import SHORTCUTS
+from larf_curate.states import POSITIONS
 
 PREFIX = 12
 CPU_FULL = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
-from larf_curate.models.hidden_states import POSITIONS
 from larf_curate.models.loading import load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
 from larf_curate.profile.matching import match_lengths
+from larf_curate.states import POSITIONS
 from tests.fixtures.models import CHATML, NEUTRAL, PROFILE, save_llama, tiny_tokenizer
 from tests.models.test_hidden_states import full_states
 

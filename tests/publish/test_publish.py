@@ -17,11 +17,12 @@ from datasets import Dataset, load_dataset
 
 from larf_curate import files
 from larf_curate.cli.publish import publish as publish_command
+from larf_curate.columns import content_digest
 from larf_curate.errors import InputError, PublishError
 from larf_curate.publish import publish
 from larf_curate.publish.card import BEGIN, END, inline
 from larf_curate.publish.redaction import without_private
-from larf_curate.scoring.selection import Selection, content_digest
+from larf_curate.scoring.selection import Selection
 from tests.fixtures.decisions_folder import (
     HARMFUL,
     MODEL,
@@ -160,8 +161,8 @@ def test_provenance_nests_every_stage_and_names_nobody(hub, decisions):
 
 @pytest.mark.filterwarnings("ignore:Support for class-based `config`:DeprecationWarning")  # argilla 2.8 on pydantic 2
 def test_what_the_review_wrote_is_published_without_the_answers_that_were_edited_away(hub, tmp_path):
-    from larf_curate.review.decisions.decisions import Decisions
     from larf_curate.review.decisions.merge import Decision
+    from larf_curate.review.decisions.outcome import Decisions
 
     rows = [row(i, score=i / 10) | {"larf_status": "ok", "larf_reason": "top"} for i in range(6)]
     data = Dataset.from_list(rows)

@@ -16,9 +16,10 @@ from scipy.stats import pearsonr, spearmanr
 
 from larf_curate.cli.report import report
 from larf_curate.data.references import ReferenceSet
+from larf_curate.data.tables import write_parquet
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
-from larf_curate.files import write_json, write_parquet
+from larf_curate.files import write_json
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import write_report
 from larf_curate.report.excerpts import excerpt, visible

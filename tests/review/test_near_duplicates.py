@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from larf_curate.columns import content_digest
 from larf_curate.errors import InputError
 from larf_curate.review.records.near_duplicates import ALIKE, Group, Groups, leaders
 from larf_curate.review.records.vectors import Reduction
-from larf_curate.scoring.selection import content_digest
 
 
 def units(rng, n, width=16):

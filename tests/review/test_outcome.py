@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset, Features, Image, concatenate_datasets
 
+from larf_curate.columns import content_digest
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.errors import ConversationError, InputError
 from larf_curate.review import Decision, Decisions, Outcome
-from larf_curate.scoring.selection import content_digest
 from tests.fixtures.review_rows import questions, selection
 
 CHAT = [

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value
 
+from larf_curate.columns import states_of
 from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import cache_profile
-from larf_curate.review.records.vectors import Reduction, profile_of, reduction_for, states_of
+from larf_curate.profile.cache import profile_of
+from larf_curate.review.records.vectors import Reduction, reduction_for
 from tests.fixtures.review_rows import fake_profile
 
 

@@ -27,7 +27,8 @@ from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring import folder, run
 from larf_curate.scoring.exemplars import ExemplarIndex
-from larf_curate.scoring.folder import Scored, first_reasons, score_source
+from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.run import first_reasons, score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.fresh_process import CONTEXT, start
 

@@ -3,8 +3,9 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from numpy.testing import assert_allclose
 
+from larf_curate.columns import content_digest, row_id
 from larf_curate.errors import InputError
-from larf_curate.scoring.selection import Selection, content_digest, row_id, select
+from larf_curate.scoring.selection import Selection, select
 
 FEATURES = Features(
     {

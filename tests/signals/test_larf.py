@@ -4,8 +4,8 @@ from numpy.testing import assert_allclose
 
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals import SIGNALS, ReferenceStates
-from larf_curate.signals.geometry import unit
 from larf_curate.signals.larf import LarfSignal
+from larf_curate.signals.protocol import unit
 
 
 def states(*shape, seed=0):

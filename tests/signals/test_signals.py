@@ -15,10 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from larf_curate.errors import ReferenceSetError
 from larf_curate.layers.choice import best_layers, carried, separation
 from larf_curate.signals import AXES, SIGNALS, ReferenceStates
+from larf_curate.signals.centred import Whitening
 from larf_curate.signals.combined import calibrated as calibrated_signal
 from larf_curate.signals.held_out import fold_of, held_out
 from larf_curate.signals.logistic import PARTS, STRENGTHS
-from larf_curate.signals.whitening import Whitening
 
 LAYERS, WIDTH = 3, 24
 SIDES = ("unsafe", "safe", "neutral")

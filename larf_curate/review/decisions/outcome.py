@@ -1,17 +1,20 @@
 """A reviewed selection: what is kept, what people removed, and what is withheld until they decide."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.conversation.answers import answer, replace_answer
+from larf_curate.data.tables import undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
-from larf_curate.files import check_folder, read_json, read_parquet, undecoded, whole, write_json, write_parquet
-from larf_curate.review.decisions.decisions import ROW_ID, Decisions
+from larf_curate.files import read_json, whole, write_json
+from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
@@ -19,6 +22,105 @@ DECISION = "larf_decision"
 ORIGINAL = "larf_original_answer"
 PARTS = ("kept", "removed", "withheld")
 UNFLAGGED = "unflagged"
+FEATURES = Features(
+    {
+        ROW_ID: Value("string"),
+        "decision": Value("string"),
+        "status": Value("string"),
+        "category": Value("string"),
+        "severity": Value("string"),
+        "rationale": Value("string"),
+        "corrected_answer": Value("string"),
+        "annotators": List(Value("string")),
+        "drafts": Value("int32"),
+        "discards": Value("int32"),
+        "content_digest": Value("string"),
+        "decided_through": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Merged decisions by row.
+
+    Args:
+        rows: The decisions, one for each row id.
+        merge: The rule that merged them.
+    """
+
+    rows: tuple[Decision, ...]
+    merge: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows by decision where decided, else by status."""
+        found = Counter(row.decision or "" if row.status == "decided" else row.status for row in self.rows)
+        return dict(sorted(found.items()))
+
+    def conflicts(self) -> tuple[Decision, ...]:
+        """The rows on which annotators disagree."""
+        return tuple(row for row in self.rows if row.status == "conflict")
+
+    def apply(self, selection: "Selection", *, columns: Mapping[str, str] | None = None) -> "Outcome":
+        """Split a selection by what people decided.
+
+        Unflagged rows, rows kept and rows edited are kept; rows removed are removed; all other flagged rows are
+        withheld: undecided, unsure, in conflict, or changed since they were judged.
+
+        Args:
+            selection: The selection whose flagged rows were pushed.
+            columns: Column names by role, where the rows' format is not found from the names alone.
+
+        Raises:
+            InputError: If people decided about a row that is not flagged, other than to keep it.
+            ReviewError: If a row would be lost or doubled.
+        """
+        return apply_decisions(self, selection, columns=columns)
+
+    def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> "Decisions":
+        """The decisions for these rows, in their order; one about another content is stale, a missing one pending.
+
+        Args:
+            rows: Rows with ``larf_row_id``.
+        """
+        known = {row.row_id: row for row in self.rows}
+        return Decisions(tuple(_for_row(row, known.get(row[ROW_ID])) for row in rows), self.merge)
+
+    def to_dataset(self) -> Dataset:
+        """One row a decision, with types that do not depend on the values."""
+        rows = [_to_dict(row) for row in self.rows]
+        return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Decisions":
+        """Read the decisions out of a folder that `Outcome.save` wrote.
+
+        Raises:
+            InputError: If it is not such a folder.
+        """
+        described = check_manifest(read_json(Path(folder) / DECISIONS.file), DECISIONS, folder)
+        rows = pq.read_table(Path(folder) / "decisions.parquet").to_pylist()
+        return cls(tuple(_from_dict(row) for row in rows), described["merge"])
+
+
+def _for_row(row: Mapping[str, Any], known: Decision | None) -> Decision:
+    digest = content_digest(row)
+    if known is None:
+        return Decision(row_id=row[ROW_ID], status="pending", content_digest=digest)
+    if known.content_digest == digest or known.status == "pending":
+        return known
+    return Decision(**asdict(known) | {"status": "stale"})
+
+
+def _to_dict(row: Decision) -> dict[str, Any]:
+    values = asdict(row)
+    return {ROW_ID: values.pop("row_id")} | values
+
+
+def _from_dict(row: Mapping[str, Any]) -> Decision:
+    values = dict(row)
+    return Decision(row_id=values.pop(ROW_ID), **values | {"annotators": tuple(values["annotators"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +163,17 @@ class Outcome:
         Raises:
             InputError: If the folder holds results of another kind.
         """
-        check_folder(folder, "decisions.json")
+        check_folder(folder, DECISIONS)
         folder = Path(folder)
-        (folder / "decisions.json").unlink(missing_ok=True)
+        (folder / DECISIONS.file).unlink(missing_ok=True)
         for name in PARTS:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
             write_parquet(getattr(self, name), folder / name)
         with whole(folder / "decisions.parquet") as aside:
             self.decisions.to_dataset().to_parquet(aside)
-        described = {"kind": "decisions", "version": 1, "merge": self.decisions.merge, "counts": self.counts}
-        write_json(folder / "decisions.json", described | {"selection": dict(self.selection)})
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Outcome":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: If it is not such a folder, or rows are missing from it.
-        """
-        decisions = Decisions.load(folder)
-        described = read_json(Path(folder) / "decisions.json")
-        parts = {name: read_parquet(Path(folder) / name) for name in PARTS}
-        outcome = cls(**parts, decisions=decisions, selection=described["selection"])
-        if outcome.counts != described["counts"]:
-            raise InputError(f"{folder} has {outcome.counts}, its manifest says {described['counts']}: pull it again")
-        return outcome
+        described = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
+        write_json(folder / DECISIONS.file, described | {"selection": dict(self.selection)})
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
@@ -117,7 +204,7 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         removed=_columns(marked.select(places["removed"]), reason=True),
         withheld=_columns(marked.select(places["withheld"]), reason=True),
         decisions=Decisions(tuple(applied), decisions.merge),
-        selection={"kind": "selection", "version": 1, **selection.summary(), "scored": selection.scored},
+        selection=selection.manifest(),
     )
     _check_whole(outcome, selection)
     return outcome

@@ -11,7 +11,7 @@ from larf_curate.review.argilla.marks import mark
 from larf_curate.review.decisions.responses import Reviewed
 from larf_curate.review.learning import farthest
 from larf_curate.review.learning.snapshot import Standing
-from larf_curate.signals.geometry import unit
+from larf_curate.signals.protocol import unit
 
 WAYS = ("score", "uncertain", "different")
 CONFLICT = "conflict"

@@ -11,13 +11,13 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
+from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
 from larf_curate.review.learning.inputs import Floats, References, StoredRows
 from larf_curate.review.learning.regression import Regression
 from larf_curate.review.learning.space import Space
 
 LEARNED = "larf_learned_score"
-ROW_ID = "larf_row_id"
 BAD = ("remove", "edit")
 """Decisions after which a row is not published as it is."""
 GOOD = ("keep",)

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from larf_curate.files import no_progress_bars
+from larf_curate.columns import ROW_ID
+from larf_curate.data.tables import no_progress_bars
 from larf_curate.review.argilla.settings import MACHINE_SCORE, MACHINE_SCORE_TITLE, SCORE
-from larf_curate.review.decisions.decisions import ROW_ID
 from larf_curate.review.learning import LEARNED, Learned
 from larf_curate.review.learning.snapshot import Standing
 from larf_curate.scoring.exemplars import ExemplarIndex

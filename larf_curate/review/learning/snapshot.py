@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from larf_curate.columns import ROW_ID
+from larf_curate.data.tables import undecoded
 from larf_curate.errors import InputError
-from larf_curate.files import undecoded
 from larf_curate.review.argilla.dataset import RecordStore
-from larf_curate.review.decisions.decisions import ROW_ID, Decisions
 from larf_curate.review.decisions.merge import Decision
+from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.responses import Reviewed
 from larf_curate.review.learning import Learned, References, learn
 from larf_curate.scoring.selection import Selection

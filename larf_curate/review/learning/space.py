@@ -10,7 +10,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from larf_curate.errors import InputError
 from larf_curate.review.learning.inputs import References, StoredRows
-from larf_curate.signals.geometry import unit
+from larf_curate.signals.protocol import unit
 
 DIRECTIONS = 64
 SAMPLE = 2000

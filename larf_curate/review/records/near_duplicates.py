@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 
+from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.errors import InputError
 from larf_curate.review.records.vectors import Reduction
-from larf_curate.scoring.selection import content_digest
+from larf_curate.states import Vectors
 
 ALIKE = 0.98
 """Cosine, the common part of all states taken off, from which rows count as near-identical.
@@ -18,9 +18,6 @@ With SmolLM2 at a middle layer, about half of the rows that differ from another 
 different rows of a mix of 750 came above 0.95.
 """
 _BLOCK = 256
-ROW_ID = "larf_row_id"
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

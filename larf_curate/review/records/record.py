@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from larf_curate.columns import content_digest
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.review.argilla.settings import CLUSTER, SCORE, VECTOR
 from larf_curate.review.records.escaping import html_literal, misleads, pieces, shortened
 from larf_curate.review.records.evidence import evidence, is_number
 from larf_curate.review.records.near_duplicates import Group
-from larf_curate.scoring.selection import content_digest
 
 SHOWN_MESSAGES = 400
 """The server takes 500; the rest is room for long messages, which are shown as several."""

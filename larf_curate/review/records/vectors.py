@@ -5,20 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from larf_curate.errors import ProfileError, ProfileMismatchError
-from larf_curate.files import cache_home
+from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import SafetyProfile
+from larf_curate.profile.cache import profile_of
+from larf_curate.states import Vectors
 
 DIMENSIONS = 128
 """Vectors are stored on the server as JSON text: more would make it slow."""
-STATE = "larf_state"
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,28 +88,6 @@ class Reduction:
         return unit_rows(np.asarray(states, np.float32) - self.mean)
 
 
-def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) -> SafetyProfile | None:
-    """The profile that scored a selection: the one given, else the one that this machine kept, else None.
-
-    Args:
-        scored: Manifest of the scored dataset.
-        profile: A profile to check against it.
-
-    Raises:
-        ProfileMismatchError: If the profile given is another.
-    """
-    digest = (scored.get("profile") or {}).get("digest")
-    if profile is not None:
-        if digest not in (None, profile.digest):
-            raise ProfileMismatchError("another profile scored these rows: give that one, or score the rows again")
-        return profile
-    folder = cache_home() / "profiles" / str(digest)
-    try:
-        return SafetyProfile.from_pretrained(folder) if digest and folder.is_dir() else None
-    except ProfileError:  # damaged, or written by a version that kept less: as good as none
-        return None
-
-
 def reduction_for(
     states: Vectors | None, scored: Mapping[str, Any], profile: SafetyProfile | None = None
 ) -> Reduction | None:
@@ -136,30 +110,6 @@ def reduction_for(
     if profile is not None:
         raise ProfileMismatchError(f"wanted a profile of a model of width {width}, got one of width {profile.width}")
     return Reduction.random(width)
-
-
-def states_of(rows: Dataset) -> Vectors | None:
-    """The column ``larf_state`` as shape (n, d); rows without a state of the usual width are NaN; None without states.
-
-    Args:
-        rows: Rows of a selection.
-    """
-    if STATE not in rows.column_names or not len(rows):
-        return None
-    column = rows.select_columns([STATE]).with_format("arrow")[:][STATE].combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    if not (width := int(lengths.max())):
-        return None
-    usable = lengths == width
-    states = np.full((len(rows), width), np.nan, np.float32)
-    values = column.filter(pa.array(usable)).flatten().to_numpy(zero_copy_only=False)
-    states[usable] = values.astype(np.float32).reshape(-1, width)
-    return states
-
-
-def stateless(rows: Dataset) -> Dataset:
-    """The rows without their states, which take long to read row by row."""
-    return rows.select_columns([name for name in rows.column_names if name != STATE])
 
 
 def vectors_of(rows: Dataset, states: Vectors | None, reduction: Reduction | None) -> dict[str, Vectors]:
