@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from larf_curate.conversation.training_rows import IGNORED, training_rows
@@ -132,19 +133,11 @@ def held_out_loss(
 
 
 def _losses(model: Any, rows: Mapping[str, list[list[int]]]) -> list[float]:  # noqa: ANN401
-    ids, labels, mask = (
-        _pad(values, fill).to(model.device)
-        for values, fill in (
-            (rows["input_ids"], 0),
-            (rows["labels"], IGNORED),
-            ([[1] * len(row) for row in rows["input_ids"]], 0),
-        )
-    )
+    tokens = [torch.tensor(row) for row in rows["input_ids"]]
+    ids = pad_sequence(tokens, batch_first=True).to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True).to(model.device)
+    labels = pad_sequence([torch.tensor(row) for row in rows["labels"]], batch_first=True, padding_value=IGNORED)
+    labels = labels.to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     counts = (labels[:, 1:] != IGNORED).sum(1)
     return [float(value) for value in -answer_log_probs(logits, labels) / counts]
-
-
-def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from larf_curate.errors import ModelError
@@ -18,6 +19,7 @@ from larf_curate.layers.openings import Openings
 from larf_curate.layers.replay import batched, last_logits
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import projection_modules
+from larf_curate.models.hooks import forward_hooks
 from larf_curate.stats import Floats
 
 BATCH_TOKENS = 256
@@ -50,7 +52,7 @@ def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings)
     """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
     lengths = [len(text) for text in texts]
     width, keep = max(lengths), max(lengths) - min(lengths) + openings.positions
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=subject.device)
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(subject.device)
     total = torch.zeros(len(subject.blocks), len(texts), device=subject.device)
     with torch.enable_grad(), _watched(subject, total):
         logits = subject.model(input_ids=ids, use_cache=False, **last_logits(subject.model, keep)).logits[:, -keep:]
@@ -82,11 +84,8 @@ def _watched(subject: Subject, total: Tensor) -> Iterator[None]:
         return hook
 
     embeddings = subject.model.get_input_embeddings()
-    handles = [embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_(True))]
+    hooks = [(embeddings, lambda _module, _inputs, output: output.requires_grad_(True))]
     for block, module in enumerate(subject.blocks):
-        handles += [m.register_forward_hook(watch(block)) for m in projection_modules(module).values()]
-    try:
+        hooks += [(projection, watch(block)) for projection in projection_modules(module).values()]
+    with forward_hooks(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from larf_curate.layers.subject import Subject
+from larf_curate.models.hooks import forward_hooks
 from larf_curate.models.prefix_cache import cache_argument
 
 BATCH_TOKENS = 1024
@@ -175,12 +178,15 @@ def batched(texts: Sequence[list[int]], shared: list[int], budget: int, device: 
 
 
 def _batch(texts: Sequence[list[int]], rows: list[int], start: int, device: torch.device) -> Batch:
-    width = max(len(texts[row]) for row in rows) - start
-    padding = [width - len(texts[row]) + start for row in rows]
-    ids = [[0] * pad + texts[row][start:] for row, pad in zip(rows, padding, strict=True)]
-    mask = [[1] * start + [0] * pad + [1] * (width - pad) for pad in padding]
-    positions = [[0] * pad + list(range(start, start + width - pad)) for pad in padding]
-    return Batch(rows, *(torch.tensor(value, device=device) for value in (ids, mask, positions)))
+    own = [torch.tensor(texts[row][start:]) for row in rows]
+    positions = [torch.arange(start, start + len(ids)) for ids in own]
+    mask = pad(left_padded([torch.ones_like(ids) for ids in own]), (start, 0), value=1)
+    return Batch(rows, left_padded(own).to(device), mask.to(device), left_padded(positions).to(device))
+
+
+def left_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
+    """Rows of tokens as one batch of shape (n, longest), padded on the left."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")
 
 
 def _shared(texts: Sequence[list[int]], keep: int) -> list[int]:
@@ -198,12 +204,11 @@ def _repeated(beginning: DynamicCache | None, count: int) -> DynamicCache:
 
 @contextmanager
 def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
-    handles = [b.register_forward_hook(lambda _module, _inputs, output: record.outputs.append(output)) for b in blocks]
-    try:
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        record.outputs.append(output)
+
+    with forward_hooks((block, keep) for block in blocks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from larf_curate.conversation.schemas import Row
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
 from larf_curate.models.devices import Dtype, check_device, resolve_device, resolve_dtype
-from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
+from larf_curate.models.source import ModelSource, identify, load_causal_lm, load_tokenizer, public_name
 
 SAMPLED = 1024
 """Values of each parameter that enter the digest of a model."""
@@ -156,10 +156,14 @@ def load_subject(
         name = str(getattr(model.config, "_name_or_path", "") or "")
         if tokenizer is None and not name:
             raise InputError("wanted a tokenizer with a loaded model: find_safety_layers(model, tokenizer=…)")
-        return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), Path(name).name or "model")
+        return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), _public(name) or "model")
     device = resolve_device(device)
     check_device(device)
     source = ModelSource(model_id=str(model), revision=revision, trust_remote_code=trust_remote_code)
     loaded = load_causal_lm(source, getattr(torch, resolve_dtype(dtype, device)))
-    name = Path(model).resolve().name if Path(model).is_dir() else str(model)
-    return Subject(loaded.to(device), tokenizer or load_tokenizer(source), name)
+    return Subject(loaded.to(device), tokenizer or load_tokenizer(source), _public(str(model)))
+
+
+def _public(model: str) -> str:
+    """What reports call a model: the last part of a folder's path, a Hub id as it is."""
+    return public_name(identify(model)) if model else ""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -114,18 +115,18 @@ def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  
 
 @torch.no_grad()
 def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
-    width = max(len(ids) for ids in encoded)
     stop = _stop_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
+    rows = [torch.tensor(row) for row in encoded]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
         logits_processor=LogitsProcessorList([_NoNan()]),
     )
-    return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+    return [text.strip() for text in tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)]
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from larf_curate.conversation.chat_template import Tokenizer, Tokens
 from larf_curate.errors import ModelError, ScoringError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import suited_tokens
+from larf_curate.models.hooks import forward_hooks
 from larf_curate.models.prefix_cache import Prefix, cache_argument, grouped, run_prefix
 from larf_curate.models.token_trimming import SHORTCUTS, Shortcut, only_at
 from larf_curate.states import Position, States
@@ -129,7 +131,7 @@ class StateReader:
         try:
             return run_prefix(self.model, ids, self.device) if ids else Prefix()
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return Prefix()
 
@@ -145,7 +147,7 @@ class StateReader:
             try:
                 yield batch, self._forward([conversations[i] for i in batch], positions, prefix)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self._halve([lengths[i] for i in batch], error)
                 rest = [*batch, *chain.from_iterable(todo)]
@@ -167,10 +169,9 @@ class StateReader:
         self, batch: Sequence[Tokens], positions: Sequence[Position], prefix: Prefix
     ) -> dict[Position, Tensor]:
         """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
-        rows = [item.ids[prefix.length :] for item in batch]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
-        gather = _Gather(batch, prefix.length, length, self.device)
+        ids = pad_sequence([torch.tensor(item.ids[prefix.length :]) for item in batch], batch_first=True)
+        ids = ids.to(self.device)
+        gather = _Gather(batch, prefix.length, ids.shape[1], self.device)
         found: dict[int, dict[Position, Tensor]] = {}
 
         def keep(layer: int, output: Tensor) -> None:
@@ -182,7 +183,7 @@ class StateReader:
         blocks = decoder_blocks(self.model)
         deepest = blocks[max(self.layers)]
         trimmed = only_at(deepest, gather.read(positions)) if "trim" in self.shortcuts else nullcontext()
-        past = prefix.repeated(len(rows))
+        past = prefix.repeated(len(batch))
         with _watch(blocks, self.layers, keep), trimmed, suppress(_DeepestReached):
             self.model(input_ids=ids, use_cache=past is not None, **cache_argument(self.model, past))
         return {p: torch.stack([found[layer][p] for layer in self.layers], dim=1).cpu() for p in positions}
@@ -222,7 +223,7 @@ class _Gather:
         return total.index_add_(0, self._turn, flat[self._tokens].float()) / self._counts
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether a pass failed for lack of memory; on a CPU torch has no class of error for it."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 
@@ -233,10 +234,7 @@ class _DeepestReached(Exception):  # noqa: N818  not an error
 
 @contextmanager
 def _watch(blocks: nn.ModuleList, layers: Sequence[int], keep: Any) -> Iterator[None]:  # noqa: ANN401
-    """Hand the output of the asked blocks to ``keep`` and stop after the deepest.
-
-    The hooks are gone afterwards, come what may.
-    """
+    """Hand the output of the asked blocks to ``keep`` and stop after the deepest."""
     deepest = max(layers)
 
     def read(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
@@ -244,12 +242,8 @@ def _watch(blocks: nn.ModuleList, layers: Sequence[int], keep: Any) -> Iterator[
         if layer == deepest:
             raise _DeepestReached
 
-    handles = [blocks[layer].register_forward_hook(partial(read, layer)) for layer in set(layers)]
-    try:
+    with forward_hooks((blocks[layer], partial(read, layer)) for layer in set(layers)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -1,23 +1,32 @@
 """State readers of models: loaded up to the deepest layer asked for, and proven to give the model's own states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from larf_curate.conversation.chat_template import Tokens, Turn
+from larf_curate.conversation.chat_template import Tokenizer, Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
+from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import check_device, flash_attention, resolve_dtype
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
-from larf_curate.models.source import ModelSource, layers_of, load_config, load_decoder, load_tokenizer
+from larf_curate.models.source import (
+    ModelSource,
+    layers_of,
+    load_causal_lm,
+    load_config,
+    load_decoder,
+    load_tokenizer,
+)
 from larf_curate.models.threads import worker_threads
 from larf_curate.models.token_trimming import Shortcut
 
+Loaded = TypeVar("Loaded")
 UNRUNNABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """What a forward pass raises that a model was not made for."""
 
@@ -62,26 +71,75 @@ def _load_reader(
 ) -> StateReader:
     config = load_config(source)
     _check_layers(layers, layers_of(config, source), source.model_id)
-    tokenizer = load_tokenizer(source)
+    tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
 
-    def reader(attention: str | None) -> StateReader:
-        dtype = getattr(torch, resolve_dtype(source.dtype, device))
-        model = load_decoder(source, config, max(layers) + 1, dtype, attention=attention)
-        made = StateReader(
-            model=model.eval().requires_grad_(False).to(device),
-            tokenizer=tokenizer,
-            layers=layers,
-            revision=getattr(config, "_commit_hash", None),
-            max_length=min(max_length, _longest(model.config, max_length)),
-            batch_tokens=batch_tokens,
-        )
-        made.shortcuts = exact_shortcuts(made)
-        return made
+    def load(attention: str | None) -> StateReader:
+        decoder = load_decoder(source, config, max(layers) + 1, dtype, attention=attention).to(device)
+        return _reader(decoder, tokenizer, layers, _commit(config), max_length, batch_tokens)
 
+    return _with_fastest_attention(load, source, device)
+
+
+def load_reader_with_head(
+    source: ModelSource, *, device: str, max_length: int = DEFAULT_MAX_LENGTH
+) -> tuple[StateReader, Any]:
+    """Load a whole model once, to read states at all its blocks and to run it with its head.
+
+    Args:
+        source: The model.
+        device: A torch device.
+        max_length: Longest conversation in tokens.
+
+    Returns:
+        A reader of all blocks, and the causal language model whose decoder it reads.
+
+    Raises:
+        ModelError: If the model cannot be loaded with its head.
+    """
+    check_device(device)
+    forget_reader()  # makes room for this one
+    tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
+
+    def load(attention: str | None) -> tuple[StateReader, Any]:
+        model = load_causal_lm(source, dtype, attention=attention).to(device)
+        layers, decoder = tuple(range(len(decoder_blocks(model)))), model.get_decoder()
+        return _reader(decoder, tokenizer, layers, _commit(model.config), max_length, DEFAULT_BATCH_TOKENS), model
+
+    return _with_fastest_attention(load, source, device)
+
+
+def _with_fastest_attention(load: Callable[[str | None], Loaded], source: ModelSource, device: str) -> Loaded:
+    """Load with FlashAttention where it is installed and the model can use it, else with the model's own choice."""
     if flash_attention(device, source.dtype):
         with suppress(ModelError):  # not every model can use it
-            return reader("flash_attention_2")
-    return reader(None)
+            return load("flash_attention_2")
+    return load(None)
+
+
+def _reader(
+    decoder: Any,  # noqa: ANN401  any decoder of transformers
+    tokenizer: Tokenizer,
+    layers: tuple[int, ...],
+    revision: str | None,
+    max_length: int,
+    batch_tokens: int,
+) -> StateReader:
+    """A reader of a loaded decoder, with the shortcuts that are exact for it."""
+    reader = StateReader(
+        model=decoder.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        layers=layers,
+        revision=revision,
+        max_length=min(max_length, _longest(decoder.config, max_length)),
+        batch_tokens=batch_tokens,
+    )
+    reader.shortcuts = exact_shortcuts(reader)
+    return reader
+
+
+def _commit(config: Any) -> str | None:  # noqa: ANN401  any config of transformers
+    """The commit of the Hub that a config came from."""
+    return getattr(config, "_commit_hash", None)
 
 
 def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:

@@ -96,17 +96,19 @@ def load_decoder(
     return model.get_decoder()
 
 
-def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Any:  # noqa: ANN401
+def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *, attention: str | None = None) -> Any:  # noqa: ANN401
     """Load a whole model with its head, or an adapter on its base.
 
     Args:
         source: The model; its dtype is not looked at.
         dtype: Number format of the weights; ``auto`` for that of the files.
+        attention: Which attention of `transformers` to use, if not its own choice.
 
     Raises:
         ModelError: If it cannot be loaded, or its files lack weights, which would be random.
     """
-    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
+    chosen = {"attn_implementation": attention} if attention else {}
+    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True, **chosen)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from larf_curate.models.hooks import forward_hooks
+
 Shortcut = Literal["dedupe", "prefix", "trim"]
 SHORTCUTS: frozenset[Shortcut] = frozenset({"dedupe", "prefix", "trim"})
 """``dedupe``: identical conversations run once; ``prefix``: common beginnings run once; ``trim``: in the last
@@ -48,9 +50,5 @@ def _narrowed(module: nn.Module, tokens: Tensor) -> Iterator[None]:
         wide[tokens] = output[0]
         return wide.view(*shape[0], -1)
 
-    handles = [module.register_forward_pre_hook(narrow), module.register_forward_hook(widen)]
-    try:
+    with forward_hooks([(module, widen)], before=[(module, narrow)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

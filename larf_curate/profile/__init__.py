@@ -1,6 +1,5 @@
 """SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
 
-from larf_curate.models.source import identify
 from larf_curate.profile.checks import check_drift
 from larf_curate.profile.profile import SafetyProfile, cache_profile
 from larf_curate.profile.provenance import neutral_digest
@@ -17,7 +16,6 @@ __all__ = [
     "cache_profile",
     "check_drift",
     "find_rows",
-    "identify",
     "neutral_digest",
     "read_sides",
     "read_states",

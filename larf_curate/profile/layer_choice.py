@@ -6,45 +6,55 @@ from typing import Any
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Tokenizer
-from larf_curate.errors import ProfileError
+from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import carried, middle_half
-from larf_curate.models.loading import forget_reader
+from larf_curate.models.hidden_states import out_of_memory
+from larf_curate.models.loading import UNRUNNABLE
 from larf_curate.models.source import ModelSource, public_name
+from larf_curate.profile.building import LoadedModel
 
 logger = logging.getLogger(__name__)
 ALONE = "separation of held-out references"
 BOTH = f"{ALONE} and what refusals depend on, equally"
 
 
-def find_sensitivity(source: ModelSource, tokenizer: Tokenizer, device: str) -> LayerReport | None:
+def find_sensitivity(model: LoadedModel) -> LayerReport | None:
     """What a model's refusals depend on, by the gradient; None, with a warning, where that cannot be told.
 
     A model that refuses nothing, has experts or quantised weights, or is too large to take a gradient is scored
     nevertheless.
 
     Args:
-        source: The model, its dtype resolved.
-        tokenizer: Its tokenizer, with the chat template that is used.
-        device: A torch device.
+        model: The model, with its head where it has one.
+
+    Raises:
+        ModelError: If the gradient fails for a reason that this package does not know.
     """
-    forget_reader()
+    found = _sensitivity(model)
+    if isinstance(found, LayerReport):
+        return found
+    logger.warning(
+        "layers are chosen by the separation of references alone, since %s (larf-curate layers tells more)", found
+    )
+    return None
+
+
+def _sensitivity(model: LoadedModel) -> LayerReport | str:
+    """What was found, or the reason why nothing could be."""
+    if model.causal_lm is None:
+        return "the model could not be loaded with its head"
     try:
-        return find_safety_layers(
-            source.model_id,
-            tokenizer=tokenizer,
-            device=device,
-            dtype=source.dtype,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
-    except Exception as error:  # noqa: BLE001  whatever it is, layers can be chosen without
-        reason = str(error).partition(": ")[0] or type(error).__name__
-        logger.warning(
-            "layers are chosen by the separation of references alone, since %s (larf-curate layers tells more)", reason
-        )
-        return None
+        return find_safety_layers(model.causal_lm, tokenizer=model.reader.tokenizer)
+    except (ModelError, InputError) as error:
+        return str(error).partition(": ")[0]
+    except UNRUNNABLE as error:
+        if out_of_memory(error):
+            return "memory is short"
+        raise ModelError(
+            f"the gradient of {model.source.model_id} failed ({type(error).__name__}: {error}): name the layers "
+            "(layers=[…], --layers) and please report this"
+        ) from error
 
 
 def check_report(report: LayerReport, source: ModelSource, blocks: int) -> None:

@@ -12,28 +12,23 @@ import numpy as np
 
 from larf_curate.conversation.chat_template import Tokens, template_digest
 from larf_curate.conversation.schemas import Row
-from larf_curate.data.references import ReferenceSet, load_neutral
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileError, ProfileMismatchError
 from larf_curate.files import cache_home
-from larf_curate.layers.choice import best_layers, check_enough
+from larf_curate.layers.choice import best_layers
 from larf_curate.layers.report import LayerReport
 from larf_curate.models.devices import Dtype, resolve_device, resolve_dtype
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers, identify, public_name
 from larf_curate.profile import storage
+from larf_curate.profile.building import LoadedModel, SourceRows, read_profile
 from larf_curate.profile.checks import (
     DRIFT,
-    check_apart,
     check_drift,
-    check_pairs,
-    check_prompts,
-    check_unlike,
-    warn_few,
 )
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
-from larf_curate.profile.provenance import describe, describe_neutral
-from larf_curate.profile.reference_states import MATCHED, SIDES, read_sides, read_states, rows_by_side
+from larf_curate.profile.reference_states import MATCHED, SIDES, read_states
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.states import States, Vectors
@@ -120,14 +115,11 @@ class SafetyProfile:
                 alike, or a neutral row is a reference too.
             ProfileError: If there is no such signal.
         """
-        if signal not in SIGNALS:
-            raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
-        ordinary = load_neutral(neutral)
-        refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
-        check_pairs(refs)
-        check_apart(refs, ordinary)
-        check_prompts(refs.unsafe, ordinary, signal, needed="prompt" in SIGNALS[signal].positions)
-        warn_few(refs)
+        if isinstance(layers, str) and layers not in ("auto", "all"):
+            raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
+        auto = layers == "auto"
+        choose = auto or isinstance(layers, LayerReport)
+        rows = SourceRows.load(references, neutral, signal, match_lengths=match_lengths, choose_layers=choose)
         device = resolve_device(device)
         source = ModelSource(
             model_id=identify(model),
@@ -136,37 +128,21 @@ class SafetyProfile:
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )
-        if isinstance(layers, str) and layers not in ("auto", "all"):
-            raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
-        given = not isinstance(layers, str | LayerReport)
-        chosen = tuple(dict.fromkeys(map(int, layers))) if given else tuple(range(count_layers(source)))  # type: ignore[arg-type]
         if isinstance(layers, LayerReport):
-            check_report(layers, source, len(chosen))
-        if not given and layers != "all":
-            check_enough(refs.unsafe, refs.safe, ordinary)
-        reader = load_reader(source, chosen, device=device, max_length=max_length)
-        match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
-        sides = rows_by_side(refs, ordinary, reader.tokenizer, match=match)
+            check_report(layers, source, count_layers(source))
+        given = None if isinstance(layers, str | LayerReport) else tuple(dict.fromkeys(map(int, layers)))
+        loaded = LoadedModel.load(source, given, device=device, max_length=max_length, head=auto)
         profile = cls(
-            source=replace(source, revision=reader.revision or revision),
-            template_digest=template_digest(reader.tokenizer),
-            layers=chosen,
+            **read_profile(loaded, rows),
             choice={"by": "the user"},
-            states=read_sides(reader, sides),
-            references=describe(refs, sides),
-            neutral=describe_neutral(neutral, ordinary),
-            canary=dict(refs.unsafe[0]),
             signal=signal,
             top_k=top_k,
             max_length=max_length,
         )
-        check_unlike(profile.states)
         profile.fit(signal)
-        if given or layers == "all":
+        if not choose:
             return profile
-        tokenizer = reader.tokenizer
-        del reader  # its model makes room for the one with a head
-        report = layers if isinstance(layers, LayerReport) else find_sensitivity(profile.source, tokenizer, device)
+        report = layers if isinstance(layers, LayerReport) else find_sensitivity(loaded)
         best = profile.best_layers(report)
         return replace(profile.at(best), choice=choice_of(report, best))
 

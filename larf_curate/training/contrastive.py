@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Tokenizer
 from larf_curate.conversation.schemas import Row
@@ -92,16 +93,15 @@ class ContrastiveRows:
         return int(torch.randperm(len(self.safe), generator=generator)[place])
 
     def _pad(self, answers: Sequence[Answer]) -> Batch:
-        width = max(len(answer.ids) for answer in answers)
-        ids = torch.full((len(answers), width), self.pad_token_id)
-        labels = torch.full_like(ids, IGNORED)
-        mask = torch.zeros_like(ids)
-        for row, answer in enumerate(answers):
-            length = len(answer.ids)
-            ids[row, :length] = torch.tensor(answer.ids)
-            labels[row, answer.start : length] = ids[row, answer.start : length]
-            mask[row, :length] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        ids = [torch.tensor(answer.ids) for answer in answers]
+        labels = [
+            row.masked_fill(torch.arange(len(row)) < a.start, IGNORED) for row, a in zip(ids, answers, strict=True)
+        ]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
 
 
 def both_sides(references: References) -> Sides:

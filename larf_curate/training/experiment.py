@@ -16,8 +16,7 @@ from larf_curate.errors import InputError
 from larf_curate.evaluation.suite import Checks
 from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import load_model
-from larf_curate.models.source import ModelSource, load_tokenizer, weights_digest
-from larf_curate.profile import identify
+from larf_curate.models.source import ModelSource, identify, load_tokenizer, weights_digest
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
 from larf_curate.training.contrastive import References
 from larf_curate.training.findings import BASE, Findings, read_finding, run_folder

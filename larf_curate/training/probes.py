@@ -1,15 +1,14 @@
 """Probes: vectors added to the residual stream behind decoder blocks, and the blocks they sit at."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from larf_curate.errors import InputError
-
-Hook: TypeAlias = Callable[[nn.Module, Any, Any], Any]
+from larf_curate.models.hooks import Hook, forward_hooks
 
 
 def probe_blocks(spec: str | Sequence[int] | Sequence[str], count: int) -> list[int]:
@@ -38,18 +37,14 @@ def probe_blocks(spec: str | Sequence[int] | Sequence[str], count: int) -> list[
 
 @contextmanager
 def probing(blocks: Mapping[int, nn.Module], probes: Mapping[int, Tensor]) -> Iterator[None]:
-    """Add a vector to the output of blocks, at every position of every row, and take the hooks away at the end.
+    """Add a vector to the output of blocks, at every position of every row.
 
     Args:
         blocks: Decoder blocks by number.
         probes: Vectors of shape (d,) by block number, cast to the states' dtype.
     """
-    handles = [blocks[number].register_forward_hook(_adding(probe)) for number, probe in probes.items()]
-    try:
+    with forward_hooks((blocks[number], _adding(probe)) for number, probe in probes.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def flat_norm(tensors: Sequence[Tensor]) -> Tensor:
