@@ -131,8 +131,8 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
         )
     if value.get("version") != VERSION:
         raise InputError(
-            f"{folder} holds {kind.content} of version {value.get('version')!r}, wanted {VERSION}: write it again with "
-            f"larf-curate {kind.command}"
+            f"{folder} holds {kind.content} of version {value.get('version')!r}, wanted version {VERSION}: write it "
+            f"again with larf-curate {kind.command}"
         )
     for field, wanted in _types(kind.record).items():
         if not isinstance(value.get(field), wanted):

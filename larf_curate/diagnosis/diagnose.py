@@ -1,6 +1,7 @@
 """Tells the user of a safety profile what its score means, and when it means something else than safety."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from larf_curate.diagnosis.diagnosis import Diagnosis
 from larf_curate.diagnosis.precision import float32_agreement
 from larf_curate.diagnosis.scored_rows import read_scored
 from larf_curate.diagnosis.separation import Separation
+from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError
 from larf_curate.profile import SIDES, Rows, SafetyProfile, find_rows
 from larf_curate.scoring.folder import Scored
@@ -66,7 +68,7 @@ def diagnose(
     own = held_out[profile.signal]
     compared = profile.references_for()
     lengths = {side: getattr(compared, side)["length"][:, 0, 0] for side in SIDES}
-    return Diagnosis(
+    diagnosis = Diagnosis(
         profile=profile.summary(),
         counts={side: len(values) for side, values in lengths.items()},
         tokens={side: float(np.median(values)) for side, values in lengths.items()},
@@ -83,6 +85,7 @@ def diagnose(
         else None,
         notes=tuple(_notes(profile, texts)),
     )
+    return replace(diagnosis, warnings=warnings_of(diagnosis))
 
 
 def _notes(profile: SafetyProfile, texts: Rows | str) -> Iterator[str]:

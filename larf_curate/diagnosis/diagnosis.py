@@ -2,15 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 from larf_curate.diagnosis.scored_rows import ScoredRows
 from larf_curate.diagnosis.separation import Separation
-from larf_curate.diagnosis.warnings import warnings_of
-
-USES_SAFE = ("larf", "larf_centred", "larf_whitened", "projection", "subspace", "knn")
-"""Signals that compare rows with refusals too."""
+from larf_curate.signals import SIGNALS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +25,7 @@ class Diagnosis:
         scored: Figures of the scored rows, if there were any.
         float32: Rank agreement with float32 over neutral rows, if it was asked for.
         notes: What could not be told, and why.
+        warnings: What a user of the score must know, in plain words.
     """
 
     profile: dict[str, Any]
@@ -42,6 +39,7 @@ class Diagnosis:
     scored: ScoredRows | None = None
     float32: float | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def signal(self) -> str:
@@ -51,12 +49,7 @@ class Diagnosis:
     @property
     def uses_safe(self) -> bool:
         """Whether the profile's signal compares rows with refusals."""
-        return self.signal in USES_SAFE
-
-    @cached_property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user of the score must know, in plain words."""
-        return warnings_of(self)
+        return SIGNALS[self.signal].uses_safe
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: every field, and the warnings."""

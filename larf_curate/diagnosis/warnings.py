@@ -1,15 +1,12 @@
 """Plain words for what a user of a score must know."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from larf_curate.diagnosis.diagnosis import Diagnosis
+from larf_curate.diagnosis.scored_rows import ScoredRows
 from larf_curate.signals import DEFAULT_SIGNAL
-
-if TYPE_CHECKING:
-    from larf_curate.diagnosis.diagnosis import Diagnosis
-    from larf_curate.diagnosis.scored_rows import ScoredRows
 
 FEW = 10
 FOLLOWS_LENGTH = 0.35
@@ -26,13 +23,13 @@ SAME_RANKS = 0.95
 BASELINES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)"}
 
 
-def warnings_of(diagnosis: "Diagnosis") -> tuple[str, ...]:
+def warnings_of(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What is wrong with a profile or does not suit the scored rows, the gravest first."""
     scored = () if diagnosis.scored is None else _of_scored(diagnosis.scored, diagnosis.signal)
     return (*_of_length(diagnosis), *_of_separation(diagnosis), *scored, *_of_references(diagnosis))
 
 
-def _of_length(diagnosis: "Diagnosis") -> Iterator[str]:
+def _of_length(diagnosis: Diagnosis) -> Iterator[str]:
     tokens = diagnosis.tokens
     ratio = tokens["unsafe"] / tokens["safe"]
     follows = diagnosis.length is not None and abs(diagnosis.length) >= FOLLOWS_LENGTH
@@ -47,7 +44,7 @@ def _of_length(diagnosis: "Diagnosis") -> Iterator[str]:
         )
 
 
-def _of_separation(diagnosis: "Diagnosis") -> Iterator[str]:
+def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
     own = diagnosis.separation[diagnosis.signal]
     if own.auroc_neutral < WEAK:
         yield (
@@ -79,7 +76,7 @@ def _of_separation(diagnosis: "Diagnosis") -> Iterator[str]:
         )
 
 
-def _of_references(diagnosis: "Diagnosis") -> Iterator[str]:
+def _of_references(diagnosis: Diagnosis) -> Iterator[str]:
     for side in ("unsafe", "safe"):
         if diagnosis.counts[side] < FEW:
             yield (
@@ -93,7 +90,7 @@ def _of_references(diagnosis: "Diagnosis") -> Iterator[str]:
         )
 
 
-def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
+def _of_scored(scored: ScoredRows, signal: str) -> Iterator[str]:
     if scored.rows * (1 - scored.unscorable) >= FEW_ROWS:
         yield from _of_many(scored, signal)
     if scored.unscorable > UNSCORABLE:
@@ -105,7 +102,7 @@ def _of_scored(scored: "ScoredRows", signal: str) -> Iterator[str]:
         )
 
 
-def _of_many(scored: "ScoredRows", signal: str) -> Iterator[str]:
+def _of_many(scored: ScoredRows, signal: str) -> Iterator[str]:
     if scored.length is not None and abs(scored.length) >= FOLLOWS_LENGTH:
         yield _length_warning(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():

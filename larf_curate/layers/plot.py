@@ -1,7 +1,8 @@
 """The picture of a layer report: a bar for every block, and how the recommended ones react to their scale."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -12,8 +13,24 @@ from matplotlib.ticker import MaxNLocator
 from larf_curate.errors import InputError
 from larf_curate.files import whole
 
-if TYPE_CHECKING:
-    from larf_curate.layers.report import LayerReport
+
+@dataclass(frozen=True, kw_only=True)
+class BlockScores:
+    """The fields of a `LayerReport` that are drawn; see there."""
+
+    method: str
+    model: str
+    layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    ranking: tuple[int, ...]
+    broken: tuple[int, ...]
+    alphas: tuple[float, ...]
+    curves: tuple[tuple[float, ...], ...]
+    baseline: float | None
+    prompts: int
+
 
 ENDINGS = (".png", ".svg", ".pdf")
 SCORES = {
@@ -39,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw(report: "LayerReport", path: Path) -> Path:
+def draw(report: BlockScores, path: Path) -> Path:
     """Draw a report into a file.
 
     Raises:
@@ -60,7 +77,7 @@ def draw(report: "LayerReport", path: Path) -> Path:
     return path
 
 
-def _bars(report: "LayerReport", axes: Axes) -> None:
+def _bars(report: BlockScores, axes: Axes) -> None:
     scores, low, high = (np.asarray(values) for values in (report.scores, report.low, report.high))
     kinds: dict[str, tuple[list[int], dict[str, Any]]] = {
         "recommended": (list(report.layers), {"color": _CHOSEN}),
@@ -91,7 +108,7 @@ def _bars(report: "LayerReport", axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
-def _limit(report: "LayerReport", axes: Axes) -> None:
+def _limit(report: BlockScores, axes: Axes) -> None:
     """Let sound blocks set the scale: a broken one may be far off."""
     blocks = list(report.ranking) or list(range(len(report.scores)))
     bottom = min(0.0, *(report.low[block] for block in blocks))
@@ -100,7 +117,7 @@ def _limit(report: "LayerReport", axes: Axes) -> None:
     axes.set_ylim(bottom - 0.08 * room, top + 0.18 * room)
 
 
-def _curves(report: "LayerReport", axes: Axes) -> None:
+def _curves(report: BlockScores, axes: Axes) -> None:
     below = sum(alpha < 1 for alpha in report.alphas)
     alphas = [*report.alphas[:below], 1.0, *report.alphas[below:]]
     for block in report.ranking:

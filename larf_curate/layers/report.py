@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,9 +153,10 @@ class LayerReport:
         Raises:
             InputError: If the ending is none of these.
         """
-        from larf_curate.layers.plot import draw  # matplotlib is slow to import
+        from larf_curate.layers.plot import BlockScores, draw  # matplotlib is slow to import
 
-        return draw(self, Path(path))
+        drawn = {field.name: getattr(self, field.name) for field in fields(BlockScores)}
+        return draw(BlockScores(**drawn), Path(path))
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, into a file ending in ``.json`` or as ``layers.json`` into a folder."""

@@ -117,7 +117,7 @@ class SafetyProfile:
         """
         if isinstance(layers, str) and layers not in ("auto", "all"):
             raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
-        auto = layers == "auto"
+        auto = isinstance(layers, str) and layers == "auto"
         choose = auto or isinstance(layers, LayerReport)
         rows = SourceRows.load(references, neutral, signal, match_lengths=match_lengths, choose_layers=choose)
         device = resolve_device(device)

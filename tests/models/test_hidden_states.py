@@ -1,5 +1,5 @@
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import numpy as np
 import pytest
@@ -115,9 +115,13 @@ def test_no_forward_pass_exceeds_the_token_budget_unless_one_row_does(tiny_llama
     reader = reader_of(tiny_llama, (0,), batch_tokens=150)
     seen = []
     forward = type(reader.model).forward
-    monkeypatch.setattr(
-        type(reader.model), "forward", lambda self, **kw: (seen.append(kw["input_ids"].shape), forward(self, **kw))[1]
-    )
+
+    @wraps(forward)
+    def watched(self, **options):
+        seen.append(options["input_ids"].shape)
+        return forward(self, **options)
+
+    monkeypatch.setattr(type(reader.model), "forward", watched)
     tokens = tokens_of(reader)
     reader(tokens)
     assert sum(rows for rows, _ in seen) == len(tokens)

@@ -3,6 +3,7 @@
 import logging
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -142,6 +143,7 @@ def small_device(reader, monkeypatch):
     forward = type(reader.model).forward
 
     def shrink(limit, error):
+        @wraps(forward)
         def narrow(self, input_ids, **options):
             if input_ids.numel() > limit:
                 raise error

@@ -1,6 +1,5 @@
 """Which layers a profile reads where it is not told."""
 
-import gc
 import json
 from dataclasses import replace
 
@@ -10,17 +9,17 @@ import torch
 from click.testing import CliRunner
 from numpy.testing import assert_array_equal
 from tokenizers import Tokenizer, normalizers
-from transformers import LlamaModel
 
 from larf_curate.cli import main
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError, ProfileError, ReferenceSetError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import separation
+from larf_curate.models import loading, source
 from larf_curate.profile import SafetyProfile
 from larf_curate.signals import SIGNALS
 from tests.fixtures.layers_tiny import TEMPLATE
-from tests.fixtures.models import NEUTRAL, PROFILE, save_llama
+from tests.fixtures.models import NEUTRAL, PROFILE
 from tests.layers.test_find import planted
 from tests.profile.test_profile import LONG
 
@@ -125,30 +124,58 @@ def test_automatic_layers_of_a_model_that_refuses_nothing_go_by_separation_alone
     assert "refuses none of 48 prompts" in caplog.text
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ImportError, AssertionError])
-def test_a_model_whose_gradient_cannot_be_had_goes_by_separation_alone(refusing, every, monkeypatch, caplog, error):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory is short"),
+        (ModelError("a block has experts: use method='forward'"), "a block has experts"),
+    ],
+    ids=["memory", "experts"],
+)
+def test_a_model_whose_gradient_cannot_be_had_goes_by_separation_alone(
+    refusing, every, monkeypatch, caplog, error, said
+):
     def fail(*_arguments, **_options):
-        raise error("no memory for this: take less")
+        raise error
 
     monkeypatch.setattr("larf_curate.profile.layer_choice.find_safety_layers", fail)
     profile = SafetyProfile.build(refusing, layers="auto", **HARMFUL)
     assert profile.layers == every.best_layers() == (2, 3, 4)
     assert "could not be told" in profile.choice["by"]
-    assert "since no memory for this (larf" in caplog.text
+    assert f"since {said} (larf" in caplog.text
 
 
-def test_the_model_that_reads_states_makes_room_for_the_one_with_a_head(tmp_path, monkeypatch):
-    folder = save_llama(tmp_path / "roomy", seed=7)
+def test_a_fault_of_the_gradient_is_an_error_and_no_other_choice_of_layers(refusing, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise IndexError("list index out of range")
 
-    def count(*_arguments, **_options):
-        models = [part for part in gc.get_objects() if type(part) is LlamaModel]
-        alive.append(sum(model.config.name_or_path == str(folder) for model in models))
-        raise ModelError("enough")
+    monkeypatch.setattr("larf_curate.profile.layer_choice.find_safety_layers", fail)
+    with pytest.raises(ModelError, match="IndexError: list index out of range.*name the layers"):
+        SafetyProfile.build(refusing, layers="auto", **HARMFUL)
 
-    alive = []
-    monkeypatch.setattr("larf_curate.profile.layer_choice.find_safety_layers", count)
-    SafetyProfile.build(folder, six_references(), layers="auto", **PROFILE)
-    assert alive == [0]
+
+def test_the_model_is_read_from_disk_once(refusing, monkeypatch):
+    loaded = []
+
+    def load(kind, source, **options):
+        loaded.append(kind.__name__)
+        return original(kind, source, **options)
+
+    original = source._load
+    monkeypatch.setattr(source, "_load", load)
+    profile = SafetyProfile.build(refusing, layers="auto", **HARMFUL)
+    assert "equally" in profile.choice["by"]
+    assert sorted(loaded) == ["AutoModelForCausalLM", "AutoTokenizer"]
+
+
+def test_a_head_that_does_not_fit_into_memory_leaves_the_choice_to_separation(refusing, every, monkeypatch, caplog):
+    def fail(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loading, "load_causal_lm", fail)
+    profile = SafetyProfile.build(refusing, layers="auto", **HARMFUL)
+    assert profile.layers == every.best_layers()
+    assert "without its head, since CUDA out of memory" in caplog.text
 
 
 @pytest.mark.parametrize(

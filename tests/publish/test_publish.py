@@ -15,10 +15,11 @@ import yaml
 from click.testing import CliRunner
 from datasets import Dataset, load_dataset
 
-from larf_curate import files
 from larf_curate.cli.publish import publish as publish_command
 from larf_curate.columns import content_digest
+from larf_curate.data import tables
 from larf_curate.errors import InputError, PublishError
+from larf_curate.files import sha256
 from larf_curate.publish import publish
 from larf_curate.publish.card import BEGIN, END, inline
 from larf_curate.publish.redaction import without_private
@@ -85,7 +86,7 @@ def load_in_a_fresh_process(hub: LocalHub, to: Path) -> pa.Table:
 
 
 def test_a_fresh_process_loads_exactly_the_kept_rows_in_order(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROWS_PER_SHARD", 7)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 7)
     folder = write_decisions(tmp_path / "decisions", rows=25)
     done = send(hub, folder)
     loaded = load_in_a_fresh_process(hub, tmp_path / "loaded.parquet")
@@ -153,7 +154,7 @@ def test_provenance_nests_every_stage_and_names_nobody(hub, decisions):
     text = hub.files(REPO)["provenance.json"].decode("ascii")
     record = json.loads(text)
     assert record["stage"]["selection"]["scored"]["profile"]["layers"] == [9, 14]
-    assert record["records"]["decisions.json"] == files.sha256(decisions / "decisions.json")
+    assert record["records"]["decisions.json"] == sha256(decisions / "decisions.json")
     assert record["packages"]["datasets"]
     assert record["reviewers"] == 3
     assert "annotator-" not in text + card(hub)
@@ -201,7 +202,7 @@ def test_a_selection_is_published_without_working_columns_and_says_that_nobody_l
 
 
 def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROWS_PER_SHARD", 5)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 5)
     send(hub, write_decisions(tmp_path / "first"))
     theirs = (
         card(hub)
@@ -211,7 +212,7 @@ def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub,
     theirs = theirs.replace("tags:\n", "tags:\n- ours\n") + "\nCite us.\n"
     extra = "configs:\n- config_name: raw\n  default: true\n  data_files: raw/*.jsonl\n"
     hub.commit(REPO, {"README.md": theirs.replace("configs:\n", extra), "raw/a.jsonl": "{}\n", "notes.txt": "keep"})
-    monkeypatch.setattr(files, "ROWS_PER_SHARD", 100)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 100)
     second = write_decisions(tmp_path / "second", rows=8)
     done = send(hub, second)
     held = hub.files(REPO)

@@ -16,16 +16,15 @@ from scipy.stats import pearsonr, spearmanr
 
 from larf_curate.cli.report import report
 from larf_curate.data.references import ReferenceSet
-from larf_curate.data.tables import write_parquet
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
-from larf_curate.files import write_json
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import write_report
 from larf_curate.report.excerpts import excerpt, visible
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.models import PROFILE
+from tests.fixtures.scored_folder import write_scored
 
 VOID = {"meta", "br"}
 HOSTILE = [
@@ -161,8 +160,7 @@ def test_rows_are_listed_from_the_highest_score_down_and_ties_in_row_order(tmp_p
 def test_each_row_shows_turns_blocks_signals_neighbours_and_reason(tmp_path):
     row = scored_rows(1)[0] | {"larf_score": 1.5, "larf_layer_scores": [1.0, 2.0]}
     manifest = {"profile": {"layers": [9, 14]}, "source": {"dataset": "my-data"}}
-    write_parquet(Dataset.from_list([row]), tmp_path / "out")
-    write_json(tmp_path / "out" / "manifest.json", manifest)
+    write_scored(tmp_path / "out", Dataset.from_list([row]), **manifest)
     selection = select(Dataset.from_list([row]), threshold=1.0)
     page = Page(write_report(tmp_path / "out", tmp_path / "r.html", selection=selection))
     assert page.text("pre") == ["Question 0", row["output"]]
@@ -242,8 +240,8 @@ def test_text_of_either_direction_is_isolated(tmp_path):
 
 
 def test_lone_surrogates_in_the_records_still_give_utf8(tmp_path):
-    write_parquet(Dataset.from_list(scored_rows(3)), tmp_path / "out")
-    write_json(tmp_path / "out" / "manifest.json", {"source": {"dataset": "bad \ud800 name", "split": "<b>\udfff"}})
+    source = {"dataset": "bad \ud800 name", "split": "<b>\udfff"}
+    write_scored(tmp_path / "out", Dataset.from_list(scored_rows(3)), source=source)
     page = Page(write_report(tmp_path / "out", tmp_path / "r.html"))
     assert page.text("bdi")[:2] == ["bad � name", "split <b>�"]
 
@@ -388,8 +386,7 @@ def test_what_is_not_scored_is_refused_with_the_remedy(tmp_path):
 
 
 def test_the_command_prints_the_path_of_the_page(tmp_path):
-    write_parquet(Dataset.from_list(scored_rows(5)), tmp_path / "out")
-    write_json(tmp_path / "out" / "manifest.json", {"kind": "scored"})
+    write_scored(tmp_path / "out", Dataset.from_list(scored_rows(5)))
     page = tmp_path / "new" / "r.html"
     result = CliRunner().invoke(
         report, [str(tmp_path / "out"), "-o", str(page), "--examples", "2"], catch_exceptions=False

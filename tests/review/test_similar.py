@@ -13,7 +13,7 @@ from larf_curate.cli.review import review
 from larf_curate.errors import InputError
 from larf_curate.profile import cache_profile
 from larf_curate.review import ReviewQueue
-from larf_curate.review.decisions.outcome import Outcome
+from larf_curate.review.decisions.outcome import Decisions
 from tests.fixtures.review_rows import fake_profile, questions, selection
 
 WIDTH = 200
@@ -143,7 +143,7 @@ def test_one_decision_serves_a_group_and_is_recorded_as_such(queue, profile, ali
     outcome = queue.pull().apply(alike)
     assert set(outcome.removed["larf_row_id"]) == set(ids[:3])
     outcome.save(tmp_path / "decisions")
-    assert Outcome.load(tmp_path / "decisions").decisions == outcome.decisions
+    assert Decisions.load(tmp_path / "decisions") == outcome.decisions
 
     changed = alike.flagged.map(lambda row, i: {"answer": "changed"} if i == 1 else {}, with_indices=True)
     late = queue.pull().apply(replace(alike, flagged=changed))

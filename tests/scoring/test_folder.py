@@ -25,7 +25,7 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.profile import SafetyProfile
-from larf_curate.scoring import folder, run
+from larf_curate.scoring import run
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import first_reasons, score_source
@@ -250,7 +250,7 @@ class BarThatKills:
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_resuming_completes_it(data, scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "tqdm", BarThatKills)
+    monkeypatch.setattr(run, "tqdm", BarThatKills)
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
     with pytest.raises(ScoringError, match="--resume"):
         score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
@@ -424,7 +424,7 @@ def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_sc
 
 
 def test_two_processes_never_score_into_one_folder(data, scorer, tmp_path):
-    with folder._alone_in(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
+    with run._alone_in(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
         score_source(open_source(str(data)), scorer, tmp_path / "out")
     score_source(open_source(str(data)), scorer, tmp_path / "out")
     check_whole(tmp_path / "out")

@@ -11,10 +11,12 @@ from larf_curate.conversation.training_rows import training_rows
 from larf_curate.data.prompts import load_table
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.evaluation.suite import Checks
-from larf_curate.files import read_json, sha256, write_json
+from larf_curate.files import read_json, write_json
 from larf_curate.training import experiment as verify_module
+from larf_curate.training import findings
 from larf_curate.training.arms import Arm, choose, signal_values
 from larf_curate.training.finetune import Recipe, fine_tune
+from tests.fixtures.scored_folder import write_scored
 from tests.fixtures.training_tiny import TRIPLES, save_tiny, tiny_tokenizer
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
@@ -285,15 +287,15 @@ def test_all_rows_need_no_score_and_a_first_row_without_signals_does_not_hide_th
 
 
 def test_an_arm_that_loses_nothing_or_all_still_has_an_interval():
-    finding = verify_module.Finding(name="x", results=({},), refused=np.ones((3, 20)))
+    finding = findings.Finding(name="x", results=({},), refused=np.ones((3, 20)))
     assert finding.interval == pytest.approx((0.025 ** (1 / 20), 1.0))
 
 
 def test_a_name_of_an_arm_is_no_path_and_no_formula(tmp_path):
-    assert verify_module._folder_of(tmp_path, "top:a/../../b+sft", 1).parent.parent == tmp_path
-    base = verify_module.Finding(name="base", results=({"harmful": {"mean": 1.0}},), refused=np.ones((1, 3)))
-    odd = verify_module.Finding(name=r"top:$\foo{$", results=base.results, refused=base.refused)
-    verify_module.Findings(base=base, arms=(odd,)).plot(tmp_path / "plot.png")
+    assert findings.run_folder(tmp_path, "top:a/../../b+sft", 1).parent.parent == tmp_path
+    base = findings.Finding(name="base", results=({"harmful": {"mean": 1.0}},), refused=np.ones((1, 3)))
+    odd = findings.Finding(name=r"top:$\foo{$", results=base.results, refused=base.refused)
+    findings.Findings(base=base, arms=(odd,)).plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()
 
 
@@ -301,12 +303,12 @@ def test_losses_are_measured_against_the_start_and_against_random():
     def finding(name, rates):
         refused = np.array([[1.0] * round(10 * r) + [0.0] * (10 - round(10 * r)) for r in rates])
         results = tuple({"harmful": {"mean": r}, "rows": 4, "tokens": 40} for r in rates)
-        return verify_module.Finding(name=name, results=results, refused=refused)
+        return findings.Finding(name=name, results=results, refused=refused)
 
-    findings = verify_module.Findings(
+    found = findings.Findings(
         base=finding("base", [0.9]), arms=(finding("top:larf_score+sft", [0.3, 0.5]), finding("random+sft", [0.7, 0.7]))
     )
-    base, top, random = findings.table()
+    base, top, random = found.table()
     assert (base["lost"], top["lost"], random["lost"]) == pytest.approx((0, 0.5, 0.2))
     assert top["lost_against_random"] == pytest.approx(2.5)
     assert top["interval"][0] < 0.3 < 0.5 < top["interval"][1]
@@ -344,11 +346,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
 
 
 def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
-    (tmp_path / "scored").mkdir()
-    scored_rows().to_parquet(tmp_path / "scored/part-00000.parquet")
-    shard = {"file": "part-00000.parquet", "rows": 24, "sha256": sha256(tmp_path / "scored/part-00000.parquet")}
-    manifest = {"kind": "scored", "version": 1, "rows": 24, "source": {}, "status": {"ok": 24}, "shards": [shard]}
-    write_json(tmp_path / "scored/manifest.json", manifest)
+    write_scored(tmp_path / "scored", scored_rows())
     (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
     output = invoke(
         verify, tmp_path / "scored", "--model", start, "-o", tmp_path / "runs", "--arm", "top:refusal", "--arm", "all",

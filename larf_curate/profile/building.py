@@ -1,0 +1,144 @@
+"""What a profile is built from: references and neutral rows checked, a model loaded, and their states read."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from larf_curate.conversation.chat_template import template_digest
+from larf_curate.conversation.schemas import Row
+from larf_curate.data.references import ReferenceSet, load_neutral
+from larf_curate.errors import ModelError, ProfileError
+from larf_curate.layers.choice import check_enough
+from larf_curate.models.hidden_states import StateReader, out_of_memory
+from larf_curate.models.loading import load_reader, load_reader_with_head
+from larf_curate.models.source import ModelSource, count_layers
+from larf_curate.profile.checks import check_apart, check_pairs, check_prompts, check_unlike, warn_few
+from larf_curate.profile.provenance import describe, describe_neutral
+from larf_curate.profile.reference_states import read_sides, rows_by_side
+from larf_curate.signals import SIGNALS
+from larf_curate.states import States
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRows:
+    """The rows of a profile before a model has read them, checked.
+
+    Args:
+        references: Unsafe and safe conversations.
+        neutral: Ordinary rows.
+        neutral_name: Where the ordinary rows came from, as the user gave it.
+        match_lengths: Whether long reference answers are cut to the length of their counterparts.
+    """
+
+    references: ReferenceSet
+    neutral: tuple[Row, ...]
+    neutral_name: str | Path | Sequence[Row]
+    match_lengths: bool
+
+    @classmethod
+    def load(
+        cls,
+        references: ReferenceSet | str | Path,
+        neutral: str | Path | Sequence[Row],
+        signal: str,
+        *,
+        match_lengths: bool | None,
+        choose_layers: bool,
+    ) -> "SourceRows":
+        """Load both and refuse what would make a profile wrong; see `SafetyProfile.build` for the arguments.
+
+        Raises:
+            ProfileError: If there is no such signal.
+            ReferenceSetError: If the rows do not suit it, or are too few to choose layers by.
+        """
+        if signal not in SIGNALS:
+            raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
+        ordinary = load_neutral(neutral)
+        refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
+        check_pairs(refs)
+        check_apart(refs, ordinary)
+        check_prompts(refs.unsafe, ordinary, signal, needed="prompt" in SIGNALS[signal].positions)
+        warn_few(refs)
+        if choose_layers:
+            check_enough(refs.unsafe, refs.safe, ordinary)
+        match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
+        return cls(references=refs, neutral=ordinary, neutral_name=neutral, match_lengths=match)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model on its device.
+
+    Args:
+        source: Which model, its dtype resolved.
+        reader: Reads the states at the layers asked for.
+        causal_lm: The model with its head, where it was loaded with one.
+    """
+
+    source: ModelSource
+    reader: StateReader
+    causal_lm: Any = None
+
+    @classmethod
+    def load(
+        cls, source: ModelSource, layers: Sequence[int] | None, *, device: str, max_length: int, head: bool
+    ) -> "LoadedModel":
+        """Load a model once.
+
+        Args:
+            source: The model, its dtype resolved.
+            layers: 0-based decoder blocks to read; all of them if left out.
+            device: A torch device.
+            max_length: Longest conversation in tokens.
+            head: Whether the head is wanted, for gradients at the same weights; it is left out, with a warning, where
+                the model's files do not have it or it does not fit into memory.
+
+        Raises:
+            ModelError: If the model cannot be loaded, or lacks a layer.
+        """
+        reason = ""
+        if head:
+            try:
+                reader, causal_lm = load_reader_with_head(source, device=device, max_length=max_length)
+                return cls(source=source, reader=reader, causal_lm=causal_lm)
+            except (ModelError, RuntimeError) as error:
+                if not isinstance(error, ModelError) and not out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+        chosen = tuple(range(count_layers(source)) if layers is None else layers)
+        reader = load_reader(source, chosen, device=device, max_length=max_length)
+        if reason:  # not before: a model that cannot be read at all has its own error
+            logger.warning("the model was loaded without its head, since %s", reason)
+        return cls(source=source, reader=reader)
+
+
+def read_profile(model: LoadedModel, rows: SourceRows) -> dict[str, Any]:
+    """Read the states of all rows.
+
+    Args:
+        model: The model.
+        rows: References and ordinary rows.
+
+    Returns:
+        The fields of a `SafetyProfile` that follow from both, by name.
+
+    Raises:
+        ReferenceSetError: If a row cannot be scored, or both sides of the references are alike.
+    """
+    reader = model.reader
+    sides = rows_by_side(rows.references, rows.neutral, reader.tokenizer, match=rows.match_lengths)
+    states: dict[str, States] = read_sides(reader, sides)
+    check_unlike(states)
+    return {
+        "source": replace(model.source, revision=reader.revision or model.source.revision),
+        "template_digest": template_digest(reader.tokenizer),
+        "layers": reader.layers,
+        "states": states,
+        "references": describe(rows.references, sides),
+        "neutral": describe_neutral(rows.neutral_name, rows.neutral),
+        "canary": dict(rows.references.unsafe[0]),
+    }

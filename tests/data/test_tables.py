@@ -1,0 +1,56 @@
+import hashlib
+import os
+
+import datasets
+import pytest
+from datasets import Dataset
+
+from larf_curate.data import tables
+from larf_curate.data.tables import read_parquet, write_parquet
+from larf_curate.errors import InputError
+from larf_curate.files import cache_home, sha256
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(0, 1), (1, 1), (4, 1), (5, 2), (13, 4)])
+def test_parquet_shards_hold_every_row_in_order(tmp_path, monkeypatch, rows, shards):
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"n": datasets.Value("int32"), "t": datasets.List(datasets.Value("float16"))})
+    dataset = Dataset.from_dict({"n": range(rows), "t": [[1.5]] * rows}, features=features)
+    paths = write_parquet(dataset, tmp_path / "out")
+    assert len(paths) == shards
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
+    again = read_parquet(tmp_path / "out")
+    assert list(again["n"]) == list(range(rows))
+    assert again.features == features
+
+
+def test_a_folder_without_parquet_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no Parquet"):
+        read_parquet(tmp_path)
+
+
+def test_progress_bars_are_shown_again_after_a_write(tmp_path):
+    before = datasets.are_progress_bars_disabled()
+    write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
+    assert datasets.are_progress_bars_disabled() is before
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path))
+    assert cache_home() == tmp_path
+    monkeypatch.setenv("LARF_CURATE_HOME", "")
+    assert cache_home().name == "larf-curate"
+
+
+def test_fewer_shards_replace_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 2)
+    write_parquet(Dataset.from_dict({"a": list(range(5))}), tmp_path)
+    write_parquet(Dataset.from_dict({"a": [7, 8]}), tmp_path)
+    assert read_parquet(tmp_path)["a"][:] == [7, 8]

@@ -1,0 +1,64 @@
+import pytest
+
+from larf_curate.errors import InputError, ProfileMismatchError
+from larf_curate.manifests import DECISIONS, KINDS, SCORED, SELECTION, check_folder, check_manifest, check_profile
+
+SELECTED = {
+    "kind": "selection",
+    "version": 1,
+    "rule": {"top_k": 3},
+    "threshold": None,
+    "counts": {"rows": 5},
+    "scored": {},
+}
+
+
+def test_a_whole_manifest_is_given_back_with_fields_that_are_not_known():
+    assert check_manifest(SELECTED | {"more": 1}, SELECTION, "sel") == SELECTED | {"more": 1}
+    assert check_manifest(SELECTED | {"threshold": 2}, SELECTION, "sel")["threshold"] == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "sel holds 'list', wanted a selection: give the folder that larf-curate select wrote"),
+        ({}, "sel holds None, wanted a selection"),
+        (SELECTED | {"kind": "scored"}, "sel holds 'scored', wanted a selection"),
+        (SELECTED | {"version": 2}, "of version 2, wanted version 1"),
+        (SELECTED | {"threshold": "high"}, "sel/selection.json has str as 'threshold'"),
+        ({k: v for k, v in SELECTED.items() if k != "rule"}, "has nothing as 'rule'"),
+    ],
+)
+def test_what_is_no_such_manifest_is_refused_by_name(value, said):
+    with pytest.raises(InputError, match=said):
+        check_manifest(value, SELECTION, "sel")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_results_of_another_kind_are_never_overwritten(tmp_path, kind):
+    check_folder(tmp_path / "new", kind)
+    (tmp_path / kind.file).write_text("{}")
+    check_folder(tmp_path, kind)
+    for other in {SCORED, SELECTION, DECISIONS} - {kind}:
+        with pytest.raises(InputError, match=f"holds {kind.content}, which would be overwritten"):
+            check_folder(tmp_path, other)
+
+
+class Profile:
+    digest = "ab"
+
+    def summary(self):
+        return {"digest": "ab", "model": "m", "revision": None, "dtype": "float32", "layers": [3], "signal": "larf"}
+
+
+@pytest.mark.parametrize("recorded", [None, {}, {"layers": [3]}, {"digest": "ab"}])
+def test_the_profile_that_scored_is_accepted_and_so_is_any_where_none_is_recorded(recorded):
+    check_profile(Profile(), recorded)
+
+
+def test_another_profile_is_refused_with_what_differs():
+    other = Profile().summary() | {"digest": "cd", "layers": [4]}
+    with pytest.raises(ProfileMismatchError, match=r"\(layers \[4\] against \[3\]\)"):
+        check_profile(Profile(), other)
+    with pytest.raises(ProfileMismatchError, match="other reference states"):
+        check_profile(Profile(), Profile().summary() | {"digest": "cd"})
