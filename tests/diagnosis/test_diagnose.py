@@ -76,7 +76,7 @@ def scored_rows(profile, scores, **columns):
 
 
 def warned(diagnosis, *words):
-    return [w for w in diagnosis.warnings if all(word in w for word in words)]
+    return [w for w in warnings_of(diagnosis) if all(word in w for word in words)]
 
 
 def test_the_figures_equal_their_definitions():
