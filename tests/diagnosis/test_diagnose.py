@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 from larf_curate.cli import main
 from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
+from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.source import ModelSource
 from larf_curate.profile import SafetyProfile
