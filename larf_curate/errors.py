@@ -1,39 +1,39 @@
-"""One tree of errors; each one is also the built-in a caller would expect.
+"""Exception hierarchy of the package; each error also derives from the built-in exception a caller would expect.
 
 ::
 
     LarfCurateError
-    ├── InputError (ValueError)            what the user gave cannot be used
+    ├── InputError (ValueError)            a user's input is invalid
     │   ├── ConversationError              a row is not a conversation
     │   ├── ReferenceSetError              a reference set is unusable
-    │   └── ProfileError                   a profile is unreadable or does not fit
-    │       └── ProfileMismatchError       it was made for another model, template or dtype
-    ├── ModelError (ValueError)            a model cannot be loaded or read
-    ├── ScoringError (RuntimeError)        scoring could not go on
+    │   └── ProfileError                   a profile is unreadable or unusable
+    │       └── ProfileMismatchError       a profile was built for another model, chat template or dtype
+    ├── ModelError (ValueError)            a model cannot be loaded or used
+    ├── ScoringError (RuntimeError)        scoring failed
     ├── MissingExtraError (ImportError)    an optional dependency is not installed
-    ├── ReviewError (RuntimeError)         the review queue refused
-    │   └── ReviewServerError              the Argilla server is down, or refuses the key
-    ├── PublishError (RuntimeError)        the Hub refused
-    └── TrainingError (RuntimeError)       fine-tuning or its evaluation could not go on
+    ├── ReviewError (RuntimeError)         a review operation failed
+    │   └── ReviewServerError              the Argilla server is unreachable or rejects the credentials
+    ├── PublishError (RuntimeError)        publishing failed
+    └── TrainingError (RuntimeError)       fine-tuning or its evaluation failed
 
-Every message says what was wanted, what came, and what to do.
+Every message is one line that states what was expected, what was given, and how to fix it.
 """
 
 
 class LarfCurateError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class InputError(LarfCurateError, ValueError):
-    """Something the user gave cannot be used."""
+    """A user's input is invalid."""
 
 
 class ConversationError(InputError):
-    """A row cannot be read as a conversation."""
+    """A row cannot be parsed as a conversation."""
 
 
 class ReferenceSetError(InputError):
-    """A reference set is missing columns, one-sided or empty."""
+    """A reference set is empty, lacks columns, or lacks unsafe or safe examples."""
 
 
 class ProfileError(InputError):
@@ -41,32 +41,32 @@ class ProfileError(InputError):
 
 
 class ProfileMismatchError(ProfileError):
-    """A safety profile was made for another model, chat template or dtype."""
+    """A safety profile was built for another model, chat template or dtype."""
 
 
 class ModelError(LarfCurateError, ValueError):
-    """A model cannot be loaded, has no chat template, or has no blocks we can find."""
+    """A model cannot be loaded or used: no chat template, an unsupported architecture, or broken weights."""
 
 
 class ScoringError(LarfCurateError, RuntimeError):
-    """Scoring a dataset could not go on."""
+    """Scoring a dataset failed and cannot continue."""
 
 
 class MissingExtraError(LarfCurateError, ImportError):
-    """An optional dependency is not installed; the message holds the pip command."""
+    """An optional dependency is not installed; the message gives the pip command."""
 
 
 class ReviewError(LarfCurateError, RuntimeError):
-    """The review queue could not do what was asked."""
+    """A review operation failed."""
 
 
 class ReviewServerError(ReviewError):
-    """The Argilla server cannot be reached or refuses the credentials."""
+    """The Argilla server cannot be installed, started or reached, or rejects the credentials."""
 
 
 class PublishError(LarfCurateError, RuntimeError):
-    """The Hub refused a publication."""
+    """Publishing failed: the Hub rejected the request, or the destination cannot be used."""
 
 
 class TrainingError(LarfCurateError, RuntimeError):
-    """Fine-tuning or its evaluation could not go on."""
+    """Fine-tuning or its evaluation failed and cannot continue."""

@@ -1,1 +1,1 @@
-"""The whole loop on packaged rows and the packaged model."""
+"""The end-to-end demo: the complete workflow on packaged rows with a small chat model."""

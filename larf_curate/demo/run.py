@@ -1,4 +1,4 @@
-"""The whole loop on packaged data: profile, score, select, report, review, pull, publish."""
+"""The end-to-end demo on packaged rows: profile, score, select, report, review, pull, publish."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,28 +30,29 @@ from larf_curate.server import EmbeddedServer
 from larf_curate.version import __version__
 
 QUEUE = "larf-demo"
-TRUTH = "is_harmful"
+LABEL_COLUMN = "is_harmful"  # ground truth of the packaged rows
 TOP_RATIO = 0.15
-EXPLAINED = 10
+EXPLAINED_ROWS = 10
 
-Say = Callable[[str], None]
+StepCallback = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
 class Demo:
-    """One run of the demo; every step can be run again and goes on from what is there.
+    """One run of the demo; a run that was interrupted resumes from the results in its folder.
 
     Args:
-        folder: Where all results go.
-        model: A chat model, a folder or a Hub id; SmolLM2-135M-Instruct if left out.
-        layers: 0-based decoder blocks; three about the middle if left out.
-        say: Is told what happens, one line at a time.
+        folder: Folder for all results.
+        model: A chat model, as a folder or a Hub id (default: SmolLM2-135M-Instruct).
+        layers: 0-based indices of decoder blocks (default: three blocks near the middle of the model).
+        say: Called with the name of each step as it begins.
+        seconds: Duration of each finished step, by its name; filled in by the run.
     """
 
     folder: Path
     model: str | None = None
     layers: list[int] | Literal["all"] | None = None
-    say: Say
+    say: StepCallback
     seconds: dict[str, float] = field(default_factory=dict)
 
     def score(self) -> Scored:
@@ -63,66 +64,70 @@ class Demo:
         with self._step("score"):
             rows = Dataset.from_list(load_rows("demo"))
             scorer = LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), keep_states=True)
-            told = {"dataset": "larf-curate demo", "rows": len(rows), "of": f"larf-curate {__version__}"}
-            source = Source(pieces=(Piece(name="demo", rows=rows),), description=told)
+            description = {"dataset": "larf-curate demo", "rows": len(rows), "of": f"larf-curate {__version__}"}
+            source = Source(pieces=(Piece(name="demo", rows=rows),), description=description)
             score_source(source, scorer, self.folder / "scored", resume=True)
         return Scored.load(self.folder / "scored")
 
     def select(self, scored: Scored) -> Selection:
-        """Flag the highest rows, say which tokens pulled the scores of the first, and write the report."""
+        """Flag the highest-scoring rows, explain the first of them by their tokens, and write the report."""
         profile = self.folder / "profile"
         with self._step("select"), no_progress_bars():
             selection = select(scored.rows, top_ratio=TOP_RATIO, source=scored.source_id, scored=scored.manifest)
-            selection = explained(selection, SafetyProfile.from_pretrained(profile), rows=EXPLAINED)
+            selection = explained(selection, SafetyProfile.from_pretrained(profile), rows=EXPLAINED_ROWS)
             selection.save(self.folder / "selection")
         with self._step("report"), no_progress_bars():
             write_report(self.folder / "selection", self.folder / "report.html", profile=profile)
         return selection
 
     def push(self, queue: ReviewQueue, selection: Selection) -> PushResult:
-        """Put the flagged rows before reviewers."""
+        """Push the flagged rows to the review queue."""
         with self._step("push"), no_progress_bars():
             return queue.push(selection)
 
     def decide(self, server: EmbeddedServer, queue: ReviewQueue, selection: Selection) -> None:
-        """Submit decisions by script as a reviewer would: the packaged rows say which of them are harmful."""
+        """Submit decisions by script, from the ground truth in the packaged rows."""
         with self._step("decide"):
+            # An account of its own: a decision submitted as the owner could overwrite one that a person made.
             account = server.add_user("demo-reviewer")
-            truth = dict(zip(selection.flagged["larf_row_id"], selection.flagged[TRUTH], strict=True))
-            decisions = {row: "remove" if harmful else "keep" for row, harmful in truth.items()}
+            labels = dict(zip(selection.flagged["larf_row_id"], selection.flagged[LABEL_COLUMN], strict=True))
+            decisions = {row: "remove" if harmful else "keep" for row, harmful in labels.items()}
             queue.submit(decisions, api_key=account.api_key)
 
     def pull(self, queue: ReviewQueue, selection: Selection) -> Outcome:
-        """Bring the decisions back and split the rows by them."""
+        """Pull the decisions, apply them to the selection and save the resulting split."""
         with self._step("pull"), no_progress_bars():
             outcome = queue.pull().apply(selection)
             outcome.save(self.folder / "decisions")
         return outcome
 
     def publish(self, target: str | Path) -> Publication:
-        """Publish what people kept."""
+        """Publish the kept rows to a Hub dataset or a folder."""
         with self._step("publish"), no_progress_bars():
             return publish(self.folder / "decisions", target)
 
     def _profile(self, model: str) -> SafetyProfile:
-        layers = self.layers or _middle(count_layers(ModelSource(model_id=model)))
-        wanted = {"model": model, "layers": layers}
+        """Load the profile of an earlier run with the same model and layers, else build it."""
+        layers = self.layers or _middle_blocks(count_layers(ModelSource(model_id=model)))
+        settings = {"model": model, "layers": layers}
         folder = self.folder / "profile"
-        if (folder / "demo.json").exists() and read_json(folder / "demo.json") == wanted:
+        # demo.json is written after the profile, so a profile whose build was interrupted is built again.
+        if (folder / "demo.json").exists() and read_json(folder / "demo.json") == settings:
             return SafetyProfile.from_pretrained(folder)
         profile = SafetyProfile.build(model, ReferenceSet.load("builtin"), layers=layers)
         profile.save_pretrained(folder)
-        write_json(folder / "demo.json", wanted)
+        write_json(folder / "demo.json", settings)
         return profile
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
+        """Announce a step and record its duration."""
         self.say(name)
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
 
 
-def _middle(blocks: int) -> list[int]:
-    """Three blocks about the middle, where models of all sizes tell intentions apart: 12, 14 and 16 of 30."""
+def _middle_blocks(blocks: int) -> list[int]:
+    """Return three blocks near the middle, where models of all sizes separate harmful intent: 12, 14 and 16 of 30."""
     return sorted({blocks * share // 15 for share in (6, 7, 8)})
