@@ -1,4 +1,4 @@
-"""Statistics that several rooms share: AUROC, rank correlation, bootstrap intervals, and McNemar's test."""
+"""Shared statistics: AUROC, average precision, rank correlation, bootstrap intervals and McNemar's test."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,9 @@ Values = NDArray[Any]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
+"""Bootstrap samples of an interval of one mean."""
 BLOCK_RESAMPLES = 2000
-"""Bootstrap samples of the intervals over blocks, which are computed as one matrix product."""
+"""Bootstrap samples of intervals over all blocks: fewer, since they are computed as one matrix product in memory."""
 COVERAGE = 0.95
 
 
@@ -24,28 +25,32 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean.
 
-    Where all values of a share are equal the bootstrap has no width; the exact binomial interval stands in.
+    If all values are 0 or all are 1, every bootstrap sample is the same and the interval would have no width; the exact
+    binomial (Clopper-Pearson) interval is returned instead.
 
     Args:
-        values: Numbers, or True and False.
-        level: Coverage.
+        values: Numbers or booleans.
+        level: Coverage, between 0 and 1.
         seed: Seed of the resampling.
 
     Returns:
-        Lower and upper bound; both NaN without values.
+        Lower and upper bound; both NaN if there are no values.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return float("nan"), float("nan")
     if np.isin(numbers, (0, 1)).all():
-        return _share_interval(int(numbers.sum()), len(numbers), level, seed)
+        return _proportion_interval(int(numbers.sum()), len(numbers), level, seed)
     generator = np.random.default_rng(seed)
     means = [numbers[generator.integers(len(numbers), size=len(numbers))].mean() for _ in range(RESAMPLES)]
-    return _bounds(np.asarray(means), level)
+    return _percentile_bounds(np.asarray(means), level)
 
 
 def difference_interval(changes: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of paired differences -1, 0 and 1; exact where all are equal."""
+    """95 % interval of the mean of paired differences, each -1, 0 or 1.
+
+    A percentile bootstrap; if all differences are equal, the exact binomial bound on a proportion of 0 is used.
+    """
     if len(set(changes)) != 1:
         return bootstrap_interval(changes)
     exact = binomtest(0, len(changes)).proportion_ci()
@@ -54,49 +59,55 @@ def difference_interval(changes: Sequence[float]) -> tuple[float, float]:
 
 
 def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Exact two-sided McNemar test: the chance that two models with equal rates differ so on the same prompts.
+    """Exact two-sided McNemar test on paired outcomes.
+
+    Returns:
+        The p-value in [0, 1]: the probability of a difference at least this large on the same prompts if both models
+        had the same rate; 1 if no outcome differs.
 
     Raises:
-        InputError: If the two do not have as many answers.
+        InputError: If the two have different numbers of answers.
     """
     if len(one) != len(other):
         raise InputError(
-            f"wanted answers to the same prompts, got {len(one)} and {len(other)}: evaluate both on one set"
+            f"wanted answers to the same prompts, got {len(one)} and {len(other)}: evaluate both on the same set"
         )
+    # Only discordant pairs carry information: under the null hypothesis each is a fair coin toss.
     gained = sum(bool(b) and not a for a, b in zip(one, other, strict=True))
     lost = sum(bool(a) and not b for a, b in zip(one, other, strict=True))
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def _share_interval(successes: int, count: int, level: float, seed: int) -> tuple[float, float]:
-    """Resampling n zeros and ones draws a binomial count."""
+def _proportion_interval(successes: int, count: int, level: float, seed: int) -> tuple[float, float]:
+    """Bootstrap interval of a proportion; exact where all outcomes are equal."""
     if successes in (0, count):
         exact = binomtest(successes, count).proportion_ci(level)
         return float(exact.low), float(exact.high)
+    # Resampling n zeros and ones is the same as drawing a binomial count, which needs no loop.
     counts = np.random.default_rng(seed).binomial(count, successes / count, size=RESAMPLES)
-    return _bounds(counts / count, level)
+    return _percentile_bounds(counts / count, level)
 
 
-def _bounds(means: "np.ndarray[tuple[int], np.dtype[np.float64]]", level: float) -> tuple[float, float]:
+def _percentile_bounds(means: "np.ndarray[tuple[int], np.dtype[np.float64]]", level: float) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def auroc(high: Values, low: Values) -> float:
-    """Chance that one of the first scores higher than one of the second, ties counting half."""
+    """Probability that a random value of ``high`` exceeds one of ``low``, ties counting half; in [0, 1]."""
     return float(roc_auc_score(_labels(high, low), np.concatenate([high, low])))
 
 
 def average_precision(high: Values, low: Values) -> float:
-    """Average precision of the first among both."""
+    """Average precision of ranking ``high`` above ``low``; in [0, 1], 1 is a perfect ranking."""
     return float(average_precision_score(_labels(high, low), np.concatenate([high, low])))
 
 
 def rank_correlation(a: Values | Sequence[float], b: Values | Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank, in [-1, 1].
+    """Spearman's rank correlation, with average ranks for ties, in [-1, 1].
 
     Returns:
-        None where it is undefined: fewer than two values, or one of the two does not vary.
+        None where it is undefined: fewer than two values, or all values of one argument equal.
     """
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -104,7 +115,14 @@ def rank_correlation(a: Values | Sequence[float], b: Values | Sequence[float]) -
 
 
 def agreement(layer_scores: Values) -> list[list[float | None]]:
-    """Spearman's correlation of every two layers, from scores of shape (n, layers)."""
+    """Matrix of Spearman's correlations between all pairs of layers.
+
+    Args:
+        layer_scores: Scores of shape (n, layers).
+
+    Returns:
+        A symmetric layers x layers table; None where a correlation is undefined.
+    """
     columns: Sequence[Values] = list(layer_scores.T)
     return [[rank_correlation(a, b) for b in columns] for a in columns]
 
@@ -113,21 +131,24 @@ def _labels(high: Values, low: Values) -> Values:
     return np.repeat([1, 0], [len(high), len(low)])
 
 
-def weights_of_resamples(count: int) -> Floats:
-    """Shares of ``count`` items in bootstrap samples, always the same ones; shape (count, resamples)."""
+def bootstrap_weights(count: int) -> Floats:
+    """Weights of ``count`` items in each bootstrap sample, summing to 1 per sample; shape (count, samples).
+
+    The seed is fixed, so that all blocks and reports are resampled alike and their intervals can be compared.
+    """
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BLOCK_RESAMPLES)
     return np.asarray(draws.T / count)
 
 
 def interval(samples: Floats) -> tuple[Floats, Floats]:
-    """Percentile interval over the last axis."""
+    """95 % percentile interval over the last axis: lower and upper bounds, without that axis."""
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=-1)
     return low, high
 
 
 def mean_interval(effects: Floats) -> tuple[Floats, Floats]:
-    """Bootstrap interval of the mean effect of each block.
+    """Bootstrap interval of each block's mean effect.
 
     Args:
         effects: Effect of each block on each prompt, shape (blocks, prompts).
@@ -135,4 +156,4 @@ def mean_interval(effects: Floats) -> tuple[Floats, Floats]:
     Returns:
         Lower and upper bounds, each of shape (blocks,).
     """
-    return interval(effects @ weights_of_resamples(effects.shape[1]))
+    return interval(effects @ bootstrap_weights(effects.shape[1]))

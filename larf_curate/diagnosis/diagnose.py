@@ -91,7 +91,7 @@ def diagnose(
 def _notes(profile: SafetyProfile, texts: Rows | str) -> Iterator[str]:
     if isinstance(texts, str):
         yield texts[0].upper() + texts[1:] + "."
-    elif (count := sum(profile.references["cut"].values())) and not SIGNALS[profile.signal].whole:
+    elif (count := sum(profile.references["cut"].values())) and not SIGNALS[profile.signal].full_answers:
         yield f"The score is made from references of which {count} were cut in length; the baselines see them whole."
 
 

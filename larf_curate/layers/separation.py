@@ -10,7 +10,7 @@ from larf_curate.errors import ReferenceSetError
 from larf_curate.layers.subject import Subject
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.states import Vectors
-from larf_curate.stats import Floats, weights_of_resamples
+from larf_curate.stats import Floats, bootstrap_weights
 
 FOLDS = 5
 
@@ -43,7 +43,7 @@ def separate(subject: Subject, references: ReferenceSet) -> Separation:
     if min(map(len, sides)) < FOLDS:
         raise ReferenceSetError(f"wanted at least {FOLDS} references a side for cross-validation, got {len(sides[1])}")
     unsafe, safe = held_out(*sides)
-    draws = [weights_of_resamples(len(side)) for side in (unsafe, safe)]
+    draws = [bootstrap_weights(len(side)) for side in (unsafe, safe)]
     plain = [np.full((len(side), 1), 1 / len(side)) for side in (unsafe, safe)]
     return Separation(
         fisher=_fisher(unsafe, safe, *plain)[:, 0], auroc=_auroc(unsafe, safe), resampled=_fisher(unsafe, safe, *draws)

@@ -65,7 +65,7 @@ class SourceRows:
         warn_few(refs)
         if choose_layers:
             check_enough(refs.unsafe, refs.safe, ordinary)
-        match = SIGNALS[signal].whole is False if match_lengths is None else match_lengths
+        match = SIGNALS[signal].full_answers is False if match_lengths is None else match_lengths
         return cls(references=refs, neutral=ordinary, neutral_name=neutral, match_lengths=match)
 
 

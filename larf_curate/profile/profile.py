@@ -165,8 +165,8 @@ class SafetyProfile:
         Raises:
             ProfileError: If there is no such signal.
         """
-        whole = self._kind(signal).whole
-        sides = {side: self.states[side if whole else _matched(self.states, side)] for side in SIDES}
+        full_answers = self._kind(signal).full_answers
+        sides = {side: self.states[side if full_answers else _matched(self.states, side)] for side in SIDES}
         return ReferenceStates(**sides, top_k=self.top_k)
 
     def at(self, layers: Sequence[int]) -> "SafetyProfile":

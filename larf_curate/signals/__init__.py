@@ -1,4 +1,4 @@
-"""Score formulas: made from reference states, then pure functions of rows' states; one idea a module."""
+"""Score formulas: each is fitted to reference states once and is then a pure function of rows' states."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,20 @@ __all__ = ["AXES", "DEFAULT_SIGNAL", "SIGNALS", "ReferenceStates", "Signal", "Si
 
 @dataclass(frozen=True)
 class SignalKind:
-    """A signal that a profile can offer; high = bad in all of them.
+    """A signal that a profile can offer, and what it needs; higher scores are worse for every signal.
 
     Args:
         fit: Makes the signal from reference states.
-        positions: The states it reads.
-        whole: Whether it is made from reference answers as they are, also where a profile has matched their lengths.
-        uses_safe: Whether it compares rows with refusals too.
-        experimental: Whether no measured set of rows speaks for it so far.
+        positions: Positions of the states it reads.
+        full_answers: Whether it is always fitted to the complete reference answers, even in a profile that cuts long
+            ones to the length of their counterparts.
+        uses_safe: Whether it also compares rows with refusals.
+        experimental: Whether no measurement on labelled rows supports it yet.
     """
 
     fit: Fit
     positions: frozenset[Position]
-    whole: bool = False
+    full_answers: bool = False
     uses_safe: bool = False
     experimental: bool = False
 
@@ -42,7 +43,8 @@ SIGNALS: dict[str, SignalKind] = {
     "harmful": _kind(harmful, "last", "mean", "length"),
     "erosion": _kind(erosion, "prompt", "length"),
     "logistic": _kind(logistic, "last", "prompt", "mean", "length", uses_safe=True, experimental=True),
-    "larf": _kind(larf, "last", whole=True, uses_safe=True),
+    # The published score takes references as they are, whatever their lengths, so that it stays comparable.
+    "larf": _kind(larf, "last", full_answers=True, uses_safe=True),
     "larf_centred": _kind(larf_centred, "last", uses_safe=True),
     "larf_whitened": _kind(larf_whitened, "last", uses_safe=True, experimental=True),
     "unsafe_similarity": _kind(unsafe_similarity, "last"),
@@ -55,4 +57,4 @@ SIGNALS: dict[str, SignalKind] = {
 }
 DEFAULT_SIGNAL = "combined"
 AXES = ("harmful", "erosion")
-"""What the default signal is made of: how harmful a row is, and how much it erodes refusals."""
+"""The two components of the default signal: how harmful a row's answer is, and how much its prompt erodes refusals."""

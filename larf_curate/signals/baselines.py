@@ -1,6 +1,7 @@
-"""What a score must beat: row length and word counts, which need no model at all.
+"""Text-only baselines, length and TF-IDF, which a score from hidden states should beat.
 
-Source: representation probes can match word n-grams and fail elsewhere, https://arxiv.org/abs/2509.03888.
+Why: probes of hidden states can perform no better than word n-grams and fail out of distribution,
+https://arxiv.org/abs/2509.03888.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,13 @@ from larf_curate.signals.held_out import fold_of
 
 Scores = NDArray[np.float32]
 Baseline = Callable[[Sequence[str]], Scores]
-"""Scores n texts; returns shape (n,), high = unsafe."""
+"""Scores n texts; returns shape (n,), float32, higher is unsafe."""
 
 
 def length(unsafe: Sequence[str], others: Sequence[str]) -> Baseline:
-    """Logarithm of a text's length in characters, its sign turned so that unsafe references lie higher in the median.
+    """Logarithm of a text's length in characters, signed so that the median unsafe reference is not below the others'.
+
+    ``± log(1 + characters)``; unbounded, higher is unsafe.
 
     Args:
         unsafe: Texts of unsafe references, at least one.
@@ -31,14 +34,15 @@ def length(unsafe: Sequence[str], others: Sequence[str]) -> Baseline:
 
 
 def tfidf(unsafe: Sequence[str], others: Sequence[str]) -> Baseline:
-    """Logistic regression on TF-IDF of single words and pairs of words; log-odds of unsafe.
+    """Log-odds of unsafe by logistic regression on TF-IDF of word unigrams and bigrams; unbounded, higher is unsafe.
 
     Args:
         unsafe: Texts of unsafe references, at least one.
         others: Texts of safe references and neutral rows, at least one.
     """
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
-    model = make_pipeline(vectors, LogisticRegression(C=10, class_weight="balanced", max_iter=1000))
+    # scikit-learn's default pattern drops one-letter words and punctuation, of which code and formulas consist.
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
+    model = make_pipeline(vectorizer, LogisticRegression(C=10, class_weight="balanced", max_iter=1000))
     model.fit([*unsafe, *others], [1] * len(unsafe) + [0] * len(others))
     return lambda texts: np.asarray(model.decision_function(texts) if len(texts) else [], np.float32)
 
@@ -50,7 +54,7 @@ def held_out_texts(
     fit: Callable[[Sequence[str], Sequence[str]], Baseline],
     sides: Sequence[Sequence[str]],
 ) -> list[Scores]:
-    """Score texts by a baseline fitted without their fold; see `larf_curate.signals.held_out`.
+    """Score texts by a baseline that was fitted without their fold; see `larf_curate.signals.held_out`.
 
     Args:
         fit: Makes the baseline.
@@ -60,31 +64,31 @@ def held_out_texts(
         Scores of each side, texts in their order.
     """
     folds = min(5, *map(len, sides))
-    places = [fold_of(len(side), folds) for side in sides]
+    fold_numbers = [fold_of(len(side), folds) for side in sides]
     scores = [np.zeros(len(side), np.float32) for side in sides]
     for fold in range(folds):
-        kept = [_at(side, place != fold) for side, place in zip(sides, places, strict=True)]
-        baseline = fit(kept[0], [text for side in kept[1:] for text in side])
-        for side, place, found in zip(sides, places, scores, strict=True):
-            found[place == fold] = baseline(_at(side, place == fold))
+        training = [_select(side, numbers != fold) for side, numbers in zip(sides, fold_numbers, strict=True)]
+        baseline = fit(training[0], [text for side in training[1:] for text in side])
+        for side, numbers, found in zip(sides, fold_numbers, scores, strict=True):
+            found[numbers == fold] = baseline(_select(side, numbers == fold))
     return scores
 
 
 def text_of(row: Row, columns: Mapping[str, str] | None = None) -> str:
-    """All turns of a row, a line break between them.
+    """Text of a row: the contents of all its turns, joined by line breaks.
 
     Args:
         row: A conversation in any recognised format.
-        columns: Column names by role, if they are not to be found.
+        columns: Column names by role, if they cannot be recognised.
 
     Raises:
-        ConversationError: If it is none.
+        ConversationError: If the row is not a conversation.
     """
     return "\n".join(message["content"] for message in to_messages(row, columns))
 
 
-def _at(texts: Sequence[str], mask: NDArray[np.bool_]) -> list[str]:
-    return [text for text, wanted in zip(texts, mask, strict=True) if wanted]
+def _select(texts: Sequence[str], mask: NDArray[np.bool_]) -> list[str]:
+    return [text for text, selected in zip(texts, mask, strict=True) if selected]
 
 
 def _log_lengths(texts: Sequence[str]) -> Scores:

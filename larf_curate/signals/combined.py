@@ -1,9 +1,9 @@
-"""The two axes of a row's danger, on one scale, and the default that joins them.
+"""The two risks of a row as z-scores, `harmful` and `erosion`, and the default signal that combines them.
 
-A row can BE harmful (its answer complies with a harmful request) or, though harmless, ERODE refusals (it trains the
-model to comply where its hidden state says refuse). Both axes are calibrated by neutral rows: what a row's length
-predicts is taken off, 0 is an ordinary row and 1 is one standard deviation above it, so that layers and axes add up in
-one unit.
+A row can BE harmful (its answer complies with a harmful request) or, although harmless, ERODE refusals (it trains the
+model to comply where the prompt's hidden state points towards refusal). Both are calibrated on neutral rows: length is
+regressed out, and the residual is divided by its standard deviation, so that 0 is an average neutral row, 1 is one
+standard deviation above it, and layers and signals can be added in one unit.
 """
 
 import numpy as np
@@ -13,51 +13,56 @@ from larf_curate.signals.direction import refusal_direction
 from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
 from larf_curate.states import States, Vectors
 
-ORDINARY = 2.0
-"""Standard deviations of `harmful` that the default signal takes for ordinary; one ordinary row in 30 has more."""
+HARMFUL_MARGIN = 2.0
+"""Standard deviations of `harmful` that do not count in `combined`; about one neutral row in 30 exceeds them."""
 
 
 def harmful(refs: ReferenceStates) -> Signal:
-    """Likeness of the answer to unsafe ones, in standard deviations of neutral rows of that length; higher is worse.
+    """Similarity of the answer to unsafe answers, as a z-score; unbounded, higher is worse.
 
-    It is the mean of `unsafe_similarity`, which reads the answer's end, and `answer_similarity`, which reads all of it:
-    the end tells a refusal from a compliant answer, the whole is the surer where unsafe references are of another kind
-    than the harmful rows.
+    ``z((z(unsafe_similarity) + z(answer_similarity)) / 2)`` with ``z`` as in `calibrated`. `unsafe_similarity` reads
+    the end of the answer, which tells a refusal from a compliant answer; `answer_similarity` reads all of it, which is
+    more reliable where the unsafe references are of another kind than the harmful rows.
     """
-    return calibrated(_likeness, refs)
+    return calibrated(_mean_similarity, refs)
 
 
-def _likeness(refs: ReferenceStates) -> Signal:
+def _mean_similarity(refs: ReferenceStates) -> Signal:
+    # Each part is calibrated first, so that the one with the larger spread does not dominate the mean.
     parts = (calibrated(unsafe_similarity, refs), calibrated(answer_similarity, refs))
     return lambda states: np.mean([part(states) for part in parts], axis=0)
 
 
 def erosion(refs: ReferenceStates) -> Signal:
-    """`refusal_direction` in standard deviations of neutral rows of that length; unbounded, higher erodes more."""
+    """``z(refusal_direction)`` with ``z`` as in `calibrated`; unbounded, higher erodes refusals more."""
     return calibrated(refusal_direction, refs)
 
 
 def combined(refs: ReferenceStates) -> Signal:
-    """`erosion`, and what `harmful` has above 2 standard deviations; unbounded, higher is worse.
+    """``erosion + max(harmful - 2, 0)``, both z-scored on neutral rows, length regressed out; higher is worse.
 
-    Rows whose answers are as ordinary ones rank by what they teach a model, which is what fine-tuning on them costs. An
-    answer that stands out adds by how far it does, also where its prompt looks harmless.
+    Unbounded. Rows whose answers look like neutral ones rank by what their prompts teach the model, which is what
+    fine-tuning on them costs. An answer that stands out adds its excess, even if its prompt looks harmless.
     """
     by_answer, by_prompt = harmful(refs), erosion(refs)
-    return lambda states: np.asarray(by_prompt(states) + np.maximum(by_answer(states) - ORDINARY, 0))
+    return lambda states: np.asarray(by_prompt(states) + np.maximum(by_answer(states) - HARMFUL_MARGIN, 0))
 
 
 def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:
-    """A signal less what a line over the logarithm of the length predicts of it, in units of what neutral rows vary.
+    """Z-score of a signal on neutral rows, with length regressed out, layer by layer.
+
+    The score minus its least-squares fit on the logarithm of the token count, divided by the standard deviation of
+    these residuals over the neutral rows.
 
     Args:
         fit: Makes the signal.
-        refs: Their neutral rows give line and unit, one a layer.
+        refs: Its neutral rows give slope, mean and standard deviation of each layer.
     """
     signal = fit(refs)
     values, lengths = signal(refs.neutral), _log_length(refs.neutral)
     mean, centre = values.mean(axis=0), lengths.mean(axis=0)
     variance = lengths.var(axis=0)
+    # If all neutral rows have one length, its effect cannot be estimated: dividing by 1 leaves the slope at 0.
     slope = ((lengths - centre) * (values - mean)).mean(axis=0) / np.where(variance > 0, variance, 1)
 
     def residual(states: States) -> Vectors:

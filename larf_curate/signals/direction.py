@@ -1,4 +1,4 @@
-"""Signals along one direction a layer, and the cosine between prompt and answer."""
+"""Signals along one direction or subspace per layer, and the cosine between prompt and answer."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from larf_curate.states import States, Vectors
 
 
 def refusal_direction(refs: ReferenceStates) -> Signal:
-    """Cosine of a row's prompt state, less the neutral mean, to the direction from neutral to harmful prompts.
+    """Cosine of the centred prompt state to the direction from neutral to harmful prompts; in [-1, 1].
 
-    Rows whose prompts lie along this direction are those whose compliant answers teach a model not to refuse. The range
-    is [-1, 1], higher is closer to what the model refuses. Text without a prompt, among the references too, counts as
-    having an ordinary one.
+    ``cos(p - m, mean_i u_i - m)`` with p and u_i the last token's states of the prompts and m the mean of neutral
+    prompts. Higher is closer to what the model refuses: a compliant answer to such a prompt teaches it not to refuse.
+    Texts without a prompt, references included, are given the mean prompt state of neutral rows.
 
-    Source: the difference of means of Arditi et al., https://arxiv.org/abs/2406.11717, as a filter for fine-tuning data
-    in https://arxiv.org/abs/2506.07356.
+    Source: the difference of means of Arditi et al., https://arxiv.org/abs/2406.11717, used as a filter for fine-tuning
+    data in https://arxiv.org/abs/2506.07356.
     """
     mean = refs.neutral["prompt"].mean(axis=0)
     direction = unit(refs.unsafe["prompt"].mean(axis=0) - mean)
@@ -22,45 +22,51 @@ def refusal_direction(refs: ReferenceStates) -> Signal:
 
 
 def projection(refs: ReferenceStates) -> Signal:
-    """Length, along the compliance direction, of what the answer adds to the prompt; unbounded, higher is unsafe.
+    """Projection of the answer's shift from its prompt on the compliance direction; unbounded, higher is unsafe.
 
-    Source: DataShield, https://arxiv.org/abs/2606.00160: the mean state over the answer less the last prompt state,
-    projected on the same of the unsafe less that of the safe references.
+    The shift is the mean state over the answer's tokens minus the prompt's last state; the direction is the unit vector
+    from the mean shift of the safe references to that of the unsafe ones.
+
+    Source: DataShield, https://arxiv.org/abs/2606.00160.
     """
-    comply, refuse = (_added(side).mean(axis=0) for side in (refs.unsafe, refs.safe))
+    comply, refuse = (_answer_shift(side).mean(axis=0) for side in (refs.unsafe, refs.safe))
     direction = unit(comply - refuse)
-    return lambda states: dot(_added(states), direction)
+    return lambda states: dot(_answer_shift(states), direction)
 
 
 def pair_cosine(_refs: ReferenceStates) -> Signal:
-    """Cosine between the prompt's state and the answer's last; in [-1, 1], higher is a compliant answer.
+    """Cosine between the last states of prompt and answer; in [-1, 1], higher is a compliant answer.
 
-    Source: SRR, https://arxiv.org/abs/2505.15710. It needs no references.
+    It needs no references. Source: SRR, https://arxiv.org/abs/2505.15710.
     """
     return lambda states: np.asarray((unit(states["prompt"]) * unit(states["last"])).sum(axis=-1))
 
 
-def _added(states: States) -> Vectors:
+def _answer_shift(states: States) -> Vectors:
     return states["mean"] - states["prompt"]
 
 
 COMPONENTS = 16
+"""Dimension of each side's subspace."""
 
 
 def subspace(refs: ReferenceStates) -> Signal:
-    """Share of a state's length in the unsafe subspace less that in the safe one; in [-1, 1], higher is unsafe.
+    """Relative norm in the unsafe subspace minus that in the safe one; in [-1, 1], higher is unsafe.
 
-    Source: SAFT, https://arxiv.org/abs/2410.10014, and DataShield, https://arxiv.org/abs/2607.15081: the first 16
-    components of an uncentred singular value decomposition of each side.
+    ``|P_unsafe x| / |x| - |P_safe x| / |x|``, each P projecting on the first 16 right singular vectors of one side's
+    states, not centred.
+
+    Source: SAFT, https://arxiv.org/abs/2410.10014, and DataShield, https://arxiv.org/abs/2607.15081.
     """
     unsafe, safe = (_bases(side["last"]) for side in (refs.unsafe, refs.safe))
-    return lambda states: _share(unit(states["last"]), unsafe) - _share(unit(states["last"]), safe)
+    return lambda states: _projected_norm(unit(states["last"]), unsafe) - _projected_norm(unit(states["last"]), safe)
 
 
 def _bases(side: Vectors) -> list[Vectors]:
-    """Orthonormal components of each layer, shape (components, d)."""
+    """Orthonormal basis of each layer's subspace, each of shape (components, d)."""
     return [np.linalg.svd(side[:, i], full_matrices=False)[2][:COMPONENTS] for i in range(side.shape[1])]
 
 
-def _share(rows: Vectors, bases: list[Vectors]) -> Vectors:
+def _projected_norm(rows: Vectors, bases: list[Vectors]) -> Vectors:
+    """Norm of the rows' projections on the subspace of each layer, shape (n, layers)."""
     return np.stack([np.linalg.norm(rows[:, i] @ basis.T, axis=-1) for i, basis in enumerate(bases)], axis=1)

@@ -1,4 +1,4 @@
-"""Scores of references and neutral rows by signals that were made without them."""
+"""Cross-validated scores: references and neutral rows scored by signals that were fitted without them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from larf_curate.signals.protocol import Fit, ReferenceStates
 from larf_curate.states import States, Vectors
 
 FOLDS = 5
+"""Folds at most; fewer where a side has fewer rows."""
 Sides = Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOut:
-    """Scores of shape (n, layers) of each side; empty for a side that was not left out."""
+    """Held-out scores of shape (n, layers) of each side; empty for a side that was not held out."""
 
     unsafe: Vectors
     safe: Vectors
@@ -25,14 +26,14 @@ class HeldOut:
 
 
 def held_out(fit: Fit, refs: ReferenceStates, *, sides: Sides = ("unsafe", "safe", "neutral")) -> HeldOut:
-    """Score every row of some sides by a signal made from the others, in five folds.
+    """Score every row of some sides by a signal that was fitted without it, in up to five folds.
 
-    A pair of references lies in one fold where both sides are as long.
+    The unsafe and the safe reference of a pair are held out together if both sides have equally many rows.
 
     Args:
         fit: Makes the signal.
-        refs: At least 2 rows of every side that is left out.
-        sides: The sides left out a fold at a time; the others are kept whole.
+        refs: At least 2 rows of every side that is held out.
+        sides: The sides that are held out fold by fold; the others are used completely in every fit.
 
     Returns:
         The scores, rows in their order.
@@ -42,33 +43,35 @@ def held_out(fit: Fit, refs: ReferenceStates, *, sides: Sides = ("unsafe", "safe
     """
     counts = {side: len(next(iter(getattr(refs, side).values()))) for side in sides}
     if min(counts.values()) < 2:
-        raise ReferenceSetError(f"wanted at least 2 rows of each side to judge a signal by, got {counts}")
+        raise ReferenceSetError(f"wanted at least 2 rows per side for held-out scores, got {counts}: add rows")
     folds = min(FOLDS, *counts.values())
-    places = {side: fold_of(count, folds) for side, count in counts.items()}
-    parts: dict[str, dict[int, Vectors]] = {side: {} for side in sides}
+    fold_numbers = {side: fold_of(count, folds) for side, count in counts.items()}
+    by_row: dict[str, dict[int, Vectors]] = {side: {} for side in sides}
     for fold in range(folds):
-        signal = fit(_without(refs, places, fold))
+        signal = fit(_without(refs, fold_numbers, fold))
         for side in sides:
-            left_out = np.flatnonzero(places[side] == fold)
-            parts[side] |= dict(zip(left_out, signal(_rows(getattr(refs, side), left_out)), strict=True))
+            rows = np.flatnonzero(fold_numbers[side] == fold)
+            by_row[side] |= dict(zip(rows, signal(_rows(getattr(refs, side), rows)), strict=True))
     layers = next(iter(refs.unsafe.values())).shape[1]
-    scores = {side: np.stack([found[row] for row in sorted(found)]) for side, found in parts.items()}
+    scores = {side: np.stack([found[row] for row in sorted(found)]) for side, found in by_row.items()}
     empty = np.zeros((0, layers), np.float32)
     return HeldOut(**{"unsafe": empty, "safe": empty, "neutral": empty, **scores})
 
 
 def fold_of(count: int, folds: int = FOLDS) -> NDArray[np.intp]:
-    """Number of the fold that each of some rows lies in, shape (count,)."""
+    """Fold number of each row, shape (count,): a fixed random partition that depends on the two counts alone."""
     numbers = np.zeros(count, np.intp)
-    for fold, (_, left_out) in enumerate(KFold(folds, shuffle=True, random_state=0).split(np.empty(count))):
-        numbers[left_out] = fold
+    for fold, (_, members) in enumerate(KFold(folds, shuffle=True, random_state=0).split(np.empty(count))):
+        numbers[members] = fold
     return numbers
 
 
-def _without(refs: ReferenceStates, places: dict[str, NDArray[np.intp]], fold: int) -> ReferenceStates:
+def _without(refs: ReferenceStates, fold_numbers: dict[str, NDArray[np.intp]], fold: int) -> ReferenceStates:
+    """The references without one fold of the held-out sides."""
     sides = {side: getattr(refs, side) for side in ("unsafe", "safe", "neutral")}
-    for side, place in places.items():
-        sides[side] = _rows(sides[side], np.flatnonzero(place != fold))
+    for side, numbers in fold_numbers.items():
+        sides[side] = _rows(sides[side], np.flatnonzero(numbers != fold))
+    # top_k may be as large as the number of all pairs, of which some are held out now.
     pairs = len(next(iter(sides["unsafe"].values())))
     return ReferenceStates(**sides, top_k=None if refs.top_k is None else min(refs.top_k, pairs))
 

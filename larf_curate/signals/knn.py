@@ -1,4 +1,4 @@
-"""Similarity to the nearest references of each side, by FAISS."""
+"""Similarity to the nearest neighbours among the references of each side, searched with FAISS."""
 
 from typing import Any
 
@@ -12,19 +12,20 @@ NEIGHBORS = 5
 
 
 def knn(refs: ReferenceStates) -> Signal:
-    """Mean cosine to the 5 nearest unsafe references less that to the 5 nearest others; in [-2, 2], higher is unsafe.
+    """Mean cosine to the 5 nearest unsafe references minus that to the 5 nearest others; in [-2, 2], higher is unsafe.
 
-    Source: deep nearest neighbours, Sun et al., https://arxiv.org/abs/2204.06507, on states less the neutral mean. The
-    others are safe references and neutral rows together.
+    The others are safe references and neutral rows together; all states are centred by the neutral mean first.
+
+    Source: deep nearest neighbours, Sun et al., https://arxiv.org/abs/2204.06507.
     """
     mean = refs.neutral["last"].mean(axis=0)
-    unsafe = _indexes(refs.unsafe["last"] - mean)
-    others = _indexes(np.concatenate([refs.safe["last"], refs.neutral["last"]]) - mean)
-    return lambda states: _near(states["last"] - mean, unsafe) - _near(states["last"] - mean, others)
+    unsafe = _build_indexes(refs.unsafe["last"] - mean)
+    others = _build_indexes(np.concatenate([refs.safe["last"], refs.neutral["last"]]) - mean)
+    return lambda states: _mean_cosine(states["last"] - mean, unsafe) - _mean_cosine(states["last"] - mean, others)
 
 
-def _indexes(side: Vectors) -> list[Any]:
-    """An exact index of the unit vectors of each layer."""
+def _build_indexes(side: Vectors) -> list[Any]:
+    """One exact inner-product index per layer, of the normalised states."""
     faiss = require("faiss", extra="cpu")
     indexes = [faiss.IndexFlatIP(side.shape[2]) for _ in range(side.shape[1])]
     for i, index in enumerate(indexes):
@@ -32,11 +33,11 @@ def _indexes(side: Vectors) -> list[Any]:
     return indexes
 
 
-def _near(rows: Vectors, indexes: list[Any]) -> Vectors:
-    """Mean cosine of rows to their nearest of each layer, shape (n, layers)."""
+def _mean_cosine(rows: Vectors, indexes: list[Any]) -> Vectors:
+    """Mean cosine of rows to their nearest neighbours at each layer, shape (n, layers)."""
     rows = unit(rows)
-    found = [
+    cosines = [
         index.search(np.ascontiguousarray(rows[:, i]), min(NEIGHBORS, index.ntotal))[0]
         for i, index in enumerate(indexes)
     ]
-    return np.stack([cosines.mean(axis=1) for cosines in found], axis=1)
+    return np.stack([nearest.mean(axis=1) for nearest in cosines], axis=1)

@@ -1,4 +1,4 @@
-"""The score of LARF: how much closer a row lies to unsafe than to safe exemplars.
+"""The published LARF score: how much closer a row is to unsafe than to safe exemplars.
 
 Source: Layer-Aware Representation Filtering, https://arxiv.org/abs/2507.18631, the bidirectional score of its second
 phase.
@@ -14,18 +14,19 @@ from larf_curate.states import Vectors
 
 
 def larf(refs: ReferenceStates) -> Signal:
-    """The published score of each row's last token; see `LarfSignal`."""
+    """The published score of each row's last token, in [-2, 2], higher is closer to unsafe; see `LarfSignal`."""
     signal = LarfSignal(unsafe=refs.unsafe["last"], safe=refs.safe["last"], top_k=refs.top_k)
     return lambda states: signal(states["last"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LarfSignal:
-    """Mean over the exemplar pairs of cosine to the unsafe minus cosine to the safe one.
+    """Mean over exemplar pairs of the cosine to the unsafe exemplar minus the cosine to the safe one.
 
-    Higher means closer to unsafe; the range is [-2, 2]. With every pair counted (``top_k`` None, the authors' setting)
-    this is one dot product a row and the two sides need not be of one length; otherwise only a row's ``top_k`` largest
-    differences count, and exemplar i of one side is paired with exemplar i of the other.
+    ``score(x) = mean over the top-k pairs i of [cos(x, u_i) - cos(x, s_i)]``; range [-2, 2], higher is closer to
+    unsafe. If all pairs count (``top_k`` None, the authors' setting), this equals one dot product per row, and the two
+    sides may differ in number. Otherwise only a row's ``top_k`` largest differences count, and exemplar i of one side
+    is paired with exemplar i of the other.
 
     Args:
         unsafe: States of the unsafe exemplars, shape (m, layers, d), m >= 1.
@@ -43,8 +44,8 @@ class LarfSignal:
     def __post_init__(self) -> None:
         if min(len(self.unsafe), len(self.safe)) < 1 or self.unsafe.shape[1:] != self.safe.shape[1:]:
             raise ReferenceSetError(
-                f"wanted unsafe and safe states of one width and at least one each, got {self.unsafe.shape} and "
-                f"{self.safe.shape}"
+                "wanted at least one unsafe and one safe state, of the same layers and width, got shapes "
+                f"{self.unsafe.shape} and {self.safe.shape}: read both sides with one model"
             )
         if self.top_k is None:
             return
@@ -61,6 +62,7 @@ class LarfSignal:
         rows = unit(states)
         if self.top_k is None:
             return dot(rows, mean_unit(self.unsafe) - mean_unit(self.safe))
+        # Selecting the largest differences is not linear, so the cosines to every pair are needed.
         pairs = unit(self.unsafe) - unit(self.safe)
         differences = np.einsum("nld,mld->nlm", rows, pairs, optimize=True)
         highest = np.partition(differences, -self.top_k, axis=-1)[..., -self.top_k :]

@@ -1,4 +1,4 @@
-"""What a signal is: made from reference states once, then a pure function of rows' states."""
+"""Types of signals and their reference states, and the vector operations that signals share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ import numpy as np
 from larf_curate.states import States, Vectors
 
 Signal = Callable[[States], Vectors]
-"""Scores the states of n turns; returns shape (n, layers), float32, high = bad."""
+"""Scores the states of n turns; returns shape (n, layers), float32, higher is worse."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceStates:
-    """States that signals are made from, by position, each of shape (n, layers, d), float32.
+    """States that signals are fitted to, by position, each of shape (n, layers, d), float32.
 
     Args:
-        unsafe: Of compliant answers to harmful prompts.
-        safe: Of refusals of such prompts.
-        neutral: Of ordinary rows.
-        top_k: Reference pairs that count in the published LARF score; None for all.
+        unsafe: States of compliant answers to harmful prompts.
+        safe: States of refusals of such prompts.
+        neutral: States of neutral rows.
+        top_k: Number of reference pairs that count in the published LARF score; None for all.
     """
 
     unsafe: States
@@ -32,16 +32,16 @@ Fit = Callable[[ReferenceStates], Signal]
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Scale the last axis to length 1; a zero vector stays zero."""
+    """Normalise the last axis to length 1 (L2); a zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
 
 
 def dot(rows: Vectors, directions: Vectors) -> Vectors:
-    """Dot product of every row with one direction a layer, shape (layers, d)."""
+    """Dot product of rows of shape (n, layers, d) with one direction per layer, (layers, d); returns (n, layers)."""
     return np.asarray(np.einsum("nld,ld->nl", rows, directions), np.float32)
 
 
 def mean_unit(vectors: Vectors) -> Vectors:
-    """Mean of the unit rows: its dot with a unit vector is that vector's mean cosine to the rows."""
+    """Mean of the normalised rows: its dot product with a unit vector is that vector's mean cosine to the rows."""
     return np.asarray(unit(vectors).mean(axis=0))

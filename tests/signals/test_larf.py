@@ -69,8 +69,8 @@ def test_the_length_of_a_state_does_not_matter():
     ("unsafe", "safe", "top_k", "message"),
     [
         (states(0, 1, 8), states(3, 1, 8), None, "at least one"),
-        (states(3, 1, 8), states(3, 1, 7), None, "one width"),
-        (states(3, 1, 8), states(3, 2, 8), None, "one width"),
+        (states(3, 1, 8), states(3, 1, 7), None, "same layers and width"),
+        (states(3, 1, 8), states(3, 2, 8), None, "same layers and width"),
         (states(3, 1, 8), states(2, 1, 8), 1, "pair"),
         (states(3, 1, 8), states(3, 1, 8), 4, "from 1 to 3"),
         (states(3, 1, 8), states(3, 1, 8), 0, "from 1 to 3"),

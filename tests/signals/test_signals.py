@@ -18,7 +18,7 @@ from larf_curate.signals import AXES, SIGNALS, ReferenceStates
 from larf_curate.signals.centred import Whitening
 from larf_curate.signals.combined import calibrated as calibrated_signal
 from larf_curate.signals.held_out import fold_of, held_out
-from larf_curate.signals.logistic import PARTS, STRENGTHS
+from larf_curate.signals.logistic import COMPONENT_SIGNALS, INVERSE_STRENGTHS
 
 LAYERS, WIDTH = 3, 24
 SIDES = ("unsafe", "safe", "neutral")
@@ -367,7 +367,7 @@ def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():
 
 
 def test_the_logistic_signal_is_the_log_odds_of_a_model_of_left_out_scores(refs, rows):
-    fits = [partial(calibrated_signal, part) for part in PARTS]
+    fits = [partial(calibrated_signal, part) for part in COMPONENT_SIGNALS]
     kept = [held_out(fit, refs, sides=("unsafe", "neutral")) for fit in fits]
     features = np.concatenate(
         [np.concatenate([getattr(part, side) for side in ("unsafe", "neutral")]) for part in kept], axis=1
@@ -383,7 +383,7 @@ def test_the_logistic_signal_is_the_log_odds_of_a_model_of_left_out_scores(refs,
         at = cross_val_predict(model(strength), scaler.transform(features), labels, cv=folds, method="predict_proba")
         return np.mean([log_loss(labels[test], at[test]) for _, test in folds.split(features, labels)])
 
-    best = model(min(STRENGTHS, key=loss)).fit(scaler.transform(features), labels)
+    best = model(min(INVERSE_STRENGTHS, key=loss)).fit(scaler.transform(features), labels)
     new = np.concatenate([fit(refs)(rows) for fit in fits], axis=1)
     want = best.decision_function(scaler.transform(new))
     got = SIGNALS["logistic"].fit(refs)(rows)
