@@ -1,4 +1,4 @@
-"""Publish the rows that were kept: to the Hub in one commit, or to a folder with the same files."""
+"""Publish the kept rows: to a dataset repository on the Hub in one commit, or to a folder with the same files."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from larf_curate.errors import PublishError
 from larf_curate.publish.bundle import Publication, PublishedFile, assemble
 from larf_curate.publish.folder import FolderTarget
 from larf_curate.publish.hub import HubTarget
-from larf_curate.publish.kept_rows import read_source
+from larf_curate.publish.kept_rows import read_kept_rows
 from larf_curate.publish.shards import stage_shards
 
 __all__ = ["Publication", "PublishedFile", "publish"]
@@ -26,36 +26,36 @@ def publish(
     commit_message: str | None = None,
     endpoint: str | None = None,
 ) -> Publication:
-    """Publish the kept rows with a card and the record of how they were chosen.
+    """Publish the kept rows with a dataset card and the record of how they were chosen (``provenance.json``).
 
-    Everything arrives in one commit or not at all, on top of the state that was read: shards of an earlier publication
-    go in the same commit, an existing card keeps its own text and metadata, and if somebody else commits meanwhile, all
-    is read and merged again. Publishing the same decisions twice makes no second commit. Earlier commits of the
-    repository keep what they held.
+    On the Hub, publishing is one atomic commit. It also deletes the shards of an earlier publication and keeps the text
+    and metadata of an existing card. If the repository changes in the meantime, it is read and merged again. Publishing
+    the same decisions again makes no commit. Deleted rows remain in the history of the repository.
 
     Args:
-        decisions: The folder that ``review pull`` wrote, or the one that ``select`` wrote; of the latter only the rows
-            that were not flagged are published, and the card says that no person reviewed them.
-        repo_id: ``org/name`` on the Hub; or a folder: a path object, or a text beginning with ``.``, ``/`` or ``~``.
-        private: Visibility of a repository that does not exist yet; an existing one keeps its own.
+        decisions: The folder that ``review pull`` or ``select`` wrote. Of a selection only the rows that were not
+            flagged are published, and the card states that the flagged rows were not reviewed by people.
+        repo_id: ``org/name`` on the Hub, or a folder: a path object, or a string beginning with ``.``, ``/`` or ``~``.
+        private: Visibility of a new repository; that of an existing one does not change.
         create_pr: Open a pull request instead of committing to the branch.
-        dry_run: Do all but write.
-        token: A Hub token with write access; the one of the login or ``HF_TOKEN``, if left out.
-        revision: An existing branch; main, if left out.
+        dry_run: Merge with the destination and report the result, but write nothing.
+        token: A Hub token with write access (default: ``HF_TOKEN`` or the token of ``hf auth login``).
+        revision: An existing branch (default: ``main``).
         commit_message: Title of the commit.
-        endpoint: Address of the Hub; ``HF_ENDPOINT``, if left out.
+        endpoint: URL of the Hub (default: ``HF_ENDPOINT`` or the public Hub).
 
     Returns:
-        What was published, or what would be.
+        What was published, or would be with ``dry_run``.
 
     Raises:
-        InputError: If the folder of decisions cannot be used, or holds a row in two places or none.
-        PublishError: If the Hub refuses or cannot be reached, or the destination holds data that would stay behind.
+        InputError: If ``decisions`` is not such a folder, is inconsistent, or has no row to publish.
+        PublishError: If the Hub rejects the request or cannot be reached, or if the destination holds data that would
+            remain beside the published rows.
     """
     target: FolderTarget | HubTarget
     if folder := _as_folder(repo_id):
         if create_pr or revision:
-            raise PublishError(f"a folder has no branches or pull requests: publish to {folder} without them")
+            raise PublishError(f"a folder has no branches or pull requests: omit revision and create_pr for {folder}")
         target = FolderTarget(folder)
     else:
         target = HubTarget(
@@ -67,14 +67,14 @@ def publish(
             token=token,
             endpoint=endpoint,
         )
-    source = read_source(Path(decisions))
+    kept_rows = read_kept_rows(Path(decisions))
     with tempfile.TemporaryDirectory(prefix="larf-curate-") as staging:
-        shards = stage_shards(source, Path(staging))
-        return target.publish(lambda existing: assemble(source, shards, existing, target.name), dry_run=dry_run)
+        shards = stage_shards(kept_rows, Path(staging))
+        return target.publish(lambda current: assemble(kept_rows, shards, current, target.name), dry_run=dry_run)
 
 
 def _as_folder(target: str | os.PathLike[str]) -> Path | None:
-    """The folder meant, or None for a repository id."""
+    """The folder that ``target`` names; None if it is a repository id."""
     if isinstance(target, str) and not target.startswith((".", "/", "~", "\\")) and not Path(target).is_absolute():
         return None
     return Path(target).expanduser()

@@ -1,4 +1,4 @@
-"""One publication as files: what the destination holds, what it shall hold, and whether that differs."""
+"""A publication as files: the current and the new contents of the destination, and whether they differ."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from larf_curate.errors import PublishError
 from larf_curate.files import sha256
-from larf_curate.publish.card import PATTERN, configs_of, merge_card, render_section
-from larf_curate.publish.kept_rows import Source
+from larf_curate.publish.card import DATA_PATTERN, merge_card, other_configs_of_card, render_section
+from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.provenance import render_provenance
 from larf_curate.publish.shards import Shards
 
@@ -35,7 +35,7 @@ Content: TypeAlias = Path | bytes
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """A file of a publication: its path there, its size and the SHA-256 of its bytes."""
+    """A published file: its path in the repository, its size in bytes and its hex SHA-256."""
 
     path: str
     bytes: int
@@ -44,20 +44,21 @@ class PublishedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What was published, or in a dry run would be.
+    """Result of ``publish``: what was published, or would be with ``dry_run``.
 
     Args:
-        url: Where the rows are.
-        commit: Id of the commit; of the one already there if nothing changed; None for a folder or a dry run.
-        pr_url: Address of the pull request, if one was opened.
-        changed: Whether anything had to be written.
+        url: URL of the repository, or path of the folder.
+        commit: Id of the new commit, or of the current one if nothing changed; None for a folder or a dry run.
+        pr_url: URL of the pull request, if one was opened.
+        changed: Whether the destination differed from the publication.
         private: Visibility of the repository; None for a folder.
         created: Whether the repository or folder is new.
-        dry_run: Whether nothing was written on purpose.
+        dry_run: Whether this was a dry run, which writes nothing.
         files: All files of the publication.
-        deleted: Paths of an earlier publication that go.
-        counts: Rows by what became of them; ``published`` are the rows there.
-        card: Text of the card.
+        deleted: Paths of deleted files, from an earlier publication.
+        counts: Numbers of rows: ``rows``, ``flagged``, ``unscorable``, ``reviewed``, ``removed``, ``edited``,
+            ``withheld`` and ``published``.
+        card: Text of the dataset card.
     """
 
     url: str
@@ -74,15 +75,15 @@ class Publication:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Existing:
-    """What a destination holds.
+class DestinationState:
+    """Contents of a destination before publishing.
 
     Args:
-        files: Digest of each file by path: SHA-256, or git's blob id.
-        card: Text of the card, if there is one.
-        parent: The commit that was read.
-        private: Visibility of the repository.
-        created: Whether it was not there before.
+        files: Digest of each file by path: hex SHA-256, or git's blob id (hex SHA-1).
+        card: Text of the dataset card, if there is one.
+        parent: Commit that was read, the parent of the new one; None for a folder.
+        private: Visibility of the repository; None for a folder.
+        created: Whether the destination is new.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Existing:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What a destination shall hold: files to add by path, and paths to delete."""
+    """Contents of a destination after publishing: files to add by path, and paths to delete."""
 
     files: dict[str, Content]
     deleted: tuple[str, ...]
@@ -106,14 +107,14 @@ class Bundle:
         card = self.files[CARD]
         return card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
 
-    def differs(self, existing: Existing) -> bool:
-        """Whether the destination holds anything else."""
-        same = (_same(existing.files.get(path), content) for path, content in self.files.items())
-        return bool(self.deleted) or not all(same)
+    def differs(self, current: DestinationState) -> bool:
+        """Whether publishing would change the destination."""
+        unchanged = (_is_unchanged(current.files.get(path), content) for path, content in self.files.items())
+        return bool(self.deleted) or not all(unchanged)
 
     def publication(
         self,
-        existing: Existing,
+        current: DestinationState,
         url: str,
         *,
         commit: str | None = None,
@@ -121,14 +122,14 @@ class Bundle:
         changed: bool,
         dry_run: bool = False,
     ) -> Publication:
-        """What became of it."""
+        """Describe the outcome of publishing this bundle."""
         return Publication(
             url=url,
             commit=commit,
             pr_url=pr_url,
             changed=changed,
-            private=existing.private,
-            created=existing.created,
+            private=current.private,
+            created=current.created,
             dry_run=dry_run,
             files=tuple(
                 PublishedFile(path=path, bytes=size(content), sha256=digest(content))
@@ -140,77 +141,83 @@ class Bundle:
         )
 
 
-Assemble: TypeAlias = Callable[[Existing], Bundle]
+Assemble: TypeAlias = Callable[[DestinationState], Bundle]
 
 
-def assemble(source: Source, shards: Shards, existing: Existing, name: str) -> Bundle:
-    """Merge a publication with what the destination holds.
+def assemble(kept_rows: KeptRows, shards: Shards, current: DestinationState, name: str) -> Bundle:
+    """Merge a publication with the current contents of the destination.
 
     Args:
-        source: What is published.
-        shards: Its Parquet files.
-        existing: What the destination holds.
+        kept_rows: The rows to publish.
+        shards: Their Parquet files.
+        current: Contents of the destination.
         name: Title of a new card.
 
     Returns:
         The files and deletions of one commit.
 
     Raises:
-        PublishError: If there is data at the destination that would stay beside the published rows.
+        PublishError: If the destination holds data that would remain beside the published rows, or its card cannot be
+            merged.
     """
-    earlier = [path for path in existing.files if _matches(path, PATTERN)]
-    _refuse_foreign(existing, earlier)
-    card = merge_card(existing.card, render_section(source), name=name, shards=shards)
+    earlier = [path for path in current.files if _matches(path, DATA_PATTERN)]
+    _check_unrelated_data(current, earlier)
+    card = merge_card(current.card, render_section(kept_rows), name=name, shards=shards)
     files: dict[str, Content] = {**shards.files}
     files[CARD] = card.encode()
-    files[PROVENANCE] = render_provenance(source, shards)
+    files[PROVENANCE] = render_provenance(kept_rows, shards)
     deleted = tuple(path for path in earlier if path not in files)
-    return Bundle(files=files, deleted=deleted, counts=source.counts)
+    return Bundle(files=files, deleted=deleted, counts=kept_rows.counts)
 
 
 def size(content: Content) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def digest(content: Content) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file."""
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
 
 
 def git_blob_id(content: Content) -> str:
-    """The id git gives a file, which the Hub tells for files that are not large."""
+    """Git's blob id of a file (hex SHA-1), which the Hub reports for files outside LFS."""
     data = content if isinstance(content, bytes) else content.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _same(known: str | None, content: Content) -> bool:
-    """Whether a file has the digest that the destination tells."""
-    if known is None:
+def _is_unchanged(reported: str | None, content: Content) -> bool:
+    """Whether a file has the digest that the destination reports; None if the destination lacks the file."""
+    if reported is None:
         return False
-    return known == (digest(content) if len(known) == SHA256_LENGTH else git_blob_id(content))
+    return reported == (digest(content) if len(reported) == SHA256_LENGTH else git_blob_id(content))
 
 
-def _refuse_foreign(existing: Existing, earlier: list[str]) -> None:
-    """Data that no configuration of the card claims would stay in the repository, flagged rows and all."""
-    claimed = [pattern for config in configs_of(existing.card) for pattern in _patterns(config.get("data_files"))]
-    foreign = [
+def _check_unrelated_data(current: DestinationState, earlier: list[str]) -> None:
+    """Refuse a destination with data files that neither we nor another configuration of the card account for.
+
+    Such files may be the unfiltered dataset: the removed rows would then be published beside the kept ones.
+    """
+    claimed = [
+        pattern for config in other_configs_of_card(current.card) for pattern in _patterns(config.get("data_files"))
+    ]
+    unrelated = [
         path
-        for path in sorted(existing.files)
+        for path in sorted(current.files)
         if path.lower().endswith(DATA_SUFFIXES)
         and path not in (PROVENANCE, *earlier)
         and not any(_matches(path, pattern) for pattern in claimed)
     ]
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+    if unrelated:
+        shown = ", ".join(unrelated[:3]) + (f" and {len(unrelated) - 3} more" if len(unrelated) > 3 else "")
         raise PublishError(
-            f"the destination holds other data ({shown}) that would stay beside the published rows: publish to a"
-            " repository of its own, or delete those files first"
+            f"the destination holds other data ({shown}) that would remain beside the published rows: publish to a"
+            " separate repository or folder, or delete those files first"
         )
 
 
 def _patterns(data_files: object) -> list[str]:
-    """The path patterns in a configuration's ``data_files``, in any of the forms a card may give them."""
+    """The path patterns in a configuration's ``data_files``: a string, a dict with ``path``, or a list of either."""
     if isinstance(data_files, str):
         return [data_files]
     if isinstance(data_files, dict):
@@ -219,5 +226,5 @@ def _patterns(data_files: object) -> list[str]:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a glob matches a path; a star stays within a folder unless it is doubled."""
+    """Whether a glob pattern matches a path; ``*`` does not cross folders, ``**`` does."""
     return fnmatchcase(path, pattern) and ("**" in pattern or path.count("/") == pattern.count("/"))

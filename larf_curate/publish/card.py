@@ -1,4 +1,4 @@
-"""The dataset card: metadata by which ``load_dataset`` gives the kept rows, and a section rewritten each time."""
+"""The dataset card: metadata so that ``load_dataset`` loads the kept rows, and a generated section on their origin."""
 
 import re
 from typing import Any
@@ -11,36 +11,36 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from larf_curate.errors import PublishError
-from larf_curate.publish.kept_rows import Source
-from larf_curate.publish.redaction import without_private
+from larf_curate.publish.kept_rows import KeptRows
+from larf_curate.publish.redaction import redact
 from larf_curate.publish.shards import Shards
 from larf_curate.version import __version__
 
 BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
-CONFIG, SPLIT, PATTERN = "default", "train", "data/train-*"
+CONFIG, SPLIT, DATA_PATTERN = "default", "train", "data/train-*"
 TAGS = ("larf-curate", "safety")
 UNKNOWN = "not recorded"
-LONGEST = 200
-_SECTION = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*?" + re.escape(END))
-_MARKUP = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+MAX_LENGTH = 200
+_SECTION_RE = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*?" + re.escape(END))
+_MARKUP_CHARACTERS = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def merge_card(existing: str | None, section: str, *, name: str, shards: Shards) -> str:
-    """Put the section and the metadata of the kept rows into a card, and leave everything else of it alone.
+    """Update a card with the generated section and the metadata of the kept rows; the rest of it does not change.
 
     Args:
-        existing: The card that is there, if any.
-        section: The rewritten section, with its marks.
+        existing: Text of the existing card, if any.
+        section: The generated section, between ``BEGIN`` and ``END``.
         name: Title of a new card.
-        shards: The rows that ``load_dataset`` shall give.
+        shards: The files that the default configuration loads.
 
     Returns:
         The text of the merged card.
 
     Raises:
-        PublishError: If the existing card's metadata cannot be read, or its default configuration has other splits.
+        PublishError: If the existing card's metadata is invalid, or its default configuration has other splits.
     """
-    text = f"\n# {inline(name)}\n" if existing is None else existing
+    text = f"\n# {escape_inline(name)}\n" if existing is None else existing
     if not REGEX_YAML_BLOCK.search(text):
         text = f"---\n\n---\n{text}"
     try:
@@ -48,19 +48,19 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise PublishError(
-            f"the YAML metadata of the card there is broken ({reason}): repair README.md first"
+            f"the YAML metadata of the existing card is broken ({reason}): repair README.md first"
         ) from error
     card.text = _replace_section(card.text, section)
     tags = card.data.get("tags") or []
     tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
     card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.data["configs"] = [_our_config(), *other_configs(card.data.get("configs"))]
-    card.data["dataset_info"] = _infos(card.data.get("dataset_info"), shards)
+    card.data["configs"] = [_default_config(), *other_configs(card.data.get("configs"))]
+    card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), shards)
     return str(card)
 
 
 def decode_card(data: bytes) -> str:
-    """The text of a card's bytes, line ends as they are.
+    """Decode a card without changing its line endings.
 
     Args:
         data: The bytes of README.md.
@@ -69,7 +69,7 @@ def decode_card(data: bytes) -> str:
         Its text, without a byte order mark.
 
     Raises:
-        PublishError: If they are not UTF-8.
+        PublishError: If the bytes are not UTF-8.
     """
     try:
         return data.decode("utf-8-sig")
@@ -78,30 +78,30 @@ def decode_card(data: bytes) -> str:
 
 
 def other_configs(configs: object) -> list[dict[str, Any]]:
-    """The configurations of a card beside the default one, none of them marked as the default.
+    """Return the configurations of a card except the default one, none of them marked as the default.
 
     Args:
-        configs: The value of ``configs`` in the metadata, of any type.
+        configs: The value of ``configs`` in the metadata, of any type: people write it by hand.
 
     Returns:
-        Copies of them.
+        Copies of the configurations.
 
     Raises:
-        PublishError: If the default one has splits that would be lost.
+        PublishError: If the default configuration has splits that would be lost.
     """
     others = []
     for config in configs if isinstance(configs, list) else []:
         if not isinstance(config, dict):
             continue
         if config.get("config_name", CONFIG) == CONFIG:
-            _refuse_other_splits(config.get("data_files"))
+            _check_other_splits(config.get("data_files"))
         else:
             others.append({key: value for key, value in config.items() if key != "default"})
     return others
 
 
-def configs_of(card: str | None) -> list[dict[str, Any]]:
-    """`other_configs` of a card's text; none if it has no readable metadata."""
+def other_configs_of_card(card: str | None) -> list[dict[str, Any]]:
+    """Parse a card's text and return its `other_configs`; empty if it has no valid metadata."""
     match = REGEX_YAML_BLOCK.search(card or "")
     try:
         data = yaml.safe_load(match.group(2)) if match else None
@@ -110,77 +110,77 @@ def configs_of(card: str | None) -> list[dict[str, Any]]:
     return other_configs(data.get("configs")) if isinstance(data, dict) else []
 
 
-def render_section(source: Source) -> str:
-    """The card's section on how the rows were chosen; every value in it is escaped."""
+def render_section(kept_rows: KeptRows) -> str:
+    """Render the card's section on how the rows were chosen; every value in it is escaped."""
     environment = Environment(
         loader=PackageLoader("larf_curate", "templates"),
         undefined=StrictUndefined,
-        finalize=inline,
+        finalize=escape_inline,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # the text is Markdown: `inline` escapes every value
+        autoescape=False,  # that is for HTML; the template is Markdown, and `escape_inline` escapes every value
     )
     template = environment.get_template("dataset_section.md.j2")
-    return f"{BEGIN}\n{template.render(_facts(source)).strip()}\n{END}"
+    return f"{BEGIN}\n{template.render(_template_values(kept_rows)).strip()}\n{END}"
 
 
-def inline(value: object) -> str:
-    """A value as plain text within a line of Markdown: one line, at most ``LONGEST`` characters, no markup, no HTML."""
-    text = " ".join(str(value)[: 4 * LONGEST].split())
+def escape_inline(value: object) -> str:
+    """Escape a value for a line of Markdown: no markup or HTML, one line, at most ``MAX_LENGTH`` characters."""
+    text = " ".join(str(value)[: 4 * MAX_LENGTH].split())
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    if len(text) > LONGEST:
-        text = text[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return _MARKUP.sub(lambda match: "\\" + match.group(), text)
+    if len(text) > MAX_LENGTH:
+        text = text[: MAX_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return _MARKUP_CHARACTERS.sub(lambda match: "\\" + match.group(), text)
 
 
 def _replace_section(body: str, section: str) -> str:
-    """Put the section where it was, or at the end; a second one, left by hand, goes."""
-    line_break = "\r\n" if "\r\n" in body else "\n"
+    """Replace the section, or append it if there is none; further copies of it are removed."""
+    line_break = "\r\n" if "\r\n" in body else "\n"  # as in the rest of the card
     section = section.replace("\n", line_break)
-    first = _SECTION.search(body)
+    first = _SECTION_RE.search(body)
     if not first:
         return body.rstrip("\r\n") + line_break * 2 + section + line_break
-    return body[: first.start()] + section + _SECTION.sub("", body[first.end() :])
+    return body[: first.start()] + section + _SECTION_RE.sub("", body[first.end() :])
 
 
-def _our_config() -> dict[str, Any]:
-    return {"config_name": CONFIG, "data_files": [{"split": SPLIT, "path": PATTERN}]}
+def _default_config() -> dict[str, Any]:
+    return {"config_name": CONFIG, "data_files": [{"split": SPLIT, "path": DATA_PATTERN}]}
 
 
-def _refuse_other_splits(data_files: object) -> None:
+def _check_other_splits(data_files: object) -> None:
     listed = [item for item in data_files if isinstance(item, dict)] if isinstance(data_files, list) else []
-    if others := [inline(item.get("split")) for item in listed if item.get("split") != SPLIT]:
+    if others := [escape_inline(item.get("split")) for item in listed if item.get("split") != SPLIT]:
         raise PublishError(
-            f"the dataset there also has the split {', '.join(others)}, which would no longer load beside the published"
-            " columns: publish to a repository of its own"
+            f"the existing dataset also has the split {', '.join(others)}, which would no longer load beside the"
+            " published columns: publish to a separate repository"
         )
 
 
-def _infos(existing: object, shards: Shards) -> dict[str, Any] | list[dict[str, Any]]:
-    """``dataset_info`` with ours in place of that of the default configuration."""
+def _merge_dataset_info(existing: object, shards: Shards) -> dict[str, Any] | list[dict[str, Any]]:
+    """Replace the default configuration's entry of ``dataset_info``; entries of other configurations are kept."""
     entries = existing if isinstance(existing, list) else [existing]
     others = [e for e in entries if isinstance(e, dict) and e.get("config_name", CONFIG) != CONFIG]
     splits = SplitDict()
     splits.add(SplitInfo(SPLIT, num_bytes=shards.num_bytes, num_examples=shards.rows))
     size = sum(path.stat().st_size for path in shards.files.values())
     info = DatasetInfo(features=shards.features, splits=splits, download_size=size, dataset_size=shards.num_bytes)
-    ours: dict[str, Any] = info._to_yaml_dict()
+    ours: dict[str, Any] = info._to_yaml_dict()  # datasets has no public way to get the YAML form
     ours.pop("config_name", None)
     return [{"config_name": CONFIG, **ours}, *others] if others else ours
 
 
-def _facts(source: Source) -> dict[str, Any]:
-    """What the template states."""
-    selection, scored = without_private(source.selection), without_private(source.scored)
-    profile = _mapping(scored.get("profile"))
+def _template_values(kept_rows: KeptRows) -> dict[str, Any]:
+    """Variables of the template, with private values redacted."""
+    selection, scored = redact(kept_rows.selection), redact(kept_rows.scored)
+    profile = _dict_or_empty(scored.get("profile"))
     threshold = selection.get("threshold")
-    status = _mapping(scored.get("status") or selection.get("status"))
+    status = _dict_or_empty(scored.get("status") or selection.get("status"))
     return {
-        "counts": source.counts,
-        "reviewed": source.reviewed,
-        "reviewers": source.reviewers,
-        "merge": without_private(source.record).get("merge", UNKNOWN),
-        "categories": sorted(source.categories.items(), key=lambda item: (-item[1], item[0]))[:12],
+        "counts": kept_rows.counts,
+        "reviewed": kept_rows.reviewed,
+        "reviewers": kept_rows.reviewers,
+        "merge": redact(kept_rows.manifest).get("merge", UNKNOWN),
+        "categories": sorted(kept_rows.categories.items(), key=lambda item: (-item[1], item[0]))[:12],
         "dataset": _describe(scored.get("source")),
         "model": profile.get("model") or profile.get("model_id") or UNKNOWN,
         "revision": profile.get("revision") or UNKNOWN,
@@ -198,12 +198,12 @@ def _facts(source: Source) -> dict[str, Any]:
     }
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _dict_or_empty(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _describe(value: object) -> str:
-    """A small record as ``key value, key value``."""
+    """Format a nested record as ``key value, key value``."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_describe(item)}" for key, item in value.items() if item is not None) or UNKNOWN
     if isinstance(value, list):

@@ -1,39 +1,44 @@
-"""Publishing to a folder: the files that a commit would hold."""
+"""Publishing to a folder: the same files as in a commit to the Hub."""
 
 import os
 from pathlib import Path
 
 from larf_curate.errors import PublishError
 from larf_curate.files import sha256, whole
-from larf_curate.publish.bundle import CARD, Assemble, Content, Existing, Publication
+from larf_curate.publish.bundle import CARD, Assemble, Content, DestinationState, Publication
 from larf_curate.publish.card import decode_card
 
 
 class FolderTarget:
-    """A folder that becomes like a dataset repository."""
+    """A local folder laid out like a dataset repository.
+
+    Args:
+        folder: The folder; created if it does not exist.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.resolve().name
 
     def publish(self, assemble: Assemble, *, dry_run: bool) -> Publication:
-        """Write the files, each in one step, new ones before old ones go.
+        """Write the files of the publication, each atomically, then delete those of an earlier one.
 
         Args:
-            assemble: Merges the publication with what the folder holds.
-            dry_run: Do all but write.
+            assemble: Merges the publication with the contents of the folder.
+            dry_run: Write nothing.
 
         Returns:
-            What was written, or would be.
+            What was written, or would be with ``dry_run``.
 
         Raises:
             PublishError: If the folder cannot be written or holds other data.
         """
         try:
-            existing = self._read()
-            bundle = assemble(existing)
-            changed = bundle.differs(existing)
+            current = self._read()
+            bundle = assemble(current)
+            changed = bundle.differs(current)
             if changed and not dry_run:
+                # New files first: if writing fails, the files of the earlier publication still exist.
                 for path, content in bundle.files.items():
                     _write(self.folder / path, content)
                 for path in bundle.deleted:
@@ -42,30 +47,30 @@ class FolderTarget:
             raise PublishError(
                 f"cannot write {self.folder} ({error.strerror or error}): choose another folder"
             ) from error
-        return bundle.publication(existing, str(self.folder), changed=changed, dry_run=dry_run)
+        return bundle.publication(current, str(self.folder), changed=changed, dry_run=dry_run)
 
-    def _read(self) -> Existing:
+    def _read(self) -> DestinationState:
         if self.folder.exists() and not self.folder.is_dir():
             raise PublishError(f"{self.folder} is a file: choose a folder")
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         names = {path.relative_to(self.folder).as_posix(): path for path in paths}
         card = decode_card(names[CARD].read_bytes()) if CARD in names else None
         files = {name: sha256(path) for name, path in names.items()}
-        return Existing(files=files, card=card, created=not self.folder.exists())
+        return DestinationState(files=files, card=card, created=not self.folder.exists())
 
 
 def _write(path: Path, content: Content) -> None:
-    with whole(path) as aside:
+    with whole(path) as temporary:
         if isinstance(content, bytes):
-            aside.write_bytes(content)
+            temporary.write_bytes(content)
         else:
-            _copy(content, aside)
+            _copy(content, temporary)
 
 
-def _copy(source: Path, to: Path) -> None:
-    """Copy by pieces, with the permissions of any new file."""
-    with source.open("rb") as reader, to.open("wb") as writer:
-        while piece := reader.read(1 << 20):
-            writer.write(piece)
+def _copy(source: Path, target: Path) -> None:
+    """Copy the bytes of a file, but not its permissions, and flush them to disk."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(1 << 20):
+            writer.write(chunk)
         writer.flush()
         os.fsync(writer.fileno())

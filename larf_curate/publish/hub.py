@@ -1,4 +1,4 @@
-"""Publishing to a dataset repository on the Hub, in one commit on top of the state that was read."""
+"""Publishing to a dataset repository on the Hub, in one commit on top of the revision that was read."""
 
 import logging
 import tempfile
@@ -10,9 +10,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
 from larf_curate.errors import LarfCurateError, PublishError
-from larf_curate.publish.bundle import CARD, Assemble, Bundle, Existing, Publication
+from larf_curate.publish.bundle import CARD, Assemble, Bundle, DestinationState, Publication
 from larf_curate.publish.card import decode_card
-from larf_curate.publish.hub_errors import STALE_PARENT, check_repo_id, explain, status_of, waits_for
+from larf_curate.publish.hub_errors import STALE_PARENT, check_repo_id, retry_delay, status_of, to_publish_error
 from larf_curate.version import __version__
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -21,19 +21,19 @@ logger = logging.getLogger(__name__)
 
 
 class HubTarget:
-    """A dataset repository.
+    """A dataset repository on the Hub; it is created by the first publication.
 
     Args:
         repo_id: ``org/name``.
-        private: Visibility if it has to be created.
-        create_pr: Whether to open a pull request.
-        revision: Branch; main if None.
+        private: Visibility of the repository if it has to be created.
+        create_pr: Open a pull request instead of committing to the branch.
+        revision: An existing branch (default: ``main``).
         commit_message: Title of the commit.
-        token: Hub token; that of the login if None.
-        endpoint: Address of the Hub.
+        token: Hub token (default: ``HF_TOKEN`` or the token of ``hf auth login``).
+        endpoint: URL of the Hub (default: ``HF_ENDPOINT`` or the public Hub).
 
     Raises:
-        PublishError: If the id is not one or there is no token.
+        PublishError: If ``repo_id`` is invalid or there is no token.
     """
 
     def __init__(
@@ -59,57 +59,60 @@ class HubTarget:
         self.name = repo_id.split("/")[1]
         self.url = f"{self.api.endpoint}/datasets/{repo_id}"
         self._created = False
-        self._unanswered = False
-        self._known_pulls: set[str] = set()
+        # A commit was sent but no response arrived: the Hub may have made it. The next attempt has to find out, or it
+        # would report that nothing changed, or open a second pull request.
+        self._commit_unconfirmed = False
+        self._earlier_pulls: set[str] = set()
 
     def publish(self, assemble: Assemble, *, dry_run: bool) -> Publication:
-        """Read, merge and commit; all again if the repository changed meanwhile or the Hub stumbled, a few times.
+        """Read, merge and commit; retried a few times if the repository changed meanwhile or the Hub failed.
 
         Args:
-            assemble: Merges the publication with what the repository holds.
-            dry_run: Do all but write.
+            assemble: Merges the publication with the contents of the repository.
+            dry_run: Write nothing.
 
         Returns:
-            What was published, or would be.
+            What was published, or would be with ``dry_run``.
 
         Raises:
-            PublishError: If the Hub refuses, or still cannot after the last try.
+            PublishError: If the Hub rejects the request, or still fails at the last attempt.
         """
         waits = [*RETRY_WAITS]
         while True:
             try:
-                return self._try(assemble, dry_run=dry_run)
+                return self._attempt(assemble, dry_run=dry_run)
             except LarfCurateError:
                 raise
             except (TransportError, OSError, RuntimeError, ValueError) as error:
-                wait = waits_for(error, waits.pop(0)) if waits else None
+                wait = retry_delay(error, waits.pop(0)) if waits else None
                 if wait is None:
-                    explained = explain(error, self.repo_id, token=self.token)
-                    if explained is error:
+                    publish_error = to_publish_error(error, self.repo_id, token=self.token)
+                    if publish_error is error:
                         raise
-                    raise explained from error
-                self._unanswered = self._unanswered and status_of(error) != STALE_PARENT
+                    raise publish_error from error
+                # A stale parent means that the Hub rejected the commit, so it certainly was not made.
+                self._commit_unconfirmed = self._commit_unconfirmed and status_of(error) != STALE_PARENT
                 status = status_of(error)
-                told = "no answer" if status is None else f"HTTP {status}"
-                logger.warning("publishing to %s again in %.0f s (%s)", self.repo_id, wait, told)
+                reason = "no response" if status is None else f"HTTP {status}"
+                logger.warning("publishing to %s failed (%s), retrying in %.0f s", self.repo_id, reason, wait)
                 time.sleep(wait)
 
-    def _try(self, assemble: Assemble, *, dry_run: bool) -> Publication:
-        existing = self._read(dry_run=dry_run)
-        bundle = assemble(existing)
-        changed = bundle.differs(existing)
+    def _attempt(self, assemble: Assemble, *, dry_run: bool) -> Publication:
+        current = self._read(dry_run=dry_run)
+        bundle = assemble(current)
+        changed = bundle.differs(current)
         if dry_run:
-            return bundle.publication(existing, self.url, changed=changed, dry_run=True)
-        if not changed:  # or our commit arrived, and only its answer was lost
-            return bundle.publication(existing, self.url, commit=existing.parent, changed=self._unanswered)
-        if self.create_pr and (found := self._own_pull(bundle)):
+            return bundle.publication(current, self.url, changed=changed, dry_run=True)
+        if not changed:  # published before, or by a commit of ours whose response was lost
+            return bundle.publication(current, self.url, commit=current.parent, changed=self._commit_unconfirmed)
+        if self.create_pr and (found := self._find_opened_pull(bundle)):
             commit, pr_url = found
-            return bundle.publication(existing, self.url, commit=commit, pr_url=pr_url, changed=True)
-        info = self._commit(bundle, existing)
-        return bundle.publication(existing, self.url, commit=info.oid, pr_url=info.pr_url, changed=True)
+            return bundle.publication(current, self.url, commit=commit, pr_url=pr_url, changed=True)
+        info = self._commit(bundle, current)
+        return bundle.publication(current, self.url, commit=info.oid, pr_url=info.pr_url, changed=True)
 
-    def _read(self, *, dry_run: bool) -> Existing:
-        """What the repository holds at the head of the branch; it is made if it is not there."""
+    def _read(self, *, dry_run: bool) -> DestinationState:
+        """Read the head of the branch; creates the repository if it does not exist, except in a dry run."""
         try:
             info = self._info()
         except GatedRepoError:
@@ -119,16 +122,16 @@ class HubTarget:
                 raise
             if self.revision not in (None, "main"):
                 raise PublishError(
-                    f"{self.repo_id} is not there yet, so has no branch: publish to main first"
+                    f"{self.repo_id} does not exist yet and so has no branch: publish to main first"
                 ) from error
             if dry_run:
-                return Existing(private=self.private, created=True)
+                return DestinationState(private=self.private, created=True)
             self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._created = True
             info = self._info()
         files = _digests(info)
         card = self._card(info.sha) if CARD in files else None
-        return Existing(files=files, card=card, parent=info.sha, private=info.private, created=self._created)
+        return DestinationState(files=files, card=card, parent=info.sha, private=info.private, created=self._created)
 
     def _info(self) -> DatasetInfo:
         return self.api.dataset_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=INFO_TIMEOUT)
@@ -138,12 +141,12 @@ class HubTarget:
             path = self.api.hf_hub_download(self.repo_id, CARD, repo_type="dataset", revision=revision, cache_dir=cache)
             return decode_card(Path(path).read_bytes())
 
-    def _commit(self, bundle: Bundle, existing: Existing) -> CommitInfo:
-        if self.create_pr and not self._unanswered:
-            self._known_pulls = set(self._pulls())
+    def _commit(self, bundle: Bundle, current: DestinationState) -> CommitInfo:
+        if self.create_pr and not self._commit_unconfirmed:
+            self._earlier_pulls = set(self._pull_request_heads())
         additions = [CommitOperationAdd(path, content) for path, content in bundle.files.items()]
         deletions = [CommitOperationDelete(path, is_folder=False) for path in bundle.deleted]
-        self._unanswered = True
+        self._commit_unconfirmed = True
         return self.api.create_commit(
             self.repo_id,
             [*additions, *deletions],
@@ -151,27 +154,27 @@ class HubTarget:
             repo_type="dataset",
             revision=self.revision,
             create_pr=self.create_pr,
-            parent_commit=existing.parent,
+            parent_commit=current.parent,
         )
 
-    def _pulls(self) -> dict[str, str]:
-        """The head of each pull request, by its reference."""
+    def _pull_request_heads(self) -> dict[str, str]:
+        """Commit at the head of each pull request, by its git reference."""
         refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset", include_pull_requests=True)
         return {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
 
-    def _own_pull(self, bundle: Bundle) -> tuple[str, str] | None:
-        """Commit and address of the pull request that an earlier try opened without learning of it."""
-        if not self._unanswered:
+    def _find_opened_pull(self, bundle: Bundle) -> tuple[str, str] | None:
+        """Commit and URL of a pull request that an earlier attempt opened without receiving the response, if any."""
+        if not self._commit_unconfirmed:
             return None
-        for ref, commit in self._pulls().items():
-            if ref in self._known_pulls:
+        for ref, commit in self._pull_request_heads().items():
+            if ref in self._earlier_pulls:
                 continue
             info = self.api.dataset_info(self.repo_id, revision=commit, files_metadata=True, timeout=INFO_TIMEOUT)
-            if not bundle.differs(Existing(files=_digests(info))):
+            if not bundle.differs(DestinationState(files=_digests(info))):
                 return commit, f"{self.url}/discussions/{ref.rsplit('/', 1)[1]}"
         return None
 
 
 def _digests(info: DatasetInfo) -> dict[str, str]:
-    """What the Hub tells of each file's bytes: SHA-256 of large ones, git's blob id of others."""
+    """Digest of each file by path, as the Hub reports it: hex SHA-256 of LFS files, git's blob id of others."""
     return {file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in info.siblings or []}

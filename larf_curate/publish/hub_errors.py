@@ -1,4 +1,4 @@
-"""What went wrong at the Hub: whether it may pass by itself, and what to tell the person."""
+"""Map errors of the Hub to retry delays and to messages with a remedy."""
 
 from json import JSONDecodeError
 
@@ -8,25 +8,25 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from larf_curate.errors import PublishError
 
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-STALE_PARENT = 412
-LONGEST_WAIT = 60.0
-LONGEST_MESSAGE = 300
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+STALE_PARENT = 412  # the branch moved since it was read
+MAX_RETRY_AFTER = 60.0  # seconds
+MAX_MESSAGE_LENGTH = 300
 
-ADVICE = {
-    401: "the Hub does not know the token: run `hf auth login`, or set HF_TOKEN to a token with write access",
-    402: "the Hub asks for payment: free private storage of the namespace, or publish with --public",
+MESSAGES = {
+    401: "the Hub rejects the token: run `hf auth login`, or set HF_TOKEN to a token with write access",
+    402: "the Hub requires payment: free up private storage of {namespace}, or publish with --public",
     403: "the token may not write to {repo}: use a token with write access to {namespace}, or --create-pr",
-    404: "{repo} is not there, or the token may not see it: check the name, and the token's access to {namespace}",
-    409: "{repo} is being changed by something else: run the command again",
-    412: "{repo} kept changing while this was published: run the command again",
-    413: "the Hub takes no upload of this size: publish fewer rows",
-    422: "the Hub got other bytes than were announced: run the command again",
+    404: "{repo} does not exist or the token cannot see it: check the name and the token's access to {namespace}",
+    409: "{repo} is being changed by another process: run the command again",
+    412: "{repo} kept changing during publication: run the command again",
+    413: "the Hub does not accept uploads of this size: publish fewer rows",
+    422: "the uploaded files were damaged or changed during the upload: run the command again",
 }
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error, looked for along its causes; None if the Hub never answered."""
+    """HTTP status of an error or of one of its causes; None if there was no response from the Hub."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return int(error.response.status_code)
@@ -34,8 +34,8 @@ def status_of(error: BaseException | None) -> int | None:
     return None
 
 
-def lost_connection(error: BaseException | None) -> bool:
-    """Whether the connection failed, or what answered was not the Hub."""
+def is_connection_error(error: BaseException | None) -> bool:
+    """Whether the connection failed, or the response did not come from the Hub (it is not JSON)."""
     while error is not None:
         if isinstance(error, JSONDecodeError | OfflineModeIsEnabled):
             return isinstance(error, JSONDecodeError)
@@ -45,50 +45,60 @@ def lost_connection(error: BaseException | None) -> bool:
     return False
 
 
-def waits_for(error: BaseException, wait: float) -> float | None:
-    """Seconds after which to try again; None if that would not help."""
+def retry_delay(error: BaseException, wait: float) -> float | None:
+    """Return the seconds to wait before a retry; None if a retry would not help.
+
+    Args:
+        error: What an attempt raised.
+        wait: Seconds to wait unless the Hub asks for more with ``Retry-After``.
+    """
     status = status_of(error)
     if status == STALE_PARENT:
-        return 0.0
-    if status in PASSING:
-        return max(wait, min(_asked_wait(error), LONGEST_WAIT))
-    return wait if status is None and lost_connection(error) else None
+        return 0.0  # nothing to wait for: reading the new head is enough
+    if status in TRANSIENT_STATUSES:
+        return max(wait, min(_retry_after(error), MAX_RETRY_AFTER))
+    return wait if status is None and is_connection_error(error) else None
 
 
-def explain(error: Exception, repo: str, *, token: str) -> Exception:
-    """The error to raise instead: one line with the remedy, without the token; itself if it is no refusal."""
+def to_publish_error(error: Exception, repo: str, *, token: str) -> Exception:
+    """Convert an error to a `PublishError` with a remedy; returns ``error`` itself if it is of no known kind.
+
+    The message is one line. It quotes the Hub's own message, from which the token is removed.
+    """
     status = status_of(error)
-    reason = _cleaned(_server_message(error), token)
+    reason = _sanitize(_server_message(error), token)
     if isinstance(error, RevisionNotFoundError):
-        return PublishError(f"the branch is not in {repo}: create it first, or publish to main by leaving it out")
-    if status in ADVICE:
-        told = ADVICE[status].format(repo=repo, namespace=repo.split("/")[0])
-        return PublishError(f"{told} (HTTP {status}{': ' + reason if reason else ''})")
-    if status in PASSING:
-        return PublishError(f"the Hub is not able to answer now (HTTP {status}): run the same command again later")
+        return PublishError(f"{repo} has no such branch: create it first, or omit it to publish to main")
+    if status in MESSAGES:
+        message = MESSAGES[status].format(repo=repo, namespace=repo.split("/")[0])
+        return PublishError(f"{message} (HTTP {status}{': ' + reason if reason else ''})")
+    if status in TRANSIENT_STATUSES:
+        return PublishError(
+            f"the Hub is not able to answer at the moment (HTTP {status}): run the same command again later"
+        )
     if status is not None:
-        return PublishError(f"the Hub refused to publish to {repo} (HTTP {status}): {reason or 'it gave no reason'}")
+        return PublishError(f"the Hub refused to publish to {repo} (HTTP {status}): {reason or 'no reason given'}")
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in (error, error.__cause__)):
         return PublishError("offline mode is set: unset HF_HUB_OFFLINE, or publish to a folder")
-    if lost_connection(error):
+    if is_connection_error(error):
         return PublishError(
             "the Hub cannot be reached: check the network and HF_ENDPOINT, then run the same command again"
         )
     if isinstance(error, OSError):
-        return PublishError(f"cannot publish to {repo}: {_cleaned(str(error), token)}")
+        return PublishError(f"cannot publish to {repo}: {_sanitize(str(error), token)}")
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
-        return PublishError(f"the Hub refuses the card's metadata: repair README.md ({_cleaned(str(error), token)})")
+        return PublishError(f"the Hub rejects the card's metadata: repair README.md ({_sanitize(str(error), token)})")
     return error
 
 
 def check_repo_id(repo: str) -> None:
-    """Refuse what cannot be ``org/name``.
+    """Check that a repository id has the form ``org/name``.
 
     Args:
-        repo: The id that was given.
+        repo: The id to check.
 
     Raises:
-        PublishError: If it is not.
+        PublishError: If it is invalid or has no namespace.
     """
     try:
         validate_repo_id(repo)
@@ -96,15 +106,15 @@ def check_repo_id(repo: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise PublishError(f"wanted org/name, or a folder beginning with ./ or /, got {_cleaned(repo, '')!r}")
+        raise PublishError(f"wanted org/name, or a folder beginning with ./ or /, got {_sanitize(repo, '')!r}")
 
 
-def _asked_wait(error: BaseException | None) -> float:
-    """Seconds that the Hub asked to wait, 0 if it did not."""
+def _retry_after(error: BaseException | None) -> float:
+    """Seconds of the ``Retry-After`` header of an error or of one of its causes; 0 if there is none."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
-            asked = error.response.headers.get("Retry-After", "")
-            return float(asked) if asked.isdigit() else 0.0
+            seconds = error.response.headers.get("Retry-After", "")
+            return float(seconds) if seconds.isdigit() else 0.0
         error = error.__cause__
     return 0.0
 
@@ -117,7 +127,7 @@ def _server_message(error: BaseException | None) -> str:
     return ""
 
 
-def _cleaned(text: str, token: str) -> str:
-    """One printable line without the token."""
+def _sanitize(text: str, token: str) -> str:
+    """Make a text one printable line of at most ``MAX_MESSAGE_LENGTH`` characters, without the token."""
     text = " ".join(text.replace(token, "(token)").split() if token else text.split())
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:LONGEST_MESSAGE]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:MAX_MESSAGE_LENGTH]

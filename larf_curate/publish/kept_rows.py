@@ -1,4 +1,4 @@
-"""What is to be published, read from a folder of decisions or of a selection, with the counts its card will state."""
+"""The kept rows of a decisions or selection folder, checked for consistency, with the counts that their card states."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,27 +13,28 @@ from larf_curate.errors import InputError
 from larf_curate.files import read_json, sha256
 from larf_curate.manifests import DECISIONS, SELECTION, DecisionsManifest, SelectionManifest, check_manifest
 
-KEEPING = ("keep", "edit")
+KEEP_DECISIONS = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
-RECORDS = (DECISIONS.file, "decisions.parquet", SELECTION.file)
+RECORD_FILES = (DECISIONS.file, "decisions.parquet", SELECTION.file)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The kept rows and what is known of them.
+class KeptRows:
+    """The rows to publish, with the record of how they were chosen.
 
     Args:
         reviewed: Whether people decided on the flagged rows.
-        record: The folder's own record, with those of the stages before it inside.
-        shards: Parquet files of the kept rows, in order.
-        counts: Rows by what became of them.
-        reviewers: How many people decided.
-        categories: Removed rows by the category people gave them.
-        digests: SHA-256 of the folder's records.
+        manifest: Manifest of the folder; it contains the manifests of the steps before it.
+        shards: Parquet files of the kept rows, in row order.
+        counts: Numbers of rows: ``rows`` (in total), ``flagged``, ``unscorable``, ``reviewed``, ``removed``,
+            ``edited``, ``withheld`` and ``published``.
+        reviewers: Number of people who decided.
+        categories: Number of removed rows by the category that reviewers gave them.
+        digests: Hex SHA-256 of the manifest and of the decisions, by file name.
     """
 
     reviewed: bool
-    record: Mapping[str, Any]
+    manifest: Mapping[str, Any]
     shards: tuple[Path, ...]
     counts: dict[str, int]
     reviewers: int = 0
@@ -42,56 +43,60 @@ class Source:
 
     @property
     def selection(self) -> Mapping[str, Any]:
-        """The record of the selection."""
-        return _mapping(self.record, "selection") if self.reviewed else self.record
+        """Manifest of the selection."""
+        return _dict_at(self.manifest, "selection") if self.reviewed else self.manifest
 
     @property
     def scored(self) -> dict[str, Any]:
-        """The record of the scored dataset."""
-        return _mapping(self.selection, "scored")
+        """Manifest of the scored dataset; empty if not recorded."""
+        return _dict_at(self.selection, "scored")
 
 
-def read_source(folder: Path) -> Source:
-    """Read a folder that ``review pull`` or ``select`` wrote, and check that no row is in two places or lost.
+def read_kept_rows(folder: Path) -> KeptRows:
+    """Read a folder that ``review pull`` or ``select`` wrote, and check that no row is missing, doubled or misplaced.
 
     Args:
-        folder: The folder.
+        folder: A folder with ``decisions.json`` or ``selection.json``; the former takes precedence.
 
     Returns:
-        Its kept rows, records and counts.
+        The kept rows, their manifest and their counts.
 
     Raises:
-        InputError: If it is neither, or does not add up.
+        InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
     if (folder / DECISIONS.file).is_file():
-        source = _read_decisions(folder, check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder))
+        kept_rows = _read_decisions(folder, check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder))
     elif (folder / SELECTION.file).is_file():
-        source = _read_selection(folder, check_manifest(read_json(folder / SELECTION.file), SELECTION, folder))
+        kept_rows = _read_selection(folder, check_manifest(read_json(folder / SELECTION.file), SELECTION, folder))
     else:
         raise InputError(
-            f"wanted a folder with decisions.json or selection.json, got {folder}: give what `larf-curate review pull`"
-            " or `larf-curate select` wrote"
+            f"wanted a folder with decisions.json or selection.json, got {folder}: pass the folder that "
+            "`larf-curate review pull` or `larf-curate select` wrote"
         )
-    if not source.counts["published"]:
-        raise InputError(f"no row of {folder} is left to publish: all were flagged, removed or withheld")
-    return source
+    if not kept_rows.counts["published"]:
+        raise InputError(
+            f"no row of {folder} is left to publish, all were flagged, removed or withheld: review the flagged rows, "
+            "or flag fewer"
+        )
+    return kept_rows
 
 
-def _read_decisions(folder: Path, record: DecisionsManifest) -> Source:
+def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
     kept, removed, withheld = (_row_ids(folder / name) for name in ("kept", "removed", "withheld"))
-    decisions = pq.read_table(_there(folder / "decisions.parquet"), columns=list(DECISION_COLUMNS)).to_pylist()
+    decisions = pq.read_table(_existing(folder / "decisions.parquet"), columns=list(DECISION_COLUMNS)).to_pylist()
     decided = [row for row in decisions if row["status"] == "decided"]
-    passed = {row[ROW_ID] for row in decided if row["decision"] in KEEPING}
-    _check(folder, kept, apart={*removed, *withheld, *(row[ROW_ID] for row in decisions if row[ROW_ID] not in passed)})
-    selected = _counts(_mapping(record, "selection"))
+    approved = {row[ROW_ID] for row in decided if row["decision"] in KEEP_DECISIONS}
+    not_approved = (row[ROW_ID] for row in decisions if row[ROW_ID] not in approved)
+    _check_kept(folder, kept, excluded={*removed, *withheld, *not_approved})
+    selected = _selection_counts(_dict_at(manifest, "selection"))
     _check_total(folder, len(kept) + len(removed) + len(withheld), selected.get("rows"))
-    gone = set(removed)
-    return Source(
+    removed_ids = set(removed)
+    return KeptRows(
         reviewed=True,
-        record=record,
+        manifest=manifest,
         shards=_shards(folder / "kept"),
         counts={
-            **_from_selection(selected, len(kept) + len(removed) + len(withheld), len(decisions)),
+            **_common_counts(selected, len(kept) + len(removed) + len(withheld), len(decisions)),
             "reviewed": len(decided),
             "removed": len(removed),
             "edited": len({row[ROW_ID] for row in decided if row["decision"] == "edit"}.intersection(kept)),
@@ -99,38 +104,40 @@ def _read_decisions(folder: Path, record: DecisionsManifest) -> Source:
             "published": len(kept),
         },
         reviewers=len({name for row in decisions for name in row["annotators"] or ()}),
-        categories=dict(Counter(str(row["category"] or "none given") for row in decided if row[ROW_ID] in gone)),
+        categories=dict(Counter(str(row["category"] or "none given") for row in decided if row[ROW_ID] in removed_ids)),
         digests=_digests(folder),
     )
 
 
-def _read_selection(folder: Path, record: SelectionManifest) -> Source:
+def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
     kept, flagged = _row_ids(folder / "kept"), _row_ids(folder / "flagged")
-    _check(folder, kept, apart=set(flagged))
-    selected = _counts(record)
+    _check_kept(folder, kept, excluded=set(flagged))
+    selected = _selection_counts(manifest)
     _check_total(folder, len(kept) + len(flagged), selected.get("rows"))
-    nobody = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
-    counts = {**_from_selection(selected, len(kept) + len(flagged), len(flagged)), **nobody}
+    # Nobody reviewed: every flagged row is withheld, and only rows that were not flagged are published.
+    unreviewed = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
+    counts = {**_common_counts(selected, len(kept) + len(flagged), len(flagged)), **unreviewed}
     shards = _shards(folder / "kept")
-    return Source(reviewed=False, record=record, shards=shards, counts=counts, digests=_digests(folder))
+    return KeptRows(reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
 
 
-def _from_selection(counts: dict[str, int], rows: int, flagged: int) -> dict[str, int]:
-    return {"rows": rows, "flagged": flagged, "unscorable": counts.get("unscorable", 0)}
+def _common_counts(selected: dict[str, int], rows: int, flagged: int) -> dict[str, int]:
+    return {"rows": rows, "flagged": flagged, "unscorable": selected.get("unscorable", 0)}
 
 
-def _mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = record.get(key)
+def _dict_at(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The dict under ``key``; empty if there is none, as when a dataset was scored or selected in memory."""
+    value = manifest.get(key)
     return value if isinstance(value, dict) else {}
 
 
-def _counts(selection: Mapping[str, Any]) -> dict[str, int]:
-    return {key: value for key, value in _mapping(selection, "counts").items() if isinstance(value, int)}
+def _selection_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    return {key: value for key, value in _dict_at(manifest, "counts").items() if isinstance(value, int)}
 
 
-def _there(path: Path) -> Path:
+def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{path} is not there: run the command that wrote the folder again")
+        raise InputError(f"{path} does not exist: run the command that wrote the folder again")
     return path
 
 
@@ -139,7 +146,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 
 
 def _row_ids(folder: Path) -> list[str]:
-    """The row ids in a folder of shards; none if there are no shards."""
+    """Read the row ids of a folder of shards; empty if it has no shards."""
     ids: list[str] = []
     for path in _shards(folder):
         if ROW_ID not in pq.read_schema(path).names:
@@ -148,20 +155,23 @@ def _row_ids(folder: Path) -> list[str]:
     return ids
 
 
-def _check(folder: Path, kept: list[str], *, apart: set[str]) -> None:
-    """A row must be kept once, and not also be removed, withheld or undecided."""
+def _check_kept(folder: Path, kept: list[str], *, excluded: set[str]) -> None:
+    """Check that kept rows are unique and that none was removed, withheld or left undecided."""
     if len(set(kept)) < len(kept):
-        raise InputError(f"{folder}/kept holds a row twice: write the folder again")
-    if both := apart.intersection(kept):
+        raise InputError(f"{folder}/kept contains a row twice: write the folder again")
+    if wrongly_kept := excluded.intersection(kept):
         raise InputError(
-            f"{folder}/kept holds {len(both)} rows nobody decided to keep: run `larf-curate review pull` again"
+            f"{folder}/kept contains {len(wrongly_kept)} rows nobody decided to keep: run `larf-curate review pull` "
+            "again"
         )
 
 
-def _check_total(folder: Path, rows: int, wanted: int | None) -> None:
-    if wanted is not None and rows != wanted:
-        raise InputError(f"{folder} holds {rows} of the {wanted} rows that were selected from: write the folder again")
+def _check_total(folder: Path, rows: int, expected: int | None) -> None:
+    if expected is not None and rows != expected:
+        raise InputError(
+            f"{folder} holds {rows} of the {expected} rows that were selected from: write the folder again"
+        )
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in RECORDS if (folder / name).is_file()}
+    return {name: sha256(folder / name) for name in RECORD_FILES if (folder / name).is_file()}

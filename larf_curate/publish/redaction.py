@@ -1,4 +1,4 @@
-"""Take out of records what is nobody's business: where files lay, who reviewed, and anything like a key."""
+"""Redaction of the manifests that are published: local paths, names of reviewers, and anything like a credential."""
 
 import re
 from collections.abc import Mapping
@@ -10,31 +10,36 @@ SECRET_KEYS = {
 }
 PEOPLE_KEYS = {"annotators", "reviewers"}
 MERGE_KEY = "merge"  # its value may be "arbiter:NAME"
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_WHOLE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
-_PATH_WITHIN = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"',;|]+)")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_ABSOLUTE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
+# The lookbehind excludes URLs, Hub ids such as org/name, and expressions such as and/or.
+_EMBEDDED_PATH = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"',;|]+)")
 
 
-def without_private(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """A JSON value without secrets; absolute paths become the names of their files, lists of people their number."""
+def redact(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    """Remove private values from a JSON value.
+
+    Keys in ``SECRET_KEYS`` are dropped, Hub tokens are replaced, absolute paths become file names, lists of people
+    become their length, and a merge rule loses the name of its arbiter.
+    """
     if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
-        return {_text(str(key)): _people(key, item) for key, item in kept.items()}
+        public = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
+        return {_redact_text(str(key)): _redact_item(key, item) for key, item in public.items()}
     if isinstance(value, list):
-        return [without_private(item) for item in value]
-    return _text(value) if isinstance(value, str) else value
+        return [redact(item) for item in value]
+    return _redact_text(value) if isinstance(value, str) else value
 
 
-def _people(key: str, value: Any) -> Any:  # noqa: ANN401  any JSON value
+def _redact_item(key: str, value: Any) -> Any:  # noqa: ANN401  any JSON value
     if key.lower() in PEOPLE_KEYS and isinstance(value, list | dict):
         return len(value)
     if key == MERGE_KEY and isinstance(value, str):
-        return _text(value.partition(":")[0])
-    return without_private(value)
+        return _redact_text(value.partition(":")[0])
+    return redact(value)
 
 
-def _text(text: str) -> str:
-    text = _TOKEN.sub("(removed)", text)
-    if whole := _WHOLE_PATH.fullmatch(text):
-        return whole["name"]
-    return _PATH_WITHIN.sub(lambda match: match["name"], text)
+def _redact_text(text: str) -> str:
+    text = _HUB_TOKEN.sub("(removed)", text)
+    if path := _ABSOLUTE_PATH.fullmatch(text):
+        return path["name"]
+    return _EMBEDDED_PATH.sub(lambda match: match["name"], text)

@@ -1,4 +1,4 @@
-"""The Parquet files of a publication: the shards of the kept rows as they are, or without the columns kept back."""
+"""The Parquet shards of a publication: those of the kept rows, rewritten only if some columns are not published."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from larf_curate.errors import InputError
-from larf_curate.publish.kept_rows import Source
+from larf_curate.publish.kept_rows import KeptRows
 
 PUBLISHED_COLUMNS = ("larf_row_id", "larf_score", "larf_decision")
 
@@ -18,10 +18,10 @@ class Shards:
     """Parquet files by their path in the repository.
 
     Args:
-        files: Local file of each path, in row order.
-        features: Column types of all of them.
-        rows: Rows in all.
-        num_bytes: Bytes of the columns before compression.
+        files: Local file by path, in row order.
+        features: Columns and types that all files share.
+        rows: Total number of rows.
+        num_bytes: Total size of the columns in bytes, uncompressed.
     """
 
     files: dict[str, Path]
@@ -30,49 +30,50 @@ class Shards:
     num_bytes: int
 
 
-def stage_shards(source: Source, staging: Path) -> Shards:
-    """Name the kept shards as the Hub wants them; those that hold more columns than are published are rewritten.
+def stage_shards(kept_rows: KeptRows, staging: Path) -> Shards:
+    """Give the shards of the kept rows the names that the Hub expects, and drop columns that are not published.
 
-    Published are the source's columns and ``PUBLISHED_COLUMNS``.
+    The columns of the source dataset and ``PUBLISHED_COLUMNS`` are published; other ``larf_*`` columns are not.
 
     Args:
-        source: What is to be published.
-        staging: An empty folder for rewritten shards.
+        kept_rows: The rows to publish.
+        staging: Empty folder for the shards that are rewritten.
 
     Returns:
-        The files and what they hold.
+        The files and their totals.
 
     Raises:
-        InputError: If the shards differ in their columns.
+        InputError: If the shards do not all have the same schema.
     """
-    schemas = [pq.read_schema(path) for path in source.shards]
+    schemas = [pq.read_schema(path) for path in kept_rows.shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
-        raise InputError(f"the shards in {source.shards[0].parent} differ in their columns: write the folder again")
+        raise InputError(f"the shards in {kept_rows.shards[0].parent} differ in their columns: write the folder again")
     columns = [name for name in schemas[0].names if not name.startswith("larf_") or name in PUBLISHED_COLUMNS]
-    everything = Features.from_arrow_schema(schemas[0])
-    features = Features({name: everything[name] for name in columns})
-    paths = source.shards
+    all_features = Features.from_arrow_schema(schemas[0])
+    features = Features({name: all_features[name] for name in columns})
+    paths = kept_rows.shards
     if columns != schemas[0].names:
-        paths = tuple(_select(path, features, staging / path.name) for path in source.shards)
+        paths = tuple(_copy_columns(path, features, staging / path.name) for path in kept_rows.shards)
     names = [f"data/train-{i:05d}-of-{len(paths):05d}.parquet" for i in range(len(paths))]
-    rows, num_bytes = _size(paths)
+    rows, num_bytes = _totals(paths)
     return Shards(files=dict(zip(names, paths, strict=True)), features=features, rows=rows, num_bytes=num_bytes)
 
 
-def _select(path: Path, features: Features, to: Path) -> Path:
-    """Copy a shard with only the columns of ``features``, one row group in memory at a time."""
+def _copy_columns(path: Path, features: Features, target: Path) -> Path:
+    """Copy a shard with only the columns in ``features``, one row group in memory at a time; returns ``target``."""
+    # The schema's metadata holds the features as JSON: unchanged, it would still list the dropped columns.
     metadata = features.arrow_schema.metadata
     with pq.ParquetFile(path) as shard:
         schema = pa.schema([shard.schema_arrow.field(name) for name in features], metadata=metadata)
-        with pq.ParquetWriter(to, schema) as writer:
+        with pq.ParquetWriter(target, schema) as writer:
             for group in range(shard.num_row_groups):
                 table = shard.read_row_group(group).select(list(features))
                 writer.write_table(table.replace_schema_metadata(metadata))
-    return to
+    return target
 
 
-def _size(paths: tuple[Path, ...]) -> tuple[int, int]:
-    """Rows and uncompressed bytes of Parquet files, from their footers."""
+def _totals(paths: tuple[Path, ...]) -> tuple[int, int]:
+    """Number of rows and uncompressed bytes of Parquet files, from their footers alone."""
     footers = [pq.read_metadata(path) for path in paths]
     groups = [footer.row_group(i) for footer in footers for i in range(footer.num_row_groups)]
     return sum(footer.num_rows for footer in footers), sum(group.total_byte_size for group in groups)

@@ -21,8 +21,8 @@ from larf_curate.data import tables
 from larf_curate.errors import InputError, PublishError
 from larf_curate.files import sha256
 from larf_curate.publish import publish
-from larf_curate.publish.card import BEGIN, END, inline
-from larf_curate.publish.redaction import without_private
+from larf_curate.publish.card import BEGIN, END, escape_inline
+from larf_curate.publish.redaction import redact
 from larf_curate.scoring.selection import Selection
 from tests.fixtures.decisions_folder import (
     HARMFUL,
@@ -124,23 +124,23 @@ def test_the_card_states_how_the_rows_were_chosen(hub, decisions):
         "9 of 12 rows are published",
         "| in the source dataset | 12 |",
         "| flagged | 5 |",
-        "| of these not scorable | 1 |",
+        "| of these, not scorable | 1 |",
         "| decided by people | 4 |",
         "| removed | 2 |",
         "| edited, then published | 1 |",
-        "| withheld (flagged and not decided) | 1 |",
+        "| withheld (flagged but not decided) | 1 |",
         "| **published** | **9** |",
         "| source dataset | path org/original, split train |",
         f"| model | {MODEL} |",
         f"| model revision | {REVISION} |",
-        "| layers (0-based blocks) | 9, 14 |",
+        "| layers (0-based decoder blocks) | 9, 14 |",
         "| signal | larf |",
-        "| rule | top_ratio 0.05 |",
+        "| selection rule | top_ratio 0.05 |",
         "| threshold on `larf_score` | 0.123457 |",
         "| reviewed by | 3 people, merge rule majority |",
         "| weapons | 2 |",
         "| published with | larf-curate 0.1.0 |",
-        "A low score does not show that a row is\nsafe",
+        "A low score does not prove\nthat a row is safe",
     ):
         assert fact in stated
     data = metadata(card(hub))
@@ -433,7 +433,7 @@ def test_hostile_column_names_load_again(hub, tmp_path):
     ],
 )
 def test_inline_text_has_no_markup(text, want):
-    assert inline(text) == want
+    assert escape_inline(text) == want
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_inline_text_has_no_markup(text, want):
     ],
 )
 def test_records_lose_paths_names_and_keys(value, want):
-    assert without_private(value) == want
+    assert redact(value) == want
 
 
 def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
