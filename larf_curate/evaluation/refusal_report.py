@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from larf_curate.conversation.refusals import off_topic
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import JUDGES, Judge, off_topic
+from larf_curate.evaluation.judges import JUDGES, Judge
 from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import Chat, generate_answers, load_model
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar

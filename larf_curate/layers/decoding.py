@@ -1,6 +1,6 @@
 """Greedy answers in one batch, each stopped as soon as it is known whether it refuses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from larf_curate.conversation.refusals import RefusalDetector
 from larf_curate.layers.replay import Pass, last_logits
 from larf_curate.layers.subject import Subject
 from larf_curate.models.prefix_cache import cache_argument
@@ -49,15 +50,13 @@ class _Rows:
         self.mask, self.positions = self.mask[index], self.positions[index]
 
 
-def decode(
-    subject: Subject, passes: Sequence[Pass], refuses: Callable[[str], bool], *, new_tokens: int
-) -> list[Answer]:
+def decode(subject: Subject, passes: Sequence[Pass], refuses: RefusalDetector, *, new_tokens: int) -> list[Answer]:
     """Decode greedily behind prompts.
 
     Args:
         subject: The model.
         passes: Forward passes over n prompts, with the logits of their last token.
-        refuses: Whether a text refuses; once true it must stay true when the text goes on.
+        refuses: Detects refusals.
         new_tokens: Longest answer in tokens.
 
     Returns:
@@ -70,7 +69,7 @@ def decode(
 
 
 @torch.no_grad()
-def _decode(subject: Subject, state: _Rows, refuses: Callable[[str], bool], new_tokens: int) -> dict[int, Answer]:
+def _decode(subject: Subject, state: _Rows, refuses: RefusalDetector, new_tokens: int) -> dict[int, Answer]:
     ids: dict[int, list[int]] = {row: [] for row in state.rows}
     answers: dict[int, Answer] = {}
     tokens = state.logits.float().argmax(-1)
@@ -80,11 +79,12 @@ def _decode(subject: Subject, state: _Rows, refuses: Callable[[str], bool], new_
         texts = subject.tokenizer.batch_decode([ids[row] for row in state.rows], skip_special_tokens=True)
         places = []
         for place, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
-            refused = refuses(text)
+            ended = ids[row][-1] in subject.stop_ids or len(ids[row]) == new_tokens
+            refused = refuses(text, complete=ended)
             answers[row] = Answer(ids[row], refused)
-            if not refused and ids[row][-1] not in subject.stop_ids:
+            if not refused and not ended:
                 places.append(place)
-        if not places or len(ids[state.rows[places[0]]]) == new_tokens:
+        if not places:
             break
         state.keep(places)
         tokens = _step(subject, state, tokens[places])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from larf_curate.conversation.refusals import Keywords, RefusalPhrases
+from larf_curate.conversation.refusals import Keywords, RefusalDetector
 from larf_curate.data.prompts import Prompts, overrejection_prompts
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
@@ -79,7 +79,7 @@ def find_safety_layers(
     if top < 1:
         raise InputError(f"wanted at least one layer to recommend, got top={top}")
     scales = check_alphas((ALPHAS if method == "sweep" else OUTERMOST) if alphas is None else alphas)
-    refuses = RefusalPhrases.named(keywords)
+    refuses = RefusalDetector.named(keywords)
     texts = _evenly(overrejection_prompts(prompts), GRADIENT_PROMPTS if method == "gradient" else None, max_prompts)
     refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
     subject = load_subject(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.conversation.refusals import REFUSING, RefusalDetector
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
 from larf_curate.layers.decoding import Answer, decode
@@ -47,7 +47,7 @@ class Task:
     prompts: Sequence[str]
     references: ReferenceSet
     alphas: tuple[float, ...]
-    refuses: RefusalPhrases
+    refuses: RefusalDetector
     checkpoint: Path | None
 
 
@@ -81,7 +81,7 @@ def sweep(task: Task) -> Finding:
     subject = task.subject
     replay = Replay(subject, subject.ask(task.prompts, room=NEW_TOKENS))
     refused = _count(_answers(task, replay, NEW_TOKENS), subject.name)
-    key = _key(task, "sweep", replay, task.refuses.phrases, task.refuses.plain)
+    key = _key(task, "sweep", replay, task.refuses.keywords or REFUSING, task.refuses.fold_apostrophes)
     grid = fill(
         refusal_cell(subject, replay, task.refuses),
         len(subject.blocks),
@@ -92,7 +92,7 @@ def sweep(task: Task) -> Finding:
     return _of_grid(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
 
 
-def refusal_cell(subject: Subject, replay: Replay, refuses: RefusalPhrases) -> Cell:
+def refusal_cell(subject: Subject, replay: Replay, refuses: RefusalDetector) -> Cell:
     """Make the function that says of each prompt whether it is refused (1) or not (0) with one block scaled."""
 
     def cell(block: int, alpha: float) -> list[float]:

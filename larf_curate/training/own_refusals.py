@@ -3,8 +3,8 @@
 import logging
 from typing import Any
 
+from larf_curate.conversation.refusals import KeywordJudge
 from larf_curate.conversation.schemas import to_messages
-from larf_curate.evaluation.judges import KeywordJudge
 from larf_curate.models.generation import generate_answers
 from larf_curate.training.contrastive import Sides
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.conversation.refusals import RefusalDetector
 from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.decoding import decode
@@ -51,7 +51,7 @@ def naive_cell(model_id, prompts, block, alpha, refuses, dtype, device):
 
 def sample(arguments, prompts, cells):
     """Run cells by the naive loop and by ours in turns: seconds and refusals, and what ours takes before the first."""
-    refuses = RefusalPhrases.named(arguments.keywords)
+    refuses = RefusalDetector.named(arguments.keywords)
     start = time.perf_counter()
     subject = load_subject(arguments.model, device=arguments.device, dtype=arguments.dtype)
     rows = []

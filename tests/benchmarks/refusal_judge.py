@@ -16,8 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from larf_curate.conversation.refusals import LARF_KEYWORDS
-from larf_curate.evaluation.judges import KeywordJudge, off_topic
+from larf_curate.conversation.refusals import LARF_KEYWORDS, KeywordJudge, off_topic
 
 WHEEL = "pyrit==1.1.0"
 FOLDER = "pyrit/datasets/scorer_evals/refusal_scorer"

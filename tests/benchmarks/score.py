@@ -35,9 +35,9 @@ from larf_curate import LarfScorer, SafetyProfile
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.models.blocks import decoder_blocks
-from larf_curate.models.devices import resolve_device, suited_tokens
+from larf_curate.models.devices import resolve_device, default_batch_tokens
 from larf_curate.models.loading import load_reader
-from larf_curate.models.prefix_cache import grouped
+from larf_curate.models.prefix_cache import group_by_prefix
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.models.token_trimming import SHORTCUTS
 
@@ -113,7 +113,7 @@ def ways(layers, device):
     for shortcut in sorted(SHORTCUTS):
         jobs[f"ours, {layers[0]}, no {shortcut}"] = {"way": "ours", "layer": layers[0], "without": [shortcut]}
     jobs[f"ours, {layers[0]}, no shortcut"] = {"way": "ours", "layer": layers[0], "without": sorted(SHORTCUTS)}
-    if suited_tokens(device) != LARGE_BATCH:
+    if default_batch_tokens(device) != LARGE_BATCH:
         large = {"way": "ours", "layer": layers[0], "without": [], "batch_tokens": LARGE_BATCH}
         jobs[f"ours, {layers[0]}, {LARGE_BATCH} tokens a batch"] = large
     return jobs
@@ -257,7 +257,7 @@ def ours(job):
 def product_rate(job):
     """Rate of the matrix products of one decoder block on as many tokens as a batch has, for two seconds."""
     dtype = getattr(torch, job["dtype"])
-    tokens = job["batch_tokens"] or suited_tokens(job["device"])
+    tokens = job["batch_tokens"] or default_batch_tokens(job["device"])
     layers = linear_layers(job["model"], job["dtype"], job["device"])
     weights = [torch.randn(shape, device=job["device"]).to(dtype) for shape in layers]
     inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=job["device"]).to(dtype) for w in weights}
@@ -294,7 +294,7 @@ def count_work(arguments, rows):
     reader = load_reader(source, (0,), device="cpu")
     found = [item.tokens.ids for item in Renderer(reader.tokenizer, reader.max_length)(rows) if item.tokens]
     unique = [list(ids) for ids in dict.fromkeys(map(tuple, found))]
-    groups = grouped(unique, [len(ids) - 2 for ids in unique])
+    groups = group_by_prefix(unique, [len(ids) - 2 for ids in unique])
     needed = sum(map(len, unique)) - sum(length * (len(members) - 1) for length, members in groups)
     sizes = {name: 2 * module.weight.numel() for name, module in first_block(arguments.model, "float32", "cpu")}
     block = sum(sizes.values())

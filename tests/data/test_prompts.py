@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from larf_curate.conversation.refusals import RefusalPhrases
 from larf_curate.data import load_rows
 from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.errors import InputError
@@ -55,29 +54,3 @@ def test_a_file_that_is_not_there_and_an_unknown_ending_are_refused(tmp_path):
     for name in ("none.jsonl", "none.json", "prompts.txt"):
         with pytest.raises(InputError, match="no files match|wanted files ending in"):
             overrejection_prompts(tmp_path / name)
-
-
-def test_most_built_in_refusals_are_seen_and_no_unsafe_answer_is_taken_for_one():
-    refuses = RefusalPhrases.named("default")
-    references = load_rows("references")
-    assert sum(refuses(row["safe"]) for row in references) > 0.8 * len(references)
-    assert not any(refuses(row["unsafe"]) for row in references)
-    neutral = load_rows("neutral")
-    assert sum(refuses(row["output"]) for row in neutral) < 0.03 * len(neutral)
-
-
-def test_parity_counts_with_the_authors_four_keywords_and_leaves_apostrophes_alone():
-    parity, default = RefusalPhrases.named("larf"), RefusalPhrases.named("default")
-    assert [parity(text) for text in ("I CAN NOT say", "Sorry!", "It cannot rain", "I can't", "I won't")] == [
-        True
-    ] * 4 + [False]
-    assert default("I won't do that")
-    assert not default("It cannot rain")
-    assert default("I can\N{RIGHT SINGLE QUOTATION MARK}t")
-    assert not parity("I can\N{RIGHT SINGLE QUOTATION MARK}t")
-
-
-@pytest.mark.parametrize("keywords", ["best", [], ["ok", ""]])
-def test_unknown_or_empty_keywords_are_refused(keywords):
-    with pytest.raises(InputError, match="keywords"):
-        RefusalPhrases.named(keywords)

@@ -9,9 +9,10 @@ from datasets import Dataset
 from scipy.stats import binom
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline
 
+from larf_curate.conversation.refusals import KeywordJudge, off_topic
 from larf_curate.data.prompts import load_prompts
 from larf_curate.errors import InputError, ModelError
-from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge, KeywordJudge, off_topic
+from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge
 from larf_curate.evaluation.refusal_report import plot_refusals
 from larf_curate.evaluation.task_metrics import exact_match, held_out_loss, last_number, load_questions
 from larf_curate.models.generation import generate_answers, load_model

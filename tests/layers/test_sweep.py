@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from larf_curate.conversation.refusals import RefusalPhrases
+from larf_curate.conversation.refusals import RefusalDetector
 from larf_curate.layers import find_safety_layers
 from larf_curate.layers.decoding import decode
 from larf_curate.layers.methods import refusal_cell
@@ -36,7 +36,7 @@ def naive_refusals(model, tokenizer, block, alpha, keywords):
 def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(architecture):
     model, tokenizer = tiny_model(architecture), tiny_tokenizer()
     subject = tiny_subject(architecture)
-    refuses = RefusalPhrases(KEYWORDS)
+    refuses = RefusalDetector(KEYWORDS)
     replay = Replay(subject, subject.ask(PROMPTS, room=32), batch_tokens=32)
     plain = decode(subject, list(replay()), refuses, new_tokens=32)
     assert [answer.refused for answer in plain] == naive_refusals(model, tokenizer, None, 1.0, KEYWORDS)
@@ -52,7 +52,7 @@ def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(arc
 def test_answers_stop_at_the_decision_and_their_text_is_that_of_greedy_decoding():
     subject = tiny_subject()
     texts = subject.ask(PROMPTS, room=32)
-    answers = decode(subject, list(Replay(subject, texts)()), RefusalPhrases(("sorry",)), new_tokens=32)
+    answers = decode(subject, list(Replay(subject, texts)()), RefusalDetector(("sorry",)), new_tokens=32)
     for text, answer in zip(texts, answers, strict=True):
         ids = torch.tensor([text])
         whole = subject.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32)
