@@ -1,24 +1,67 @@
-"""Files that are either whole or not there: JSON and Parquet, written aside and then renamed."""
+"""Where this package keeps its files, and files that are either complete or absent: written aside, then renamed."""
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from platformdirs import user_cache_path, user_data_path
+
 from larf_curate.errors import InputError
 
+logger = logging.getLogger(__name__)
+APP = "larf-curate"
+HOME = "LARF_CURATE_HOME"
+"""Environment variable that puts cache and data into one folder."""
 SAMPLE = 4096
 SAMPLES = 256
-"""Bytes of a piece, and pieces of a file, that `sampled_digest` reads."""
+"""Bytes of a block, and blocks of a file, that `sampled_digest` reads."""
 
 
 def cache_home() -> Path:
-    """Folder for what can be made again: ``$LARF_CURATE_HOME``, by default ``~/.cache/larf-curate``."""
-    return Path(os.environ.get("LARF_CURATE_HOME") or Path.home() / ".cache" / "larf-curate")
+    """Folder for what can be computed or downloaded again: ``$LARF_CURATE_HOME``, else the platform's cache folder.
+
+    That is ``~/.cache/larf-curate`` on Linux, or below ``$XDG_CACHE_HOME``.
+    """
+    return _home() or user_cache_path(APP)
+
+
+def data_folder(name: str) -> Path:
+    """Folder for what cannot be made again, such as people's decisions; moved there if an earlier version cached it.
+
+    Args:
+        name: Its name in ``$LARF_CURATE_HOME``, else in the platform's data folder: ``~/.local/share/larf-curate`` on
+            Linux, or below ``$XDG_DATA_HOME``.
+    """
+    if home := _home():
+        return home / name
+    folder = user_data_path(APP) / name
+    for former in former_folders(name):
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(former, folder)
+            logger.warning("moved %s, which is no cache, to %s", former, folder)
+        else:
+            logger.warning("%s is in use; %s, of an earlier version, is not read: merge or remove it", folder, former)
+    return folder
+
+
+def former_folders(name: str) -> list[Path]:
+    """Folders that exist where earlier versions kept data: in the cache."""
+    caches = dict.fromkeys((user_cache_path(APP), Path.home() / ".cache" / APP))
+    return [cache / name for cache in caches if (cache / name).is_dir()]
+
+
+def _home() -> Path | None:
+    """The folder for everything, if the user named one."""
+    named = os.environ.get(HOME)
+    return Path(named).expanduser().absolute() if named else None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, whole, write_json
+from larf_curate.files import cache_home, read_json, whole, write_json
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
@@ -60,3 +60,14 @@ def test_several_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     assert not failed
     assert read_json(tmp_path / "x.json")["number"] in range(4)
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path / "a"))
+    assert cache_home() == tmp_path / "a"
+    monkeypatch.setenv("LARF_CURATE_HOME", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert cache_home() == tmp_path / "b" / "larf-curate"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert cache_home() == tmp_path / "c" / ".cache" / "larf-curate"

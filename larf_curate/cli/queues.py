@@ -123,6 +123,6 @@ def remembered(queue: "ReviewQueue") -> Path:
 
 def _memory(queue: "ReviewQueue") -> Path:
     """The file that remembers which folder was pushed to a queue."""
-    from larf_curate.server.home import cache_folder
+    from larf_curate.files import data_folder
 
-    return cache_folder() / "queues" / f"{queue.dataset_id}.json"
+    return data_folder("queues") / f"{queue.dataset_id}.json"

@@ -14,7 +14,7 @@ _home_option: Callable[..., Any] = click.option(
     "--home",
     envvar="LARF_CURATE_ARGILLA_HOME",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the server's data.  [default: ~/.cache/larf-curate/argilla]",
+    help="Folder of the server's data.  [default: argilla in the platform's data folder]",
 )
 _port_option: Callable[..., Any] = click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="Port; 0 takes any free one."

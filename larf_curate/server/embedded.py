@@ -55,7 +55,7 @@ class EmbeddedServer:
     ends, until somebody stops it.
 
     Args:
-        home: Folder of the data; by default ``argilla`` in ``$LARF_CURATE_HOME`` or ``~/.cache/larf-curate``.
+        home: Folder of the data; by default ``argilla`` in ``$LARF_CURATE_HOME`` or the platform's data folder.
         port: Port to listen on; 0 takes any free one.
         environments: Folder of the virtual environments; by default ``argilla-server`` beside the default home.
         say: Is told about long steps, one line at a time.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from larf_curate.errors import ReviewServerError
-from larf_curate.server.home import cache_folder
+from larf_curate.files import cache_home
 from larf_curate.server.locks import locked
 
 SERVER_VERSION = "2.8.0"
@@ -48,7 +48,7 @@ class ServerEnvironment:
         base, version = _base_python()
         pins = _REQUIREMENTS.read_bytes() + _CONSTRAINTS.read_bytes() + f"{base} {platform.machine()}".encode()
         name = f"{SERVER_VERSION}-py{version}-{hashlib.sha256(pins).hexdigest()[:10]}"
-        root = Path(folder).expanduser().absolute() if folder is not None else cache_folder() / "argilla-server"
+        root = Path(folder).expanduser().absolute() if folder is not None else cache_home() / "argilla-server"
         return cls(root / name, base)
 
     @property

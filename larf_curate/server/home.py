@@ -1,16 +1,10 @@
 """Where the embedded server keeps its things: one folder for the data, one beside it for the programs."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def cache_folder() -> Path:
-    """The folder for everything this package keeps: ``$LARF_CURATE_HOME``, else ``larf-curate`` in the user's cache."""
-    if told := os.environ.get("LARF_CURATE_HOME"):
-        return Path(told).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "larf-curate"
+from larf_curate.files import data_folder, former_folders
+from larf_curate.server.locks import is_locked
 
 
 @dataclass(frozen=True)
@@ -25,8 +19,14 @@ class ServerHome:
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "ServerHome":
-        """The home at ``path``, by default ``argilla`` in the cache folder."""
-        return cls(Path(path).expanduser().absolute() if path is not None else cache_folder() / "argilla")
+        """The home at ``path``, by default ``argilla`` in the data folder.
+
+        A server of an earlier version that is still running keeps its folder in the cache until it has stopped.
+        """
+        if path is not None:
+            return cls(Path(path).expanduser().absolute())
+        running = [home for home in map(cls, former_folders("argilla")) if is_locked(home.running_lock)]
+        return running[0] if running else cls(data_folder("argilla"))
 
     def make(self) -> None:
         """Create the folder, closed to other users."""

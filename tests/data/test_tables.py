@@ -8,7 +8,7 @@ from datasets import Dataset
 from larf_curate.data import tables
 from larf_curate.data.tables import read_parquet, write_parquet
 from larf_curate.errors import InputError
-from larf_curate.files import cache_home, sha256
+from larf_curate.files import sha256
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(0, 1), (1, 1), (4, 1), (5, 2), (13, 4)])
@@ -40,13 +40,6 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     content = os.urandom(3_000_000)
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path))
-    assert cache_home() == tmp_path
-    monkeypatch.setenv("LARF_CURATE_HOME", "")
-    assert cache_home().name == "larf-curate"
 
 
 def test_fewer_shards_replace_more(tmp_path, monkeypatch):

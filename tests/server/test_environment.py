@@ -1,3 +1,4 @@
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 from larf_curate.errors import ReviewServerError
 from larf_curate.server import environment as module
 from larf_curate.server.environment import SERVER_VERSION, ServerEnvironment
-from larf_curate.server.home import ServerHome, cache_folder
+from larf_curate.server.home import ServerHome
+from larf_curate.server.locks import try_lock
 
 
 class FakeInstall:
@@ -105,12 +107,47 @@ def test_the_real_environment_holds_what_is_pinned(argilla_server):
     assert all(wanted == have for wanted, have in versions.values())
 
 
-def test_folders_follow_the_environment_variables(tmp_path, monkeypatch):
+@pytest.fixture
+def platform_homes(tmp_path, monkeypatch):
+    """A home folder of its own, and the data and cache folders in it that Linux has by default."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("LARF_CURATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / ".local/share/larf-curate", tmp_path / ".cache/larf-curate"
+
+
+def test_decisions_are_data_and_no_cache(platform_homes, tmp_path, monkeypatch):
+    data, _ = platform_homes
+    assert ServerHome.at().path == data / "argilla"
     monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path / "a"))
     assert ServerHome.at().path == tmp_path / "a" / "argilla"
-    monkeypatch.delenv("LARF_CURATE_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "larf-curate"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert cache_folder() == tmp_path / "c" / ".cache" / "larf-curate"
+
+
+def test_the_records_of_an_earlier_version_are_moved_out_of_the_cache_with_a_notice(platform_homes, caplog):
+    data, cache = platform_homes
+    (cache / "argilla").mkdir(parents=True)
+    (cache / "argilla" / "argilla.db").write_text("records")
+    (cache / "argilla" / "argilla.db").chmod(0o600)
+    assert ServerHome.at().database.read_text() == "records"
+    assert ServerHome.at().database.stat().st_mode & 0o777 == 0o600
+    assert not (cache / "argilla").exists()
+    assert f"moved {cache}/argilla, which is no cache, to {data}/argilla" in caplog.text
+
+
+def test_a_server_that_still_runs_keeps_its_folder_until_it_has_stopped(platform_homes):
+    data, cache = platform_homes
+    (cache / "argilla").mkdir(parents=True)
+    handle = try_lock(cache / "argilla" / "running.lock")
+    assert ServerHome.at().path == cache / "argilla"
+    os.close(handle)
+    assert ServerHome.at().path == data / "argilla"
+
+
+def test_records_in_both_places_are_never_merged_nor_overwritten(platform_homes, caplog):
+    data, cache = platform_homes
+    for folder in (data, cache):
+        (folder / "argilla").mkdir(parents=True)
+        (folder / "argilla" / "argilla.db").write_text(str(folder))
+    assert ServerHome.at().database.read_text() == str(data)
+    assert (cache / "argilla" / "argilla.db").read_text() == str(cache)
+    assert f"{cache}/argilla, of an earlier version, is not read" in caplog.text
