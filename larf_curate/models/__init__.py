@@ -1,1 +1,1 @@
-"""A causal language model: where it comes from, its decoder blocks and hidden states, its answers."""
+"""Causal language models: loading, decoder blocks, hidden states, generation and likelihood."""

@@ -1,4 +1,4 @@
-"""What this process computes on: devices, number formats, and what suits them."""
+"""Defaults that depend on the hardware: device, dtype, attention kernel and batch size."""
 
 from typing import Literal
 
@@ -9,11 +9,18 @@ from larf_curate.errors import ModelError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CPU_TOKENS = 512
+"""Tokens per thread of a CPU and forward pass."""
 ACCELERATOR_TOKENS = 16_384
+"""Tokens per forward pass of an accelerator."""
 
 
 def resolve_device(device: str | None = None, rank: int | None = None) -> str:
-    """The device asked for, else the GPU of this rank, else the first accelerator there is, else the CPU."""
+    """Resolve a device: the one given, else the CUDA GPU of this rank, else MPS, else the CPU.
+
+    Args:
+        device: A torch device; None or ``auto`` to choose one.
+        rank: Rank of this worker process, which selects among several GPUs; default: the first GPU.
+    """
     if device and device != "auto":
         return device
     if torch.cuda.is_available():
@@ -22,20 +29,20 @@ def resolve_device(device: str | None = None, rank: int | None = None) -> str:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Check that a device is available.
 
     Raises:
-        ModelError: If nothing can be computed on it.
+        ModelError: If no tensor can be allocated on it.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot compute on device {device!r}: {first}; leave it out to take what there is") from error
+        raise ModelError(f"cannot compute on device {device!r}: {first}; omit it to use an available one") from error
 
 
 def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
-    """``auto`` becomes bfloat16 where the device computes in it, float32 elsewhere."""
+    """Resolve ``auto``: bfloat16 where the hardware supports it natively, else float32; other dtypes are unchanged."""
     if dtype != "auto":
         return dtype
     if device.startswith("cuda"):
@@ -43,16 +50,16 @@ def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
     return "bfloat16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def flash_attention(device: str, dtype: Dtype) -> bool:
-    """Whether the FlashAttention package is there and can serve this device and number format."""
+def supports_flash_attention(device: str, dtype: Dtype) -> bool:
+    """Whether the FlashAttention package is installed and supports this device and dtype."""
     half = resolve_dtype(dtype, device) in ("bfloat16", "float16")
     return half and device.startswith("cuda") and bool(is_flash_attn_2_available())
 
 
-def suited_tokens(device: str) -> int:
-    """Tokens of one forward pass that compute fast.
+def default_batch_tokens(device: str) -> int:
+    """Number of tokens per forward pass at which a device type is fast.
 
-    On a CPU, larger ones do not stay in its caches: on a small model, 512 tokens a thread took two thirds of the time
-    that 4,096 took. An accelerator wants enough to keep all its units busy.
+    On a CPU, larger batches do not fit into the caches: for a small model, 512 tokens per thread took two thirds of the
+    time of 4,096. An accelerator needs enough tokens to keep all its units busy.
     """
     return ACCELERATOR_TOKENS if device != "cpu" else min(CPU_TOKENS * torch.get_num_threads(), ACCELERATOR_TOKENS)

@@ -1,4 +1,4 @@
-"""Greedy answers of a chat model to prompts, in left-padded batches."""
+"""Greedy generation of chat answers in left-padded batches."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,23 +14,27 @@ from larf_curate.models.devices import resolve_device, resolve_dtype
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
 
 UNLIMITED = 1 << 30
+"""Context window of a model whose config does not limit its positions."""
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-"""Named one by one, for what is not named comes from the model's own generation settings."""
+"""All set explicitly, since options that are not set are taken from the model's own generation config."""
 Chat = str | list[dict[str, str]]
-"""A prompt: the user's words, or messages."""
+"""A prompt: the user's text, or chat messages."""
 
 
 def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
-    """Load a model, or the adapter of one, and its tokenizer, from a folder or the Hub.
+    """Load a causal language model, or an adapter together with its base, and its tokenizer.
 
-    Weights keep the dtype of their files where the hardware computes in bfloat16, and are float32 elsewhere.
+    Weights keep the dtype of their files where the hardware supports bfloat16 natively, and are float32 elsewhere.
 
     Args:
         name: Folder or Hub id.
-        device: As in torch; by default the first accelerator there is.
+        device: A torch device; default: the first available accelerator.
+
+    Returns:
+        The model on its device, and its tokenizer.
 
     Raises:
-        ModelError: If there is no such model.
+        ModelError: If the model cannot be loaded.
     """
     device, source = resolve_device(device), ModelSource(model_id=name)
     dtype: Literal["auto"] | torch.dtype = "auto" if resolve_dtype("auto", device) == "bfloat16" else torch.float32
@@ -46,29 +50,30 @@ def generate_answers(
     batch_size: int = 16,
     system: str | None = None,
 ) -> list[str]:
-    """Answer prompts greedily; the batch does not change an answer beyond rounding.
+    """Generate greedy answers to prompts; batching changes an answer only by rounding.
 
     Prompts of similar length share a batch.
 
     Args:
-        model: A decoder of transformers; it is put in evaluation mode and back.
+        model: A causal language model of transformers; its training mode is restored afterwards.
         tokenizer: Its tokenizer, with a chat template.
         prompts: The prompts.
         max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts a batch.
-        system: System message of every prompt, if any.
+        batch_size: Number of prompts per batch.
+        system: System message for every prompt; default: none.
 
     Returns:
         The answers in the order of the prompts, without special tokens.
 
     Raises:
-        InputError: If a prompt and its answer do not fit into the model's window, or a size is below 1.
-        ModelError: If there is no chat template, or the model gives NaN.
+        InputError: If a prompt and its answer do not fit into the context window, or a size is below 1.
+        ModelError: If there is no chat template, or the model's logits are NaN.
     """
     if min(max_new_tokens, batch_size) < 1:
         raise InputError(f"wanted max_new_tokens and batch_size of at least 1, got {max_new_tokens} and {batch_size}")
     encoded = [_encode(tokenizer, prompt, system) for prompt in prompts]
     _check_window(model, encoded, max_new_tokens)
+    # Longest first: if a batch does not fit into memory, it is the first one.
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     answers = [""] * len(encoded)
     training = model.training
@@ -89,17 +94,17 @@ def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # n
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     if not tokenizer.chat_template:
-        raise ModelError("the model has no chat template, so it is not known how to ask it: take an instruct model")
+        raise ModelError("the model has no chat template, so prompts cannot be formatted: use an instruct model")
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise InputError(f"the model's chat template refuses a prompt: {error}") from error
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no tokenizer takes lone surrogates
+        raise InputError(f"the model's chat template rejects a prompt: {error}; change or remove it") from error
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers fail on lone surrogates
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def window_of(config: Any) -> int:  # noqa: ANN401
-    """Most tokens that a model with this config has positions for."""
+    """Context window of a model in tokens, from its config; `UNLIMITED` if the config does not limit it."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
 
 
@@ -108,7 +113,7 @@ def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  
     for index, ids in enumerate(encoded):
         if len(ids) + new > window:
             raise InputError(
-                f"prompt {index} has {len(ids)} tokens, with {new} of the answer more than the model's window of "
+                f"prompt {index} has {len(ids)} tokens, with {new} for the answer more than the context window of "
                 f"{window}: shorten it or lower max_new_tokens"
             )
 
@@ -124,24 +129,26 @@ def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
-        logits_processor=LogitsProcessorList([_NoNan()]),
+        logits_processor=LogitsProcessorList([_RaiseOnNan()]),
     )
     return [text.strip() for text in tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)]
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
-    """All tokens that end an answer, of the model's generation settings and of the tokenizer."""
-    known = getattr(model.generation_config, "eos_token_id", None)
-    ids = [known] if isinstance(known, int) else list(known or [])
+    """Ids of all tokens that end an answer, from the generation config and the tokenizer, which may disagree."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stop = list(dict.fromkeys([*ids, *own]))
     if not stop:
-        raise ModelError("neither the model nor its tokenizer names a token that ends an answer: set eos_token")
+        raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
     return stop
 
 
-class _NoNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+class _RaiseOnNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Raises at the first NaN: greedy decoding would return token 0 forever, which looks like an answer."""
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
-            raise ModelError("the model gives NaN: its weights or its dtype are broken")
+            raise ModelError("the model gives NaN: check its weights, or load it in bfloat16 or float32")
         return scores

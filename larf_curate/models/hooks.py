@@ -1,4 +1,4 @@
-"""Forward hooks for the duration of a ``with`` block."""
+"""Forward hooks that are registered for the duration of a ``with`` block."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,20 +7,20 @@ from typing import Any, TypeAlias
 from torch import nn
 
 Hook: TypeAlias = Callable[..., Any]
-"""As `torch.nn.Module.register_forward_hook` and ``register_forward_pre_hook`` take it."""
+"""A hook as accepted by `torch.nn.Module.register_forward_hook` and ``register_forward_pre_hook``."""
 
 
 @contextmanager
 def forward_hooks(
     after: Iterable[tuple[nn.Module, Hook]], *, before: Iterable[tuple[nn.Module, Hook]] = ()
 ) -> Iterator[None]:
-    """Call hooks around the forward passes of modules; they are always removed, also when registering one fails.
+    """Register forward hooks on modules; they are always removed, even if registering one of them fails.
 
     Args:
-        after: Modules with what is called behind their forward pass; a value that it returns replaces the output.
-        before: Modules with what is called before it; a value that it returns replaces the inputs.
+        after: Pairs of a module and a hook called after its forward pass; a returned value replaces the output.
+        before: Pairs of a module and a hook called before it; a returned value replaces the inputs.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # each removal is scheduled before the next hook is registered
         for module, hook in before:
             stack.callback(module.register_forward_pre_hook(hook).remove)
         for module, hook in after:

@@ -1,4 +1,4 @@
-"""State readers of models: loaded up to the deepest layer asked for, and proven to give the model's own states."""
+"""State readers: a model loaded up to the deepest requested layer, with its optimizations checked for exactness."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from larf_curate.conversation.chat_template import Tokenizer, Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
 from larf_curate.models.blocks import decoder_blocks
-from larf_curate.models.devices import check_device, flash_attention, resolve_dtype
+from larf_curate.models.devices import check_device, resolve_dtype, supports_flash_attention
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.source import (
     ModelSource,
-    layers_of,
     load_causal_lm,
     load_config,
     load_decoder,
     load_tokenizer,
+    num_layers,
 )
 from larf_curate.models.threads import worker_threads
 from larf_curate.models.token_trimming import Shortcut
 
 Loaded = TypeVar("Loaded")
-UNRUNNABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
-"""What a forward pass raises that a model was not made for."""
+FORWARD_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+"""Errors of a forward pass that a model does not support."""
 
 
 def load_reader(
@@ -39,18 +39,18 @@ def load_reader(
     max_length: int = DEFAULT_MAX_LENGTH,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> StateReader:
-    """Load a model up to its deepest asked layer; the last one loaded is kept for the next call.
+    """Load a model up to the deepest requested layer; the most recently loaded one is cached.
 
     Args:
         source: The model.
         layers: 0-based decoder blocks.
         device: A torch device, such as ``cpu``, ``cuda:1`` or ``mps``.
         max_length: Longest conversation in tokens.
-        batch_tokens: Most tokens of one batch; 0 for what suits the device.
+        batch_tokens: Most tokens per batch; 0 for the device's default.
 
     Raises:
         ModelError: If the model cannot be loaded.
-        InputError: If it has no such layers.
+        InputError: If it does not have these layers.
     """
     check_device(device)
     if threads := worker_threads():
@@ -59,7 +59,7 @@ def load_reader(
 
 
 def forget_reader() -> None:
-    """Let go of the model kept for the next call, to make room for another."""
+    """Clear the cached reader and free its memory, for instance before another model is loaded."""
     _load_reader.cache_clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -70,7 +70,7 @@ def _load_reader(
     source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
 ) -> StateReader:
     config = load_config(source)
-    _check_layers(layers, layers_of(config, source), source.model_id)
+    _check_layers(layers, num_layers(config, source), source.model_id)
     tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
 
     def load(attention: str | None) -> StateReader:
@@ -83,7 +83,7 @@ def _load_reader(
 def load_reader_with_head(
     source: ModelSource, *, device: str, max_length: int = DEFAULT_MAX_LENGTH
 ) -> tuple[StateReader, Any]:
-    """Load a whole model once, to read states at all its blocks and to run it with its head.
+    """Load a complete model once, both to read states at all its blocks and to run it with its head.
 
     Args:
         source: The model.
@@ -91,13 +91,13 @@ def load_reader_with_head(
         max_length: Longest conversation in tokens.
 
     Returns:
-        A reader of all blocks, and the causal language model whose decoder it reads.
+        A reader of all blocks, and the causal language model that it shares its weights with.
 
     Raises:
         ModelError: If the model cannot be loaded with its head.
     """
     check_device(device)
-    forget_reader()  # makes room for this one
+    forget_reader()  # two models might not fit into memory
     tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
 
     def load(attention: str | None) -> tuple[StateReader, Any]:
@@ -109,9 +109,9 @@ def load_reader_with_head(
 
 
 def _with_fastest_attention(load: Callable[[str | None], Loaded], source: ModelSource, device: str) -> Loaded:
-    """Load with FlashAttention where it is installed and the model can use it, else with the model's own choice."""
-    if flash_attention(device, source.dtype):
-        with suppress(ModelError):  # not every model can use it
+    """Load with FlashAttention if it is installed and the model supports it, else with the model's default."""
+    if supports_flash_attention(device, source.dtype):
+        with suppress(ModelError):  # not every architecture supports it
             return load("flash_attention_2")
     return load(None)
 
@@ -124,13 +124,13 @@ def _reader(
     max_length: int,
     batch_tokens: int,
 ) -> StateReader:
-    """A reader of a loaded decoder, with the shortcuts that are exact for it."""
+    """Make a reader of a loaded decoder, with the optimizations that are exact for it."""
     reader = StateReader(
         model=decoder.eval().requires_grad_(False),
         tokenizer=tokenizer,
         layers=layers,
         revision=revision,
-        max_length=min(max_length, _longest(decoder.config, max_length)),
+        max_length=min(max_length, _max_positions(decoder.config, max_length)),
         batch_tokens=batch_tokens,
     )
     reader.shortcuts = exact_shortcuts(reader)
@@ -138,48 +138,48 @@ def _reader(
 
 
 def _commit(config: Any) -> str | None:  # noqa: ANN401  any config of transformers
-    """The commit of the Hub that a config came from."""
+    """Commit of the Hub that a config was loaded from; None if it was loaded from a folder."""
     return getattr(config, "_commit_hash", None)
 
 
 def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
-    """Find which of its shortcuts give a model's own states, with two made-up conversations.
+    """Find the optimizations that do not change the states of a model, on two synthetic conversations.
 
     Args:
         reader: A reader of the model.
 
     Returns:
-        All of the reader's shortcuts but those that the model's blocks do not allow.
+        The reader's optimizations without those that the architecture does not support.
 
     Raises:
-        ModelError: If the states of a conversation depend on the padding behind it, or the model does not run.
+        ModelError: If the states of a conversation depend on the padding after it, or the model does not run.
     """
     vocabulary = reader.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = [index * 7919 % vocabulary for index in range(20)]
     probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]
 
-    tolerance = 0.001 if reader.model.dtype == torch.float32 else 0.05  # of halves, errors are about 0.01
+    tolerance = 0.001 if reader.model.dtype == torch.float32 else 0.05  # half precision is off by about 0.01
 
     def states(conversations: Sequence[Tokens], shortcuts: frozenset[Shortcut]) -> NDArray[np.float32]:
-        plain = replace(reader, shortcuts=shortcuts)
-        return np.concatenate(list(plain(conversations, ("last", "prompt", "mean")).values()), axis=1)
+        variant = replace(reader, shortcuts=shortcuts)
+        return np.concatenate(list(variant(conversations, ("last", "prompt", "mean")).values()), axis=1)
 
     try:
-        want = np.concatenate([states([probe], frozenset()) for probe in probes])
-        if not _alike(states(probes, frozenset()), want, tolerance):
+        expected = np.concatenate([states([probe], frozenset()) for probe in probes])
+        if not _equal_up_to_rounding(states(probes, frozenset()), expected, tolerance):
             raise ModelError(
-                f"the states of {type(reader.model).__name__} depend on what comes after them: only causal "
-                "decoder models can be read"
+                f"the states of {type(reader.model).__name__} depend on later tokens: only causal decoder models can "
+                "be read, use one of these"
             )
-    except UNRUNNABLE as error:
+    except FORWARD_ERRORS as error:
         if isinstance(error, LarfCurateError):
             raise
         raise ModelError(f"cannot read states from {type(reader.model).__name__}: {error}") from error
 
     def exact(shortcuts: frozenset[Shortcut]) -> bool:
         try:
-            return _alike(states(probes, shortcuts), want, tolerance)
-        except UNRUNNABLE:
+            return _equal_up_to_rounding(states(probes, shortcuts), expected, tolerance)
+        except FORWARD_ERRORS:
             return False
 
     if exact(reader.shortcuts):
@@ -187,16 +187,20 @@ def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
     return frozenset(shortcut for shortcut in reader.shortcuts if exact(frozenset({shortcut})))
 
 
-def _alike(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float) -> bool:
-    """Whether states differ by rounding only, on average; wrong ones are off by about their own length."""
+def _equal_up_to_rounding(got: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> bool:
+    """Whether the mean relative error is below the tolerance; wrong states have errors of about 1."""
     with np.errstate(all="ignore"):
-        errors = np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)
-    errors = errors[np.isfinite(errors)]  # an overflow is an error of a row, not of a model
+        errors = np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    errors = errors[np.isfinite(errors)]  # an overflow is an error of a row, not of the model
     return not errors.size or float(errors.mean()) < tolerance
 
 
-def _longest(config: Any, default: int) -> int:  # noqa: ANN401  any config of transformers
-    """Most tokens a model reads with one set of rotary frequencies; beyond, a row's states depend on its batch."""
+def _max_positions(config: Any, default: int) -> int:  # noqa: ANN401  any config of transformers
+    """Most tokens that a model reads with one set of rotary frequencies.
+
+    LongRoPE switches to other frequencies for a whole batch once one row is longer than the original window: a row's
+    states would then depend on the other rows of its batch.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
         return int(rope["original_max_position_embeddings"])

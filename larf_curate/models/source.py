@@ -1,4 +1,4 @@
-"""Which model to read, and its parts as `transformers` loads them: config, tokenizer, first decoder blocks."""
+"""Model sources, and their parts as loaded by `transformers`: config, tokenizer, decoder, causal language model."""
 
 import os
 from collections.abc import Iterator
@@ -14,18 +14,19 @@ from safetensors import SafetensorError
 from larf_curate.conversation.chat_template import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
-from larf_curate.models.blocks import cut, same_blocks
+from larf_curate.models.blocks import has_same_blocks, truncate_config
 from larf_curate.models.devices import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Which model to read, and how.
+    """Which model to load, and how.
 
     Args:
         model_id: A local folder or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware computes in it.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware supports it natively,
+            else float32.
         chat_template: A Jinja chat template to use instead of the tokenizer's own.
         trust_remote_code: Whether code from the model's repository may run.
     """
@@ -38,15 +39,15 @@ class ModelSource:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Options that every ``from_pretrained`` takes."""
+        """Keyword arguments of every ``from_pretrained``."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load a tokenizer, with the source's chat template if it gives one.
+    """Load a tokenizer; the source's chat template, if any, replaces its own.
 
     Raises:
-        ModelError: If it cannot be loaded.
+        ModelError: If the tokenizer cannot be loaded.
     """
     tokenizer = _load(transformers.AutoTokenizer, source)
     if source.chat_template is not None:
@@ -58,7 +59,7 @@ def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of tran
     """Load a model's config.
 
     Raises:
-        ModelError: If it cannot be loaded, or is an adapter, which has none.
+        ModelError: If it cannot be loaded, or the folder holds an adapter, which has no config of its own.
     """
     folder = Path(source.model_id)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
@@ -76,55 +77,55 @@ def load_decoder(
     *,
     attention: str | None = None,
 ) -> Any:  # noqa: ANN401
-    """Load at least the first blocks of a model, without its head and without what it sees or hears with.
+    """Load at least the first blocks of a model, without its head and without vision or audio encoders.
 
     Args:
         source: The model.
         config: Its config.
-        count: How many blocks are needed.
-        dtype: Number format of the weights.
-        attention: Which attention of `transformers` to use, if not its own choice.
+        count: Number of blocks that are needed.
+        dtype: Dtype of the weights.
+        attention: Attention implementation of `transformers`; default: the model's.
 
     Raises:
-        ModelError: If it cannot be loaded.
+        ModelError: If the model cannot be loaded.
     """
-    short = cut(config, count)
-    if not same_blocks(config, short, trust_remote_code=source.trust_remote_code):
-        short = config  # its first blocks depend on how many follow: all are loaded
-    chosen = {"attn_implementation": attention} if attention else {}
-    model = _load(transformers.AutoModel, source, config=short, dtype=dtype, **chosen)
+    truncated = truncate_config(config, count)
+    if not has_same_blocks(config, truncated, trust_remote_code=source.trust_remote_code):
+        truncated = config  # the first blocks depend on the number of blocks, so that all must be loaded
+    options = {"attn_implementation": attention} if attention else {}
+    model = _load(transformers.AutoModel, source, config=truncated, dtype=dtype, **options)
     return model.get_decoder()
 
 
 def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *, attention: str | None = None) -> Any:  # noqa: ANN401
-    """Load a whole model with its head, or an adapter on its base.
+    """Load a complete model with its head, or an adapter together with its base model.
 
     Args:
-        source: The model; its dtype is not looked at.
-        dtype: Number format of the weights; ``auto`` for that of the files.
-        attention: Which attention of `transformers` to use, if not its own choice.
+        source: The model; its dtype is ignored.
+        dtype: Dtype of the weights; ``auto`` for that of the files.
+        attention: Attention implementation of `transformers`; default: the model's.
 
     Raises:
-        ModelError: If it cannot be loaded, or its files lack weights, which would be random.
+        ModelError: If the model cannot be loaded, or its files lack weights, which would be initialised randomly.
     """
-    chosen = {"attn_implementation": attention} if attention else {}
-    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True, **chosen)
+    options = {"attn_implementation": attention} if attention else {}
+    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
-            "take a model that was saved with its head"
+            "use a model that was saved with its head"
         )
     return model
 
 
 def weights_digest(source: ModelSource) -> str | None:
-    """What tells a model's weights from others under the same name.
+    """Identify the weights of a model, so that a model with the same name but other weights can be detected.
 
     Args:
-        source: The model; of a Hub id the commit is looked up.
+        source: The model; for a Hub id the commit is looked up.
 
     Returns:
-        Of a folder a hex digest of samples of its weight files, of a Hub id the commit, or None if it has none.
+        For a folder, a hex digest of samples of its weight files; for a Hub id, the commit, or None if unknown.
     """
     folder = Path(source.model_id)
     if not folder.is_dir():
@@ -134,23 +135,23 @@ def weights_digest(source: ModelSource) -> str | None:
 
 def count_layers(source: ModelSource) -> int:
     """Number of decoder blocks of a model, from its config alone."""
-    return layers_of(load_config(source), source)
+    return num_layers(load_config(source), source)
 
 
-def layers_of(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any config of transformers
-    """Number of decoder blocks by a config.
+def num_layers(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any config of transformers
+    """Number of decoder blocks given in a config.
 
     Raises:
-        ModelError: If the model is no decoder.
+        ModelError: If the model is not a decoder-only model.
     """
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if config.is_encoder_decoder or not isinstance(count, int):
-        raise ModelError(f"wanted a decoder model, got {config.model_type!r} in {source.model_id!r}: take a chat model")
+        raise ModelError(f"wanted a decoder model, got {config.model_type!r} in {source.model_id!r}: use a chat model")
     return count
 
 
 def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
-    """``from_pretrained`` with errors in one line, and without its report on the weights left out."""
+    """Call ``from_pretrained`` with one-line errors and without its report on the weights that are not loaded."""
     try:
         with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)
@@ -162,7 +163,7 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the loading reports and progress bars of `transformers`."""
+    """Silence loading reports and progress bars of `transformers` inside a ``with`` block."""
     reports = transformers.utils.logging
     level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
     reports.set_verbosity_error()
@@ -176,10 +177,10 @@ def quiet() -> Iterator[None]:
 
 
 def identify(model: str | Path) -> str:
-    """A Hub id as it is, a folder as an absolute path, so that every process finds it."""
+    """Resolve a model: a folder to its absolute path, so that every process finds it; a Hub id is unchanged."""
     return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
 
 
 def public_name(name: str) -> str:
-    """A name to tell others: of a folder or file on this machine the last part, a Hub id as it is."""
+    """Name for reports and uploads: the last part of a local path, which reveals no folders; Hub ids are unchanged."""
     return Path(name).name if os.path.isabs(name) else name

@@ -1,37 +1,40 @@
-"""Threads of worker processes: together they use the cores there are, and none waits for those of its parent."""
+"""Thread counts of worker processes: together they use the available cores, and none deadlocks after a fork."""
 
 import multiprocessing
 import os
 
 import multiprocess
 
-THREADS = "OMP_NUM_THREADS"
-"""The environment variable by which libraries are told how many threads to use."""
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+"""Environment variable from which numerical libraries take their number of threads."""
 
 
 def share_cores(workers: int) -> None:
-    """Give this worker process its part of the cores: for `worker_threads`, and for libraries loaded after this.
+    """Limit this worker process to its share of the cores.
+
+    The limit applies to `worker_threads` and to libraries that are loaded afterwards; a lower limit that is already set
+    is kept.
 
     Args:
-        workers: How many processes compute at the same time.
+        workers: Number of processes that compute at the same time.
     """
-    part = max(1, _cores() // workers)
-    os.environ[THREADS] = str(min(part, int(os.environ.get(THREADS) or part)))
+    share = max(1, _cores() // workers)
+    os.environ[THREADS_VARIABLE] = str(min(share, int(os.environ.get(THREADS_VARIABLE) or share)))
 
 
 def worker_threads() -> int | None:
-    """How many threads a worker process may use; None outside of one.
+    """Number of threads that a worker process may use; None in the main process.
 
-    A forked one may use one only: it waits for ever for the thread pools of its parent. So may one of unknown many that
-    were not told their share.
+    A forked worker may use a single thread, since it would wait forever for the thread pools of its parent. So may a
+    worker without a limit in its environment: the number of its siblings is unknown.
     """
     libraries = [library for library in (multiprocessing, multiprocess) if library.parent_process() is not None]
     if not libraries:
         return None
     forked = any(type(library.current_process()).__name__ == "ForkProcess" for library in libraries)
-    return 1 if forked else int(os.environ.get(THREADS) or 1)
+    return 1 if forked else int(os.environ.get(THREADS_VARIABLE) or 1)
 
 
 def _cores() -> int:
-    """Number of cores this process may run on."""
+    """Number of cores that this process may run on, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

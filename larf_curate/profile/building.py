@@ -11,7 +11,7 @@ from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet, load_neutral
 from larf_curate.errors import ModelError, ProfileError
 from larf_curate.layers.choice import check_enough
-from larf_curate.models.hidden_states import StateReader, out_of_memory
+from larf_curate.models.hidden_states import StateReader, is_out_of_memory
 from larf_curate.models.loading import load_reader, load_reader_with_head
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.profile.checks import check_apart, check_pairs, check_prompts, check_unlike, warn_few
@@ -106,7 +106,7 @@ class LoadedModel:
                 reader, causal_lm = load_reader_with_head(source, device=device, max_length=max_length)
                 return cls(source=source, reader=reader, causal_lm=causal_lm)
             except (ModelError, RuntimeError) as error:
-                if not isinstance(error, ModelError) and not out_of_memory(error):
+                if not isinstance(error, ModelError) and not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
         chosen = tuple(range(count_layers(source)) if layers is None else layers)

@@ -9,8 +9,8 @@ import numpy as np
 from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import carried, middle_half
-from larf_curate.models.hidden_states import out_of_memory
-from larf_curate.models.loading import UNRUNNABLE
+from larf_curate.models.hidden_states import is_out_of_memory
+from larf_curate.models.loading import FORWARD_ERRORS
 from larf_curate.models.source import ModelSource, public_name
 from larf_curate.profile.building import LoadedModel
 
@@ -48,8 +48,8 @@ def _sensitivity(model: LoadedModel) -> LayerReport | str:
         return find_safety_layers(model.causal_lm, tokenizer=model.reader.tokenizer)
     except (ModelError, InputError) as error:
         return str(error).partition(": ")[0]
-    except UNRUNNABLE as error:
-        if out_of_memory(error):
+    except FORWARD_ERRORS as error:
+        if is_out_of_memory(error):
             return "memory is short"
         raise ModelError(
             f"the gradient of {model.source.model_id} failed ({type(error).__name__}: {error}): name the layers "

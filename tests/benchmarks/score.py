@@ -35,7 +35,7 @@ from larf_curate import LarfScorer, SafetyProfile
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.models.blocks import decoder_blocks
-from larf_curate.models.devices import resolve_device, default_batch_tokens
+from larf_curate.models.devices import default_batch_tokens, resolve_device
 from larf_curate.models.loading import load_reader
 from larf_curate.models.prefix_cache import group_by_prefix
 from larf_curate.models.source import ModelSource, count_layers

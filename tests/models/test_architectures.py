@@ -195,7 +195,7 @@ def test_a_model_with_several_streams_is_refused(tmp_path):
     sizes |= {"vocab_size_per_layer_input": len(tiny_tokenizer()), "activation_sparsity_pattern": None}
     torch.manual_seed(0)
     config = transformers.Gemma3nTextConfig(vocab_size=len(tiny_tokenizer()), **sizes)
-    with pytest.raises(ModelError, match="one state a token"):
+    with pytest.raises(ModelError, match="one state per token"):
         reader_of(save(transformers.Gemma3nForCausalLM(config), tmp_path), (1, 3))
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from larf_curate.conversation.chat_template import Renderer, Tokens, Turn
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks
-from larf_curate.models.devices import flash_attention, resolve_device, resolve_dtype, suited_tokens
+from larf_curate.models.devices import default_batch_tokens, resolve_device, resolve_dtype, supports_flash_attention
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers
@@ -230,7 +230,7 @@ def test_a_told_device_and_dtype_are_taken_as_they_are():
 def test_the_token_budget_suits_the_device_unless_it_is_told(tiny_llama):
     assert reader_of(tiny_llama, (0,)).batch_tokens == min(512 * torch.get_num_threads(), 16_384)
     assert reader_of(tiny_llama, (0,), batch_tokens=77).batch_tokens == 77
-    assert suited_tokens("cuda:1") == suited_tokens("mps") == 16_384
+    assert default_batch_tokens("cuda:1") == default_batch_tokens("mps") == 16_384
 
 
 def test_flash_attention_is_for_halves_on_a_gpu_that_has_it_and_given_up_where_a_model_refuses_it(
@@ -238,8 +238,8 @@ def test_flash_attention_is_for_halves_on_a_gpu_that_has_it_and_given_up_where_a
 ):
     monkeypatch.setattr("larf_curate.models.devices.is_flash_attn_2_available", lambda: True)
     cases = [("cuda:0", "bfloat16"), ("cuda:0", "float32"), ("cpu", "bfloat16")]
-    assert [flash_attention(device, dtype) for device, dtype in cases] == [True, False, False]
-    monkeypatch.setattr("larf_curate.models.loading.flash_attention", lambda *_: True)
+    assert [supports_flash_attention(device, dtype) for device, dtype in cases] == [True, False, False]
+    monkeypatch.setattr("larf_curate.models.loading.supports_flash_attention", lambda *_: True)
     assert reader_of(tiny_llama, (2,), max_length=99).model.config._attn_implementation == "sdpa"
 
 

@@ -10,7 +10,7 @@ from transformers import MistralConfig, MistralModel
 
 from larf_curate.conversation.chat_template import Tokens, Turn
 from larf_curate.models.loading import load_reader
-from larf_curate.models.prefix_cache import MIN_PREFIX, MIN_SAVING, cache_argument, grouped, run_prefix
+from larf_curate.models.prefix_cache import MIN_PREFIX, MIN_SAVING, cache_argument, group_by_prefix, run_prefix
 from larf_curate.models.source import ModelSource
 from larf_curate.states import POSITIONS
 
@@ -29,21 +29,21 @@ from larf_curate.states import POSITIONS
 )
 def test_rows_that_all_begin_alike_are_one_group_within_the_limit_if_it_pays(conversations, limits, length):
     assert MIN_PREFIX == 4
-    assert grouped(conversations, [limits] * len(conversations)) == [(length, list(range(len(conversations))))]
+    assert group_by_prefix(conversations, [limits] * len(conversations)) == [(length, list(range(len(conversations))))]
 
 
 def test_one_odd_row_does_not_take_the_beginning_from_the_others():
     head = list(range(40))
     rows = [[*head, 90], [*head, 91], [7, 8, 9, 10, 11], [*head, 92]]
-    assert grouped(rows, [50] * 4) == [(40, [0, 1, 3]), (0, [2])]
+    assert group_by_prefix(rows, [50] * 4) == [(40, [0, 1, 3]), (0, [2])]
     assert MIN_SAVING > 40
-    assert grouped(rows, [50, 3, 50, 50]) == [(0, [0, 1, 2, 3])], "40 tokens saved do not pay for a batch"
+    assert group_by_prefix(rows, [50, 3, 50, 50]) == [(0, [0, 1, 2, 3])], "40 tokens saved do not pay for a batch"
 
 
 def test_several_beginnings_are_groups_of_their_own():
     one, other = list(range(100)), list(range(500, 570))
     rows = [[*one, 1], [*other, 1], [*one, 2], [*other, 2], [*other, 3], [3, 4, 5]]
-    assert grouped(rows, [200] * 6) == [(70, [1, 3, 4]), (100, [0, 2]), (0, [5])]
+    assert group_by_prefix(rows, [200] * 6) == [(70, [1, 3, 4]), (100, [0, 2]), (0, [5])]
 
 
 def naive_best_saving(heads):
@@ -65,7 +65,7 @@ def test_the_first_group_saves_the_most_that_any_can():
         trunk = rng.integers(2, size=60).tolist()
         rows = [trunk[: rng.integers(60)] + rng.integers(2, size=5).tolist() for _ in range(7)]
         limits = rng.integers(70, size=7).tolist()
-        groups = grouped(rows, limits)
+        groups = group_by_prefix(rows, limits)
         assert sorted(place for _, members in groups for place in members) == list(range(7))
         for length, members in groups:
             assert len({tuple(rows[m][:length]) for m in members}) == 1
@@ -124,7 +124,7 @@ def test_a_kept_beginning_serves_many_batches_and_never_grows(window):
             rest = torch.tensor(rng.integers(50, size=(rows, 7)))
             whole = torch.cat([torch.tensor([head]).expand(rows, -1), rest], dim=1)
             got = model(
-                input_ids=rest, use_cache=True, **cache_argument(model, prefix.repeated(rows))
+                input_ids=rest, use_cache=True, **cache_argument(model, prefix.for_batch(rows))
             ).last_hidden_state
             want = model(input_ids=whole).last_hidden_state[:, 12:]
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

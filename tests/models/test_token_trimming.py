@@ -169,7 +169,7 @@ def test_out_of_memory_halves_the_batches_says_so_once_and_loses_no_row(
         assert_allclose(got[position], want[position], atol=1e-4)
         assert_allclose(again[position], want[position], atol=1e-4)
     assert [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()] == [
-        "out of memory: going on with smaller batches"
+        "out of memory: continuing with smaller batches"
     ]
     assert 46 <= reader.batch_tokens < 120
 
