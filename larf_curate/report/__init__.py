@@ -1,4 +1,4 @@
-"""The HTML report: scores, the rows behind them, and what could not be scored, on one page."""
+"""The HTML report: one page with score statistics, the highest-scoring rows and the rows without a score."""
 
 from larf_curate.report.page import write_report
 

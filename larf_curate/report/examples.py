@@ -1,4 +1,4 @@
-"""Single rows of a report: conversation, scores, neighbours and reason, cut to a size that a page can hold."""
+"""Single rows of a report: conversation, scores, nearest exemplars and reason, shortened to a displayable size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from larf_curate.conversation.schemas import Message, Row, to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 
-_OPENING, _CLOSING = 4, 12
+_FIRST_TURNS, _LAST_TURNS = 4, 12
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: its role and its text."""
+    """One message of a conversation."""
 
     role: str
     text: Excerpt
@@ -23,23 +23,23 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row as the page shows it.
+    """One row as shown on the page.
 
     Args:
-        position: Place of the row in the dataset, from 0.
-        row_id: The stable id that selection gives, if any.
+        position: 0-based index of the row in the dataset.
+        row_id: The stable ``larf_row_id``; None before selection.
         status: The row's ``larf_status``.
-        score: The row's score, None if it has none.
-        flagged: Whether a selection flagged it.
-        reason: Why it was flagged, if a selection said so.
-        summary: One line of its text.
-        opening: The first turns.
-        hidden_turns: How many turns follow that are left out.
-        closing: The last turns.
-        raw: The row as JSON where it is no conversation.
-        layers: Score by layer.
-        signals: Value by signal.
-        neighbors: The nearest exemplars.
+        score: The row's score; higher means closer to unsafe, None without a score.
+        flagged: Whether a selection flagged the row.
+        reason: Why a selection flagged the row, if it did.
+        summary: One line of the row's text.
+        first_turns: The first turns, or all turns of a short conversation.
+        hidden_turns: Number of turns that are not shown.
+        last_turns: The last turns of a long conversation.
+        raw: The row as JSON, if it is not a conversation.
+        layers: Score at each layer; empty without a score.
+        signals: Value by signal name.
+        neighbors: The nearest exemplars: ``id``, ``label`` and ``cosine`` each.
     """
 
     position: int
@@ -49,9 +49,9 @@ class Example:
     flagged: bool
     reason: str | None
     summary: str
-    opening: Sequence[Turn]
+    first_turns: Sequence[Turn]
     hidden_turns: int
-    closing: Sequence[Turn]
+    last_turns: Sequence[Turn]
     raw: Excerpt | None
     layers: Sequence[float]
     signals: Mapping[str, float]
@@ -61,7 +61,15 @@ class Example:
 def read_examples(
     rows: Dataset, positions: Iterable[int], columns: Mapping[str, str] | None = None
 ) -> Iterator[Example]:
-    """Read the rows at the given positions, in that order, without their stored states."""
+    """Read the rows at the given positions, in that order.
+
+    Stored states are not loaded: they are by far the largest column, and the page does not show them.
+
+    Args:
+        rows: Scored rows.
+        positions: 0-based indices of rows.
+        columns: Column names by role, if the user gave any.
+    """
     table = rows.select_columns([name for name in rows.column_names if name != "larf_state"]).with_format("arrow")
     for position in positions:
         yield _example(table[position : position + 1].to_pylist()[0], position, columns)
@@ -69,7 +77,8 @@ def read_examples(
 
 def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Example:
     turns, raw = _content(row, columns)
-    cut = len(turns) > _OPENING + _CLOSING
+    cut = len(turns) > _FIRST_TURNS + _LAST_TURNS
+    # The summary is the first user turn if there is one: system prompts are often the same in every row.
     texts = [turn.text.head for turn in sorted(turns, key=lambda turn: turn.role != "user")] + (
         [raw.head] if raw else []
     )
@@ -81,9 +90,9 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
         flagged=bool(row.get("larf_flagged")),
         reason=row.get("larf_reason"),
         summary=one_line(texts[0]),
-        opening=turns[:_OPENING] if cut else turns,
-        hidden_turns=len(turns) - _OPENING - _CLOSING if cut else 0,
-        closing=turns[-_CLOSING:] if cut else [],
+        first_turns=turns[:_FIRST_TURNS] if cut else turns,
+        hidden_turns=len(turns) - _FIRST_TURNS - _LAST_TURNS if cut else 0,
+        last_turns=turns[-_LAST_TURNS:] if cut else [],
         raw=raw,
         layers=row.get("larf_layer_scores") or [],
         signals=row.get("larf_signals") or {},
@@ -92,14 +101,14 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
 
 
 def _content(row: Row, columns: Mapping[str, str] | None) -> tuple[list[Turn], Excerpt | None]:
-    """The row's turns, or the row as JSON if it is no conversation."""
+    """The row's turns, or the row as JSON if it is not a conversation."""
     source = {name: value for name, value in row.items() if not name.startswith("larf_")}
     try:
-        return [Turn(message["role"], excerpt(_text(message))) for message in to_messages(source, columns)], None
+        return [Turn(message["role"], excerpt(_text_of(message))) for message in to_messages(source, columns)], None
     except ConversationError:
         return [], excerpt(as_json(source))
 
 
-def _text(message: Message) -> str:
+def _text_of(message: Message) -> str:
     calls = as_json(message["tool_calls"]) if message.get("tool_calls") else ""
     return "\n".join(part for part in (message["content"], calls) if part)

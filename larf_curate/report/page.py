@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a scored dataset."""
+"""Render the report: one self-contained HTML page about a scored dataset."""
 
 import base64
 import hashlib
@@ -20,9 +20,9 @@ from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots
 from larf_curate.report.examples import read_examples
 from larf_curate.report.excerpts import visible
-from larf_curate.report.scored_rows import Source, read_source
+from larf_curate.report.scored_rows import ReportRows, read_report_rows
 from larf_curate.report.statistics import Statistics, read_statistics
-from larf_curate.report.token_shading import shaded
+from larf_curate.report.token_shading import shade_tokens
 from larf_curate.scoring.selection import Selection
 from larf_curate.version import __version__
 
@@ -38,49 +38,51 @@ def write_report(
     model: str | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write a page that shows the scores of a dataset and its highest-scoring rows.
+    """Write an HTML report with score statistics and the highest-scoring rows of a dataset.
 
-    The page is one file: it loads nothing, runs nothing, and looks the same for the same input. Row texts are escaped
-    and cut; nothing in them is read as HTML.
+    The page is a single file without scripts or external resources, and the same input gives the same bytes. Row texts
+    are escaped and shortened, so that no HTML in them takes effect.
 
     Args:
         scored: A scored dataset, or the folder that ``larf-curate score`` or ``larf-curate select`` wrote.
-        path: The HTML file to write; an old one is replaced in one step.
+        path: The HTML file to write; an existing file is replaced atomically.
         selection: The selection made from those rows, in memory or as a folder.
-        examples: How many of the highest-scoring rows to show, and how many of the rows that could not be scored.
-        profile: What scored the rows, or where it lies: the page then says what the score means, with warnings.
-        tokens: Of so many of the highest-scoring rows, shade the tokens by how far each moved the score; that needs the
-            profile, and loads its model.
-        model: Where the model lies now, if not where it lay; for ``tokens`` alone.
-        device: A torch device; for ``tokens`` alone.
+        examples: Maximum number of highest-scoring rows to show, and of rows without a score.
+        profile: The profile that scored the rows, or its path; adds a diagnosis of the score, with warnings.
+        tokens: Number of highest-scoring rows whose tokens are shaded by their contribution to the score; requires
+            ``profile`` and loads its model.
+        model: Model path, if it has moved since the profile was built; used only with ``tokens``.
+        device: A torch device (default: the first accelerator available, else the CPU); used only with ``tokens``.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: If the rows have not been scored, a folder is neither kind, a number is negative, or tokens are
-            asked for without a profile.
+        InputError: If the rows have not been scored, a folder is of neither kind, a number is negative, or ``tokens``
+            is given without ``profile``.
         ProfileMismatchError: If another profile scored the rows.
         ModelError: If the model is needed and cannot be loaded.
     """
     if min(examples, tokens) < 0:
-        raise InputError(f"wanted a number of examples of 0 or more, got {min(examples, tokens)}")
+        raise InputError(f"wanted examples and tokens to be 0 or more, got {min(examples, tokens)}")
     if tokens and profile is None:
-        raise InputError("wanted the profile that scored the rows, to tell which tokens moved a score (--profile)")
-    source = read_source(scored, selection)
-    context = _context(source, examples) | {"diagnosis": None, "weights": {}}
+        raise InputError("tokens can only be shaded with the profile that scored the rows: pass it (--profile)")
+    report_rows = read_report_rows(scored, selection)
+    context = _context(report_rows, examples) | {"diagnosis": None, "shading": {}}
     if profile is not None:
-        made = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
-        context["diagnosis"] = diagnose(made, source.scored)
-        context["weights"] = shaded(made, source, context["examples"][:tokens], model=model, device=device)
+        profile = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
+        context["diagnosis"] = diagnose(profile, report_rows.scored)
+        context["shading"] = shade_tokens(
+            profile, report_rows, context["examples"][:tokens], model=model, device=device
+        )
     page = _environment().get_template("report.html.j2").render(context)
-    with whole(Path(path)) as aside:
-        aside.write_text(page, encoding="utf-8", newline="\n")
+    with whole(Path(path)) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
     return Path(path)
 
 
 def _environment() -> Environment:
-    """Templates that escape every value and make its control characters visible."""
+    """Jinja environment that HTML-escapes every value and makes its control characters visible."""
     environment = Environment(
         loader=PackageLoader("larf_curate", "templates"),
         autoescape=True,
@@ -94,22 +96,22 @@ def _environment() -> Environment:
     return environment
 
 
-def _context(source: Source, examples: int) -> dict[str, Any]:
-    """What the template needs."""
-    statistics = read_statistics(source.rows, source.columns)
+def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
+    """Variables of the template."""
+    statistics = read_statistics(report_rows.rows, report_rows.columns)
     ranking, unscored = statistics.ranking(), statistics.unscored()
-    labels = _layer_labels(source, statistics)
+    labels = _layer_labels(report_rows, statistics)
     return {
-        "title": _title(source),
-        "facts": _facts(source),
+        "title": _title(report_rows),
+        "facts": _summary(report_rows),
         "statistics": statistics,
-        "threshold": source.threshold,
-        "plots": _plots(statistics, source.threshold, labels) if len(ranking) else {},
+        "threshold": report_rows.threshold,
+        "plots": _plots(statistics, report_rows.threshold, labels) if len(ranking) else {},
         "layer_labels": labels,
-        "score_range": _range(statistics.scores),
-        "layer_range": _range(statistics.layer_scores),
-        "examples": list(read_examples(source.rows, ranking[:examples], source.columns)),
-        "unscored": list(read_examples(source.rows, unscored[:examples], source.columns)),
+        "score_range": _bar_range(statistics.scores),
+        "layer_range": _bar_range(statistics.layer_scores),
+        "examples": list(read_examples(report_rows.rows, ranking[:examples], report_rows.columns)),
+        "unscored": list(read_examples(report_rows.rows, unscored[:examples], report_rows.columns)),
         "unscored_total": len(unscored),
         "version": __version__,
     }
@@ -123,28 +125,28 @@ def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str
     }
 
 
-def _layer_labels(source: Source, statistics: Statistics) -> list[str]:
-    """The profile's block numbers; places counted from 1 where they are not known."""
-    known = source.profile.get("layers") or []
+def _layer_labels(report_rows: ReportRows, statistics: Statistics) -> list[str]:
+    """The profile's 0-based block indices; ``#1``, ``#2``, … if they are not recorded."""
+    layers = report_rows.profile.get("layers") or []
     count = statistics.layer_scores.shape[1]
-    return [str(layer) for layer in known] if len(known) == count else [f"#{place + 1}" for place in range(count)]
+    return [str(layer) for layer in layers] if len(layers) == count else [f"#{i + 1}" for i in range(count)]
 
 
-def _range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """The span of a bar: the finite values and 0."""
+def _bar_range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Lower and upper limit of a bar chart: the finite values and 0."""
     finite = values[np.isfinite(values)]
     return min(0.0, float(finite.min(initial=0))), max(0.0, float(finite.max(initial=0)))
 
 
-def _title(source: Source) -> str:
-    return str(source.record.get("dataset") or "Scored dataset")
+def _title(report_rows: ReportRows) -> str:
+    return str(report_rows.source_info.get("dataset") or "Scored dataset")
 
 
-def _facts(source: Source) -> list[tuple[str, str]]:
-    """What was scored, with what and by which rule, as far as the records say."""
-    profile, references = source.profile, source.profile.get("references") or {}
-    facts = {
-        "Source": {key: value for key, value in source.record.items() if key != "dataset"},
+def _summary(report_rows: ReportRows) -> list[tuple[str, str]]:
+    """Labels and values of what was scored, with which profile and by which rule, as far as recorded."""
+    profile, references = report_rows.profile, report_rows.profile.get("references") or {}
+    values = {
+        "Source": {key: value for key, value in report_rows.source_info.items() if key != "dataset"},
         "Model": profile.get("model"),
         "Revision": profile.get("revision"),
         "dtype": profile.get("dtype"),
@@ -153,34 +155,34 @@ def _facts(source: Source) -> list[tuple[str, str]]:
         "Signal": profile.get("signal"),
         "References": _references(references),
         "Profile": profile.get("digest", "")[:16],
-        "Rule": source.rule,
-        "Scored with": source.manifest.get("package"),
+        "Rule": report_rows.rule,
+        "Scored with": report_rows.manifest.get("package"),
     }
-    return [(label, _words(value)) for label, value in facts.items() if value not in (None, "", [], {})]
+    return [(label, _format_value(value)) for label, value in values.items() if value not in (None, "", [], {})]
 
 
 def _references(references: Mapping[str, Any]) -> list[str]:
-    """Source and counts, and how many answers were cut to the length of their counterparts."""
-    told = [f"{references[key]} {key}".removesuffix(" source") for key in references if key not in ("digest", "cut")]
-    return told + [f"{count} {side} cut" for side, count in (references.get("cut") or {}).items() if count]
+    """Source and number of references, and how many answers were cut to the length of their counterparts."""
+    shown = [f"{references[key]} {key}".removesuffix(" source") for key in references if key not in ("digest", "cut")]
+    return shown + [f"{count} {side} cut" for side, count in (references.get("cut") or {}).items() if count]
 
 
-def _words(value: object) -> str:
-    """A value of a record in words."""
+def _format_value(value: object) -> str:
+    """Format a nested value for display."""
     if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_words(item)}" for key, item in value.items() if item is not None)
+        return " · ".join(f"{key} {_format_value(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_words(item) for item in value)
+        return ", ".join(_format_value(item) for item in value)
     return str(value)
 
 
 def _csp_hash(text: str) -> str:
-    """The source expression that lets a strict Content-Security-Policy accept this inline style sheet."""
+    """Source expression with which a Content-Security-Policy allows exactly this inline style sheet."""
     return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")
 
 
 def _decimal(value: float | None) -> Markup:
-    """A number with three decimals and a true minus sign; the exact value stays readable for machines."""
+    """Format a number with three decimals and a minus sign (not a hyphen); ``<data>`` holds the exact value."""
     if value is None or not math.isfinite(value):
         return Markup("–")
     return Markup('<data value="{}">{}</data>').format(repr(float(value)), f"{value:.3f}".replace("-", "−"))

@@ -1,7 +1,7 @@
-"""The plots of a report, as SVG that takes its colours and font from the page and needs no style attributes.
+"""Plots of a report, as SVG that takes its colours and font from the page and has no style attributes.
 
-A page with a strict Content-Security-Policy refuses inline styles, so matplotlib's are rewritten as presentation
-attributes; named colours become CSS variables, so that one drawing serves light and dark.
+The page's Content-Security-Policy blocks inline styles, so matplotlib's are rewritten as presentation attributes.
+Placeholder colours become CSS variables, so that the same SVG works in light and dark mode.
 """
 
 import io
@@ -24,6 +24,7 @@ from larf_curate.report.statistics import Floats, Statistics
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _DROPPED = {f"{_SVG}metadata", f"{_SVG}style"}
+# Placeholders that no other part of a drawing uses; `_VARIABLES` maps them to the colours of the page.
 _INK, _LINE, _SCORE, _FLAGGED = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _SCORE: "var(--score)", _FLAGGED: "var(--flagged)"}
 _STYLE: dict[Any, Any] = {
@@ -51,14 +52,15 @@ _STYLE: dict[Any, Any] = {
     "xtick.major.size": 3,
 }
 _BINS = 40
-_POINTS = 2000
+_MAX_POINTS = 2000  # beyond that a density plot: each point is an SVG element, so the page would grow with the dataset
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @contextmanager
 def _drawing(name: str, xlabel: str, ylabel: str) -> Iterator[tuple[Axes, list[Markup]]]:
-    """Give axes to draw on; when done, the list holds the SVG."""
+    """Yield axes to draw on and a list; on exit, the SVG is appended to the list."""
     result: list[Markup] = []
+    # The fixed salt makes element ids the same in every run, and those of two plots different.
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         axes = figure.subplots()
@@ -71,7 +73,7 @@ def _drawing(name: str, xlabel: str, ylabel: str) -> Iterator[tuple[Axes, list[M
 
 
 def score_histogram(statistics: Statistics, threshold: float | None) -> Markup:
-    """Draw how many rows have which score, the flagged ones on top of the others."""
+    """Draw a histogram of the scores, flagged rows stacked on top of the others."""
     scores = statistics.scores
     flagged = scores[statistics.flagged_scored]
     others = scores[statistics.scored & ~statistics.flagged_scored]
@@ -95,13 +97,13 @@ def score_histogram(statistics: Statistics, threshold: float | None) -> Markup:
 
 
 def score_against_length(statistics: Statistics, threshold: float | None) -> Markup:
-    """Draw score against characters: points for few rows, a hexagonal density for many."""
+    """Draw score against length: a scatter plot for few rows, a hexagonal density plot for many."""
     known = statistics.scored & np.isfinite(statistics.lengths)
     flagged = known & statistics.flagged_scored
     lengths = np.maximum(statistics.lengths, 1)
     with _drawing("length", "characters in the conversation", "score") as (axes, svg):
         axes.set_xscale("log")
-        if known.sum() <= _POINTS:
+        if known.sum() <= _MAX_POINTS:
             for which, color, alpha in ((known & ~flagged, _SCORE, 0.45), (flagged, _FLAGGED, 0.85)):
                 axes.scatter(lengths[which], statistics.scores[which], s=9, color=color, alpha=alpha, linewidths=0)
         else:
@@ -115,18 +117,18 @@ def score_against_length(statistics: Statistics, threshold: float | None) -> Mar
 
 
 def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup:
-    """Draw each layer's scores: median, middle half and middle 90 %, flagged rows beside the others."""
+    """Draw the scores at each layer: median, interquartile range and middle 90 %, flagged rows beside the others."""
     flagged = statistics.flagged_scored
     groups = [(statistics.scored & ~flagged, _SCORE), (flagged, _FLAGGED)]
     groups = [(rows, color) for rows, color in groups if rows.any()]
-    thick = 7.0 if len(labels) <= 8 else 3.0
+    thickness = 7.0 if len(labels) <= 8 else 3.0
     with _drawing("layers", "block of the model", "score at the block") as (axes, svg):
         for index, (rows, color) in enumerate(groups):
             x = np.arange(len(labels)) + (index - (len(groups) - 1) / 2) * (0.18 if len(labels) <= 8 else 0.4)
-            low, first, middle, third, high = np.nanpercentile(statistics.layer_scores[rows], _PERCENTILES, axis=0)
+            low, first, median, third, high = np.nanpercentile(statistics.layer_scores[rows], _PERCENTILES, axis=0)
             axes.vlines(x, low, high, color=color, linewidth=1)
-            axes.vlines(x, first, third, color=color, linewidth=thick)
-            axes.plot(x, middle, "_", markersize=1.8 * thick, color=color, markeredgewidth=1.6)
+            axes.vlines(x, first, third, color=color, linewidth=thickness)
+            axes.plot(x, median, "_", markersize=1.8 * thickness, color=color, markeredgewidth=1.6)
         step = -(-len(labels) // 16)
         axes.set_xticks(range(0, len(labels), step), labels[::step])
         axes.set_xlim(-0.6, len(labels) - 0.4)
@@ -134,7 +136,7 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
 
 
 def _density(axes: Axes, lengths: Floats, scores: Floats) -> None:
-    """Draw hexagons whose opacity is the logarithm of how many rows they hold."""
+    """Draw hexagons whose opacity grows with the logarithm of their number of rows."""
     hexagons: PolyCollection = axes.hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1, linewidths=0)
     counts = np.asarray(hexagons.get_array())
     hexagons.set_array(None)
@@ -143,8 +145,9 @@ def _density(axes: Axes, lengths: Floats, scores: Floats) -> None:
 
 
 def _for_page(svg: bytes, name: str) -> Markup:
-    """Rewrite matplotlib's SVG for a page: no style attributes, no metadata, the page's colours and font."""
+    """Rewrite matplotlib's SVG for inlining: no style attributes or metadata, the page's colours and font."""
     root = ElementTree.fromstring(svg)
+    # Only referenced ids are kept: the others are the same in every plot, and ids must be unique within a page.
     used = set(re.findall(rb"(?:href=.|url\()#(\w+)", svg))
     for parent in root.iter():
         parent.tag = parent.tag.removeprefix(_SVG)

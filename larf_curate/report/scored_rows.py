@@ -1,4 +1,4 @@
-"""What a report is about: scored rows and the records that say how they were scored and selected."""
+"""The rows of a report, with the manifests of their scoring and selection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from larf_curate.scoring.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
-    """Scored rows with their records.
+class ReportRows:
+    """Scored rows and what is recorded about their scoring and selection.
 
     Args:
-        rows: The rows with their ``larf_*`` columns; flagged ones first when a selection was made.
-        manifest: The record of the scoring (``manifest.json``); empty for a dataset from memory.
-        rule: The rule of the selection and its value; empty without one.
-        threshold: The lowest flagged score, if any.
+        rows: The rows with their ``larf_*`` columns, flagged rows first if there is a selection.
+        manifest: Manifest of the scored dataset (``manifest.json``); empty for a dataset in memory.
+        rule: The rule of the selection and its value; empty without a selection.
+        threshold: The lowest flagged score; None if no row was flagged by its score.
     """
 
     rows: Dataset
@@ -31,64 +31,65 @@ class Source:
 
     @property
     def scored(self) -> Scored | Dataset:
-        """The rows with the manifest that says which profile scored them, or alone where there is none."""
+        """The rows with their manifest, which names the profile that scored them; the rows alone if there is none."""
         return Scored(rows=self.rows, manifest=cast(ScoredManifest, self.manifest)) if self.manifest else self.rows
 
     @property
-    def record(self) -> Mapping[str, Any]:
-        """Where the rows came from, empty if unknown."""
+    def source_info(self) -> Mapping[str, Any]:
+        """Description of the source dataset; empty if unknown."""
         return self.manifest.get("source") or {}
 
     @property
     def profile(self) -> Mapping[str, Any]:
-        """The summary of the safety profile, empty if unknown."""
+        """Summary of the safety profile; empty if unknown."""
         return self.manifest.get("profile") or {}
 
     @property
     def columns(self) -> Mapping[str, str] | None:
-        """The column names by role that the user gave for scoring."""
-        return self.record.get("columns") or None
+        """Column names by role, if the user gave any for scoring."""
+        return self.source_info.get("columns") or None
 
 
-def read_source(scored: Dataset | str | Path, selection: Selection | str | Path | None = None) -> Source:
-    """Read scored rows from memory, from a scored folder or from a selection folder.
+def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | Path | None = None) -> ReportRows:
+    """Read scored rows from a dataset, a scored folder or a selection folder.
 
     Args:
         scored: A dataset, or a folder with ``manifest.json`` or ``selection.json``.
-        selection: The selection made from those rows; its rows, which say what is flagged, are then reported.
+        selection: The selection made from those rows; its rows replace those of ``scored``, as they say what is
+            flagged.
 
     Returns:
-        The rows with the records of their scoring and selection.
+        The rows with the manifest of their scoring and the rule of their selection.
 
     Raises:
-        InputError: If a folder is neither, or the rows have no ``larf_score``.
+        InputError: If a folder is of neither kind, or the rows have no ``larf_score`` or ``larf_status``.
     """
-    source = Source(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
+    report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
     if selection is not None:
-        source = _from_selection(
-            selection if isinstance(selection, Selection) else Selection.load(selection), source.manifest
+        report_rows = _from_selection(
+            selection if isinstance(selection, Selection) else Selection.load(selection), report_rows.manifest
         )
-    missing = {"larf_score", "larf_status"} - set(source.rows.column_names)
+    missing = {"larf_score", "larf_status"} - set(report_rows.rows.column_names)
     if missing:
         raise InputError(
             f"not a scored dataset: no column {' or '.join(sorted(missing))}; score it with LarfScorer first"
         )
-    return source
+    return report_rows
 
 
-def _from_folder(folder: Path) -> Source:
+def _from_folder(folder: Path) -> ReportRows:
     if (folder / SELECTION.file).is_file():
         return _from_selection(Selection.load(folder), {})
     if not (folder / SCORED.file).is_file():
         raise InputError(
-            f"{folder} holds neither {SCORED.file} nor {SELECTION.file}: give the folder that score or select wrote"
+            f"{folder} has neither {SCORED.file} nor {SELECTION.file}: pass the folder that score or select wrote"
         )
     scored = Scored.load(folder)
-    return Source(rows=scored.rows, manifest=scored.manifest)
+    return ReportRows(rows=scored.rows, manifest=scored.manifest)
 
 
-def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> Source:
-    return Source(
+def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> ReportRows:
+    return ReportRows(
         rows=concatenate_datasets([selection.flagged, selection.kept]),
         manifest=selection.scored or manifest,
         rule=selection.rule,

@@ -1,4 +1,4 @@
-"""The figures of a report, read from the scored rows in one pass."""
+"""Statistics of a report, computed from the scored rows in one pass."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from larf_curate.stats import rank_correlation
 Floats = NDArray[np.float64]
 
 _BATCH = 1000
-_UNUSED = ("larf_state", "larf_neighbors", "larf_signals", "larf_reason")
+_UNUSED_COLUMNS = ("larf_state", "larf_neighbors", "larf_signals", "larf_reason")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """Figures over n rows with L layers.
+    """Statistics of n rows scored at L layers.
 
     Args:
-        scores: Shape (n,), NaN where a row has no score.
-        lengths: Characters of each conversation, shape (n,), NaN where the row is none.
-        layer_scores: Shape (n, L), NaN where a row has no score; L is 0 if the column is not there.
-        flagged: Which rows a selection flagged, shape (n,); None if no selection was made.
-        statuses: Rows by status, the most frequent first.
+        scores: Shape (n,); higher means closer to unsafe, NaN where a row has no score.
+        lengths: Length of each conversation in characters, shape (n,), NaN where a row is not a conversation.
+        layer_scores: Shape (n, L), NaN where a row has no score; L is 0 without the column ``larf_layer_scores``.
+        flagged: Mask of the rows that a selection flagged, shape (n,); None without a selection.
+        statuses: Number of rows by status, the most frequent first.
     """
 
     scores: Floats
@@ -38,17 +38,20 @@ class Statistics:
 
     @property
     def scored(self) -> NDArray[np.bool_]:
-        """Which rows have a score, shape (n,)."""
+        """Mask of the rows with a score, shape (n,)."""
         return np.isfinite(self.scores)
 
     @property
     def flagged_scored(self) -> NDArray[np.bool_]:
-        """Which rows a selection flagged for their score, shape (n,); those without one are set aside, not flagged."""
+        """Mask of the rows flagged by their score, shape (n,).
+
+        Rows without a score are flagged too, but the report counts them separately as not scorable.
+        """
         return np.zeros_like(self.scored) if self.flagged is None else self.scored & self.flagged
 
     @property
     def has_lengths(self) -> bool:
-        """Whether any row with a score could be read as a conversation."""
+        """Whether the length of any row with a score is known."""
         return bool(np.isfinite(self.lengths[self.scored]).any())
 
     @property
@@ -67,16 +70,16 @@ class Statistics:
         return float(self.scores[self.scored].std())
 
     def ranking(self) -> list[int]:
-        """Places of the rows with a score, highest score first, ties in row order."""
+        """Indices of the rows with a score, highest score first, ties in row order."""
         order = np.argsort(np.where(self.scored, -self.scores, np.inf), kind="stable")
-        return [int(place) for place in order[: self.scored.sum()]]
+        return [int(index) for index in order[: self.scored.sum()]]
 
     def unscored(self) -> list[int]:
-        """Places of the rows without a score."""
-        return [int(place) for place in np.flatnonzero(~self.scored)]
+        """Indices of the rows without a score."""
+        return [int(index) for index in np.flatnonzero(~self.scored)]
 
     def length_correlation(self) -> tuple[float, float]:
-        """Pearson's and Spearman's correlation of score and length; NaN where one of them does not vary."""
+        """Pearson's r and Spearman's rho of score and length, in [-1, 1]; NaN if score or length is constant."""
         known = self.scored & np.isfinite(self.lengths)
         scores, lengths = self.scores[known], self.lengths[known]
         ranked = rank_correlation(scores, lengths)
@@ -84,19 +87,19 @@ class Statistics:
 
 
 def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> Statistics:
-    """Read the figures in batches; stored states and neighbours are never loaded.
+    """Compute the statistics in batches, without loading large columns such as stored states.
 
     Args:
         rows: Scored rows.
-        columns: Column names by role, where the user gave them.
+        columns: Column names by role, if the user gave any.
 
     Returns:
-        The figures, rows in the order of the dataset.
+        The statistics; arrays are in row order.
 
     Raises:
         InputError: If rows differ in their number of layer scores.
     """
-    table = rows.remove_columns([name for name in _UNUSED if name in rows.column_names]).with_format("arrow")
+    table = rows.remove_columns([name for name in _UNUSED_COLUMNS if name in rows.column_names]).with_format("arrow")
     scores, lengths, layers, flagged = [], [], [], []
     statuses: Counter[str] = Counter()
     for batch in table.iter(batch_size=_BATCH):
@@ -109,25 +112,25 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
     return Statistics(
         scores=np.array(scores, dtype=np.float64),
         lengths=np.array(lengths, dtype=np.float64),
-        layer_scores=_matrix(layers),
+        layer_scores=_stack_layer_scores(layers),
         flagged=np.array(flagged, dtype=np.bool_) if "larf_flagged" in rows.column_names else None,
         statuses=dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 
 def _length(row: Row, columns: Mapping[str, str] | None) -> float:
-    """Characters of all turns together; NaN if the row is no conversation."""
+    """Total number of characters of all turns; NaN if the row is not a conversation."""
     try:
         return sum(len(message["content"]) for message in to_messages(row, columns))
     except ConversationError:
         return np.nan
 
 
-def _matrix(layers: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _stack_layer_scores(layers: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Stack the rows' layer scores; a row without any becomes a row of NaN."""
     widths = {len(values) for values in layers if len(values)}
     if len(widths) > 1:
-        raise InputError(f"larf_layer_scores has rows of {sorted(widths)} layers: score all rows with one profile")
+        raise InputError(f"larf_layer_scores has rows of {sorted(widths)} layers: score all rows with the same profile")
     absent = np.full(max(widths, default=0), np.nan, dtype=np.float32)
     return np.array([values if len(values) else absent for values in layers], dtype=np.float32).reshape(
         len(layers), len(absent)

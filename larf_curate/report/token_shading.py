@@ -1,4 +1,4 @@
-"""The tokens of a row, shaded by how far each moved its score."""
+"""Shade the tokens of a row by their contribution to its score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,62 +6,71 @@ from itertools import groupby
 
 from larf_curate.profile import SafetyProfile
 from larf_curate.report.examples import Example
-from larf_curate.report.scored_rows import Source
+from larf_curate.report.scored_rows import ReportRows
 from larf_curate.scoring.explanation import Explanation, explain
 
 SHADES = 4
-SHOWN = 600
-"""Most tokens of a row that the page shows."""
+"""Number of shades in each direction; the style sheet of the page has a class for each."""
+MAX_TOKENS = 600
+"""Number of tokens shown per row."""
 
 
 @dataclass(frozen=True)
-class Shaded:
-    """A run of text of one shade.
+class ShadedText:
+    """Adjacent tokens of the same shade.
 
     Args:
-        text: The text.
-        shade: From -4, strongly away from unsafe, by 0, no shade, to 4.
+        text: Text of the tokens.
+        shade: Integer in [-4, 4]: positive raises the score (towards unsafe), negative lowers it, 0 is not shaded.
     """
 
     text: str
     shade: int
 
 
-def shaded(
+def shade_tokens(
     profile: SafetyProfile,
-    source: Source,
+    report_rows: ReportRows,
     examples: Sequence[Example],
     *,
     model: str | None = None,
     device: str | None = None,
-) -> dict[int, list[Shaded]]:
-    """Shade the tokens of some rows.
+) -> dict[int, list[ShadedText]]:
+    """Explain some rows with the model and shade their tokens.
 
     Args:
-        profile: What scored them.
-        source: The rows.
-        examples: Those of them to shade.
-        model: Where the model lies now, if not where it lay.
-        device: A torch device; the first accelerator there is, if left out.
+        profile: The profile that scored the rows.
+        report_rows: The rows of the report.
+        examples: The rows to shade.
+        model: Model path, if it has moved since the profile was built.
+        device: A torch device (default: the first accelerator available, else the CPU).
 
     Returns:
-        Runs of text by the row's position; none for a row that cannot be scored again.
+        Shaded text by the row's position; rows that cannot be scored are absent.
 
     Raises:
         ModelError: If the model cannot be loaded.
-        ProfileMismatchError: If it is not the profile's.
+        ProfileMismatchError: If ``model`` is not the model of the profile.
     """
-    if not examples:
+    if not examples:  # do not load the model for nothing
         return {}
-    places = [example.position for example in examples]
-    rows = source.rows.with_format(None).select(places)
-    own = [name for name in rows.column_names if not name.startswith("larf_")]
-    found = explain(profile, list(rows.select_columns(own)), columns=source.columns, model=model, device=device)
-    return {place: _runs(item) for place, item in zip(places, found, strict=True) if item is not None}
+    positions = [example.position for example in examples]
+    rows = report_rows.rows.with_format(None).select(positions)
+    source_columns = [name for name in rows.column_names if not name.startswith("larf_")]
+    explanations = explain(
+        profile, list(rows.select_columns(source_columns)), columns=report_rows.columns, model=model, device=device
+    )
+    return {
+        position: _runs(explanation)
+        for position, explanation in zip(positions, explanations, strict=True)
+        if explanation is not None
+    }
 
 
-def _runs(item: Explanation) -> list[Shaded]:
-    """Neighbouring tokens of one shade as one; the strongest token of the row has the strongest shade."""
-    largest = max((abs(token.weight) for token in item.tokens), default=0.0) or 1.0
-    pairs = [(token.text, round(SHADES * token.weight / largest)) for token in item.tokens[:SHOWN]]
-    return [Shaded("".join(text for text, _ in run), shade) for shade, run in groupby(pairs, key=lambda pair: pair[1])]
+def _runs(explanation: Explanation) -> list[ShadedText]:
+    """Join adjacent tokens of the same shade; shades are relative to the token with the largest weight in the row."""
+    largest = max((abs(token.weight) for token in explanation.tokens), default=0.0) or 1.0
+    pairs = [(token.text, round(SHADES * token.weight / largest)) for token in explanation.tokens[:MAX_TOKENS]]
+    return [
+        ShadedText("".join(text for text, _ in run), shade) for shade, run in groupby(pairs, key=lambda pair: pair[1])
+    ]
