@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from larf_curate.conversation.schemas import ROLES, detect_schema, to_messages
+from larf_curate.conversation.schemas import ROLES, schema_for, to_messages
 from larf_curate.errors import ConversationError
 
 Row = dict[str, Any]
@@ -43,12 +43,9 @@ def replace_answer(row: Mapping[str, Any], text: str, columns: Mapping[str, str]
 
 def _answer_column(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
     """The column that holds the last assistant turn: of each format's columns the last one."""
-    if columns:
-        told = [columns[role] for role in ("text", "messages", "assistant") if role in columns]
-        if not told:
-            raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
-        return told[0]
-    return detect_schema(row).columns[-1]
+    if columns and not columns.keys() & {"assistant", "messages", "text"}:
+        raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
+    return schema_for(row, columns).columns[-1]
 
 
 def _replaced(value: object, text: str) -> Any:  # noqa: ANN401  whatever the column holds

@@ -10,7 +10,15 @@ from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
 
-from larf_curate.conversation.schemas import Conversation, EmptyConversationError, Message, Row, clean, to_conversation
+from larf_curate.conversation.schemas import (
+    Conversation,
+    EmptyConversationError,
+    Message,
+    Row,
+    Schema,
+    clean,
+    to_conversation,
+)
 from larf_curate.errors import ConversationError, ModelError
 
 Status = Literal["ok", "truncated", "empty", "malformed", "non_finite"]
@@ -28,6 +36,11 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Sequence[Message], **options: object) -> Any:  # noqa: ANN401
         """Render a conversation."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Added tokens by id, each with ``special``."""
         ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
@@ -69,11 +82,13 @@ class Rendered:
         status: ``ok``, ``truncated``, ``empty`` or ``malformed``.
         tokens: The tokens; None for an empty or malformed row.
         reason: What was wanted and what came, for a row without tokens.
+        texts: For each turn the conversation up to its end, without special tokens; only if the renderer keeps texts.
     """
 
     status: Status
     tokens: Tokens | None = None
     reason: str = ""
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,7 @@ class Renderer:
         max_length: Longest conversation in tokens; the middle of a longer one is left out, so that its beginning
             (a quarter) and the end of its last turn (the rest) stay.
         columns: Column names by role, if they are not to be found; see `to_conversation`.
+        keep_texts: Whether to give the texts beside the tokens, for baselines that read words.
 
     Raises:
         ModelError: If the tokenizer has no chat template, or cannot tell which characters a token covers.
@@ -101,6 +117,7 @@ class Renderer:
     tokenizer: Tokenizer
     max_length: int
     columns: Mapping[str, str] | None = None
+    keep_texts: bool = False
     _pieces: dict[tuple[str, ...], list[str] | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,18 +136,23 @@ class Renderer:
         """Hex SHA-256 of the chat template."""
         return template_digest(self.tokenizer)
 
-    def __call__(self, rows: Sequence[Row | None]) -> list[Rendered]:
-        """Render rows; one that cannot be rendered gets a status instead of an exception."""
-        texts = [self._text(row) for row in rows]
+    def __call__(self, rows: Sequence[Row | None], schema: Schema | None = None) -> list[Rendered]:
+        """Render rows; one that cannot be rendered gets a status instead of an exception.
+
+        Args:
+            rows: The rows.
+            schema: Their format, where it is known to be one; else it is found for each of them.
+        """
+        texts = [self._text(row, schema) for row in rows]
         good = [item.text for item in texts if isinstance(item, _Text)]
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
         encoded = self.tokenizer(good, **options) if good else {"input_ids": [], "offset_mapping": []}
         found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         return [self._tokens(item, *next(found)) if isinstance(item, _Text) else item for item in texts]
 
-    def _text(self, row: Row | None) -> _Text | Rendered:
+    def _text(self, row: Row | None, schema: Schema | None) -> _Text | Rendered:
         try:
-            conversation = to_conversation(row, self.columns)
+            conversation = to_conversation(row, self.columns, schema=schema)
             return self._render(conversation)
         except EmptyConversationError as error:
             return Rendered(status="empty", reason=str(error))
@@ -207,9 +229,24 @@ class Renderer:
             turns.append(Turn(min(bisect_right(ends, begin), end), end))
         ids = ids[: turns[-1].end + 1]  # nothing is read behind the last answer
         tokens = Tokens(ids, tuple(turns))
-        if len(ids) <= self.max_length:
-            return Rendered(status="ok", tokens=tokens)
-        return Rendered(status="truncated", tokens=truncate(tokens, self.max_length))
+        kept = tokens if len(ids) <= self.max_length else truncate(tokens, self.max_length)
+        texts = self._texts(item.text, tokens, len(ids) - len(kept.ids), offsets) if self.keep_texts else ()
+        return Rendered(status="ok" if kept is tokens else "truncated", tokens=kept, texts=texts)
+
+    def _texts(self, text: str, tokens: Tokens, gap: int, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
+        """What the tokens spell up to the end of each turn that is read, special tokens and the gap left out."""
+        head = self.max_length // 4
+        hidden = [offsets[index] for index, token in enumerate(tokens.ids) if token in self._special]
+        if gap:
+            hidden.append((offsets[head][0], offsets[head + gap][0]))
+        ends = [offsets[turn.end][1] for turn in tokens.turns if not gap or not head <= turn.end < head + gap]
+        return tuple(_without(text[:end], hidden) for end in ends)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids of the tokens that stand for no text."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(index for index, token in added.items() if token.special)
 
 
 def truncate(tokens: Tokens, length: int) -> Tokens:
@@ -229,6 +266,15 @@ def template_digest(tokenizer: Tokenizer) -> str:
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else repr(sorted((template or {}).items()))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """A text without some spans of its characters."""
+    parts, cursor = [], 0
+    for start, end in sorted(spans):
+        parts.append(text[cursor : max(start, cursor)])
+        cursor = max(cursor, end)
+    return "".join([*parts, text[cursor:]])
 
 
 def _moved(position: int, head: int, gap: int) -> int:

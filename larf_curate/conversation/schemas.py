@@ -46,19 +46,29 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Schema:
-    """One way of writing a conversation into columns."""
+    """One way of writing a conversation into columns.
+
+    Args:
+        columns: The columns it is read from, that of the answer last.
+        read: Reads the messages of a row.
+        plain: Whether the row's text is already rendered, so that no chat template applies.
+    """
 
     columns: tuple[str, ...]
     read: Callable[[Row], list[Message]]
+    plain: bool = False
 
 
-def to_conversation(row: Row | None, columns: Mapping[str, str] | None = None) -> Conversation:
+def to_conversation(
+    row: Row | None, columns: Mapping[str, str] | None = None, *, schema: Schema | None = None
+) -> Conversation:
     """Read a row as a conversation.
 
     Args:
         row: A dataset row.
         columns: Column names by role (``{"user": "q", "assistant": "a"}``, also ``system`` and ``messages``);
             without it the format is found from the column names.
+        schema: The format, where it was found before: it is the same for all rows of a dataset.
 
     Returns:
         The conversation; lone surrogates are replaced, all other text is kept as it is.
@@ -71,16 +81,29 @@ def to_conversation(row: Row | None, columns: Mapping[str, str] | None = None) -
         raise EmptyConversationError("wanted a row, got None: remove it or fill it")
     if not isinstance(row, Mapping):
         raise _wrong("a row with named columns", row)
-    schema = _told(columns) if columns else detect_schema(row)
+    schema = schema or schema_for(row, columns)
     messages = [message | {"content": clean(message["content"])} for message in schema.read(row)]
     if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
         raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
-    return Conversation(messages=messages, text=messages[0]["content"] if schema.columns == ("text",) else None)
+    return Conversation(messages=messages, text=messages[0]["content"] if schema.plain else None)
 
 
 def to_messages(row: Row, columns: Mapping[str, str] | None = None) -> list[Message]:
     """Read a row as chat messages; see `to_conversation`."""
     return to_conversation(row, columns).messages
+
+
+def schema_for(available: Iterable[str], columns: Mapping[str, str] | None) -> Schema:
+    """The format of rows: the one that the user named columns for, else the one that their column names tell.
+
+    Args:
+        available: Names of the rows' columns.
+        columns: Column names by role.
+
+    Raises:
+        ConversationError: If no format fits.
+    """
+    return _named_schema(columns) if columns else detect_schema(available)
 
 
 def detect_schema(columns: Iterable[str]) -> Schema:
@@ -122,17 +145,19 @@ def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
         raise ConversationError(f"columns {sorted(missing)} are not in the dataset, which has {sorted(present)}")
 
 
-def _told(columns: Mapping[str, str]) -> Schema:
+def _named_schema(columns: Mapping[str, str]) -> Schema:
     if "text" in columns:
-        return Schema(("text",), lambda row: [_message("assistant", row.get(columns["text"]))])
+        text = columns["text"]
+        return Schema((text,), lambda row: [_message("assistant", row.get(text))], plain=True)
     if "messages" in columns:
-        return Schema(("messages",), lambda row: _chat(row.get(columns["messages"])))
+        messages = columns["messages"]
+        return Schema((messages,), lambda row: _chat(row.get(messages)))
 
     def read(row: Row) -> list[Message]:
         roles = [role for role in ("system", "user", "assistant") if role in columns]
         return [_message(r, row.get(columns[r])) for r in roles if r != "system" or row.get(columns[r])]
 
-    return Schema(tuple(columns.values()), read)
+    return Schema(tuple(columns[role] for role in ("system", "user", "assistant") if role in columns), read)
 
 
 def _chat(value: object) -> list[Message]:
@@ -231,7 +256,7 @@ SCHEMAS = (
     Schema(("instruction", "output"), _with_input("input", "output")),
     Schema(("instruction", "response"), _with_input("context", "response")),
     Schema(("question", "answer"), _pair("question", "answer")),
-    Schema(("text",), lambda row: [_message("assistant", row["text"])]),
+    Schema(("text",), lambda row: [_message("assistant", row["text"])], plain=True),
 )
 
 

@@ -15,14 +15,14 @@ from datasets.formatting.formatting import LazyBatch, LazyRow
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Status
-from larf_curate.conversation.schemas import check_columns, detect_schema
+from larf_curate.conversation.schemas import Schema, check_columns, schema_for
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.profile.source_rows import reference_rows
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
-from larf_curate.scoring.text_baselines import Wording
+from larf_curate.scoring.text_baselines import TextBaselines
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
@@ -123,11 +123,11 @@ class LarfScorer:
         if not isinstance(batch, Mapping):
             got = type(batch).__name__
             raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None), and no input_columns")
-        named = self._named(batch)
-        if _is_batch(batch, named):
-            return self.columns_of(self.render(batch, rank), rank)
+        schema = self._schema(batch)
+        if _is_batch(batch, schema.columns):
+            return self.columns_of(self._rendered(_rows(batch), schema, rank), rank)
         row = {name: _plain(value) for name, value in batch.items()}
-        columns = self.columns_of(self._load(rank)[1]([row]), rank)
+        columns = self.columns_of(self._rendered([row], schema, rank), rank)
         return {name: column[0] for name, column in columns.items()}
 
     def render(self, batch: Mapping[str, Any], rank: int | None = None) -> list[Rendered]:
@@ -141,8 +141,7 @@ class LarfScorer:
             ConversationError: If the columns hold no known conversation format.
             ProfileMismatchError: If the model is not the profile's.
         """
-        self._named(batch)
-        return self._load(rank)[1](_rows(batch))
+        return self._rendered(_rows(batch), self._schema(batch), rank)
 
     def columns_of(self, rendered: Sequence[Rendered], rank: int | None = None) -> dict[str, list[Any]]:
         """Score what `render` gave: the other half of a call; returns the columns of `features`."""
@@ -162,11 +161,14 @@ class LarfScorer:
         """Score rows given as dicts; see `__call__` for the errors."""
         return self._scored(self._load(rank)[1](rows), rank)
 
-    def _named(self, batch: Mapping[str, Any]) -> list[str]:
-        """The columns a conversation is read from."""
+    def _schema(self, batch: Mapping[str, Any]) -> Schema:
+        """The format of a batch's rows, found once."""
         if self.columns:
             check_columns(batch, self.columns)
-        return list(self.columns.values()) if self.columns else list(detect_schema(batch).columns)
+        return schema_for(batch, self.columns)
+
+    def _rendered(self, rows: Sequence[dict[str, Any]], schema: Schema, rank: int | None) -> list[Rendered]:
+        return self._load(rank)[1](rows, schema)
 
     def _scored(self, rendered: Sequence[Rendered], rank: int | None) -> list[RowScore]:
         reader, _ = self._load(rank)
@@ -206,7 +208,7 @@ class LarfScorer:
         row_of_turn = np.repeat(np.arange(len(tokens)), [len(item.turns) for item in tokens])
         finite = _blank_non_finite(states)
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}
-        means = {name: values.mean(axis=1) for name, values in by_layer.items()} | self._wording(tokens)
+        means = {name: values.mean(axis=1) for name, values in by_layer.items()} | self._text_baselines(rendered)
         ranking = means[self.profile.signal]
         highest = _highest(ranking, row_of_turn)
         firsts = states["last"][highest, 0]
@@ -231,8 +233,8 @@ class LarfScorer:
         return {name: self.profile.fit(name) for name in {self.profile.signal, *self.signals} - set(BASELINES)}
 
     @cached_property
-    def _wording(self) -> Wording:
-        return Wording.of(self._baselines, self.profile, self._load(None)[0])
+    def _text_baselines(self) -> TextBaselines:
+        return TextBaselines.of(self._baselines, self.profile, self._load(None)[0])
 
     @property
     def _baselines(self) -> list[str]:
@@ -247,7 +249,10 @@ class LarfScorer:
         """The model, loaded and checked once a process, and what renders rows for it."""
         if self._loaded is None:
             reader = self.profile.reader(**self._runtime, rank=rank)
-            self._loaded = reader, Renderer(reader.tokenizer, reader.max_length, self.columns)
+            self._loaded = (
+                reader,
+                Renderer(reader.tokenizer, reader.max_length, self.columns, keep_texts=bool(self._baselines)),
+            )
         return self._loaded
 
     def _check(self) -> None:

@@ -1,11 +1,11 @@
-"""The baselines as signals: what length and words alone say of rows that a profile scores."""
+"""Text-only baselines (length, TF-IDF) as signals of scored rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Renderer, Tokenizer, Tokens
+from larf_curate.conversation.chat_template import Rendered, Renderer
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile import SIDES, SafetyProfile
 from larf_curate.profile.source_rows import reference_rows
@@ -14,19 +14,17 @@ from larf_curate.states import Vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Wording:
-    """Scores conversations by their words, read from their tokens, so that no row is needed beside them.
+class TextBaselines:
+    """Scores conversations by their text alone.
 
     Args:
-        tokenizer: Turns tokens into text; special tokens are left out.
         baselines: What scores the texts, by name.
     """
 
-    tokenizer: Tokenizer
-    baselines: dict[str, Baseline]
+    baselines: dict[str, Baseline] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: Sequence[str], profile: SafetyProfile, reader: StateReader) -> "Wording":
+    def of(cls, names: Sequence[str], profile: SafetyProfile, reader: StateReader) -> "TextBaselines":
         """Fit baselines on the texts of a profile's references and neutral rows.
 
         Args:
@@ -35,24 +33,23 @@ class Wording:
             reader: Its model.
 
         Raises:
-            ProfileError: If the texts are not at hand.
+            ProfileError: If the texts are not available.
         """
         if not names:
-            return cls(reader.tokenizer, {})
-        rows, renderer = reference_rows(profile), Renderer(reader.tokenizer, reader.max_length)
-        sides = [[item.tokens for item in renderer(getattr(rows, side)) if item.tokens] for side in SIDES]
-        unsafe, safe, neutral = ([_texts(reader.tokenizer, item)[-1] for item in side] for side in sides)
-        return cls(reader.tokenizer, {name: BASELINES[name](unsafe, safe + neutral) for name in names})
+            return cls()
+        rows, renderer = reference_rows(profile), Renderer(reader.tokenizer, reader.max_length, keep_texts=True)
+        sides = [[item.texts[-1] for item in renderer(getattr(rows, side)) if item.tokens] for side in SIDES]
+        unsafe, safe, neutral = sides
+        return cls({name: BASELINES[name](unsafe, safe + neutral) for name in names})
 
-    def __call__(self, conversations: Sequence[Tokens]) -> dict[str, Vectors]:
-        """Scores of every assistant turn by baseline, shape (turns,), float32, high = unsafe."""
-        if not self.baselines:
-            return {}
-        texts = [text for item in conversations for text in _texts(self.tokenizer, item)]
+    def __call__(self, rendered: Sequence[Rendered]) -> dict[str, Vectors]:
+        """Score every assistant turn by every baseline.
+
+        Args:
+            rendered: Conversations with their texts, with t assistant turns in all.
+
+        Returns:
+            Scores by baseline, shape (t,), float32; high = unsafe.
+        """
+        texts = [text for item in rendered for text in item.texts]
         return {name: np.asarray(score(texts), np.float32) for name, score in self.baselines.items()}
-
-
-def _texts(tokenizer: Tokenizer, conversation: Tokens) -> list[str]:
-    """The conversation up to the end of each of its assistant turns."""
-    ids = conversation.ids
-    return [tokenizer.decode(ids[: turn.end + 1], skip_special_tokens=True) for turn in conversation.turns]

@@ -315,3 +315,25 @@ def test_the_template_digest_tells_templates_apart():
     digests = [template_digest(tokenizer_with(template)) for template in TEMPLATES.values()]
     assert len(set(digests)) == len(digests)
     assert template_digest(tokenizer_with(CHATML)) == digests[0]
+
+
+@pytest.mark.parametrize("length", [4096, 40, 24])
+def test_texts_are_what_the_tokens_spell_without_special_ones(length):
+    tokenizer = tiny_tokenizer()
+    rows = [
+        {"messages": [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix it."}]},
+        {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "One?"},
+                {"role": "assistant", "content": "I cannot help with that request, sorry."},
+                {"role": "user", "content": "And <|im_end|> two?"},
+                {"role": "assistant", "content": "Sure, here is a recipe."},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 60}]},
+    ]
+    for item in Renderer(tokenizer, length, keep_texts=True)(rows):
+        ends = [item.tokens.ids[: turn.end + 1] for turn in item.tokens.turns]
+        assert item.texts == tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in ends)
+    assert Renderer(tokenizer, length)(rows)[0].texts == ()
