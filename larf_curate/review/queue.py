@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from tqdm import tqdm
 
-from larf_curate.columns import ROW_ID, stateless, states_of
-from larf_curate.data.tables import undecoded
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.profile.cache import profile_of
 from larf_curate.review.argilla.connection import Connection
@@ -26,6 +24,7 @@ from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals
 from larf_curate.review.learning.rerank import Reranked, flag_more, overlooked, removed_rows, resorted, update_scores
 from larf_curate.review.learning.snapshot import Standing
 from larf_curate.review.records.exemplar_texts import exemplar_texts
+from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import Groups
 from larf_curate.review.records.push import Push, PushResult
 from larf_curate.review.records.record import RecordMaker
@@ -128,12 +127,11 @@ class ReviewQueue:
             ProfileMismatchError: If another profile scored the rows.
             ReviewServerError: If the server stops answering; what was sent stays there.
         """
-        rows = undecoded(flagged if isinstance(flagged, Dataset) else flagged.flagged)
+        rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
-        _check_ids(rows)
-        states = states_of(rows)
-        reduction = reduction_for(states, scored, profile)
-        groups = Groups.find(rows, states, reduction, share=group)
+        reduction = reduction_for(rows.states, scored, profile)
+        groups = Groups.find(rows, reduction, share=group)
+        sent = rows.without(groups.served)
         store = self._store(create=True)
         store.add_missing_properties()
         known = {record["external_id"]: record for record in store.records(responses=False)}
@@ -143,10 +141,10 @@ class ReviewQueue:
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
             exemplars=exemplar_texts(scored) if exemplars is None else exemplars,
-            vectors=vectors_of(rows, states, reduction and _fitting(reduction, store, known, rows[ROW_ID])),
+            vectors=vectors_of(sent, reduction and _fitting(reduction, store, known, rows.ids)),
             groups=groups.by_row,
         )
-        progress = tqdm(stateless(groups.sent(rows)), desc=f"push to {self.name}", unit="row", disable=None)
+        progress = tqdm(sent, desc=f"push to {self.name}", unit="row", disable=None)
         return Push(store=store, known=known, grouped=len(groups.served)).run(maker(row) for row in progress)
 
     def status(self) -> QueueStatus:
@@ -285,13 +283,6 @@ class ReviewQueue:
         if found is None:
             raise ReviewError(f"no review queue {self.name!r} on {self._connection.url}: push a selection first")
         return found
-
-
-def _check_ids(rows: Dataset) -> None:
-    if ROW_ID not in rows.column_names:
-        raise InputError(f"the rows have no column {ROW_ID}: push what select gives (a selection, or its flagged rows)")
-    if len(set(rows[ROW_ID])) < len(rows):
-        raise InputError(f"{ROW_ID} is not unique: each row must be in a selection once")
 
 
 def _fitting(

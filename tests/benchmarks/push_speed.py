@@ -19,9 +19,9 @@ import numpy as np
 from argilla.records import Record
 from datasets import List, Value
 
-from larf_curate.columns import states_of
 from larf_curate.review import ReviewQueue
 from larf_curate.review.argilla.dataset import RecordStore
+from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.record import RecordMaker
 from larf_curate.review.records.vectors import Reduction, vectors_of
 from larf_curate.server import EmbeddedServer
@@ -73,7 +73,7 @@ def main():
         layers=[9, 14],
         signal="larf",
         split="train",
-        vectors=vectors_of(chosen.flagged, states_of(chosen.flagged), reduction),
+        vectors=vectors_of(FlaggedRows.read(chosen.flagged), reduction),
     )
     records = [make(row) for row in chosen.flagged]
     rates = {"bare": [], "push": []}

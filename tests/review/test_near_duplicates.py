@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from larf_curate.columns import content_digest
 from larf_curate.errors import InputError
+from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import ALIKE, Group, Groups, leaders
 from larf_curate.review.records.vectors import Reduction
 
@@ -49,11 +52,17 @@ def rows():
     states = [base[0], base[1], base[0] + 0.01, base[2], base[0] - 0.01, base[1] + 0.01, np.full(8, np.nan)]
     made = Dataset.from_list(
         [
-            {"question": f"q{i}", "answer": "a", "larf_score": score, "larf_row_id": f"id{i}"}
+            {
+                "question": f"q{i}",
+                "answer": "a",
+                "larf_score": score,
+                "larf_row_id": f"id{i}",
+                "larf_state": None if np.isnan(states[i]).any() else states[i].astype("f2"),
+            }
             for i, score in enumerate([0.3, 0.9, 0.2, 0.5, 0.4, 0.1, None])
         ]
     )
-    return made, np.asarray(states, np.float32)
+    return FlaggedRows.read(made)
 
 
 def reduction():
@@ -61,26 +70,26 @@ def reduction():
 
 
 def test_all_rows_are_sent_and_say_how_many_are_like_them(rows):
-    made, states = rows
-    groups = Groups.find(made, states, reduction(), share=False)
+    groups = Groups.find(rows, reduction(), share=False)
     first, second = Group(leader="id4", size=3), Group(leader="id1", size=2)
     assert groups.by_row == {"id0": first, "id2": first, "id4": first, "id1": second, "id5": second}
-    assert groups.sent(made) is made
+    assert rows.without(groups.served) is rows
 
 
 def test_of_a_group_only_the_worst_row_is_sent_and_knows_the_others(rows):
-    made, states = rows
-    groups = Groups.find(made, states, reduction(), share=True)
-    assert list(groups.sent(made)["larf_row_id"]) == ["id1", "id3", "id4", "id6"]
+    groups = Groups.find(rows, reduction(), share=True)
+    sent = rows.without(groups.served)
+    assert sent.ids == [row["larf_row_id"] for row in sent] == ["id1", "id3", "id4", "id6"]
+    np.testing.assert_array_equal(sent.states, rows.states[[1, 3, 4, 6]])
+    np.testing.assert_array_equal(sent.scores, rows.scores[[1, 3, 4, 6]])
     assert groups.served == {"id0", "id2", "id5"}
-    assert dict(groups.by_row["id4"].shared) == {f"id{i}": content_digest(made[i]) for i in (0, 2)}
+    assert dict(groups.by_row["id4"].shared) == {f"id{i}": content_digest(rows.rows[i]) for i in (0, 2)}
     assert set(groups.by_row) == {"id1", "id4"}
 
 
 def test_without_a_profile_or_states_nothing_is_grouped_and_asking_for_it_is_refused(rows):
-    made, states = rows
-    assert Groups.find(made, states, Reduction.random(8), share=False) == Groups()
+    assert Groups.find(rows, Reduction.random(8), share=False) == Groups()
     with pytest.raises(InputError, match="give profile="):
-        Groups.find(made, states, Reduction.random(8), share=True)
+        Groups.find(rows, Reduction.random(8), share=True)
     with pytest.raises(InputError, match="keep_states"):
-        Groups.find(made, None, None, share=True)
+        Groups.find(replace(rows, states=None), None, share=True)

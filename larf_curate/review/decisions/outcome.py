@@ -189,15 +189,15 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         ReviewError: If a row would be lost or doubled.
     """
     _check_flagged(decisions, selection)
-    flagged = selection.flagged
-    applied = list(decisions.for_rows(undecoded(flagged)).rows)
-    edits = _edits(undecoded(flagged), applied, columns)
+    flagged, rows = selection.flagged, undecoded(selection.flagged)
+    applied = list(decisions.for_rows(rows).rows)
+    edits = _edits(rows, applied, columns)
     applied = [_without_failed_edit(row, edits) for row in applied]
     places: dict[str, list[int]] = {name: [] for name in PARTS}
     for index, row in enumerate(applied):
         places[_part(row)].append(index)
     marked = _marked(flagged, [_mark(row) for row in applied])
-    reviewed = _edited(marked.select(places["kept"]), edits)
+    reviewed = _edited(marked.select(places["kept"]), rows.select(places["kept"]), edits)
     unflagged = _marked(selection.kept, [UNFLAGGED] * len(selection.kept))
     outcome = Outcome(
         kept=concatenate_datasets([_columns(unflagged), _columns(reviewed)]),
@@ -260,12 +260,19 @@ def _marked(rows: Dataset, marks: list[str]) -> Dataset:
     return rows.add_column(DECISION, marks, feature=text).add_column(ORIGINAL, [None] * len(marks), feature=text)
 
 
-def _edited(rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
-    """Replace the rows that have an edit; types stay."""
+def _edited(marked: Dataset, rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    """Replace the rows that have an edit; types stay.
+
+    Args:
+        marked: The rows that are kept, with their decision.
+        rows: The same rows without it, media undecoded.
+        edits: The edited rows by row id.
+    """
     if not edits:
-        return rows
-    changed = [row | dict(edits.get(row[ROW_ID], {})) for row in undecoded(rows)]
-    return Dataset.from_list(changed, features=rows.features)
+        return marked
+    unedited = [{DECISION: decision, ORIGINAL: None} for decision in marked[DECISION]]
+    changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, unedited, strict=True)]
+    return Dataset.from_list(changed, features=marked.features)
 
 
 def _columns(rows: Dataset, *, reason: bool = False) -> Dataset:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset
 
-from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.errors import InputError
+from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.vectors import Reduction
 from larf_curate.states import Vectors
 
@@ -54,41 +53,34 @@ class Groups:
     served: frozenset[str] = frozenset()
 
     @classmethod
-    def find(cls, rows: Dataset, states: Vectors | None, reduction: Reduction | None, *, share: bool) -> "Groups":
+    def find(cls, rows: FlaggedRows, reduction: Reduction | None, *, share: bool) -> "Groups":
         """Find the near-identical rows; none without a profile, since only it knows what all states have in common.
 
         Args:
-            rows: Rows of a selection.
-            states: Their states, shape (n, d).
+            rows: Flagged rows, with their states.
             reduction: The reduction of the states.
             share: Whether the decision on the worst row of a group serves the others.
 
         Raises:
             InputError: If decisions are to be shared and there are no states, or there is no profile.
         """
-        if states is None or reduction is None or not reduction.is_of_profile:
+        if rows.states is None or reduction is None or not reduction.is_of_profile:
             if share:
-                wanted = "a profile (give profile=…)" if states is not None else "larf_state (score with keep_states)"
+                wanted = (
+                    "a profile (give profile=…)" if rows.states is not None else "larf_state (score with keep_states)"
+                )
                 raise InputError(f"near-identical rows are known by the model's states: wanted rows with {wanted}")
             return cls()
-        ids = list(rows[ROW_ID])
-        scores = np.array([np.nan if score is None else score for score in rows["larf_score"]], np.float64)
-        order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
-        found = groups_of([ids[i] for i in order], reduction.centred(states)[order])
+        order = np.argsort(-np.nan_to_num(rows.scores, nan=-np.inf), kind="stable")
+        found = groups_of([rows.ids[i] for i in order], reduction.centred(rows.states)[order])
         if not share:
             groups = [Group(leader=leader, size=1 + len(others)) for leader, others in found.items()]
             return cls(by_row={row: g for g in groups for row in (g.leader, *found[g.leader])})
         served = frozenset(row for others in found.values() for row in others)
-        digests = {ids[i]: content_digest(rows[i]) for i in range(len(ids)) if ids[i] in served}
+        digests = rows.digests(served)
         shared = {leader: {row: digests[row] for row in others} for leader, others in found.items()}
         by_row = {row: Group(leader=row, size=1 + len(others), shared=others) for row, others in shared.items()}
         return cls(by_row=by_row, served=served)
-
-    def sent(self, rows: Dataset) -> Dataset:
-        """The rows that are sent."""
-        if not self.served:
-            return rows
-        return rows.select([i for i, row in enumerate(rows[ROW_ID]) if row not in self.served])
 
 
 def leaders(units: Vectors, *, alike: float = ALIKE) -> list[int]:

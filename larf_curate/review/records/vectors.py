@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import SafetyProfile
 from larf_curate.profile.cache import profile_of
+from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.states import Vectors
 
 DIMENSIONS = 128
@@ -112,17 +112,16 @@ def reduction_for(
     return Reduction.random(width)
 
 
-def vectors_of(rows: Dataset, states: Vectors | None, reduction: Reduction | None) -> dict[str, Vectors]:
-    """The reduced state of each row by its id; empty without states or without a reduction.
+def vectors_of(rows: FlaggedRows, reduction: Reduction | None) -> dict[str, Vectors]:
+    """The reduced state of each row by its id, shape (k,); empty without states or without a reduction.
 
     Args:
-        rows: Rows of a selection.
-        states: Their states, shape (n, d).
+        rows: Flagged rows with states of width d.
         reduction: A reduction of width d.
     """
-    if states is None or reduction is None:
+    if rows.states is None or reduction is None:
         return {}
-    return dict(zip(rows["larf_row_id"], reduction(states), strict=True))
+    return dict(zip(rows.ids, reduction(rows.states), strict=True))
 
 
 def unit_rows(vectors: NDArray[np.floating[Any]]) -> Vectors:
