@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.conversation.refusals import KEYWORDS
+from larf_curate.layers.method import METHOD_NAMES
+from larf_curate.models.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from larf_curate.layers import LayerReport
@@ -31,7 +34,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--method",
-    type=click.Choice(["gradient", "forward", "sweep", "separation"]),
+    type=click.Choice(METHOD_NAMES),
     default="gradient",
     show_default=True,
     help="gradient: the fastest. forward: a grid without decoding. sweep: LARF's own. separation: for models that "
@@ -57,7 +60,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--keywords",
-    type=click.Choice(["default", "larf"]),
+    type=click.Choice(list(KEYWORDS)),
     default="default",
     show_default=True,
     help="What counts as a refusal; larf: the authors' four keywords.",
@@ -65,9 +68,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Most layers to recommend.")
 @click.option("--revision", help="Commit, tag or branch of a Hub id.")
 @click.option("--device", help="A torch device, such as cpu or cuda:1.  [default: an accelerator if there is one]")
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
-)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
 @json_option
 def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401

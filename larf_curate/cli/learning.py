@@ -11,6 +11,7 @@ from larf_curate.cli.options import FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 from larf_curate.errors import InputError
+from larf_curate.review.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from larf_curate.scoring.selection import Selection
 
 SHOWN = 20
-WAYS = ("score", "uncertain", "different")
 
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +47,7 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("next")
 @click.option(
     "--by",
-    type=click.Choice(WAYS),
+    type=click.Choice(STRATEGIES),
     default="score",
     show_default=True,
     help="score: highest learned score. uncertain: annotators disagree, or the chance of removal is nearest to even. "

@@ -1,15 +1,13 @@
 """``larf-curate profile``: what a scoring needs, from a model and references."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from larf_curate.cli.options import FOLDER, device_option, max_length_option, read_layers
 from larf_curate.cli.output import echo_json, echo_table, json_option
-
-if TYPE_CHECKING:
-    from larf_curate.models.devices import Dtype
+from larf_curate.models.dtypes import DTYPES, Dtype
 
 
 def _read_layers(
@@ -54,14 +52,17 @@ def _read_layers(
     "--neutral", default="builtin", show_default=True, help="Ordinary rows: builtin, a file, folder or Hub id."
 )
 @click.option(
-    "--signal", default="combined", show_default=True, help="Signal that gives larf_score; larf is the published one."
+    "--signal",
+    default="combined",
+    show_default=True,
+    help="Signal that gives larf_score; larf is the published one. Experimental: logistic, larf_whitened.",
 )
 @click.option(
     "--top-k", type=click.IntRange(min=1), help="Reference pairs that count in the LARF score.  [default: all]"
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
     help="auto is bfloat16 where the hardware computes in it, float32 elsewhere.",
@@ -87,7 +88,7 @@ def profile(
     neutral: str,
     signal: str,
     top_k: int | None,
-    dtype: "Dtype",
+    dtype: Dtype,
     revision: str | None,
     chat_template: Path | None,
     max_length: int,

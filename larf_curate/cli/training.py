@@ -9,6 +9,8 @@ import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, read_columns
 from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.evaluation.judges import JUDGES
+from larf_curate.training.choices import PROBE_STEPS, REFUSALS, TRAINING_METHODS
 
 Command = Callable[..., Any]
 
@@ -30,10 +32,10 @@ RECIPE = (
     click.option("--epsilon", default=2e-5, type=SIZE, show_default=True,
                  help="SAP: the move along the harmful direction."),
     click.option("--beta", default=0.05, type=SIZE, show_default=True, help="SAP: size of the probe step."),
-    click.option("--probe-step", type=click.Choice(["sign", "unit"]), default="sign", show_default=True,
+    click.option("--probe-step", type=click.Choice(PROBE_STEPS), default="sign", show_default=True,
                  help="SAP: every coordinate by beta, or all together by a length of beta."),
     click.option("--probe-blocks", default="auto", show_default=True, help="SAP: auto, a range 11-20 or a list 3,9."),
-    click.option("--refusals", type=click.Choice(["own", "given"]), default="own", show_default=True,
+    click.option("--refusals", type=click.Choice(REFUSALS), default="own", show_default=True,
                  help="SAP: contrast with the model's own refusals, or with those of the references."),
     click.option("--contrastive-batch-size", default=8, type=COUNT, show_default=True,
                  help="SAP: contrastive rows a step."),
@@ -53,7 +55,7 @@ PROMPTS = (
     click.option("--held-out", help="Rows for the held-out loss: file, folder or Hub id."),
     click.option("--questions", help="Questions with numbers as answers, like GSM8K: file or Hub id."),
     click.option("--limit", type=COUNT, help="Most prompts, questions and held-out rows of each kind."),
-    click.option("--judge", type=click.Choice(["phrases", "noncompliance", "larf"]), default="phrases",
+    click.option("--judge", type=click.Choice(list(JUDGES)), default="phrases",
                  show_default=True, help="What counts as a refusal."),
     click.option("--max-new-tokens", default=160, type=COUNT, show_default=True,
                  help="Longest answer to a prompt in tokens; questions get 256."),
@@ -76,7 +78,7 @@ def options(*groups: tuple[Command, ...]) -> Callable[[Command], Command]:
 @click.argument("dataset")
 @click.option("--model", required=True, help="Folder or Hub id of the start.")
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder for checkpoints and the result.")
-@click.option("--method", type=click.Choice(["sft", "sap"]), default="sap", show_default=True, help="How to train.")
+@click.option("--method", type=click.Choice(TRAINING_METHODS), default="sap", show_default=True, help="How to train.")
 @click.option("--split", help="Split, where the dataset has several.")
 @click.option("--seed", default=0, type=NATURAL, show_default=True, help="Seed.")
 @click.option(
@@ -195,7 +197,7 @@ def evaluate(
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the runs; runs in it are not repeated.")
 @click.option("--arm", "arms", multiple=True, metavar="KIND[:SIGNAL]",
               help="top, bottom, random, longest, all, kept or thinned; repeat for several.")  # fmt: skip
-@click.option("--method", "methods", type=click.Choice(["sft", "sap"]), multiple=True, help="Repeat for both.")
+@click.option("--method", "methods", type=click.Choice(TRAINING_METHODS), multiple=True, help="Repeat for both.")
 @click.option("--seeds", default=3, show_default=True, type=COUNT, help="Number of seeds.")
 @click.option("--rows", default=150, show_default=True, type=COUNT, help="Rows of the arms that pick.")
 @click.option("--removed", default=0.1, type=click.FloatRange(0, 1, max_open=True), show_default=True,

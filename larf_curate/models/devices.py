@@ -1,13 +1,12 @@
 """Defaults that depend on the hardware: device, dtype, attention kernel and batch size."""
 
-from typing import Literal
 
 import torch
 from transformers.utils import is_flash_attn_2_available
 
 from larf_curate.errors import ModelError
+from larf_curate.models.dtypes import Dtype
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CPU_TOKENS = 512
 """Tokens per thread of a CPU and forward pass."""
 ACCELERATOR_TOKENS = 16_384

@@ -15,7 +15,7 @@ from larf_curate.conversation.chat_template import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
 from larf_curate.models.blocks import has_same_blocks, truncate_config
-from larf_curate.models.devices import Dtype
+from larf_curate.models.dtypes import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from larf_curate.errors import ProfileError, ProfileMismatchError
 from larf_curate.files import cache_home
 from larf_curate.layers.choice import best_layers
 from larf_curate.layers.report import LayerReport
-from larf_curate.models.devices import Dtype, resolve_device, resolve_dtype
+from larf_curate.models.devices import resolve_device, resolve_dtype
+from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers, identify, public_name

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 _HOMES = {
     "Experiment": "training.experiment",
     "RefusalReport": "evaluation.refusal_report",
-    "SapConfig": "training.sap",
+    "SapConfig": "training.sap_config",
     "SapTrainer": "training.sap",
     "compare_refusals": "evaluation.refusal_report",
     "evaluate_refusals": "evaluation.refusal_report",
-    "sap_lora": "training.sap",
+    "sap_lora": "training.sap_config",
     "training_rows": "conversation.training_rows",
 }
 

@@ -20,6 +20,7 @@ from larf_curate.models.generation import window_of
 from larf_curate.models.source import ModelSource, load_config, load_tokenizer, weights_digest
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_whole
+from larf_curate.training.choices import TRAINING_METHODS
 from larf_curate.training.contrastive import References
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig
@@ -81,8 +82,8 @@ class Recipe:
     contrastive_batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if self.method not in ("sft", "sap"):
-            raise InputError(f"wanted the method sft or sap, got {self.method!r}")
+        if self.method not in TRAINING_METHODS:
+            raise InputError(f"wanted the method {' or '.join(TRAINING_METHODS)}, got {self.method!r}")
         for name in ("learning_rate", "epochs", "lora_alpha", "batch_size", "micro_batch_size", "max_length"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"wanted a {name} above 0, got {getattr(self, name)}")

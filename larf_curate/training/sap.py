@@ -25,7 +25,6 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from larf_curate.errors import InputError, ModelError
-from larf_curate.extras import require
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.generation import window_of
 from larf_curate.models.likelihood import answer_log_probs
@@ -35,12 +34,10 @@ from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
 from larf_curate.training.sap_config import SapConfig
 
-for _module in ("accelerate", "peft", "trl"):
-    require(_module, extra="train")
-
-from accelerate.utils import DistributedType  # noqa: E402  only now is it known to be there
-from peft import PeftConfig  # noqa: E402
-from trl import SFTTrainer  # noqa: E402
+# isort: split
+from accelerate.utils import DistributedType  # sap_config has checked that these are installed
+from peft import PeftConfig
+from trl import SFTTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

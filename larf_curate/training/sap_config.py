@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from peft import LoraConfig
-from trl import SFTConfig
-
 from larf_curate.errors import InputError
+from larf_curate.extras import require
+from larf_curate.training.choices import PROBE_STEPS, REFUSALS
+
+for _module in ("accelerate", "peft", "trl"):
+    require(_module, extra="train")
+
+from peft import LoraConfig  # noqa: E402  only now is it known to be installed
+from trl import SFTConfig  # noqa: E402
 
 LORA_TARGETS = ("q_proj", "v_proj")
 
@@ -53,7 +58,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         metadata={
             "help": "How a gradient becomes a probe: 'sign' moves every coordinate by beta, as the first AdamW step "
             "of the SAP authors' code does; 'unit' moves all probes together by an Euclidean length of beta.",
-            "choices": ["sign", "unit"],
+            "choices": list(PROBE_STEPS),
         },
     )
     probe_blocks: str | list[int] = field(
@@ -75,7 +80,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         metadata={
             "help": "What the unsafe answers are contrasted with: 'given' takes the references' refusals, 'own' the "
             "greedy answers with which the model itself refuses their prompts before it is trained.",
-            "choices": ["given", "own"],
+            "choices": list(REFUSALS),
         },
     )
     contrastive_batch_size: int = field(
@@ -106,10 +111,9 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         for name in ("temperature", "contrastive_batch_size", "contrastive_max_length"):
             if not getattr(self, name) > 0:
                 raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
-        if self.probe_step not in ("sign", "unit"):
-            raise InputError(f"wanted probe_step 'sign' or 'unit', got {self.probe_step!r}")
-        if self.refusals not in ("given", "own"):
-            raise InputError(f"wanted refusals 'given' or 'own', got {self.refusals!r}")
+        for name, choices in (("probe_step", PROBE_STEPS), ("refusals", REFUSALS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if self.fp16:
             raise InputError("SAP does not run in fp16, whose small gradients vanish: take bf16=True or float32")
         if getattr(self, "activation_checkpointing", True) is None:

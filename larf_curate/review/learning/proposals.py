@@ -1,6 +1,6 @@
 """What to look at next, and why."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from larf_curate.review.argilla.marks import mark
 from larf_curate.review.decisions.responses import Reviewed
 from larf_curate.review.learning import farthest
 from larf_curate.review.learning.snapshot import Standing
+from larf_curate.review.strategies import STRATEGIES, Strategy
 from larf_curate.signals.protocol import unit
 
-WAYS = ("score", "uncertain", "different")
 CONFLICT = "conflict"
 
 
@@ -84,14 +84,14 @@ def propose(standing: Standing, *, by: str = "score", n: int = 10) -> Proposals:
     Raises:
         InputError: If there is no such way, or n is below 1.
     """
-    if by not in WAYS or n < 1:
-        raise InputError(f"wanted at least 1 row by one of {', '.join(WAYS)}, got {n} by {by!r}")
+    if by not in STRATEGIES or n < 1:
+        raise InputError(f"wanted at least 1 row by one of {', '.join(STRATEGIES)}, got {n} by {by!r}")
     pending = [r["external_id"] for r in standing.records if r["status"] != "completed"]
     undecided = [row for row in pending if row in standing.places and row not in standing.decided]
     told = disagreements(standing.reviewed) if by == "uncertain" else {}
     chosen = [*list(told)[:n]]
     rest = [row for row in undecided if row not in told]
-    choose = {"score": _highest, "uncertain": _least_certain, "different": _most_different}[by]
+    choose = CHOOSERS[by]
     chosen += choose(standing, rest, n - len(chosen)) if n > len(chosen) else []
     done = {record.row_id for record in standing.reviewed if record.done}
     rows = _explained(standing, by, chosen, told, done)
@@ -128,6 +128,13 @@ def _most_different(standing: Standing, rows: Sequence[str], n: int) -> list[str
     places = [standing.places[row] for row in _highest(standing, rows, len(rows))]
     places = [place for place in places if standing.learned.directions[place].any()]
     return [standing.row_ids[place] for place in farthest(standing.learned.directions, known, places, n)]
+
+
+CHOOSERS: dict[Strategy, Callable[[Standing, Sequence[str], int], list[str]]] = {
+    "score": _highest,
+    "uncertain": _least_certain,
+    "different": _most_different,
+}
 
 
 def _explained(

@@ -1,0 +1,6 @@
+"""Names of the methods that rank decoder blocks; they are implemented in `larf_curate.layers.methods`."""
+
+from typing import Literal, get_args
+
+Method = Literal["gradient", "forward", "sweep", "separation"]
+METHOD_NAMES: tuple[Method, ...] = get_args(Method)

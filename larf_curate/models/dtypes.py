@@ -1,0 +1,7 @@
+"""Number formats that a model can be loaded in."""
+
+from typing import Literal, get_args
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""``auto`` is bfloat16 where the hardware computes in it, float32 elsewhere."""
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
