@@ -65,7 +65,7 @@ def _home() -> Path | None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes that name in one step, on error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
@@ -78,7 +78,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON value
     """Write a JSON file in one step, keys in the order given."""
-    with whole(Path(path)) as aside:
+    with atomic_path(Path(path)) as aside:
         aside.write_text(json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.files import cache_home, read_json, whole, write_json
+from larf_curate.files import atomic_path, cache_home, read_json, write_json
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
@@ -37,7 +37,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def write_half(path):
-    with whole(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text("half")
         raise KeyError
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, LargeList, List
 
 from larf_curate.errors import InputError
-from larf_curate.files import whole
+from larf_curate.files import atomic_path
 
 ROWS_PER_SHARD = 100_000
 
@@ -30,7 +30,7 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        with whole(path) as aside, no_progress_bars():
+        with atomic_path(path) as aside, no_progress_bars():
             _gathered(dataset.shard(count, index, contiguous=True)).to_parquet(aside)
     return paths
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from larf_curate.errors import InputError
-from larf_curate.files import whole
+from larf_curate.files import atomic_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def draw(report: BlockScores, path: Path) -> Path:
         _bars(report, axes[0, 0])
         if report.alphas:
             _curves(report, axes[1, 0])
-        with whole(path) as aside:
+        with atomic_path(path) as aside:
             metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
             figure.savefig(aside, format=path.suffix[1:].lower(), metadata=metadata)
     return path

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from larf_curate.errors import InputError, ProfileError
-from larf_curate.files import read_json, whole, write_json
+from larf_curate.files import atomic_path, read_json, write_json
 from larf_curate.states import States, Vectors
 
 FORMAT = 2
@@ -23,7 +23,7 @@ DAMAGES = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 
 def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], digest: str) -> None:
     """Write settings, states and the digest of both into a folder."""
-    with whole(folder / STATES_FILE) as aside:
+    with atomic_path(folder / STATES_FILE) as aside:
         save_file(tensors, aside, metadata={"digest": digest})
     write_json(folder / CONFIG_FILE, {"format": FORMAT, **config})
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from larf_curate.errors import PublishError
-from larf_curate.files import sha256, whole
+from larf_curate.files import atomic_path, sha256
 from larf_curate.publish.bundle import CARD, Assemble, Content, DestinationState, Publication
 from larf_curate.publish.card import decode_card
 
@@ -60,7 +60,7 @@ class FolderTarget:
 
 
 def _write(path: Path, content: Content) -> None:
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         if isinstance(content, bytes):
             temporary.write_bytes(content)
         else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
-from larf_curate.files import whole
+from larf_curate.files import atomic_path
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots
 from larf_curate.report.examples import read_examples
@@ -76,7 +76,7 @@ def write_report(
             profile, report_rows, context["examples"][:tokens], model=model, device=device
         )
     page = _environment().get_template("report.html.j2").render(context)
-    with whole(Path(path)) as temporary:
+    with atomic_path(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     return Path(path)
 

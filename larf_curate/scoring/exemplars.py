@@ -16,7 +16,7 @@ from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.extras import require
-from larf_curate.files import cache_home, read_json, whole, write_json
+from larf_curate.files import atomic_path, cache_home, read_json, write_json
 from larf_curate.models.threads import worker_threads
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.scoring.coverage import ConceptSpace, greedy
@@ -187,7 +187,7 @@ class ExemplarIndex:
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
-        with whole(Path(folder) / STATES_FILE) as aside:
+        with atomic_path(Path(folder) / STATES_FILE) as aside:
             save_file(self._tensors(), aside)
         write_json(Path(folder) / CONFIG_FILE, self._config())
 

@@ -24,7 +24,7 @@ from larf_curate.conversation.schemas import to_conversation
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import undecoded
 from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.files import cache_home, read_json, sha256, whole, write_json
+from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
 from larf_curate.scoring.folder import shard_digests
 from larf_curate.scoring.workers import rank_and_kept, workers
@@ -238,7 +238,7 @@ def score_shard(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | No
     ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
     batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
     try:
-        with whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
+        with atomic_path(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
             for table, rendered in _one_ahead(partial(_rendered, scorer, rank), batches):
                 writer.write_table(_with_scores(table, scorer.columns_of(rendered, rank), features))
                 yield len(table)

@@ -13,7 +13,7 @@ from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.tables import undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
-from larf_curate.files import read_json, whole, write_json
+from larf_curate.files import atomic_path, read_json, write_json
 from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
@@ -170,7 +170,7 @@ class Outcome:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
             write_parquet(getattr(self, name), folder / name)
-        with whole(folder / "decisions.parquet") as aside:
+        with atomic_path(folder / "decisions.parquet") as aside:
             self.decisions.to_dataset().to_parquet(aside)
         described = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
         write_json(folder / DECISIONS.file, described | {"selection": dict(self.selection)})
