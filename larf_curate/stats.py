@@ -140,7 +140,7 @@ def bootstrap_weights(count: int) -> Floats:
     return np.asarray(draws.T / count)
 
 
-def interval(samples: Floats) -> tuple[Floats, Floats]:
+def percentile_interval(samples: Floats) -> tuple[Floats, Floats]:
     """95 % percentile interval over the last axis: lower and upper bounds, without that axis."""
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=-1)
@@ -156,4 +156,4 @@ def mean_interval(effects: Floats) -> tuple[Floats, Floats]:
     Returns:
         Lower and upper bounds, each of shape (blocks,).
     """
-    return interval(effects @ bootstrap_weights(effects.shape[1]))
+    return percentile_interval(effects @ bootstrap_weights(effects.shape[1]))

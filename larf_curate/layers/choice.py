@@ -1,4 +1,4 @@
-"""Which layers separate unsafe references from ordinary rows and refusals best, and carry what refusals need."""
+"""Automatic choice of layers: by held-out separation of unsafe references, and by sensitivity of refusals."""
 
 from collections.abc import Sequence, Sized
 
@@ -11,84 +11,88 @@ from larf_curate.signals.protocol import Fit, ReferenceStates
 from larf_curate.states import Vectors
 
 CHOSEN = 3
+"""Number of layers that are chosen."""
 
 
 def separation(fit: Fit, refs: ReferenceStates) -> Vectors:
-    """Distance of held-out unsafe references from held-out neutral rows and from held-out refusals, the mean of both.
+    """Separation (d') of held-out unsafe references from held-out neutral rows and from held-out refusals, averaged.
 
-    A signal that reads prompts alone cannot tell refusals from compliance: then neutral rows decide.
+    A signal that reads prompts alone cannot separate refusals from compliance: there only neutral rows count.
 
     Args:
         fit: Makes the signal.
-        refs: At least 5 rows a side, all paired references together in a fold.
+        refs: At least 5 rows per side; both references of a pair are held out together.
 
     Returns:
-        Shape (layers,), in pooled standard deviations (d'); higher separates better.
+        Shape (layers,), in pooled standard deviations; higher separates better, 0 not at all.
 
     Raises:
         ReferenceSetError: If a side has too few rows.
     """
-    check_enough(*(next(iter(side.values())) for side in (refs.unsafe, refs.safe, refs.neutral)))
+    check_enough_rows(*(next(iter(side.values())) for side in (refs.unsafe, refs.safe, refs.neutral)))
     scores = held_out(fit, refs)
-    distances = [_distance(scores.unsafe, others) for others in (scores.neutral, scores.safe)]
+    distances = [_d_prime(scores.unsafe, others) for others in (scores.neutral, scores.safe)]
     return np.asarray(np.mean(distances, axis=0), np.float32)
 
 
-def _distance(high: Vectors, low: Vectors) -> Vectors:
-    """Difference of two means in pooled standard deviations, layer by layer."""
+def _d_prime(high: Vectors, low: Vectors) -> Vectors:
+    """Difference of two means in pooled standard deviations, for each layer."""
     pooled = np.sqrt((high.var(axis=0) + low.var(axis=0)) / 2)
     return np.asarray((high.mean(axis=0) - low.mean(axis=0)) / np.where(pooled > 0, pooled, 1), np.float32)
 
 
-def check_enough(*sides: Sized) -> None:
-    """Refuse sides with too few rows to leave some out.
+def check_enough_rows(*sides: Sized) -> None:
+    """Check that every side has enough rows for cross-validation.
 
     Raises:
         ReferenceSetError: If one has fewer than 5.
     """
     if (fewest := min(map(len, sides))) < FOLDS:
         raise ReferenceSetError(
-            f"wanted at least {FOLDS} unsafe, safe and neutral references to choose layers by, got {fewest}: "
-            "give more, or name the layers (layers=[9, 14], --layers 9,14)"
+            f"wanted at least {FOLDS} unsafe, safe and neutral references to choose layers, got {fewest}: "
+            "add more, or give the layers (layers=[9, 14], --layers 9,14)"
         )
 
 
 def best_layers(
     fits: Sequence[Fit], refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
 ) -> tuple[int, ...]:
-    """The three layers among the middle half of the model that separate best by all of some signals and carry refusals.
+    """Choose three layers of the middle half of the model by separation and, if given, sensitivity of refusals.
 
-    The first quarter is left out because it tells words apart, not intentions, and separates one's own references all
-    too well; the last because it is about the next token.
+    The first quarter is excluded because it distinguishes words rather than intentions, and separates the references
+    themselves all too well; the last quarter because it is about the next token.
 
     Args:
-        fits: Make the signals. All count alike, each separation as a share of its largest in the middle half: a layer
-            where one of two axes says little is not chosen because the other is good everywhere.
+        fits: Make the signals. All count equally, each separation relative to its largest in the middle half: otherwise
+            a signal that is good everywhere could select a layer where another one separates little.
         refs: States at every block of the model.
         blocks: Number of blocks.
-        sensitivity: How much refusals depend on each block. If given, `carried` of it counts as much as the separations
-            together.
+        sensitivity: How much refusals depend on each block. If given, its `cumulative_share` counts as much as all
+            separations together.
+
+    Returns:
+        The chosen blocks in rising order.
     """
     middle = middle_half(blocks)
-    scores = np.mean([_shares(separation(fit, refs)[middle]) for fit in fits], axis=0)
+    scores = np.mean([_relative_to_largest(separation(fit, refs)[middle]) for fit in fits], axis=0)
     if sensitivity is not None:
-        scores = scores + carried(sensitivity)[middle]
+        scores = scores + cumulative_share(sensitivity)[middle]
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
 
 
 def middle_half(blocks: int) -> NDArray[np.intp]:
-    """The blocks that may be chosen, at least one."""
+    """Blocks that may be chosen: the model without its first and last quarter, at least one block."""
     return np.arange(blocks // 4, max(blocks - blocks // 4, blocks // 4 + 1))
 
 
-def carried(sensitivity: Sequence[float]) -> Vectors:
-    """Share of what refusals depend on that the state at each block has behind it.
+def cumulative_share(sensitivity: Sequence[float]) -> Vectors:
+    """Share of the total sensitivity that belongs to each block and those before it.
 
-    A state is the sum of what its block and all before it wrote, so what the sensitive blocks wrote is read best behind
-    them, not at them.
+    The residual stream is the sum of what all blocks so far have written, so what the sensitive blocks write is read
+    best after them, not at them.
 
     Args:
-        sensitivity: How much refusals depend on each block; blocks that weaken refusals count as 0.
+        sensitivity: How much refusals depend on each block; blocks that weaken refusals (negative values) count as 0.
 
     Returns:
         Shape (blocks,), rising from 0 to 1; 0 everywhere if refusals depend on no block.
@@ -97,7 +101,7 @@ def carried(sensitivity: Sequence[float]) -> Vectors:
     return np.asarray(np.cumsum(above) / (above.sum() or 1))
 
 
-def _shares(values: Vectors) -> Vectors:
-    """Values as shares of the largest, those below zero as 0."""
+def _relative_to_largest(values: Vectors) -> Vectors:
+    """Values divided by the largest, negative ones as 0."""
     above = np.maximum(values, 0)
     return np.asarray(above / (above.max() or 1))

@@ -1,4 +1,4 @@
-"""Greedy answers in one batch, each stopped as soon as it is known whether it refuses."""
+"""Greedy decoding in batches, stopping each answer as soon as it is decided whether it refuses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from larf_curate.layers.replay import Pass, last_logits
 from larf_curate.layers.subject import Subject
 from larf_curate.models.prefix_cache import cache_argument
 
-ROWS = 256
-"""Most answers decoded side by side."""
+BATCH_ANSWERS = 256
+"""Most answers that are decoded together."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The beginning of an answer.
+class DecodedAnswer:
+    """An answer, decoded until it ended or was known to refuse.
 
     Args:
-        ids: Token ids up to the point that decided.
+        ids: Token ids so far.
         refused: Whether it refuses.
     """
 
@@ -31,8 +31,8 @@ class Answer:
 
 
 @dataclass(eq=False)
-class _Rows:
-    """Answers under way: which ones, their keys and values, masks, next positions and logits."""
+class _ActiveAnswers:
+    """Answers that are still being decoded: their indices, keys and values, masks, next positions and logits."""
 
     rows: list[int]
     cache: DynamicCache
@@ -40,18 +40,20 @@ class _Rows:
     positions: Tensor
     logits: Tensor
 
-    def keep(self, places: list[int]) -> None:
-        """Drop the answers that are decided."""
-        if len(places) == len(self.rows):
+    def keep(self, undecided: list[int]) -> None:
+        """Keep the answers at these positions of the batch and drop all others, which saves their forward passes."""
+        if len(undecided) == len(self.rows):
             return
-        index = torch.tensor(places, device=self.mask.device)
+        index = torch.tensor(undecided, device=self.mask.device)
         self.cache.batch_select_indices(index)
-        self.rows = [self.rows[place] for place in places]
+        self.rows = [self.rows[position] for position in undecided]
         self.mask, self.positions = self.mask[index], self.positions[index]
 
 
-def decode(subject: Subject, passes: Sequence[Pass], refuses: RefusalDetector, *, new_tokens: int) -> list[Answer]:
-    """Decode greedily behind prompts.
+def decode(
+    subject: Subject, passes: Sequence[Pass], refuses: RefusalDetector, *, new_tokens: int
+) -> list[DecodedAnswer]:
+    """Decode answers to prompts greedily.
 
     Args:
         subject: The model.
@@ -60,38 +62,40 @@ def decode(subject: Subject, passes: Sequence[Pass], refuses: RefusalDetector, *
         new_tokens: Longest answer in tokens.
 
     Returns:
-        n answers, in the order of the prompts. Refusals are those of the whole answers.
+        n answers, in the order of the prompts. Refusals are the same as if all answers had been decoded completely.
     """
-    answers: dict[int, Answer] = {}
-    for group in _grouped(passes):
-        answers |= _decode(subject, _merged(group), refuses, new_tokens)
+    answers: dict[int, DecodedAnswer] = {}
+    for group in _group_passes(passes):
+        answers |= _decode(subject, _merge_passes(group), refuses, new_tokens)
     return [answers[row] for row in sorted(answers)]
 
 
 @torch.no_grad()
-def _decode(subject: Subject, state: _Rows, refuses: RefusalDetector, new_tokens: int) -> dict[int, Answer]:
+def _decode(
+    subject: Subject, state: _ActiveAnswers, refuses: RefusalDetector, new_tokens: int
+) -> dict[int, DecodedAnswer]:
     ids: dict[int, list[int]] = {row: [] for row in state.rows}
-    answers: dict[int, Answer] = {}
+    answers: dict[int, DecodedAnswer] = {}
     tokens = state.logits.float().argmax(-1)
     for _ in range(new_tokens):
         for row, token in zip(state.rows, tokens.tolist(), strict=True):
             ids[row].append(token)
         texts = subject.tokenizer.batch_decode([ids[row] for row in state.rows], skip_special_tokens=True)
-        places = []
-        for place, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
+        undecided = []
+        for position, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
             ended = ids[row][-1] in subject.stop_ids or len(ids[row]) == new_tokens
             refused = refuses(text, complete=ended)
-            answers[row] = Answer(ids[row], refused)
+            answers[row] = DecodedAnswer(ids[row], refused)
             if not refused and not ended:
-                places.append(place)
-        if not places:
+                undecided.append(position)
+        if not undecided:
             break
-        state.keep(places)
-        tokens = _step(subject, state, tokens[places])
+        state.keep(undecided)
+        tokens = _step(subject, state, tokens[undecided])
     return answers
 
 
-def _step(subject: Subject, state: _Rows, tokens: Tensor) -> Tensor:
+def _step(subject: Subject, state: _ActiveAnswers, tokens: Tensor) -> Tensor:
     state.mask = pad(state.mask, (0, 1), value=1)
     output = subject.model(
         input_ids=tokens.unsqueeze(1),
@@ -106,17 +110,18 @@ def _step(subject: Subject, state: _Rows, tokens: Tensor) -> Tensor:
     return next_tokens
 
 
-def _grouped(passes: Sequence[Pass]) -> list[list[Pass]]:
+def _group_passes(passes: Sequence[Pass]) -> list[list[Pass]]:
+    """Group batches that are decoded together: decoding steps are so small that larger batches cost little more."""
     groups: list[list[Pass]] = [[]]
     for item in passes:
-        if groups[-1] and sum(len(p.batch.rows) for p in [*groups[-1], item]) > ROWS:
+        if groups[-1] and sum(len(p.batch.rows) for p in [*groups[-1], item]) > BATCH_ANSWERS:
             groups.append([])
         groups[-1].append(item)
     return groups
 
 
-def _merged(passes: Sequence[Pass]) -> _Rows:
-    """One batch of several, padded on the left to the longest."""
+def _merge_passes(passes: Sequence[Pass]) -> _ActiveAnswers:
+    """Merge several batches into one, left-padded to the longest."""
     width = max(item.batch.mask.shape[1] for item in passes)
     extra = [width - item.batch.mask.shape[1] for item in passes]
     cache = DynamicCache()
@@ -127,7 +132,7 @@ def _merged(passes: Sequence[Pass]) -> _Rows:
             for side in ("keys", "values")
         )
         cache.update(torch.cat(keys), torch.cat(values), index)
-    return _Rows(
+    return _ActiveAnswers(
         rows=[row for item in passes for row in item.batch.rows],
         cache=cache,
         mask=torch.cat([pad(item.batch.mask, (n, 0)) for item, n in zip(passes, extra, strict=True)]),

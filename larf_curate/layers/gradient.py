@@ -1,7 +1,8 @@
-"""How the log-odds of a refusal react to the scale of each block, from one forward and one backward pass.
+"""Derivative of the log-odds of a refusal with respect to each block's scale, by one forward and one backward pass.
 
-Scaling the weights of a linear layer by ``alpha`` scales its output without the bias, so the derivative by ``alpha`` at
-1 is the inner product of that output and its gradient: no gradient of a weight is needed, and every prompt has its own.
+Scaling the weights of a linear layer by ``alpha`` scales its output without the bias. The derivative with respect to
+``alpha`` at 1 is therefore the inner product of that output and its gradient: weight gradients are not needed, and each
+prompt gets a derivative of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,22 +24,22 @@ from larf_curate.models.hooks import forward_hooks
 from larf_curate.stats import Floats
 
 BATCH_TOKENS = 256
-"""Larger batches are no faster on a CPU; the memory for the way back grows with them."""
+"""Tokens per batch: larger ones are no faster on a CPU, and the backward pass needs memory in proportion."""
 
 
 def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Openings) -> Floats:
-    """Derivative of every prompt's log-odds of a refusal by the scale of every block, at scale 1.
+    """Derivative of each prompt's log-odds of a refusal with respect to the scale of each block, at scale 1.
 
     Args:
-        subject: The model, at rest.
+        subject: The model, frozen.
         prompts: Token ids of n prompts.
-        openings: What the log-odds are of.
+        openings: Tokens that define the log-odds.
 
     Returns:
-        Shape (blocks, n); positive = scaling the block up makes the prompt refused more.
+        Shape (blocks, n); positive if scaling the block up makes a refusal of the prompt more likely.
 
     Raises:
-        ModelError: If a block has experts, whose outputs do not keep the prompts apart.
+        ModelError: If a block has experts, whose outputs mix the tokens of several prompts.
     """
     texts = openings.extend(prompts)
     gradients = np.zeros((len(subject.blocks), len(texts)))
@@ -49,12 +50,12 @@ def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Op
 
 
 def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings) -> Tensor:
-    """One right-padded batch. No mask: with causal attention no token sees the padding behind it."""
+    """Run one right-padded batch. It needs no mask: with causal attention no token attends to later padding."""
     lengths = [len(text) for text in texts]
     width, keep = max(lengths), max(lengths) - min(lengths) + openings.positions
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(subject.device)
     total = torch.zeros(len(subject.blocks), len(texts), device=subject.device)
-    with torch.enable_grad(), _watched(subject, total):
+    with torch.enable_grad(), _accumulating(subject, total):
         logits = subject.model(input_ids=ids, use_cache=False, **last_logits(subject.model, keep)).logits[:, -keep:]
         ends = [length - width + keep for length in lengths]
         read = torch.stack([row[end - openings.positions : end] for row, end in zip(logits, ends, strict=True)])
@@ -63,18 +64,19 @@ def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings)
 
 
 @contextmanager
-def _watched(subject: Subject, total: Tensor) -> Iterator[None]:
-    """Add the derivative by each block's scale to ``total``, shape (blocks, rows), while gradients flow back."""
+def _accumulating(subject: Subject, total: Tensor) -> Iterator[None]:
+    """Add the derivative for each block's scale to ``total``, shape (blocks, rows), during the backward pass."""
 
-    def watch(block: int) -> Any:  # noqa: ANN401
+    def accumulate(block: int) -> Any:  # noqa: ANN401
         def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
             if not isinstance(output, Tensor) or output.ndim != 3 or len(output) != total.shape[1]:
                 raise ModelError(
-                    f"the outputs of {type(module).__name__} do not keep prompts apart, as where there are experts: "
+                    f"the outputs of {type(module).__name__} mix several prompts, as those of experts do: "
                     "use method='forward'"
                 )
             bias = getattr(module, "bias", None)
-            product = output.detach().clone() if bias is None else output.detach() - bias  # Falcon adds in place
+            # A copy in any case: Falcon adds to this output in place afterwards.
+            product = output.detach().clone() if bias is None else output.detach() - bias
 
             def add(grad: Tensor) -> None:
                 total[block] += (grad.float() * product.float()).flatten(1).sum(1)
@@ -83,9 +85,10 @@ def _watched(subject: Subject, total: Tensor) -> Iterator[None]:
 
         return hook
 
+    # No weight requires a gradient, so the graph has to start at the embeddings' output.
     embeddings = subject.model.get_input_embeddings()
     hooks = [(embeddings, lambda _module, _inputs, output: output.requires_grad_(True))]
     for block, module in enumerate(subject.blocks):
-        hooks += [(projection, watch(block)) for projection in projection_modules(module).values()]
+        hooks += [(projection, accumulate(block)) for projection in projection_modules(module).values()]
     with forward_hooks(hooks):
         yield

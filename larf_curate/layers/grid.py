@@ -1,4 +1,4 @@
-"""The grid of blocks and scales: which cells there are, and what is known of them already."""
+"""Grid of blocks and scales, evaluated cell by cell with a checkpoint file."""
 
 import json
 import math
@@ -14,22 +14,22 @@ from larf_curate.errors import InputError
 from larf_curate.stats import Floats
 
 ALPHAS = (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
-"""The scales of the paper."""
+"""Scales of the LARF paper."""
 
 OUTERMOST = (ALPHAS[0], ALPHAS[-1])
-"""The pair that decides LARF's ranking; the others settle ties."""
+"""The pair of scales that decides LARF's ranking; the others only break ties."""
 
 Cell = Callable[[int, float], Sequence[float]]
-"""Gives the value of every prompt with one block scaled."""
+"""Computes one cell: the value of every prompt, given a block and its scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Values of every prompt in every cell.
+    """A complete grid: the value of every prompt in every cell.
 
     Args:
         alphas: Scales in rising order.
-        values: Shape (blocks, alphas, prompts).
+        values: Values of shape (blocks, alphas, prompts).
     """
 
     alphas: tuple[float, ...]
@@ -37,82 +37,83 @@ class Grid:
 
     @property
     def effects(self) -> Floats:
-        """How much more a prompt's value is at the largest than at the smallest scale, shape (blocks, prompts)."""
+        """Values at the largest scale minus those at the smallest, shape (blocks, prompts)."""
         return np.asarray(self.values[:, -1] - self.values[:, 0])
 
     @property
     def gains(self) -> list[Floats]:
-        """Differences of the mean values at each pair of scales, the widest pair first, each of shape (blocks,)."""
+        """Differences of mean values for each pair of scales, the widest pair first, each of shape (blocks,)."""
         means = self.values.mean(-1)
         return [means[:, high] - means[:, low] for low, high in pairs(self.alphas)]
 
 
 def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
-    """Sort scales.
+    """Sort scales and drop duplicates.
 
     Raises:
-        InputError: If there are not as many below 1 as above.
+        InputError: If they are not positive and finite, or there are not as many below 1 as above.
     """
     ordered = tuple(sorted({float(alpha) for alpha in alphas}))
     below = sum(alpha < 1 for alpha in ordered)
     finite = all(map(math.isfinite, ordered))
     if not ordered or not finite or ordered[0] <= 0 or 1.0 in ordered or below * 2 != len(ordered):
         raise InputError(
-            f"wanted positive, finite scales, as many below 1 as above, got {list(alphas)}: for instance 0.7, 1.3"
+            f"wanted positive, finite scales, as many below 1 as above, got {list(alphas)}: give for instance 0.7, 1.3"
         )
     return ordered
 
 
 def pairs(alphas: Sequence[float]) -> list[tuple[int, int]]:
-    """Positions of the scales that are compared, the widest pair first."""
+    """Index pairs of the scales that are compared, the widest pair first."""
     return [(index, len(alphas) - 1 - index) for index in range(len(alphas) // 2)]
 
 
-def ranking(*criteria: Floats) -> list[int]:
-    """Blocks by the first criterion, ties by the next ones, high values first, then by number."""
+def rank_blocks(*criteria: Floats) -> list[int]:
+    """Rank blocks by the first criterion, highest first; ties by the next criteria, then by block number."""
+    # Rounded, since ties of refusal rates must stay ties after subtractions in floating point.
     keys = [[-round(float(value), 9) for value in criterion] for criterion in criteria]
     return sorted(range(len(keys[0])), key=lambda block: tuple(key[block] for key in keys))
 
 
-def fill(cell: Cell, blocks: int, alphas: tuple[float, ...], store: "GridStore", *, title: str) -> Grid:
-    """Evaluate all cells that are not known yet, with a progress bar.
+def evaluate_grid(cell: Cell, blocks: int, alphas: tuple[float, ...], store: "GridStore", *, title: str) -> Grid:
+    """Evaluate all cells that are not stored yet, with a progress bar.
 
     Args:
-        cell: Evaluates one.
+        cell: Computes one cell.
         blocks: Number of blocks.
         alphas: Scales in rising order.
-        store: What is known already, and where to keep the rest.
-        title: What to call the progress bar.
+        store: Holds the finished cells, and receives the others.
+        title: Label of the progress bar.
     """
-    todo = [(block, alpha) for block in range(blocks) for alpha in alphas if (block, alpha) not in store.known]
-    for block, alpha in tqdm(todo, desc=title, unit="cell"):
+    missing = [(block, alpha) for block in range(blocks) for alpha in alphas if (block, alpha) not in store.cells]
+    for block, alpha in tqdm(missing, desc=title, unit="cell"):
         store.add(block, alpha, cell(block, alpha))
-    rows = [[store.known[block, alpha] for alpha in alphas] for block in range(blocks)]
+    rows = [[store.cells[block, alpha] for alpha in alphas] for block in range(blocks)]
     return Grid(alphas, np.asarray(rows, np.float64))
 
 
 class GridStore:
-    """Cells kept in a file of JSON lines, one a cell, so that an interrupted grid goes on where it stopped.
+    """Finished cells in a JSON Lines file, one per line, so that an interrupted grid can be resumed.
 
     Args:
-        path: The file, which may hold cells of other models or prompts too; None to keep nothing.
-        key: Digest of everything but block and scale that a value depends on.
+        path: The file, which may also hold cells of other models or prompts; None to store nothing on disk.
+        key: Digest of everything that a value depends on, except block and scale.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path, self._key = path, key
-        self.known: dict[tuple[int, float], list[float]] = {}
+        self.cells: dict[tuple[int, float], list[float]] = {}
         for line in path.read_bytes().split(b"\n") if path is not None and path.exists() else []:
             self._read(line)
 
     def add(self, block: int, alpha: float, values: Sequence[float]) -> None:
-        """Keep one cell, on disk before this returns."""
-        self.known[block, alpha] = list(values)
+        """Store one cell; it is on disk when this returns."""
+        self.cells[block, alpha] = list(values)
         if self._path is None:
             return
         line = json.dumps({"key": self._key, "block": block, "alpha": alpha, "values": list(values)})
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as stream:  # a line cut off by a crash is closed by the next line's first byte
+        with self._path.open("ab") as stream:  # the leading newline ends a line that a crash has cut off
             stream.write(f"\n{line}\n".encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -121,6 +122,6 @@ class GridStore:
         try:
             cell = json.loads(line)
             if cell["key"] == self._key:
-                self.known[cell["block"], cell["alpha"]] = [float(value) for value in cell["values"]]
+                self.cells[cell["block"], cell["alpha"]] = [float(value) for value in cell["values"]]
         except (ValueError, KeyError, TypeError, RecursionError):  # an empty line, or one cut off by a crash
             return

@@ -1,4 +1,4 @@
-"""The four ways of finding safety-sensitive blocks; each takes a task and gives a finding."""
+"""The four methods of finding safety-sensitive blocks; each turns a task into a finding."""
 
 import hashlib
 import json
@@ -12,35 +12,35 @@ import torch
 from larf_curate.conversation.refusals import REFUSING, RefusalDetector
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
-from larf_curate.layers.decoding import Answer, decode
+from larf_curate.layers.decoding import DecodedAnswer, decode
 from larf_curate.layers.gradient import block_gradients
-from larf_curate.layers.grid import Cell, Grid, GridStore, fill, ranking
+from larf_curate.layers.grid import Cell, Grid, GridStore, evaluate_grid, rank_blocks
+from larf_curate.layers.method import Method
 from larf_curate.layers.openings import Openings, find_openings
 from larf_curate.layers.replay import Replay
-from larf_curate.layers.report import Method
-from larf_curate.layers.separation import separate
+from larf_curate.layers.separation import measure_separation
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import scaled
-from larf_curate.stats import Floats, interval, mean_interval
+from larf_curate.stats import Floats, mean_interval, percentile_interval
 
 NEW_TOKENS = 32
-"""Length of an answer in LARF's sweep."""
+"""Longest answer of LARF's sweep in tokens."""
 
 OPENING_TOKENS = 16
-"""Length of an answer where only its beginning matters."""
+"""Longest answer in tokens where only the beginning matters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What layers are sought with.
+    """Inputs of a method.
 
     Args:
-        subject: The model, at rest.
+        subject: The model, frozen.
         prompts: Over-rejection prompts.
         references: Unsafe and safe answers.
         alphas: Scales in rising order.
-        refuses: Finds refusals.
-        checkpoint: File of finished cells, if they are kept.
+        refuses: Detects refusals.
+        checkpoint: File of finished cells; None to store none.
     """
 
     subject: Subject
@@ -52,18 +52,18 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Finding:
-    """What a method says of every block.
+class BlockFinding:
+    """Result of a method for every block.
 
     Args:
-        scores: Shape (blocks,).
-        low: Lower bounds of their intervals, shape (blocks,).
+        scores: Score of each block, shape (blocks,), higher is more sensitive.
+        low: Lower bounds of the scores' 95 % intervals, shape (blocks,).
         high: Upper bounds, shape (blocks,).
         ranking: All blocks, the most sensitive first.
-        grid: Values at every scale, if there are several.
+        grid: Values at every scale; None if the method has no grid.
         baseline: Mean value with nothing scaled.
-        refused: Prompts refused with nothing scaled.
-        measures: Further columns, each of shape (blocks,).
+        refused: Number of prompts refused with nothing scaled.
+        measures: Further columns by name, each of shape (blocks,).
     """
 
     scores: Floats
@@ -76,24 +76,24 @@ class Finding:
     measures: Mapping[str, Floats] = field(default_factory=dict)
 
 
-def sweep(task: Task) -> Finding:
-    """LARF's procedure: scale one block, decode 32 tokens, count refusals; all blocks, all scales."""
+def sweep(task: Task) -> BlockFinding:
+    """LARF's procedure: for every block and scale, scale the block, decode 32 tokens per prompt, count refusals."""
     subject = task.subject
-    replay = Replay(subject, subject.ask(task.prompts, room=NEW_TOKENS))
-    refused = _count(_answers(task, replay, NEW_TOKENS), subject.name)
-    key = _key(task, "sweep", replay, task.refuses.keywords or REFUSING, task.refuses.fold_apostrophes)
-    grid = fill(
+    replay = Replay(subject, subject.encode_prompts(task.prompts, new_tokens=NEW_TOKENS))
+    refused = _count_refusals(_decode_answers(task, replay, NEW_TOKENS), subject.name)
+    key = _checkpoint_key(task, "sweep", replay, task.refuses.keywords or REFUSING, task.refuses.fold_apostrophes)
+    grid = evaluate_grid(
         refusal_cell(subject, replay, task.refuses),
         len(subject.blocks),
         task.alphas,
         GridStore(task.checkpoint, key),
         title="sweep",
     )
-    return _of_grid(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
+    return _grid_finding(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
 
 
 def refusal_cell(subject: Subject, replay: Replay, refuses: RefusalDetector) -> Cell:
-    """Make the function that says of each prompt whether it is refused (1) or not (0) with one block scaled."""
+    """Make the function that computes, with one block scaled, whether each prompt is refused (1) or not (0)."""
 
     def cell(block: int, alpha: float) -> list[float]:
         with scaled(subject.blocks[block], alpha):
@@ -103,63 +103,70 @@ def refusal_cell(subject: Subject, replay: Replay, refuses: RefusalDetector) -> 
     return cell
 
 
-def forward(task: Task) -> Finding:
-    """The grid without decoding: log-odds of beginning a refusal, from one pass a cell.
+def forward(task: Task) -> BlockFinding:
+    """The grid without decoding: log-odds of beginning a refusal, from one forward pass per cell.
 
-    What counts is how many prompts lean to a refusal, as in the sweep: a block that pushes prompts further that are
-    refused anyway changes nothing. The border is where the model as it is has as many above it as it refuses.
+    As in the sweep, the number of prompts that lean to a refusal counts: a block that only makes refused prompts even
+    more likely to be refused changes nothing. A prompt leans to a refusal if its log-odds exceed the threshold at which
+    the unscaled model has as many prompts as it refuses.
     """
     subject = task.subject
-    prompts, openings, refused = _begin(task)
+    prompts, openings, refused = _prepare(task)
     replay = Replay(subject, openings.extend(prompts), keep=openings.positions)
-    border = border_of(_log_odds(replay, openings, None), refused)
-    store = GridStore(task.checkpoint, _key(task, "forward", replay, repr(openings)))
+    threshold = decision_threshold(_log_odds(replay, openings, None), refused)
+    store = GridStore(task.checkpoint, _checkpoint_key(task, "forward", replay, repr(openings)))
 
     def cell(block: int, alpha: float) -> list[float]:
         with scaled(subject.blocks[block], alpha):
             return _log_odds(replay, openings, block)
 
-    odds = fill(cell, len(subject.blocks), task.alphas, store, title="forward")
-    leaning = Grid(odds.alphas, (odds.values > border).astype(np.float64))
+    odds = evaluate_grid(cell, len(subject.blocks), task.alphas, store, title="forward")
+    leaning = Grid(odds.alphas, (odds.values > threshold).astype(np.float64))
     gain = odds.gains[0]
-    return _of_grid(leaning, gain, baseline=refused / len(prompts), refused=refused, measures={"log_odds": gain})
+    return _grid_finding(leaning, gain, baseline=refused / len(prompts), refused=refused, measures={"log_odds": gain})
 
 
-def border_of(odds: Sequence[float], refused: int) -> float:
-    """A value that as many log-odds lie above as prompts are refused, 0 if it may be; 0 < refused < all."""
+def decision_threshold(odds: Sequence[float], refused: int) -> float:
+    """Threshold that as many log-odds exceed as prompts are refused; 0 if possible.
+
+    Args:
+        odds: Log-odds of every prompt.
+        refused: Number of refused prompts, at least one and not all.
+    """
     ordered = sorted(odds, reverse=True)
     above, below = ordered[refused - 1], ordered[refused]
     return 0.0 if below <= 0 < above else (above + below) / 2
 
 
 def _log_odds(replay: Replay, openings: Openings, block: int | None) -> list[float]:
-    """Each prompt's log-odds, run from a block on."""
+    """Log-odds of every prompt, run from a block on; None to run all blocks and record them."""
     values: dict[int, float] = {}
     for item in replay(block):
+        # A scaled block can overflow the dtype; a finite value keeps the cell in the grid.
         odds = torch.nan_to_num(openings.log_odds(item.logits), nan=0.0, posinf=100.0, neginf=-100.0)
         values |= zip(item.batch.rows, odds.tolist(), strict=True)
     return [values[row] for row in sorted(values)]
 
 
-def gradient(task: Task) -> Finding:
-    """The derivative of the log-odds by every block's scale, from one forward and one backward pass."""
-    prompts, openings, refused = _begin(task)
+def gradient(task: Task) -> BlockFinding:
+    """Derivative of the log-odds with respect to each block's scale, from one forward and one backward pass."""
+    prompts, openings, refused = _prepare(task)
     effects = np.nan_to_num(block_gradients(task.subject, prompts, openings), posinf=0.0, neginf=0.0)
     scores = effects.mean(1)
     low, high = mean_interval(effects)
-    return Finding(scores=scores, low=low, high=high, ranking=ranking(scores), refused=refused)
+    return BlockFinding(scores=scores, low=low, high=high, ranking=rank_blocks(scores), refused=refused)
 
 
-def separation(task: Task) -> Finding:
+def separation(task: Task) -> BlockFinding:
     """Held-out separation of unsafe and safe references; nothing is scaled."""
-    found = separate(task.subject, task.references)
-    low, high = interval(found.resampled)
-    return Finding(
-        scores=found.fisher, low=low, high=high, ranking=ranking(found.fisher), measures={"auroc": found.auroc}
+    found = measure_separation(task.subject, task.references)
+    low, high = percentile_interval(found.resampled)
+    return BlockFinding(
+        scores=found.fisher, low=low, high=high, ranking=rank_blocks(found.fisher), measures={"auroc": found.auroc}
     )
 
 
-METHODS: dict[Method, Callable[[Task], Finding]] = {
+METHODS: dict[Method, Callable[[Task], BlockFinding]] = {
     "gradient": gradient,
     "forward": forward,
     "sweep": sweep,
@@ -167,44 +174,44 @@ METHODS: dict[Method, Callable[[Task], Finding]] = {
 }
 
 
-def _begin(task: Task) -> tuple[list[list[int]], Openings, int]:
-    """Token ids of the prompts, what tells refusals from helpful answers, and how many prompts are refused."""
-    prompts = task.subject.ask(task.prompts, room=OPENING_TOKENS)
-    answers = _answers(task, Replay(task.subject, prompts), OPENING_TOKENS)
-    refused = _count(answers, task.subject.name)
+def _prepare(task: Task) -> tuple[list[list[int]], Openings, int]:
+    """Token ids of the prompts, first tokens of refusals and helpful answers, and the number of refused prompts."""
+    prompts = task.subject.encode_prompts(task.prompts, new_tokens=OPENING_TOKENS)
+    answers = _decode_answers(task, Replay(task.subject, prompts), OPENING_TOKENS)
+    refused = _count_refusals(answers, task.subject.name)
     return prompts, find_openings(task.subject, answers, task.references), refused
 
 
-def _answers(task: Task, replay: Replay, new_tokens: int) -> list[Answer]:
+def _decode_answers(task: Task, replay: Replay, new_tokens: int) -> list[DecodedAnswer]:
     return decode(task.subject, list(replay()), task.refuses, new_tokens=new_tokens)
 
 
-def _count(answers: Sequence[Answer], model: str) -> int:
+def _count_refusals(answers: Sequence[DecodedAnswer], model: str) -> int:
     """Number of refusals.
 
     Raises:
-        ModelError: If nothing or everything is refused: then there is nothing to react to a scale.
+        ModelError: If no prompt or every prompt is refused: scaling a block could not change anything measurable.
     """
     refused = sum(answer.refused for answer in answers)
     if 0 < refused < len(answers):
         return refused
     what = "none" if refused == 0 else "all"
     raise ModelError(
-        f"{model} refuses {what} of {len(answers)} prompts, so no block can be told by its refusals: "
-        "use method='separation' (--method separation), or prompts that it refuses now and then"
+        f"{model} refuses {what} of {len(answers)} prompts, so refusals do not distinguish its blocks: "
+        "use method='separation' (--method separation), or prompts of which it refuses some"
     )
 
 
-def _of_grid(
+def _grid_finding(
     grid: Grid, *ties: Floats, baseline: float, refused: int, measures: Mapping[str, Floats] | None = None
-) -> Finding:
-    """Judge blocks by the widest pair of scales, ties by further criteria."""
+) -> BlockFinding:
+    """Rank blocks by the widest pair of scales, ties by further criteria."""
     low, high = mean_interval(grid.effects)
-    return Finding(
+    return BlockFinding(
         scores=grid.gains[0],
         low=low,
         high=high,
-        ranking=ranking(grid.gains[0], *ties),
+        ranking=rank_blocks(grid.gains[0], *ties),
         grid=grid,
         baseline=baseline,
         refused=refused,
@@ -212,7 +219,7 @@ def _of_grid(
     )
 
 
-def _key(task: Task, *parts: object) -> str:
-    """Digest of what a cell's values depend on beside block and scale."""
+def _checkpoint_key(task: Task, *parts: object) -> str:
+    """Digest of everything that a cell's values depend on, except block and scale."""
     texts = [part.texts if isinstance(part, Replay) else part for part in parts]
     return hashlib.sha256(json.dumps([task.subject.digest(), *texts]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The picture of a layer report: a bar for every block, and how the recommended ones react to their scale."""
+"""Plot of a layer report: the score of every block, and how the recommended blocks react to their scale."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,10 @@ from larf_curate.files import atomic_path
 
 @dataclass(frozen=True, kw_only=True)
 class BlockScores:
-    """The fields of a `LayerReport` that are drawn; see there."""
+    """The fields of a `LayerReport` that are plotted; see there.
+
+    A class of its own, so that this module does not import the report that imports it.
+    """
 
     method: str
     model: str
@@ -32,9 +35,9 @@ class BlockScores:
     prompts: int
 
 
-ENDINGS = (".png", ".svg", ".pdf")
-SCORES = {
-    "sweep": "change of the refused share",
+SUFFIXES = (".png", ".svg", ".pdf")
+SCORE_LABELS = {
+    "sweep": "change of the refusal rate",
     "forward": "change of the share leaning to refuse",
     "gradient": "d(refusal log-odds) / d(scale)",
     "separation": "Fisher ratio, held out",
@@ -57,27 +60,28 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(report: BlockScores, path: Path) -> Path:
-    """Draw a report into a file.
+    """Plot a report into a file.
 
     Raises:
-        InputError: If the file's ending is not known.
+        InputError: If the file's suffix is not supported.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(f"wanted a plot ending in {', '.join(ENDINGS)}, got {path.name}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"wanted a plot file ending in {', '.join(SUFFIXES)}, got {path.name}")
     with rc_context(_STYLE):
         figure = Figure(figsize=(max(6.5, 0.19 * len(report.scores) + 1.5), 5.6 if report.alphas else 3.2), dpi=150)
         figure.set_layout_engine("constrained")
         axes = figure.subplots(2 if report.alphas else 1, squeeze=False, height_ratios=[3, 2] if report.alphas else [1])
-        _bars(report, axes[0, 0])
+        _draw_bars(report, axes[0, 0])
         if report.alphas:
-            _curves(report, axes[1, 0])
+            _draw_curves(report, axes[1, 0])
         with atomic_path(path) as aside:
+            # Without a date, the same report always gives the same SVG file.
             metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
             figure.savefig(aside, format=path.suffix[1:].lower(), metadata=metadata)
     return path
 
 
-def _bars(report: BlockScores, axes: Axes) -> None:
+def _draw_bars(report: BlockScores, axes: Axes) -> None:
     scores, low, high = (np.asarray(values) for values in (report.scores, report.low, report.high))
     kinds: dict[str, tuple[list[int], dict[str, Any]]] = {
         "recommended": (list(report.layers), {"color": _CHOSEN}),
@@ -97,10 +101,10 @@ def _bars(report: BlockScores, axes: Axes) -> None:
                 error_kw={"lw": 0.9},
                 **look,
             )
-    _limit(report, axes)
+    _set_y_limits(report, axes)
     axes.axhline(0, color="#9ca3af", lw=0.8)
     axes.set_xlabel("block")
-    axes.set_ylabel(SCORES[report.method])
+    axes.set_ylabel(SCORE_LABELS[report.method])
     axes.set_xlim(-0.7, len(scores) - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     unit = "pairs" if report.method == "separation" else "prompts"
@@ -108,16 +112,16 @@ def _bars(report: BlockScores, axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
-def _limit(report: BlockScores, axes: Axes) -> None:
-    """Let sound blocks set the scale: a broken one may be far off."""
+def _set_y_limits(report: BlockScores, axes: Axes) -> None:
+    """Fit the y axis to the sound blocks: a broken one may be far off."""
     blocks = list(report.ranking) or list(range(len(report.scores)))
     bottom = min(0.0, *(report.low[block] for block in blocks))
     top = max(0.0, *(report.high[block] for block in blocks))
-    room = (top - bottom) or 1.0
-    axes.set_ylim(bottom - 0.08 * room, top + 0.18 * room)
+    height = (top - bottom) or 1.0
+    axes.set_ylim(bottom - 0.08 * height, top + 0.18 * height)  # more above, where the legend is
 
 
-def _curves(report: BlockScores, axes: Axes) -> None:
+def _draw_curves(report: BlockScores, axes: Axes) -> None:
     below = sum(alpha < 1 for alpha in report.alphas)
     alphas = [*report.alphas[:below], 1.0, *report.alphas[below:]]
     for block in report.ranking:
@@ -130,6 +134,6 @@ def _curves(report: BlockScores, axes: Axes) -> None:
             axes.plot(alphas, values, "-", lw=0.8, color=_PLAIN)  # type: ignore[arg-type]
     axes.set_xticks(alphas)
     axes.set_xlabel("scale of the block's projection weights")
-    axes.set_ylabel("refused share" if report.method == "sweep" else "share leaning to refuse")
+    axes.set_ylabel("refusal rate" if report.method == "sweep" else "share leaning to refuse")
     if report.layers:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -1,7 +1,7 @@
-"""Forward passes that begin at a block: what lies below it is computed once and replayed.
+"""Forward passes that start at a block: the outputs of earlier blocks are recorded once and replayed.
 
-A block that is scaled changes nothing below it, and the tokens that all texts begin with need computing once a pass
-instead of once a text. Both are exact: the same numbers up to rounding as whole passes, text by text.
+A scaled block changes nothing before it, and a prefix that all texts share needs computing once per pass instead of
+once per text. Both optimizations are exact: up to rounding, the results equal complete passes over each text.
 """
 
 import inspect
@@ -22,18 +22,18 @@ from larf_curate.models.hooks import forward_hooks
 from larf_curate.models.prefix_cache import cache_argument
 
 BATCH_TOKENS = 1024
-ROOM = 64
-"""Tokens that may be decoded behind a text."""
+MAX_NEW_TOKENS = 64
+"""Most tokens that are decoded after a text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Texts of like length behind the shared beginning, padded on the left.
+    """Texts of similar length without their shared prefix, left-padded.
 
     Args:
-        rows: Which texts these are.
-        ids: Token ids, shape (n, t).
-        mask: 1 for tokens and 0 for padding, the shared beginning included, shape (n, shared + t).
+        rows: Indices of the texts.
+        ids: Token ids after the prefix, shape (n, t).
+        mask: 1 for tokens and 0 for padding, the prefix included, shape (n, prefix + t).
         positions: Position of each token in its text, shape (n, t).
     """
 
@@ -45,12 +45,12 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What a forward pass over one batch gave.
+    """Result of a forward pass over one batch.
 
     Args:
         batch: The texts.
-        logits: Logits at the last positions, shape (n, kept, vocabulary).
-        cache: Keys and values of all blocks, shared beginning included.
+        logits: Logits at the last positions, shape (n, keep, vocabulary).
+        cache: Keys and values of all blocks, the shared prefix included.
     """
 
     batch: Batch
@@ -60,7 +60,7 @@ class Pass:
 
 @dataclass(eq=False)
 class _Record:
-    """Outputs, keys and values of every block on one batch, nothing scaled."""
+    """Outputs, keys and values of every block on one batch, with nothing scaled."""
 
     outputs: list[Any] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -68,13 +68,13 @@ class _Record:
 
 
 class Replay:
-    """Runs a model over fixed texts again and again, from a block on.
+    """Runs a model over the same texts repeatedly, starting at any block.
 
     Args:
         subject: The model.
         texts: Token ids of the texts.
-        keep: How many last positions of each text to give logits for.
-        batch_tokens: Most tokens of one batch, padding included.
+        keep: Number of positions at the end of each text whose logits are computed.
+        batch_tokens: Most tokens per batch, padding included.
     """
 
     def __init__(
@@ -82,12 +82,13 @@ class Replay:
     ) -> None:
         self.subject = subject
         self.texts = [list(text) for text in texts]
-        gaps = _takes_positions(subject) and _window(subject) >= max(map(len, texts)) + ROOM
-        self.shared = _shared(texts, keep) if gaps else []
-        self.batches = list(batched(texts, self.shared, batch_tokens, subject.device))
+        # Left padding between prefix and text needs explicit positions, and must not use up a sliding window.
+        allows_gaps = _takes_position_ids(subject) and _sliding_window(subject) >= max(map(len, texts)) + MAX_NEW_TOKENS
+        self.prefix = _common_prefix(texts, keep) if allows_gaps else []
+        self.batches = list(batched(texts, self.prefix, batch_tokens, subject.device))
         self._keep = keep
-        self._entangled = _shares_keys(subject)
-        self._beginning = _Record()
+        self._needs_early_blocks = _shares_keys(subject)
+        self._prefix_record = _Record()
         self._records: list[_Record] = []
 
     @torch.no_grad()
@@ -95,27 +96,27 @@ class Replay:
         """Run all texts, one batch after the other.
 
         Args:
-            block: The lowest block whose weights differ from those of the last whole run; what is below it is replayed.
-                None to run all blocks, with the weights as they should be, and to record what they give: do this once
-                to the end before any other run.
+            block: The first block whose weights differ from those of the recorded run; earlier blocks are replayed.
+                None to run all blocks with unchanged weights and record their outputs: do this once, to the end, before
+                any other run.
         """
         if block is None:
-            self._beginning, self._records = _Record(), [_Record() for _ in self.batches]
-        elif self._entangled:
+            self._prefix_record, self._records = _Record(), [_Record() for _ in self.batches]
+        elif self._needs_early_blocks:
             block = 0
-        beginning = self._begin(block)
+        prefix_cache = self._run_prefix(block)
         for batch, record in zip(self.batches, self._records, strict=True):
-            cache = _repeated(beginning, len(batch.rows))
+            cache = _expand_cache(prefix_cache, len(batch.rows))
             yield Pass(batch, self._run(batch, cache, record, block), cache)
 
-    def _begin(self, block: int | None) -> DynamicCache | None:
-        """Keys and values of the shared beginning."""
-        if not self.shared:
+    def _run_prefix(self, block: int | None) -> DynamicCache | None:
+        """Keys and values of the shared prefix; None if there is none."""
+        if not self.prefix:
             return None
-        ids = torch.tensor([self.shared], device=self.subject.device)
-        positions = torch.arange(len(self.shared), device=ids.device).unsqueeze(0)
+        ids = torch.tensor([self.prefix], device=self.subject.device)
+        positions = torch.arange(len(self.prefix), device=ids.device).unsqueeze(0)
         cache = DynamicCache()
-        self._run(Batch([0], ids, torch.ones_like(ids), positions), cache, self._beginning, block)
+        self._run(Batch([0], ids, torch.ones_like(ids), positions), cache, self._prefix_record, block)
         return cache
 
     def _run(self, batch: Batch, cache: DynamicCache, record: _Record, block: int | None) -> Tensor:
@@ -130,44 +131,44 @@ class Replay:
                 **last_logits(self.subject.model, self._keep),
             )
         if block is None:
-            own = batch.ids.shape[1]
-            record.keys = [layer.keys[:, :, -own:] for layer in cache.layers]
-            record.values = [layer.values[:, :, -own:] for layer in cache.layers]
+            length = batch.ids.shape[1]  # the prefix's keys and values are in a record of their own
+            record.keys = [layer.keys[:, :, -length:] for layer in cache.layers]
+            record.values = [layer.values[:, :, -length:] for layer in cache.layers]
         logits: Tensor = output.logits[:, -self._keep :]
         return logits
 
 
-def _window(subject: Subject) -> float:
-    """Width of sliding attention, which counts padding in the middle of a text; infinite if there is none."""
+def _sliding_window(subject: Subject) -> float:
+    """Width of sliding-window attention, in which padding inside a text counts; infinite if there is none."""
     config = subject.model.config.get_text_config(decoder=True)
     return getattr(config, "sliding_window", None) or float("inf")
 
 
 def _shares_keys(subject: Subject) -> bool:
-    """Whether late blocks take their keys and values from earlier ones, which then must run."""
+    """Whether late blocks reuse keys and values of earlier ones, which therefore cannot be replayed."""
     return bool(getattr(subject.model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0))
 
 
-def _takes_positions(subject: Subject) -> bool:
-    """Whether the model is told each token's position, so that it may ignore padding in the middle of a text."""
+def _takes_position_ids(subject: Subject) -> bool:
+    """Whether the model accepts explicit position ids, so that padding inside a text does not shift positions."""
     return "position_ids" in inspect.signature(subject.model.forward).parameters
 
 
 def last_logits(model: nn.Module, count: int) -> dict[str, int]:
-    """The option that makes a model compute logits at its last positions only, if it has one."""
+    """Keyword argument that restricts a model's logits to the last positions; empty if it has none."""
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
-def batched(texts: Sequence[list[int]], shared: list[int], budget: int, device: torch.device) -> Iterator[Batch]:
-    """Group texts of like length, without their shared beginning, into left-padded batches.
+def batched(texts: Sequence[list[int]], prefix: list[int], budget: int, device: torch.device) -> Iterator[Batch]:
+    """Group texts of similar length, without their shared prefix, into left-padded batches.
 
     Args:
-        texts: Token ids, each longer than ``shared``.
-        shared: What all begin with.
-        budget: Most tokens of one batch, padding included; a longer text is a batch of its own.
-        device: Where the tensors go.
+        texts: Token ids, each longer than ``prefix``.
+        prefix: Token ids that all texts begin with.
+        budget: Most tokens per batch, padding included; a longer text is a batch of its own.
+        device: Device of the tensors.
     """
-    start = len(shared)
+    start = len(prefix)
     rows: list[int] = []
     for index in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
         if rows and (len(rows) + 1) * (len(texts[rows[0]]) - start) > budget:
@@ -178,32 +179,35 @@ def batched(texts: Sequence[list[int]], shared: list[int], budget: int, device: 
 
 
 def _batch(texts: Sequence[list[int]], rows: list[int], start: int, device: torch.device) -> Batch:
-    own = [torch.tensor(texts[row][start:]) for row in rows]
-    positions = [torch.arange(start, start + len(ids)) for ids in own]
-    mask = pad(left_padded([torch.ones_like(ids) for ids in own]), (start, 0), value=1)
-    return Batch(rows, left_padded(own).to(device), mask.to(device), left_padded(positions).to(device))
+    remainders = [torch.tensor(texts[row][start:]) for row in rows]
+    positions = [torch.arange(start, start + len(ids)) for ids in remainders]
+    mask = pad(left_padded([torch.ones_like(ids) for ids in remainders]), (start, 0), value=1)
+    return Batch(rows, left_padded(remainders).to(device), mask.to(device), left_padded(positions).to(device))
 
 
 def left_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
-    """Rows of tokens as one batch of shape (n, longest), padded on the left."""
+    """Stack rows of token ids into a left-padded batch of shape (n, longest)."""
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")
 
 
-def _shared(texts: Sequence[list[int]], keep: int) -> list[int]:
-    """The longest beginning of all texts that leaves each the positions whose logits are wanted."""
-    room = min(len(text) for text in texts) - keep
-    return list(commonprefix(list(texts)))[: max(room, 0)]
+def _common_prefix(texts: Sequence[list[int]], keep: int) -> list[int]:
+    """The longest prefix of all texts that excludes the positions whose logits are needed."""
+    limit = min(len(text) for text in texts) - keep
+    return list(commonprefix(list(texts)))[: max(limit, 0)]
 
 
-def _repeated(beginning: DynamicCache | None, count: int) -> DynamicCache:
+def _expand_cache(prefix_cache: DynamicCache | None, count: int) -> DynamicCache:
+    """Copy the keys and values of one row for a batch of ``count`` rows, which adds its own."""
     cache = DynamicCache()
-    for index, layer in enumerate(beginning.layers if beginning is not None else []):
+    for index, layer in enumerate(prefix_cache.layers if prefix_cache is not None else []):
         cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), index)
     return cache
 
 
 @contextmanager
 def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
+    """Append the output of every block to the record."""
+
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
         record.outputs.append(output)
 
@@ -213,9 +217,9 @@ def _recorded(blocks: nn.ModuleList, record: _Record) -> Iterator[None]:
 
 @contextmanager
 def _replayed(blocks: nn.ModuleList, record: _Record, block: int, cache: DynamicCache) -> Iterator[None]:
-    """Replace the blocks below ``block`` by what they gave when recorded."""
-    below = list(blocks)[:block]
-    before = [module.__dict__.get("forward") for module in below]
+    """Let the blocks before ``block`` return their recorded outputs instead of running."""
+    replaced = list(blocks)[:block]
+    originals = [module.__dict__.get("forward") for module in replaced]  # set on the instance by some wrappers
 
     def replay(index: int) -> Any:  # noqa: ANN401
         def forward(*_args: object, **_options: object) -> Any:  # noqa: ANN401
@@ -225,11 +229,11 @@ def _replayed(blocks: nn.ModuleList, record: _Record, block: int, cache: Dynamic
         return forward
 
     try:
-        for index, module in enumerate(below):
+        for index, module in enumerate(replaced):
             module.forward = replay(index)
         yield
     finally:
-        for module, old in zip(below, before, strict=True):
+        for module, original in zip(replaced, originals, strict=True):
             module.__dict__.pop("forward", None)
-            if old is not None:
-                module.forward = old
+            if original is not None:
+                module.forward = original

@@ -1,15 +1,16 @@
-"""LayerReport: which blocks are safety-sensitive, how sure that is, and how far two methods agree."""
+"""`LayerReport`: the safety-sensitive blocks of a model with intervals, and the agreement of two methods."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
+from larf_curate.layers.method import Method
 from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
@@ -18,20 +19,18 @@ if TYPE_CHECKING:
 FORMAT = 1
 REPORT_FILE = "layers.json"
 
-Method = Literal["gradient", "forward", "sweep", "separation"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two rankings of one model's blocks agree; blocks that are broken in either do not count.
+    """Agreement of two rankings of one model's blocks; blocks that are broken in either do not count.
 
     Args:
-        spearman: Rank correlation over all blocks; blocks that do not matter are noise in it.
-        spearman_clear: Rank correlation over the blocks whose interval in the first report excludes zero; NaN if these
+        spearman: Rank correlation over all blocks, in [-1, 1]; blocks that do not matter add noise to it.
+        spearman_clear: Rank correlation over the blocks whose interval in the first report excludes zero; NaN if there
             are fewer than two.
         clear: Number of those blocks.
-        top3: Blocks among the first three of both.
-        top5: Blocks among the first five of both.
+        top3: Number of blocks that are among the first three of both.
+        top5: Number of blocks that are among the first five of both.
     """
 
     spearman: float
@@ -43,34 +42,34 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """What one method found of every decoder block of a model.
+    """Results of one method for every decoder block of a model.
 
-    A layer is a 0-based decoder block. The LARF authors' sweep counts blocks the same way; their score reads
+    A layer is a 0-based decoder block. The LARF authors' sweep counts blocks in the same way; their score reads
     ``hidden_states[i]``, which is the output of block ``i - 1``: the layer they call 10 in scoring is block 9 here.
 
     Args:
         method: ``gradient``, ``forward``, ``sweep`` or ``separation``.
         model: Name of the model.
-        layers: Recommended blocks, the most sensitive first: sound, and with an interval above zero. Empty if no
-            block stands out from chance.
-        scores: One a block, high = refusals (or, for ``separation``, states) react more. ``sweep``: share of prompts
-            refused at the largest scale minus that at the smallest. ``forward``: the same of prompts whose
-            log-odds lean to a refusal. ``gradient``: derivative of the log-odds by the scale. ``separation``: Fisher
-            ratio.
+        layers: Recommended blocks, the most sensitive first: not broken, and with an interval above zero. Empty if no
+            block differs from chance.
+        scores: One per block; higher if refusals (for ``separation``: states) react more. ``sweep``: share of prompts
+            refused at the largest scale minus that at the smallest. ``forward``: the same for prompts whose log-odds
+            lean to a refusal. ``gradient``: derivative of the log-odds with respect to the scale. ``separation``:
+            Fisher ratio.
         low: Lower bounds of the scores' 95 % bootstrap intervals over prompts (``separation``: over references).
         high: Upper bounds.
-        ranking: All blocks that are not known to be broken, in order.
+        ranking: All blocks that are not known to be broken, the most sensitive first.
         broken: Blocks that destroy harmless answers when scaled.
-        neutral_loss: How much the loss on harmless answers grows, in nats a token, at the worse of the two outermost
-            scales, at most 100; None for blocks that were not checked, because they would not be recommended.
-        alphas: Scales tried; empty if only the derivative was taken or nothing was scaled.
-        curves: Share of prompts refused, or leaning to it, with every block at every scale.
-        baseline: That share with nothing scaled; None where nothing was scaled.
-        measures: Further columns by name, one value a block.
+        neutral_loss: Increase of the loss on harmless answers, in nats per token, at the worse of the two outermost
+            scales, at most 100; None for blocks that were not checked because they would not be recommended.
+        alphas: Scales of the grid; empty if only the derivative was computed or nothing was scaled.
+        curves: Share of prompts that are refused, or lean to a refusal, for every block and scale.
+        baseline: That share with nothing scaled; None if there is no grid.
+        measures: Further columns by name, one value per block.
         prompts: Number of prompts, or of reference pairs for ``separation``.
-        refused: Prompts refused with nothing scaled; None for ``separation``.
+        refused: Number of prompts refused with nothing scaled; None for ``separation``.
         scaled: Names of the weights that are scaled in a block.
-        seconds: Time it took, loading included.
+        seconds: Run time, loading included.
     """
 
     method: Method
@@ -93,13 +92,13 @@ class LayerReport:
 
     @property
     def advice(self) -> str:
-        """What to do when no layer is recommended; empty when one is."""
+        """What to do if no layer is recommended; empty if one is."""
         if self.layers:
             return ""
         if broken := [block for block in self.broken if self.low[block] > 0]:
             return (
                 f"the blocks of {self.model} that stand out from chance ({', '.join(map(str, broken))}) break it when "
-                "scaled, so none is recommended: try scales nearer to 1, or method='separation'"
+                "scaled, so none is recommended: try scales closer to 1, or method='separation'"
             )
         other = "references" if self.method == "separation" else "prompts, or method='separation'"
         return (
@@ -108,8 +107,8 @@ class LayerReport:
         )
 
     def to_pandas(self) -> "pd.DataFrame":
-        """One row a block, in order of rank and then the broken ones; the index is the block."""
-        import pandas as pd
+        """Table with one row per block, by rank, broken blocks last; the index is the block."""
+        import pandas as pd  # slow to import, and not needed for anything else
 
         blocks = range(len(self.scores))
         columns: dict[str, Sequence[Any]] = {
@@ -129,13 +128,17 @@ class LayerReport:
         """Compare with another method's ranking of the same model.
 
         Args:
-            other: The other report; this one says which blocks are clear, so take the more trusted one here.
+            other: The other report. The intervals of this one decide which blocks are clear, so call the method on the
+                more trusted report.
 
         Raises:
-            InputError: If the other one is of a model with another number of blocks.
+            InputError: If the reports have different numbers of blocks.
         """
         if len(self.scores) != len(other.scores):
-            raise InputError(f"wanted reports of one model, got {len(self.scores)} and {len(other.scores)} blocks")
+            raise InputError(
+                f"wanted reports of one model, got {len(self.scores)} and {len(other.scores)} blocks: "
+                "compare reports of the same model"
+            )
         sound = [block for block in self.ranking if block in other.ranking]
         clear = [block for block in sound if self.low[block] > 0 or self.high[block] < 0]
         firsts = [[block for block in report.ranking if block in sound] for report in (self, other)]
@@ -148,10 +151,13 @@ class LayerReport:
         )
 
     def plot(self, path: str | Path) -> Path:
-        """Draw scores with their intervals, and curves over the scales, as PNG, SVG or PDF by the file's ending.
+        """Plot scores with their intervals, and curves over the scales, as PNG, SVG or PDF by the file's suffix.
+
+        Returns:
+            The path.
 
         Raises:
-            InputError: If the ending is none of these.
+            InputError: If the suffix is none of these.
         """
         from larf_curate.layers.plot import BlockScores, draw  # matplotlib is slow to import
 
@@ -159,21 +165,21 @@ class LayerReport:
         return draw(BlockScores(**drawn), Path(path))
 
     def save(self, path: str | Path) -> Path:
-        """Write the report as JSON, into a file ending in ``.json`` or as ``layers.json`` into a folder."""
+        """Write the report as JSON: to a file ending in ``.json``, or as ``layers.json`` in a folder."""
         file = report_file(path)
         write_json(file, {"kind": "layers", "format": FORMAT, **asdict(self)})
         return file
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerReport":
-        """Read what `save` wrote.
+        """Read a report that `save` wrote.
 
         Raises:
-            InputError: If it is not there or not a layer report of this version.
+            InputError: If the file is missing, damaged, or not a layer report of this format.
         """
         value = read_json(report_file(path))
         if not isinstance(value, dict) or value.pop("kind", None) != "layers" or value.pop("format", None) != FORMAT:
-            raise InputError(f"{path} is no layer report of format {FORMAT}: write it again with larf-curate layers")
+            raise InputError(f"{path} is not a layer report of format {FORMAT}: make it again with larf-curate layers")
         try:
             return cls(**_from_json(value))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -181,7 +187,7 @@ class LayerReport:
 
 
 def report_file(path: str | Path) -> Path:
-    """The JSON file a path stands for: itself if it ends in ``.json``, else ``layers.json`` in that folder."""
+    """JSON file of a path: the path itself if it ends in ``.json``, else ``layers.json`` in that folder."""
     return Path(path) if Path(path).suffix == ".json" else Path(path) / REPORT_FILE
 
 
@@ -192,14 +198,14 @@ def _correlation(one: LayerReport, other: LayerReport, blocks: Sequence[int]) ->
 
 
 def _from_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Lists become tuples again.
+    """Convert lists back to tuples.
 
     Raises:
-        ValueError: If scores and intervals are not finite numbers, as many each.
+        ValueError: If scores and intervals are not finite numbers of equal count.
     """
     numbers = np.array([value["scores"], value["low"], value["high"]], np.float64)
     if numbers.ndim != 2 or not np.isfinite(numbers).all() or None in (value["ranking"], value["broken"]):
-        raise ValueError("scores and intervals are not numbers, one a block")
+        raise ValueError("scores and intervals are not numbers, one per block")
     curves = tuple(tuple(curve) for curve in value["curves"])
     measures = {name: tuple(column) for name, column in value["measures"].items()}
     fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""How well each block tells unsafe from safe references that it was not fitted on; nothing is scaled or generated."""
+"""Cross-validated separation of unsafe from safe references at each block; nothing is scaled or generated."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,14 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Separation:
-    """Held-out separation of unsafe and safe references.
+class BlockSeparation:
+    """Held-out separation of unsafe and safe references at each block.
 
     Args:
-        fisher: Fisher ratio of each block, negative where safe references project higher, shape (blocks,).
+        fisher: Signed Fisher ratio, shape (blocks,): higher separates better, negative if safe references project
+            higher.
         auroc: Probability that an unsafe reference projects higher than a safe one, shape (blocks,).
-        resampled: Fisher ratios over bootstrap samples of the pairs, shape (blocks, resamples).
+        resampled: Fisher ratios of bootstrap samples of the references, shape (blocks, resamples).
     """
 
     fisher: Floats
@@ -30,31 +31,35 @@ class Separation:
     resampled: Floats
 
 
-def separate(subject: Subject, references: ReferenceSet) -> Separation:
+def measure_separation(subject: Subject, references: ReferenceSet) -> BlockSeparation:
     """Measure the separation at every block, cross-validated over pairs.
 
-    States are read at the last token, as the LARF score reads them, and brought to length 1. The direction is the
-    difference of the two means in four fifths of the pairs; the last fifth is projected on it.
+    States are read at the last token, as by the LARF score, and normalised. The direction is the difference of the mean
+    states in four fifths of the pairs; the remaining fifth is projected on it.
 
     Raises:
         ReferenceSetError: If a side has fewer references than there are folds.
     """
     sides = [reference_states(subject, references, side) for side in ("unsafe", "safe")]
     if min(map(len, sides)) < FOLDS:
-        raise ReferenceSetError(f"wanted at least {FOLDS} references a side for cross-validation, got {len(sides[1])}")
-    unsafe, safe = held_out(*sides)
-    draws = [bootstrap_weights(len(side)) for side in (unsafe, safe)]
-    plain = [np.full((len(side), 1), 1 / len(side)) for side in (unsafe, safe)]
-    return Separation(
-        fisher=_fisher(unsafe, safe, *plain)[:, 0], auroc=_auroc(unsafe, safe), resampled=_fisher(unsafe, safe, *draws)
+        raise ReferenceSetError(
+            f"wanted at least {FOLDS} references per side for cross-validation, got {len(sides[1])}: add references"
+        )
+    unsafe, safe = held_out_projections(*sides)
+    resampled = [bootstrap_weights(len(side)) for side in (unsafe, safe)]
+    uniform = [np.full((len(side), 1), 1 / len(side)) for side in (unsafe, safe)]
+    return BlockSeparation(
+        fisher=_fisher(unsafe, safe, *uniform)[:, 0],
+        auroc=_auroc(unsafe, safe),
+        resampled=_fisher(unsafe, safe, *resampled),
     )
 
 
 def reference_states(subject: Subject, references: ReferenceSet, side: str) -> Vectors:
-    """States of one side of the references at the last token of every block, shape (n, blocks, d), of length 1.
+    """Normalised states of one side of the references at the last token, shape (n, blocks, d).
 
     Raises:
-        ReferenceSetError: If the model's chat template refuses one.
+        ReferenceSetError: If a reference cannot be tokenized, for instance because the chat template rejects it.
     """
     layers = tuple(range(len(subject.blocks)))
     reader = StateReader(
@@ -69,37 +74,48 @@ def reference_states(subject: Subject, references: ReferenceSet, side: str) -> V
     return np.asarray(states / np.linalg.norm(states, axis=-1, keepdims=True))
 
 
-def held_out(unsafe: Vectors, safe: Vectors) -> tuple[Floats, Floats]:
-    """Project each reference on the direction that the other folds give; row i of both sides is in the same fold.
+def held_out_projections(unsafe: Vectors, safe: Vectors) -> tuple[Floats, Floats]:
+    """Project each reference on the direction estimated from the other folds; row i of both sides shares a fold.
 
     Args:
-        unsafe: Shape (n, blocks, d).
-        safe: Shape (m, blocks, d).
+        unsafe: States of shape (n, blocks, d).
+        safe: States of shape (m, blocks, d).
 
     Returns:
-        Projections of shape (n, blocks) and (m, blocks), brought to the scale of the other folds: their safe
-        references have mean 0, their unsafe ones mean 1.
+        Projections of shape (n, blocks) and (m, blocks), scaled so that in the other folds the safe references have
+        mean 0 and the unsafe ones mean 1: projections of different folds are comparable.
     """
     sides = (unsafe, safe)
     projected = [np.empty(side.shape[:2]) for side in sides]
     for fold in range(FOLDS):
-        outside = [np.arange(len(side)) % FOLDS != fold for side in sides]
-        high, low = (side[mask].mean(0, dtype=np.float64) for side, mask in zip(sides, outside, strict=True))
+        training = [np.arange(len(side)) % FOLDS != fold for side in sides]
+        high, low = (side[mask].mean(0, dtype=np.float64) for side, mask in zip(sides, training, strict=True))
         direction = high - low
-        length = np.maximum((direction**2).sum(-1), np.finfo(np.float64).tiny)
-        for values, side, mask in zip(projected, sides, outside, strict=True):
-            values[~mask] = np.einsum("nld,ld->nl", side[~mask] - low, direction) / length
+        squared_norm = np.maximum((direction**2).sum(-1), np.finfo(np.float64).tiny)
+        for values, side, mask in zip(projected, sides, training, strict=True):
+            values[~mask] = np.einsum("nld,ld->nl", side[~mask] - low, direction) / squared_norm
     return projected[0], projected[1]
 
 
 def _fisher(unsafe: Floats, safe: Floats, unsafe_weights: Floats, safe_weights: Floats) -> Floats:
-    """Squared difference of the means over the sum of the variances, with the difference's sign, for each weighting."""
+    """Signed Fisher ratio for each weighting: ``sign(d) d^2 / (var_unsafe + var_safe)``, d the difference of means.
+
+    Args:
+        unsafe: Projections of shape (n, blocks).
+        safe: Projections of shape (m, blocks).
+        unsafe_weights: Weights of the unsafe references, shape (n, weightings).
+        safe_weights: Weights of the safe references, shape (m, weightings).
+
+    Returns:
+        Shape (blocks, weightings).
+    """
     means, variances = zip(*(_moments(*pair) for pair in ((unsafe, unsafe_weights), (safe, safe_weights))), strict=True)
     difference = means[0] - means[1]
     return np.asarray(difference * np.abs(difference) / np.maximum(sum(variances), np.finfo(np.float64).tiny))
 
 
 def _moments(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weighted means and variances, each of shape (blocks, weightings)."""
     mean = values.T @ weights
     return mean, np.maximum((values.T**2) @ weights - mean**2, 0)
 

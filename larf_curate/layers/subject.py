@@ -1,4 +1,4 @@
-"""The model whose layers are sought: loaded with its head and tokenizer, and held still while it is probed."""
+"""The model under study: loaded with its head and tokenizer, and frozen while its blocks are probed."""
 
 import hashlib
 import json
@@ -16,11 +16,12 @@ from larf_curate.conversation.chat_template import Renderer, template_digest
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
-from larf_curate.models.devices import Dtype, check_device, resolve_device, resolve_dtype
+from larf_curate.models.devices import check_device, resolve_device, resolve_dtype
+from larf_curate.models.dtypes import Dtype
 from larf_curate.models.source import ModelSource, identify, load_causal_lm, load_tokenizer, public_name
 
-SAMPLED = 1024
-"""Values of each parameter that enter the digest of a model."""
+SAMPLED_VALUES = 1024
+"""Number of values of each parameter that enter the digest of a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +31,10 @@ class Subject:
     Args:
         model: The model with its head, on its device.
         tokenizer: A fast tokenizer with a chat template.
-        name: What to call the model in reports.
+        name: Name of the model in reports.
 
     Raises:
-        ModelError: If there is no chat template, no blocks with projection weights are found, or some are recurrent.
+        ModelError: If there is no chat template, no block with projection weights is found, or a block is recurrent.
     """
 
     model: Any
@@ -42,15 +43,18 @@ class Subject:
     blocks: nn.ModuleList = field(init=False)
 
     def __post_init__(self) -> None:
-        Renderer(self.tokenizer, self.window)  # refuses a tokenizer without chat template
+        Renderer(self.tokenizer, self.window)  # raises if the tokenizer has no chat template
         object.__setattr__(self, "blocks", decoder_blocks(self.model))
         for block in self.blocks:
             projections(block)
-        if getattr(self.model, "_is_stateful", False) or not all(map(_attends, self._kinds())):
-            raise ModelError(f"{self.name} has recurrent blocks: layers are found where every block is attention")
+        if getattr(self.model, "_is_stateful", False) or not all(map(_is_attention, self._layer_types())):
+            raise ModelError(
+                f"{self.name} has recurrent blocks: safety layers can only be found in models whose blocks all use "
+                "attention"
+            )
 
-    def _kinds(self) -> list[str]:
-        """What each block does, where the config says it."""
+    def _layer_types(self) -> list[str]:
+        """Type of each block as given in the config; empty if the config does not give it."""
         return list(getattr(self.model.config.get_text_config(decoder=True), "layer_types", None) or [])
 
     @property
@@ -61,31 +65,34 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's embeddings are."""
+        """Device of the model's first parameters, the embeddings."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer, from the generation settings or else the tokenizer."""
-        known = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        known = self.tokenizer.eos_token_id if known is None else known
-        return frozenset([known] if isinstance(known, int) else known or [])
+        """Ids of tokens that end an answer, from the generation config, or from the tokenizer if it has none."""
+        ids = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
 
     @property
     def scaled_weights(self) -> list[list[str]]:
-        """Names of the weights that are scaled, for each block."""
+        """Names of the projection weights of each block."""
         return [list(projections(block)) for block in self.blocks]
 
-    def ask(self, prompts: Sequence[str], *, room: int) -> list[list[int]]:
-        """Tokenize prompts in the chat template, ready for the answer.
+    def encode_prompts(self, prompts: Sequence[str], *, new_tokens: int) -> list[list[int]]:
+        """Tokenize prompts in the chat template, with the generation prompt.
 
         Args:
-            prompts: The user's words.
-            room: Tokens of the answer that must fit behind each.
+            prompts: User messages.
+            new_tokens: Tokens of the answer that must fit into the context window after each prompt.
+
+        Returns:
+            Token ids of each prompt.
 
         Raises:
-            InputError: If one is too long or the template refuses it.
+            InputError: If a prompt is too long or the template rejects it.
         """
         texts = []
         for index, prompt in enumerate(prompts):
@@ -93,48 +100,56 @@ class Subject:
             try:
                 texts.append(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             except TemplateError as error:
-                raise InputError(f"the model's chat template refuses prompt {index}: {error}") from error
+                raise InputError(
+                    f"the model's chat template rejects prompt {index}: {error}; change or remove it"
+                ) from error
         encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for index, ids in enumerate(encoded):
-            if len(ids) + room > self.window:
+            if len(ids) + new_tokens > self.window:
                 raise InputError(
-                    f"prompt {index} has {len(ids)} tokens, more than the model's {self.window} less {room}: shorten it"
+                    f"prompt {index} has {len(ids)} tokens, with {new_tokens} for the answer more than the context "
+                    f"window of {self.window}: shorten it"
                 )
         return encoded
 
-    def answers(self, rows: Sequence[Row]) -> list[tuple[list[int], int]]:
-        """Token ids of conversations up to the end of their last answer, and where that answer starts."""
+    def encode_answers(self, rows: Sequence[Row]) -> list[tuple[list[int], int]]:
+        """Tokenize conversations up to the end of their last answer; rows that cannot be tokenized are skipped.
+
+        Returns:
+            Token ids, and the index at which the last answer starts, of each conversation.
+        """
         rendered = [item.tokens for item in Renderer(self.tokenizer, self.window)(rows)]
         return [(item.ids[: item.turns[-1].end + 1], item.turns[-1].start) for item in rendered if item]
 
     def digest(self) -> str:
-        """Hex SHA-256 of config, chat template, stop tokens and a sample of every weight."""
+        """Hex SHA-256 of config, chat template, stop tokens, device type and a sample of every weight."""
         text = f"{template_digest(self.tokenizer)} {sorted(self.stop_ids)} {self.device.type}"
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
         digest = hashlib.sha256((text + json.dumps(config, sort_keys=True, default=str)).encode())
         for name, weight in self.model.named_parameters():
             values = weight.detach().flatten()
-            sample = values[:: max(1, values.numel() // SAMPLED)].float().cpu().numpy()
+            sample = values[:: max(1, values.numel() // SAMPLED_VALUES)].float().cpu().numpy()
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + sample.tobytes())
         return digest.hexdigest()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Put the model into evaluation mode without weight gradients, and afterwards back."""
+    def frozen(self) -> Iterator[None]:
+        """Keep the model in evaluation mode without weight gradients, and restore both settings afterwards."""
         training = {module: module.training for module in self.model.modules()}
-        wanted = {weight: weight.requires_grad for weight in self.model.parameters()}
+        requires_grad = {weight: weight.requires_grad for weight in self.model.parameters()}
         try:
             self.model.eval().requires_grad_(False)
             yield
         finally:
             for module, was in training.items():
                 module.training = was
-            for weight, was in wanted.items():
+            for weight, was in requires_grad.items():
                 weight.requires_grad_(was)
 
 
-def _attends(kind: str) -> bool:
-    return kind.endswith("attention") and not kind.startswith("linear")
+def _is_attention(layer_type: str) -> bool:
+    """Whether a layer type is softmax attention, full or in a window; linear attention is recurrent."""
+    return layer_type.endswith("attention") and not layer_type.startswith("linear")
 
 
 def load_subject(
@@ -146,24 +161,32 @@ def load_subject(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """Load a model with its head and its tokenizer, or take a loaded one as it is.
+    """Load a model with its head and its tokenizer, or use a loaded one as it is.
+
+    Args:
+        model: A local folder, a Hub id, or a loaded causal language model.
+        tokenizer: Its tokenizer. Default: loaded from the model's folder or Hub id.
+        device: A torch device. Default: the first available accelerator; ignored for a loaded model, as is ``dtype``.
+        dtype: ``auto`` is bfloat16 where the hardware supports it natively, float32 elsewhere.
+        revision: Commit, tag or branch of a Hub id.
+        trust_remote_code: Whether code from the model's repository may run.
 
     Raises:
-        InputError: If a loaded model comes without tokenizer and does not tell where it came from.
-        ModelError: If it cannot be loaded, has no chat template, or there is no such device.
+        InputError: If a loaded model is given without a tokenizer and does not record its folder or Hub id.
+        ModelError: If it cannot be loaded, has no chat template, or the device is not available.
     """
     if not isinstance(model, str | Path):
         name = str(getattr(model.config, "_name_or_path", "") or "")
         if tokenizer is None and not name:
             raise InputError("wanted a tokenizer with a loaded model: find_safety_layers(model, tokenizer=…)")
-        return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), _public(name) or "model")
+        return Subject(model, tokenizer or load_tokenizer(ModelSource(model_id=name)), _report_name(name) or "model")
     device = resolve_device(device)
     check_device(device)
     source = ModelSource(model_id=str(model), revision=revision, trust_remote_code=trust_remote_code)
     loaded = load_causal_lm(source, getattr(torch, resolve_dtype(dtype, device)))
-    return Subject(loaded.to(device), tokenizer or load_tokenizer(source), _public(str(model)))
+    return Subject(loaded.to(device), tokenizer or load_tokenizer(source), _report_name(str(model)))
 
 
-def _public(model: str) -> str:
-    """What reports call a model: the last part of a folder's path, a Hub id as it is."""
+def _report_name(model: str) -> str:
+    """Name of a model in reports: the last part of a folder's path; a Hub id is unchanged."""
     return public_name(identify(model)) if model else ""

@@ -10,7 +10,7 @@ from larf_curate.conversation.chat_template import template_digest
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet, load_neutral
 from larf_curate.errors import ModelError, ProfileError
-from larf_curate.layers.choice import check_enough
+from larf_curate.layers.choice import check_enough_rows
 from larf_curate.models.hidden_states import StateReader, is_out_of_memory
 from larf_curate.models.loading import load_reader, load_reader_with_head
 from larf_curate.models.source import ModelSource, count_layers
@@ -64,7 +64,7 @@ class SourceRows:
         check_prompts(refs.unsafe, ordinary, signal, needed="prompt" in SIGNALS[signal].positions)
         warn_few(refs)
         if choose_layers:
-            check_enough(refs.unsafe, refs.safe, ordinary)
+            check_enough_rows(refs.unsafe, refs.safe, ordinary)
         match = SIGNALS[signal].full_answers is False if match_lengths is None else match_lengths
         return cls(references=refs, neutral=ordinary, neutral_name=neutral, match_lengths=match)
 

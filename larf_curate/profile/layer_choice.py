@@ -8,7 +8,7 @@ import numpy as np
 
 from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
-from larf_curate.layers.choice import carried, middle_half
+from larf_curate.layers.choice import cumulative_share, middle_half
 from larf_curate.models.hidden_states import is_out_of_memory
 from larf_curate.models.loading import FORWARD_ERRORS
 from larf_curate.models.source import ModelSource, public_name
@@ -106,7 +106,7 @@ def choice_of(report: LayerReport | None, chosen: Sequence[int]) -> dict[str, An
         return _alone("the layer report is by separation, not of refusals", found)
     if sensitivity is None:
         return _alone("no block stands out in what refusals depend on", found)
-    shares = carried(sensitivity)
+    shares = cumulative_share(sensitivity)
     if not np.ptp(shares[middle_half(len(shares))]):
         return _alone("refusals depend on no block of the middle half", found)
     return {"by": BOTH, **found, "carried": [round(float(shares[block]), 3) for block in chosen]}

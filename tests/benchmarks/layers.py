@@ -55,8 +55,8 @@ def sample(arguments, prompts, cells):
     start = time.perf_counter()
     subject = load_subject(arguments.model, device=arguments.device, dtype=arguments.dtype)
     rows = []
-    with subject.at_rest():
-        replay = Replay(subject, subject.ask(prompts, room=NEW_TOKENS))
+    with subject.frozen():
+        replay = Replay(subject, subject.encode_prompts(prompts, new_tokens=NEW_TOKENS))
         decode(subject, list(replay()), refuses, new_tokens=NEW_TOKENS)
         begun = time.perf_counter() - start
         ours = refusal_cell(subject, replay, refuses)

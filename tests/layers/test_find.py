@@ -3,17 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from larf_curate.data import load_rows
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ModelError
 from larf_curate.layers import find_safety_layers
-from larf_curate.layers.find import _evenly
-from larf_curate.layers.methods import border_of
-from larf_curate.layers.soundness import OPENING, NeutralLoss
+from larf_curate.layers.find import _subsample
+from larf_curate.layers.methods import decision_threshold
+from larf_curate.layers.soundness import SKIPPED_TOKENS, NeutralLoss
 from larf_curate.models.blocks import scaled
-from tests.fixtures.layers_tiny import GROUPED, PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
+from tests.fixtures.tiny import PROMPTS, tiny_model, tiny_subject, word_tokenizer
 
 REFERENCES = ReferenceSet(
     unsafe=tuple({"prompt": text, "response": "sure , here is the first step"} for text in PROMPTS),
@@ -26,7 +25,7 @@ OPTIONS = {"prompts": PROMPTS, "references": REFERENCES, "alphas": (0.4, 2.0), "
 
 def planted(block=1, *, layers=4):
     """A model in which only one block does anything: it turns the stream from helping to refusing."""
-    model, tokenizer = tiny_model(num_hidden_layers=layers), tiny_tokenizer()
+    model, tokenizer = tiny_model(layers=layers), word_tokenizer()
     sorry, sure, marker = (tokenizer.convert_tokens_to_ids(word) for word in ("sorry", "sure", "assistant"))
     with torch.no_grad():
         for module in model.model.layers:
@@ -76,9 +75,9 @@ def test_curves_and_the_baseline_are_refused_shares():
 
 def test_the_border_has_as_many_log_odds_above_it_as_prompts_are_refused():
     odds = [3.0, -1.0, 0.5, 2.0]
-    assert border_of(odds, 3) == 0
+    assert decision_threshold(odds, 3) == 0
     for refused in (1, 2, 3):
-        assert sum(value > border_of(odds, refused) for value in odds) == refused
+        assert sum(value > decision_threshold(odds, refused) for value in odds) == refused
 
 
 def test_forward_starts_from_the_share_that_the_model_refuses_and_keeps_the_log_odds():
@@ -90,14 +89,14 @@ def test_forward_starts_from_the_share_that_the_model_refuses_and_keeps_the_log_
 
 def test_fewer_prompts_are_taken_from_everywhere_in_the_list():
     assert find("sweep", max_prompts=7).prompts == 7
-    assert _evenly(list("abcdefghij"), 48, None) == list("abcdefghij")
-    assert _evenly(list("abcdefghij"), 5, None) == list("acegi")
-    assert _evenly(list("abcdefghij"), 5, 2) == list("af")
+    assert _subsample(list("abcdefghij"), 48, None) == list("abcdefghij")
+    assert _subsample(list("abcdefghij"), 5, None) == list("acegi")
+    assert _subsample(list("abcdefghij"), 5, 2) == list("af")
 
 
 def test_separation_needs_no_refusals():
     model = tiny_model()
-    report = find_safety_layers(model, tokenizer=tiny_tokenizer(), method="separation", **OPTIONS)
+    report = find_safety_layers(model, tokenizer=word_tokenizer(), method="separation", **OPTIONS)
     assert report.refused is None
     assert len(report.measures["auroc"]) == 3
     assert report.prompts == len(REFERENCES)
@@ -108,7 +107,7 @@ def test_separation_needs_no_refusals():
 def test_a_model_that_never_or_always_refuses_is_an_error_and_not_an_arbitrary_layer(method, keywords, said):
     with pytest.raises(ModelError, match=f"refuses {said} of 7.*separation"):
         find_safety_layers(
-            tiny_model(seed=3), tokenizer=tiny_tokenizer(), method=method, **{**OPTIONS, "keywords": keywords}
+            tiny_model(seed=3), tokenizer=word_tokenizer(), method=method, **{**OPTIONS, "keywords": keywords}
         )
 
 
@@ -139,13 +138,12 @@ def test_a_block_that_destroys_harmless_answers_is_broken_and_not_recommended(me
 )
 def test_what_cannot_be_used_is_refused_with_a_reason(options, error, said):
     with pytest.raises(error, match=said):
-        find_safety_layers(tiny_model(), tokenizer=tiny_tokenizer(), **{**OPTIONS, **options})
+        find_safety_layers(tiny_model(), tokenizer=word_tokenizer(), **{**OPTIONS, **options})
 
 
 def test_a_model_with_recurrent_blocks_is_refused():
-    config = Lfm2Config(**GROUPED, full_attn_idxs=[1])
     with pytest.raises(ModelError, match="recurrent"):
-        find_safety_layers(Lfm2ForCausalLM(config), tokenizer=tiny_tokenizer(), **OPTIONS)
+        find_safety_layers(tiny_model("Lfm2"), tokenizer=word_tokenizer(), **OPTIONS)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
@@ -161,14 +159,14 @@ def test_broken_blocks_that_stand_out_are_named_in_the_advice(monkeypatch):
 def test_a_model_that_is_not_there_and_one_without_blocks_or_template_are_errors(tmp_path):
     with pytest.raises(ModelError, match="cannot load .* from the Hub id"):
         find_safety_layers(tmp_path / "none", **OPTIONS)
-    plain = tiny_tokenizer()
+    plain = word_tokenizer()
     plain.chat_template = None
     with pytest.raises(ModelError, match="chat template"):
         find_safety_layers(tiny_model(), tokenizer=plain, **OPTIONS)
     model = tiny_model()
     model.config.num_hidden_layers = 7
     with pytest.raises(ModelError, match="decoder blocks"):
-        find_safety_layers(model, tokenizer=tiny_tokenizer(), **OPTIONS)
+        find_safety_layers(model, tokenizer=word_tokenizer(), **OPTIONS)
     with pytest.raises(InputError, match="tokenizer"):
         find_safety_layers(tiny_model(), **OPTIONS)
 
@@ -184,15 +182,15 @@ def test_a_model_saved_without_its_head_is_refused_instead_of_given_a_random_one
 def test_the_growth_of_the_loss_on_harmless_answers_equals_the_naive_computation():
     subject = tiny_subject()
     loss = NeutralLoss(subject)
-    texts = subject.answers(load_rows("neutral"))
-    chosen = sorted((t for t in texts if 8 <= len(t[0]) - t[1] - OPENING <= 32), key=lambda t: len(t[0]))[:6]
+    texts = subject.encode_answers(load_rows("neutral"))
+    chosen = sorted((t for t in texts if 8 <= len(t[0]) - t[1] - SKIPPED_TOKENS <= 32), key=lambda t: len(t[0]))[:6]
 
     def naive():
         means = []
         for ids, start in chosen:
             with torch.no_grad():
                 logs = torch.log_softmax(subject.model(torch.tensor([ids])).logits[0], -1)
-            means.append(-np.mean([float(logs[i - 1, ids[i]]) for i in range(start + OPENING, len(ids))]))
+            means.append(-np.mean([float(logs[i - 1, ids[i]]) for i in range(start + SKIPPED_TOKENS, len(ids))]))
         return np.mean(means)
 
     plain = naive()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.layers.grid import Grid, GridStore, check_alphas, fill, pairs, ranking
+from larf_curate.layers.grid import Grid, GridStore, check_alphas, evaluate_grid, pairs, rank_blocks
 from larf_curate.stats import mean_interval, rank_correlation
 
 
@@ -12,7 +12,7 @@ def test_blocks_rank_by_the_widest_pair_of_scales_and_ties_by_the_narrower_ones(
     alphas = (0.7, 0.8, 1.2, 1.3)
     counts = [[0, 1, 2, 4], [0, 0, 2, 4], [0, 0, 3, 3], [3, 2, 1, 0]]
     values = np.array([[[float(i < n) for i in range(4)] for n in row] for row in counts])
-    assert ranking(*Grid(alphas, values).gains) == [1, 0, 2, 3]
+    assert rank_blocks(*Grid(alphas, values).gains) == [1, 0, 2, 3]
     assert pairs(alphas) == [(0, 3), (1, 2)]
     np.testing.assert_array_equal(Grid(alphas, values).effects.sum(1), [4, 4, 3, -3])
 
@@ -36,14 +36,14 @@ def test_a_grid_goes_on_after_an_interrupt_in_the_middle_of_a_line(tmp_path):
         calls.append((block, alpha))
         return [block + alpha, 1.0]
 
-    fill(cell, 1, (0.7, 1.3), GridStore(path, "key"), title="test")
+    evaluate_grid(cell, 1, (0.7, 1.3), GridStore(path, "key"), title="test")
     with path.open("ab") as stream:
         stream.write(b'\n{"key": "key", "block": 1, "alp')
-    grid = fill(cell, 2, (0.7, 1.3), GridStore(path, "key"), title="test")
+    grid = evaluate_grid(cell, 2, (0.7, 1.3), GridStore(path, "key"), title="test")
     assert calls == [(0, 0.7), (0, 1.3), (1, 0.7), (1, 1.3)]
     np.testing.assert_allclose(grid.values[..., 0], [[0.7, 1.3], [1.7, 2.3]])
-    assert len(GridStore(path, "key").known) == 4, "the line behind the torn one must be readable"
-    assert not GridStore(path, "other").known
+    assert len(GridStore(path, "key").cells) == 4, "the line behind the torn one must be readable"
+    assert not GridStore(path, "other").cells
 
 
 def test_intervals_cover_the_mean_and_shrink_with_more_prompts():

@@ -5,22 +5,22 @@ import torch
 
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
-from larf_curate.layers.decoding import Answer
+from larf_curate.layers.decoding import DecodedAnswer
 from larf_curate.layers.openings import Openings, find_openings
-from tests.fixtures.layers_tiny import tiny_subject
+from tests.fixtures.tiny import tiny_subject
 
 SORRY, CANNOT, SURE, HERE, EYE, AM, CAN, NO, YES = range(20, 29)
 
 
 def test_tokens_that_begin_only_one_kind_of_answer_stand_for_it():
-    found = Openings.tell_apart([[SORRY, NO], [SORRY], [CANNOT], [CANNOT]], [[SURE], [SURE], [HERE], [HERE]])
+    found = Openings.from_answers([[SORRY, NO], [SORRY], [CANNOT], [CANNOT]], [[SURE], [SURE], [HERE], [HERE]])
     assert (found.refusal, found.compliance, found.shared) == ((SORRY, CANNOT), (SURE, HERE), None)
     assert found.extend([[1, 2]]) == [[1, 2]]
 
 
 def test_a_token_that_begins_both_is_told_apart_by_the_next():
     refusals = [[EYE, CANNOT], [EYE, CANNOT], [EYE, NO], [NO]]
-    found = Openings.tell_apart(refusals, [[EYE, CAN], [EYE, CAN], [SURE], [SURE]])
+    found = Openings.from_answers(refusals, [[EYE, CAN], [EYE, CAN], [SURE], [SURE]])
     assert (found.shared, found.shared_refusal, found.shared_compliance) == (EYE, (CANNOT,), (CAN,))
     assert (found.refusal, found.compliance) == ((), (SURE,))
     assert found.extend([[1, 2]]) == [[1, 2, EYE]]
@@ -28,7 +28,7 @@ def test_a_token_that_begins_both_is_told_apart_by_the_next():
 
 def test_answers_that_begin_alike_are_an_error_with_a_remedy():
     with pytest.raises(ModelError, match="sweep"):
-        Openings.tell_apart([[EYE, AM], [EYE, AM]], [[EYE, AM], [EYE, AM]])
+        Openings.from_answers([[EYE, AM], [EYE, AM]], [[EYE, AM], [EYE, AM]])
 
 
 def test_log_odds_equal_the_ratio_of_probabilities():
@@ -55,7 +55,7 @@ def test_openings_come_from_the_models_own_answers_and_from_the_references():
         labels=("unsafe",) * 3,
         source="test",
     )
-    own = [Answer([token("cannot")], True)] * 2 + [Answer([token("yes")], False)] * 2
+    own = [DecodedAnswer([token("cannot")], True)] * 2 + [DecodedAnswer([token("yes")], False)] * 2
     found = find_openings(subject, own, references)
     assert set(found.refusal) == {token("sorry"), token("cannot")}
     assert set(found.compliance) == {token("sure"), token("yes")}

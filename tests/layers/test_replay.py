@@ -3,7 +3,7 @@ import torch
 
 from larf_curate.layers.replay import Replay
 from larf_curate.models.blocks import scaled
-from tests.fixtures.layers_tiny import ARCHITECTURES, PROMPTS, tiny_subject
+from tests.fixtures.tiny import PROMPTS, SCALED, tiny_subject
 
 
 def whole_passes(subject, texts, keep):
@@ -15,14 +15,14 @@ def replayed(replay, block):
     return {row: logits for item in replay(block) for row, logits in zip(item.batch.rows, item.logits, strict=True)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SCALED)
 @pytest.mark.parametrize("block", [0, 2])
 def test_passes_from_the_scaled_block_on_equal_whole_passes_text_by_text(architecture, block):
     subject = tiny_subject(architecture)
-    texts = subject.ask(PROMPTS, room=4)
+    texts = subject.encode_prompts(PROMPTS, new_tokens=4)
     replay = Replay(subject, texts, keep=2, batch_tokens=24)
     unshared = {"Gemma2": "a short window", "Gemma4Text": "the same", "Mpt": "no positions"}
-    assert len(replay.shared) == (0 if architecture in unshared else 7)
+    assert len(replay.prefix) == (0 if architecture in unshared else 7)
     assert len(replay.batches) > 1
     list(replay())
     with scaled(subject.blocks[block], 1.3):
@@ -43,7 +43,7 @@ def test_texts_that_share_nothing_or_everything_are_computed_too():
 
 def test_blocks_below_are_not_run_again_and_are_left_as_they_were():
     subject = tiny_subject()
-    replay = Replay(subject, subject.ask(PROMPTS, room=4))
+    replay = Replay(subject, subject.encode_prompts(PROMPTS, new_tokens=4))
     list(replay())
     runs = []
     handles = [b.self_attn.register_forward_hook(lambda *_, i=i: runs.append(i)) for i, b in enumerate(subject.blocks)]

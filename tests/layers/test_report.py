@@ -157,7 +157,7 @@ def test_the_command_prints_one_json_object(files, tmp_path):
 
 
 def test_the_command_ends_with_1_where_no_block_stands_out(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("larf_curate.layers.find.ALLOWED", -1.0)
+    monkeypatch.setattr("larf_curate.layers.find.MAX_LOSS_GROWTH", -1.0)
     result = run(files, "-o", str(tmp_path), "--method", "forward")
     assert result.exit_code == 1
     assert "none is recommended" in result.stderr
@@ -177,7 +177,7 @@ def test_what_another_method_found_is_not_overwritten(files, tmp_path):
     assert "holds what forward found" in str(refused)
     assert LayerReport.load(tmp_path / "out").method == "forward"
     (tmp_path / "mine.json").write_text("[1]")
-    assert "no layer report" in str(run(files, "-o", str(tmp_path / "mine.json")).exception)
+    assert "is not a layer report" in str(run(files, "-o", str(tmp_path / "mine.json")).exception)
     assert (tmp_path / "mine.json").read_text() == "[1]"
 
 

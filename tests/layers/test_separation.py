@@ -5,8 +5,8 @@ from sklearn.metrics import roc_auc_score
 
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
-from larf_curate.layers.separation import FOLDS, reference_states, separate
-from tests.fixtures.layers_tiny import tiny_subject
+from larf_curate.layers.separation import FOLDS, measure_separation, reference_states
+from tests.fixtures.tiny import tiny_subject
 
 WORDS = ["kill", "shoot", "crush", "photo", "garlic", "process", "picture", "step", "course", "system"]
 
@@ -33,7 +33,7 @@ def naive(unsafe, safe):
 def test_fisher_ratio_and_auroc_equal_the_naive_computation_on_held_out_pairs():
     subject = tiny_subject()
     refs = references(safe="sorry , here you may take it", unsafe="sure , here you may take it")
-    found = separate(subject, refs)
+    found = measure_separation(subject, refs)
     states = [reference_states(subject, refs, side).astype("f8") for side in ("unsafe", "safe")]
     for block in range(3):
         fisher, auroc = naive(states[0][:, block], states[1][:, block])
@@ -54,11 +54,11 @@ def test_states_are_those_at_the_last_token_of_each_block_brought_to_length_one(
 
 
 def test_sides_that_are_the_same_do_not_separate():
-    found = separate(tiny_subject(), references(safe="sure , here is"))
+    found = measure_separation(tiny_subject(), references(safe="sure , here is"))
     np.testing.assert_allclose(found.fisher, 0, atol=1e-6)
     np.testing.assert_allclose(found.auroc, 0.5)
 
 
 def test_too_few_references_are_an_error():
     with pytest.raises(ReferenceSetError, match="cross-validation"):
-        separate(tiny_subject(), references(4))
+        measure_separation(tiny_subject(), references(4))

@@ -9,7 +9,7 @@ from larf_curate.layers.decoding import decode
 from larf_curate.layers.methods import refusal_cell
 from larf_curate.layers.replay import Replay
 from larf_curate.models.blocks import decoder_blocks, projections
-from tests.fixtures.layers_tiny import PROMPTS, tiny_model, tiny_subject, tiny_tokenizer
+from tests.fixtures.tiny import PROMPTS, tiny_model, tiny_subject, word_tokenizer
 
 KEYWORDS = ("sorry", "that", "help")
 
@@ -34,10 +34,10 @@ def naive_refusals(model, tokenizer, block, alpha, keywords):
 
 @pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
 def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(architecture):
-    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    model, tokenizer = tiny_model(architecture), word_tokenizer()
     subject = tiny_subject(architecture)
     refuses = RefusalDetector(KEYWORDS)
-    replay = Replay(subject, subject.ask(PROMPTS, room=32), batch_tokens=32)
+    replay = Replay(subject, subject.encode_prompts(PROMPTS, new_tokens=32), batch_tokens=32)
     plain = decode(subject, list(replay()), refuses, new_tokens=32)
     assert [answer.refused for answer in plain] == naive_refusals(model, tokenizer, None, 1.0, KEYWORDS)
     cell = refusal_cell(subject, replay, refuses)
@@ -51,7 +51,7 @@ def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(arc
 
 def test_answers_stop_at_the_decision_and_their_text_is_that_of_greedy_decoding():
     subject = tiny_subject()
-    texts = subject.ask(PROMPTS, room=32)
+    texts = subject.encode_prompts(PROMPTS, new_tokens=32)
     answers = decode(subject, list(Replay(subject, texts)()), RefusalDetector(("sorry",)), new_tokens=32)
     for text, answer in zip(texts, answers, strict=True):
         ids = torch.tensor([text])
@@ -68,7 +68,7 @@ def test_an_interrupted_sweep_restores_the_weights_and_goes_on_where_it_stopped(
     model, cells = tiny_model(), []
     before = [weight.detach().clone() for weight in model.parameters()]
     options = {
-        "tokenizer": tiny_tokenizer(),
+        "tokenizer": word_tokenizer(),
         "method": "sweep",
         "prompts": PROMPTS,
         "keywords": KEYWORDS,

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from larf_curate.errors import ReferenceSetError
-from larf_curate.layers.choice import best_layers, carried, separation
+from larf_curate.layers.choice import best_layers, cumulative_share, separation
 from larf_curate.signals import AXES, SIGNALS, ReferenceStates
 from larf_curate.signals.centred import Whitening
 from larf_curate.signals.combined import calibrated as calibrated_signal
@@ -344,8 +344,8 @@ def test_layers_behind_what_refusals_depend_on_are_chosen_before_ones_that_separ
 def test_what_a_state_carries_is_the_share_of_sensitivity_up_to_its_block():
     sensitivity = [-1.0, 1.0, 0.0, 3.0, -2.0, 4.0]
     want = [sum(max(s, 0) for s in sensitivity[: block + 1]) / 8 for block in range(6)]
-    assert_allclose(carried(sensitivity), want)
-    assert_allclose(carried([-1.0, 0.0]), [0, 0])
+    assert_allclose(cumulative_share(sensitivity), want)
+    assert_allclose(cumulative_share([-1.0, 0.0]), [0, 0])
 
 
 def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():
