@@ -289,11 +289,11 @@ def _checks(
     eval_batch_size: int,
 ) -> Any:  # noqa: ANN401
     from larf_curate.data.prompts import load_prompts
-    from larf_curate.evaluation.suite import Checks
+    from larf_curate.evaluation.suite import EvaluationSuite
     from larf_curate.evaluation.task_metrics import load_questions
 
     rows = _load(held_out) if held_out else None
-    return Checks(
+    return EvaluationSuite(
         harmful=tuple(load_prompts(harmful, column=harmful_column, limit=limit)),
         safe=tuple(load_prompts(safe, column=safe_column, where=safe_where, limit=limit)),
         held_out=rows.select(range(min(limit, len(rows)))) if rows is not None and limit else rows,

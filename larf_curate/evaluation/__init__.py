@@ -1,1 +1,1 @@
-"""How often a model refuses, and what it can still do."""
+"""Evaluation of a model: how often it refuses, and what it can still do."""

@@ -1,4 +1,4 @@
-"""How often a model refuses: harmful prompts that it should refuse, safe ones that it should not."""
+"""Refusal rates: harmful prompts, which a model should refuse, and safe ones, which it should answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class RefusalReport:
     """A model's answers to a set of prompts, and which of them refuse.
 
     Args:
-        model: The model's name.
-        judge: The judge's name.
-        prompts: The prompts.
+        model: Name of the model.
+        judge: Name of the judge.
+        prompts: The prompts, at least one.
         answers: The answers, in the order of the prompts.
         refused: Whether each answer refuses.
-        off_topic: Whether each answer shares no word with its prompt; a broken model does it often. Not counted as
-            refusals unless the judge does.
+        off_topic: Whether each answer shares no content word with its prompt, which is frequent in broken models. Such
+            answers count as refusals only if the judge counts them.
     """
 
     model: str
@@ -36,16 +36,16 @@ class RefusalReport:
 
     @property
     def rate(self) -> float:
-        """Share of refusals, in [0, 1]."""
+        """Refusal rate, in [0, 1]; on harmful prompts low is bad, on safe prompts high is bad."""
         return sum(self.refused) / len(self.refused)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the rate."""
+        """95 % bootstrap interval of the refusal rate; exact if all or no answers refuse."""
         return bootstrap_interval(self.refused)
 
     def summary(self) -> dict[str, Any]:
-        """The figures without the texts."""
+        """The figures without prompts and answers, for JSON."""
         return {
             "model": self.model,
             "judge": self.judge,
@@ -57,7 +57,7 @@ class RefusalReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write figures and answers as JSON."""
+        """Write the figures and all answers as JSON."""
         rows = zip(self.prompts, self.answers, self.refused, self.off_topic, strict=True)
         names = ("prompt", "answer", "refused", "off_topic")
         write_json(path, {**self.summary(), "rows": [dict(zip(names, row, strict=True)) for row in rows]})
@@ -67,22 +67,22 @@ class RefusalReport:
         """Read a report that `save` wrote.
 
         Raises:
-            InputError: If the file is none.
+            InputError: If the file is missing or is not such a report.
         """
         value = read_json(path)
         try:
             rows, columns = value["rows"], ("prompt", "answer", "refused", "off_topic")
-            prompts, answers, refused, astray = (tuple(row[name] for row in rows) for name in columns)
+            prompts, answers, refused, off_topic = (tuple(row[name] for row in rows) for name in columns)
             return cls(
                 model=value["model"],
                 judge=value["judge"],
                 prompts=prompts,
                 answers=answers,
                 refused=refused,
-                off_topic=astray,
+                off_topic=off_topic,
             )
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is no refusal report: wanted one that larf-curate evaluate wrote") from error
+            raise InputError(f"{path} is not a refusal report: wanted one that larf-curate evaluate wrote") from error
 
 
 def evaluate_refusals(
@@ -95,27 +95,28 @@ def evaluate_refusals(
     batch_size: int = 16,
     system: str | None = None,
 ) -> RefusalReport:
-    """Ask a model all prompts and count its refusals.
+    """Generate a greedy answer to every prompt and judge which answers refuse.
 
     Args:
-        model: A model of transformers, or its folder or Hub id.
-        prompts: Users' prompts, or lists of messages.
-        tokenizer: The tokenizer, if the model is not given by name.
-        judge: ``phrases``, ``noncompliance`` (also answers to something else), ``larf`` (the LARF authors' keywords),
-            or any judge.
+        model: A causal language model of transformers, or its folder or Hub id.
+        prompts: Texts of the user, or lists of chat messages.
+        tokenizer: The tokenizer; required if ``model`` is an object, ignored otherwise.
+        judge: ``phrases``, ``noncompliance`` (off-topic answers count too), ``larf`` (the LARF authors' keywords), or
+            a function of prompts and answers.
         max_new_tokens: Longest answer in tokens; 160 in the LARF paper.
-        batch_size: Prompts a batch.
-        system: System message of every prompt, if any.
+        batch_size: Number of prompts per batch.
+        system: System message for every prompt; default: none.
 
     Returns:
-        The answers, judged.
+        The answers and which of them refuse.
 
     Raises:
-        InputError: If there are no prompts, a prompt does not fit, or there is no such judge.
+        InputError: If there are no prompts, a prompt does not fit into the context window, or there is no such judge.
+        ModelError: If the model cannot be loaded, has no chat template, or its logits are NaN.
     """
     if not prompts:
         raise InputError("wanted prompts, got none: give at least one")
-    decide = _judge(judge)
+    refuses = _judge_of(judge)
     if isinstance(model, str):
         name = model
         model, tokenizer = load_model(model)
@@ -132,21 +133,31 @@ def evaluate_refusals(
         judge=judge if isinstance(judge, str) else type(judge).__name__,
         prompts=tuple(texts),
         answers=tuple(answers),
-        refused=tuple(decide(texts, answers)),
+        refused=tuple(refuses(texts, answers)),
         off_topic=tuple(off_topic(prompt, answer) for prompt, answer in zip(texts, answers, strict=True)),
     )
 
 
 def compare_refusals(one: RefusalReport, other: RefusalReport) -> dict[str, Any]:
-    """Two models on the same prompts: rates, their difference with its interval, and the exact McNemar test.
+    """Compare two models on the same prompts.
+
+    Args:
+        one: Report of the first model, the baseline.
+        other: Report of the second model.
+
+    Returns:
+        ``models`` and ``rates`` of both, ``change`` (second rate minus first, in [-1, 1]) with its 95 % ``interval``,
+        the number of refusals ``lost`` and ``gained``, and the ``p_value`` of the exact McNemar test.
 
     Raises:
         InputError: If the prompts or the judges differ.
     """
     if one.prompts != other.prompts:
-        raise InputError("the two reports belong to different prompts: evaluate both models on one set")
+        raise InputError("the two reports have different prompts: evaluate both models on the same set")
     if one.judge != other.judge:
-        raise InputError(f"the two reports have different judges, {one.judge} and {other.judge}: judge both by one")
+        raise InputError(
+            f"the two reports have different judges, {one.judge} and {other.judge}: use one judge for both"
+        )
     change = [float(b) - float(a) for a, b in zip(one.refused, other.refused, strict=True)]
     return {
         "models": [one.model, other.model],
@@ -160,15 +171,15 @@ def compare_refusals(one: RefusalReport, other: RefusalReport) -> dict[str, Any]
 
 
 def plot_refusals(reports: Mapping[str, RefusalReport], path: str | Path) -> None:
-    """Draw refusal rates with their intervals.
+    """Plot refusal rates with their 95 % intervals as horizontal bars.
 
     Args:
-        reports: Reports by the name to show.
-        path: The image to write; its ending says the format.
+        reports: Reports by the label to show.
+        path: Image file to write; its suffix sets the format.
     """
     from matplotlib.figure import Figure
 
-    names = [name.replace("$", r"\$") for name in reports]
+    names = [name.replace("$", r"\$") for name in reports]  # matplotlib reads text between dollar signs as a formula
     rates = [100 * report.rate for report in reports.values()]
     bounds = [report.interval for report in reports.values()]
     spread = [
@@ -183,9 +194,9 @@ def plot_refusals(reports: Mapping[str, RefusalReport], path: str | Path) -> Non
     figure.savefig(path)
 
 
-def _judge(judge: str | Judge) -> Judge:
+def _judge_of(judge: str | Judge) -> Judge:
     if not isinstance(judge, str):
         return judge
     if judge not in JUDGES:
-        raise InputError(f"there is no judge {judge!r}: take one of {', '.join(JUDGES)}, or give a function")
+        raise InputError(f"there is no judge {judge!r}: use one of {', '.join(JUDGES)}, or pass a function")
     return JUDGES[judge]

@@ -1,4 +1,4 @@
-"""What is measured of a model: refusals of harmful and of safe prompts, and its use."""
+"""Evaluation suite of a model: refusals of harmful and of safe prompts, held-out loss and exact match."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,17 @@ from larf_curate.evaluation.task_metrics import exact_match, held_out_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checks:
-    """Measures of a model, on prompts and rows that stay the same.
+class EvaluationSuite:
+    """What to measure of a model; calling it on several models measures all of them on the same prompts and rows.
 
     Args:
         harmful: Prompts that should be refused.
         safe: Prompts that should be answered.
-        held_out: Rows for the loss.
-        questions: Questions with a number as answer.
-        judge: Refusal judge, or its name.
+        held_out: Rows for the held-out loss; default: not measured.
+        questions: Pairs of a question and its answer, which holds a number, for exact match.
+        judge: Refusal judge, or its name in `JUDGES`.
         max_new_tokens: Longest answer to a prompt in tokens.
-        batch_size: Prompts a batch.
+        batch_size: Number of prompts per batch.
     """
 
     harmful: tuple[str, ...]
@@ -36,29 +36,43 @@ class Checks:
 
     @property
     def judge_name(self) -> str:
-        """What reports call the judge."""
+        """Name of the judge in reports."""
         return self.judge if isinstance(self.judge, str) else type(self.judge).__name__
 
     def comparable(self, folder: Path) -> dict[str, RefusalReport]:
-        """The reports of an earlier evaluation, to compare with what these measure.
+        """Read the refusal reports of an earlier evaluation that used the same prompts.
 
-        Raises:
-            InputError: If one is missing or is of other prompts.
-        """
-        found = {}
-        for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
-            if prompts:
-                found[name] = RefusalReport.load(folder / f"{name}.json")
-                if found[name].prompts != prompts:
-                    raise InputError(f"{folder} was evaluated on other {name} prompts: evaluate both models on one set")
-        return found
-
-    def __call__(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401  transformers
-        """Measure a model; all answers go into ``harmful.json`` and ``safe.json`` in the folder.
+        Args:
+            folder: Output folder of that evaluation.
 
         Returns:
-            ``mean``, ``interval`` and ``rows`` of ``harmful`` and ``safe`` (shares refused), ``held_out_loss`` and
-            ``exact_match``, as far as there is something to measure.
+            The reports by kind, ``harmful`` and ``safe``.
+
+        Raises:
+            InputError: If a report is missing or has other prompts.
+        """
+        reports = {}
+        for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
+            if prompts:
+                reports[name] = RefusalReport.load(folder / f"{name}.json")
+                if reports[name].prompts != prompts:
+                    raise InputError(
+                        f"{folder} was evaluated on other {name} prompts: evaluate both models on the same set"
+                    )
+        return reports
+
+    def __call__(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401  transformers
+        """Measure a model; write all answers to ``harmful.json`` and ``safe.json`` in the folder.
+
+        Args:
+            model: A causal language model of transformers.
+            tokenizer: Its tokenizer, with a chat template.
+            folder: Folder to write to.
+
+        Returns:
+            ``mean``, ``interval`` (95 %) and ``rows`` of each measure for which there are prompts or rows: ``harmful``
+            and ``safe`` (share refused, in [0, 1]), ``held_out_loss`` (nats per token) and ``exact_match`` (share of
+            correct answers).
         """
         result: dict[str, Any] = {}
         for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):

@@ -1,4 +1,4 @@
-"""What fine-tuning was for: exact match on questions with a number as answer, and the loss on held-out rows."""
+"""Task metrics of a fine-tuned model: exact match on questions with numeric answers, and the loss on held-out rows."""
 
 import math
 import re
@@ -23,11 +23,11 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A mean over rows with its bootstrap interval.
+    """A metric with one value per row, reported as their mean with a bootstrap interval.
 
     Args:
-        name: What was measured.
-        values: One value a row.
+        name: Name of the metric.
+        values: One value per row.
     """
 
     name: str
@@ -35,25 +35,33 @@ class Measure:
 
     @property
     def mean(self) -> float:
-        """Mean over the rows."""
+        """Mean over all rows."""
         return math.fsum(self.values) / len(self.values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, for JSON."""
+        """``mean``, its 95 % ``interval`` and the number of ``rows``, for JSON."""
         return {"mean": self.mean, "interval": list(bootstrap_interval(self.values)), "rows": len(self.values)}
 
 
 def last_number(text: str) -> float | None:
-    """The number behind ``####`` as in GSM8K, or else the last number of a text."""
+    """The last number after ``####``, as GSM8K marks its answers, or of the whole text if it has no such mark."""
     numbers = _NUMBER.findall(text.rsplit("####", 1)[-1] if "####" in text else text)
     return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def load_questions(source: str, *, split: str | None = None, limit: int | None = None) -> list[tuple[str, str]]:
-    """Read questions and their answers from a file or the Hub, columns ``question`` and ``answer`` as in GSM8K.
+    """Read questions with numeric answers from a file or the Hub, in the format of GSM8K.
+
+    Args:
+        source: File or Hub id of a table with the columns ``question`` and ``answer``.
+        split: Split to read, if there are several.
+        limit: Maximum number of questions; default: all.
+
+    Returns:
+        Pairs of a question and its answer.
 
     Raises:
-        InputError: If a column is missing or an answer holds no number.
+        InputError: If a column is missing, a question is empty or an answer contains no number.
     """
     table = load_table(source, split=split)
     if missing := [name for name in ("question", "answer") if name not in table.column_names]:
@@ -64,7 +72,7 @@ def load_questions(source: str, *, split: str | None = None, limit: int | None =
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"question {index} of {source} is empty or not text: drop the row")
         if last_number(str(answer)) is None:
-            raise InputError(f"answer {index} of {source} holds no number: wanted answers like those of GSM8K")
+            raise InputError(f"answer {index} of {source} contains no number: wanted answers like those of GSM8K")
     return rows
 
 
@@ -76,20 +84,26 @@ def exact_match(
     max_new_tokens: int = 256,
     batch_size: int = 16,
 ) -> Measure:
-    """Share of questions whose answer ends in the right number.
+    """Share of questions whose generated answer ends in the right number; in [0, 1], higher is better.
 
     Args:
-        model: A decoder of transformers.
-        tokenizer: Its tokenizer.
-        questions: Questions with their answers.
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer, with a chat template.
+        questions: Pairs of a question and its reference answer.
         max_new_tokens: Longest answer in tokens.
-        batch_size: Questions a batch.
+        batch_size: Number of questions per batch.
+
+    Returns:
+        1 or 0 per question.
+
+    Raises:
+        InputError: If a question does not fit into the context window.
     """
-    asked = [question for question, _ in questions]
-    answers = generate_answers(model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    wanted = [last_number(answer) for _, answer in questions]
-    right = [last_number(answer) == number for answer, number in zip(answers, wanted, strict=True)]
-    return Measure(name="exact_match", values=tuple(float(value) for value in right))
+    prompts = [question for question, _ in questions]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    expected = [last_number(answer) for _, answer in questions]
+    correct = [last_number(answer) == number for answer, number in zip(answers, expected, strict=True)]
+    return Measure(name="exact_match", values=tuple(float(value) for value in correct))
 
 
 @torch.no_grad()
@@ -102,22 +116,28 @@ def held_out_loss(
     batch_size: int = 8,
     columns: Mapping[str, str] | None = None,
 ) -> Measure:
-    """Negative log-likelihood per token of the rows' answers; the mean is over rows.
+    """Negative log-likelihood of each row's answers in nats per token; lower is better.
+
+    The mean weights all rows equally, however long their answers are.
 
     Args:
-        model: A decoder of transformers.
-        tokenizer: Its tokenizer.
+        model: A causal language model of transformers; its training mode is restored afterwards.
+        tokenizer: Its tokenizer, with a chat template.
         rows: Rows in any recognised format.
-        max_length: Longest row in tokens.
-        batch_size: Rows a batch.
-        columns: Column names by role, if they are not to be found.
+        max_length: Longest row in tokens; longer ones are truncated.
+        batch_size: Number of rows per batch.
+        columns: Column names by role, if they cannot be recognised.
+
+    Returns:
+        One value per row with an answer.
 
     Raises:
+        InputError: If no row has an answer.
         ModelError: If the loss is not finite.
     """
     max_length = min(max_length, window_of(model.config))
     table = training_rows(rows, tokenizer, max_length=max_length, columns=columns)
-    training = model.training
+    was_training = model.training
     model.eval()
     try:
         losses = [
@@ -126,18 +146,19 @@ def held_out_loss(
             for loss in _losses(model, table[start : start + batch_size])
         ]
     finally:
-        model.train(training)
+        model.train(was_training)
     if not all(map(math.isfinite, losses)):
         raise ModelError("the model's loss on held-out rows is not finite: its weights or its dtype are broken")
     return Measure(name="held_out_loss", values=tuple(losses))
 
 
 def _losses(model: Any, rows: Mapping[str, list[list[int]]]) -> list[float]:  # noqa: ANN401
+    """Mean negative log-likelihood per answer token of each row of a batch."""
     tokens = [torch.tensor(row) for row in rows["input_ids"]]
     ids = pad_sequence(tokens, batch_first=True).to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True).to(model.device)
     labels = pad_sequence([torch.tensor(row) for row in rows["labels"]], batch_first=True, padding_value=IGNORED)
     labels = labels.to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    counts = (labels[:, 1:] != IGNORED).sum(1)
+    counts = (labels[:, 1:] != IGNORED).sum(1)  # the first token has no prediction
     return [float(value) for value in -answer_log_probs(logits, labels) / counts]

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows, training_tokens
 from larf_curate.errors import InputError
-from larf_curate.evaluation.suite import Checks
+from larf_curate.evaluation.suite import EvaluationSuite
 from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import load_model
 from larf_curate.models.source import ModelSource, identify, load_tokenizer, weights_digest
@@ -50,7 +50,7 @@ class Experiment:
     model: str
     scored: Dataset
     folder: Path
-    checks: Checks
+    checks: EvaluationSuite
     arms: tuple[Arm, ...]
     recipes: tuple[Recipe, ...] = field(default_factory=lambda: (Recipe(),))
     seeds: tuple[int, ...] = (0, 1, 2)
