@@ -1,4 +1,4 @@
-"""The embedded Argilla server: ``EmbeddedServer`` starts, stops and examines it."""
+"""The embedded Argilla server: ``EmbeddedServer`` installs, starts, stops and diagnoses it."""
 
 from larf_curate.server.credentials import WORKSPACE, Account, Credentials
 from larf_curate.server.doctor import Check

@@ -1,4 +1,4 @@
-"""The few calls to the server's HTTP API that the embedded server needs itself."""
+"""The few requests to the server's HTTP API that the embedded server itself needs."""
 
 from typing import Any
 
@@ -7,29 +7,37 @@ import requests
 from larf_curate.errors import ReviewServerError
 from larf_curate.server.credentials import Account
 
-_TIMEOUT = 30.0
+_TIMEOUT = 30.0  # seconds
 
 
 def call(url: str, key: str, method: str, path: str, *, body: dict[str, Any] | None = None) -> requests.Response:
-    """Send one request to the loopback address, past any proxy.
+    """Send one request to the server.
+
+    Args:
+        url: Base URL of the server.
+        key: API key.
+        method: HTTP method.
+        path: Path below ``/api/v1``.
+        body: JSON body.
 
     Raises:
-        ReviewServerError: If nothing answers.
+        ReviewServerError: If there is no response.
     """
     with requests.Session() as session:
-        session.trust_env = False
+        session.trust_env = False  # a proxy set in the environment cannot reach the loopback address
         try:
             return session.request(
                 method, f"{url}/api/v1{path}", json=body, headers={"X-Argilla-Api-Key": key}, timeout=_TIMEOUT
             )
         except requests.RequestException as error:
+            # Without the cause: the traceback of a failed connection tells a user nothing more.
             raise ReviewServerError(
-                f"Argilla at {url} does not answer ({type(error).__name__}): see `larf-curate review doctor`"
+                f"Argilla at {url} does not respond ({type(error).__name__}): run `larf-curate review doctor`"
             ) from None
 
 
-def answers(url: str, owner: Account) -> bool:
-    """Whether our server answers at the URL and knows its owner's key."""
+def is_answering(url: str, owner: Account) -> bool:
+    """Whether our server responds at the URL and accepts its owner's key."""
     try:
         response = call(url, owner.api_key, "GET", "/me")
     except ReviewServerError:
@@ -38,39 +46,41 @@ def answers(url: str, owner: Account) -> bool:
 
 
 def create_user(url: str, owner: Account, account: Account) -> str:
-    """Create a user; returns the API key that the server gave it.
+    """Create a user; returns the API key that the server generated.
 
     Raises:
-        ReviewServerError: If the server refuses, for example because the name is taken.
+        ReviewServerError: If the server rejects the request, for example because the name is taken.
     """
     body = {"first_name": account.username, "username": account.username}
     response = call(
         url, owner.api_key, "POST", "/users", body={**body, "role": account.role, "password": account.password}
     )
     if response.status_code == 409:
-        raise ReviewServerError(f"the user {account.username!r} is already there: choose another name")
-    return str(_checked(response, f"create the user {account.username!r}")["api_key"])
+        raise ReviewServerError(f"the user {account.username!r} already exists: choose another name")
+    return str(_json_or_raise(response, f"create the user {account.username!r}")["api_key"])
 
 
-def join_workspace(url: str, owner: Account, username: str, workspace: str) -> None:
-    """Make a user a member of a workspace, which is created if it is not there.
+def add_to_workspace(url: str, owner: Account, username: str, workspace: str) -> None:
+    """Make a user a member of a workspace, which is created if it does not exist.
 
     Raises:
-        ReviewServerError: If the server refuses.
+        ReviewServerError: If the server rejects the request.
     """
-    users = _checked(call(url, owner.api_key, "GET", "/users"), "list the users")["items"]
-    user = next(user["id"] for user in users if user["username"] == username)
-    spaces = _checked(call(url, owner.api_key, "GET", "/me/workspaces"), "list the workspaces")["items"]
-    space = next((space["id"] for space in spaces if space["name"] == workspace), None)
-    if space is None:
-        made = call(url, owner.api_key, "POST", "/workspaces", body={"name": workspace})
-        space = _checked(made, f"create the workspace {workspace!r}")["id"]
-    joined = call(url, owner.api_key, "POST", f"/workspaces/{space}/users", body={"user_id": user})
-    if joined.status_code != 409:
-        _checked(joined, f"add {username!r} to the workspace {workspace!r}")
+    users = _json_or_raise(call(url, owner.api_key, "GET", "/users"), "list the users")["items"]
+    user_id = next(user["id"] for user in users if user["username"] == username)
+    workspaces = _json_or_raise(call(url, owner.api_key, "GET", "/me/workspaces"), "list the workspaces")["items"]
+    workspace_id = next((item["id"] for item in workspaces if item["name"] == workspace), None)
+    if workspace_id is None:
+        response = call(url, owner.api_key, "POST", "/workspaces", body={"name": workspace})
+        workspace_id = _json_or_raise(response, f"create the workspace {workspace!r}")["id"]
+    response = call(url, owner.api_key, "POST", f"/workspaces/{workspace_id}/users", body={"user_id": user_id})
+    if response.status_code != 409:  # 409: the user is a member already
+        _json_or_raise(response, f"add {username!r} to the workspace {workspace!r}")
 
 
-def _checked(response: requests.Response, doing: str) -> Any:  # noqa: ANN401  JSON
+def _json_or_raise(response: requests.Response, action: str) -> Any:  # noqa: ANN401  JSON
     if not response.ok:
-        raise ReviewServerError(f"could not {doing}: the server answered {response.status_code}")
+        raise ReviewServerError(
+            f"could not {action}, the server responded with {response.status_code}: run `larf-curate review doctor`"
+        )
     return response.json()

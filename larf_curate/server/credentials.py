@@ -1,4 +1,4 @@
-"""Accounts of the embedded server: random secrets in one file that only its owner can read."""
+"""Accounts of the embedded server: random passwords and keys, in a file that only its owner can read."""
 
 import json
 import os
@@ -16,13 +16,13 @@ WORKSPACE = "argilla"
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """One user of the server.
+    """A user of the server.
 
     Args:
-        username: The name to sign in with.
+        username: Name to sign in with.
         role: ``owner``, ``admin`` or ``annotator``.
-        password: The password for the web page.
-        api_key: The key for the Python client.
+        password: Password for the web interface.
+        api_key: API key for the Python client.
     """
 
     username: str
@@ -32,17 +32,17 @@ class Account:
 
     @classmethod
     def random(cls, username: str, *, role: str) -> "Account":
-        """An account with a fresh password and key."""
+        """Create an account with a random password and API key."""
         return cls(username=username, role=role, password=secrets.token_urlsafe(15), api_key=secrets.token_urlsafe(48))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """The secrets of one home.
+    """The secrets of one server.
 
     Args:
-        auth_secret: Signs the web page's sessions; kept, else a restart would sign everybody out.
-        accounts: The owner first, then those added later.
+        auth_secret: Signs the sessions of the web interface; stored, as a new one would sign everybody out.
+        accounts: The owner first, then accounts added later.
     """
 
     auth_secret: str = field(repr=False)
@@ -54,32 +54,32 @@ class Credentials:
         return self.accounts[0]
 
     def account(self, username: str) -> Account | None:
-        """The account of that name, None if there is none."""
+        """The account with that name; None if there is none."""
         return next((account for account in self.accounts if account.username == username), None)
 
     def with_account(self, account: Account) -> "Credentials":
-        """The same credentials and one account more."""
+        """Return a copy with one more account."""
         return replace(self, accounts=(*self.accounts, account))
 
 
 def ensure_credentials(path: Path) -> Credentials:
-    """Read the credentials, or make them.
+    """Read the credentials file; if it does not exist, create it with a new secret and an owner.
 
     Raises:
-        ReviewServerError: If the file is there but unreadable.
+        ReviewServerError: If the file exists but cannot be read.
     """
     if path.exists():
         return read_credentials(path)
-    fresh = Credentials(auth_secret=secrets.token_hex(32), accounts=(Account.random(OWNER, role="owner"),))
-    write_credentials(path, fresh)
-    return fresh
+    credentials = Credentials(auth_secret=secrets.token_hex(32), accounts=(Account.random(OWNER, role="owner"),))
+    write_credentials(path, credentials)
+    return credentials
 
 
 def read_credentials(path: Path) -> Credentials:
-    """Read the credentials.
+    """Read the credentials file.
 
     Raises:
-        ReviewServerError: If the file is missing or not what this package wrote.
+        ReviewServerError: If the file does not exist or is invalid.
     """
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
@@ -88,18 +88,19 @@ def read_credentials(path: Path) -> Credentials:
             f"no credentials in {path}: start the server once with `larf-curate review up`"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        # without the cause: it could carry a part of the file into a traceback
-        raise ReviewServerError(f"{path} cannot be read: remove it, the next start makes new credentials") from None
+        # Without the cause: its message may quote the file, which would put secrets into a traceback.
+        raise ReviewServerError(f"{path} cannot be read: remove it, the next start creates new credentials") from None
 
 
 def write_credentials(path: Path, credentials: Credentials) -> None:
-    """Write the credentials in one step, mode 0600 from the first byte."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+    """Write the credentials atomically, with mode 0600."""
+    # Opened with the mode, not changed afterwards: other users can read no byte at any time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
         json.dump(asdict(credentials), stream, indent=2)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(aside, path)
+    os.replace(temporary, path)
 
 
 def _parse(value: Mapping[str, Any]) -> Credentials:

@@ -1,4 +1,4 @@
-"""The real Argilla server with its own web page, for one machine: no Docker, no Elasticsearch, no Redis."""
+"""The complete Argilla server with its web interface on one machine, without Docker, Elasticsearch or Redis."""
 
 import re
 import subprocess
@@ -17,25 +17,25 @@ from larf_curate.server.credentials import (
     read_credentials,
     write_credentials,
 )
-from larf_curate.server.doctor import Check, examine
+from larf_curate.server.doctor import Check, run_checks
 from larf_curate.server.environment import ServerEnvironment
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import locked
 
 DEFAULT_PORT = 6900
-_START_TIMEOUT = 180.0
-_STOP_TIMEOUT = 15.0
+_START_TIMEOUT = 180.0  # seconds
+_STOP_TIMEOUT = 15.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStatus:
-    """Whether the server of a home runs, and where.
+    """Status of the server of a home.
 
     Args:
-        running: A process serves the home.
-        answering: It answers its API with the owner's key.
-        url: Its address, None when it does not run.
-        pid: Its process, None when it does not run.
+        running: Whether the server process runs.
+        answering: Whether it responds to requests and accepts the owner's key.
+        url: URL of the server; None if it does not run.
+        pid: Process id of the server; None if it does not run.
     """
 
     running: bool
@@ -44,21 +44,21 @@ class ServerStatus:
     pid: int | None
 
 
-def _silent(_line: str) -> None:
-    """Say nothing."""
+def _ignore(_line: str) -> None:
+    """Discard a line of progress."""
 
 
 class EmbeddedServer:
-    """An Argilla server of one's own, bound to 127.0.0.1.
+    """A local Argilla server, bound to 127.0.0.1.
 
-    Use it as a context manager, or call ``start`` and ``stop``; a server that was started goes on when this process
-    ends, until somebody stops it.
+    Use it as a context manager, or call ``start`` and ``stop``: a started server keeps running when this process exits,
+    until it is stopped.
 
     Args:
         home: Folder of the data; by default ``argilla`` in ``$LARF_CURATE_HOME`` or the platform's data folder.
-        port: Port to listen on; 0 takes any free one.
+        port: Port to listen on; 0 takes any free port.
         environments: Folder of the virtual environments; by default ``argilla-server`` beside the default home.
-        say: Is told about long steps, one line at a time.
+        say: Called with each line of progress of long steps.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class EmbeddedServer:
         *,
         port: int = DEFAULT_PORT,
         environments: str | Path | None = None,
-        say: Callable[[str], None] = _silent,
+        say: Callable[[str], None] = _ignore,
     ) -> None:
         self.home = ServerHome.at(home)
         self.port = port
@@ -87,58 +87,62 @@ class EmbeddedServer:
 
     @property
     def environment(self) -> ServerEnvironment:
-        """The virtual environment that the server runs in."""
+        """Virtual environment of the server."""
         return ServerEnvironment.find(self._environments)
 
     @property
     def credentials(self) -> Credentials:
-        """The accounts of this home; there are none before the first start."""
+        """Accounts of this home.
+
+        Raises:
+            ReviewServerError: If there are none yet, because the server was never started.
+        """
         return read_credentials(self.home.credentials)
 
     @property
     def api_key(self) -> str:
-        """The owner's key for the Python client."""
+        """API key of the owner, for the Python client."""
         return self.credentials.owner.api_key
 
     @property
     def url(self) -> str:
-        """The address of the running server.
+        """URL of the running server.
 
         Raises:
-            ReviewServerError: If it does not run.
+            ReviewServerError: If the server does not run.
         """
-        if (state := process.running(self.home)) is None:
+        if (state := process.find_process(self.home)) is None:
             raise ReviewServerError(f"no server runs on {self.home.path}: start it with `larf-curate review up`")
         return state.url
 
     def start(self) -> str:
-        """Start the server, or find it running, and wait until it answers.
+        """Start the server unless it runs, and wait until it responds.
 
-        The first start installs Argilla and makes random credentials.
+        The first start installs Argilla and creates random credentials.
 
         Returns:
-            The address. It may have another port than asked for when the server already ran.
+            URL of the server. If it was running already, its port may differ from the requested one.
 
         Raises:
-            ReviewServerError: If it cannot be installed, or the port is taken, or it does not come up.
+            ReviewServerError: If the server cannot be installed, its port is taken, or it does not respond in time.
         """
         self.home.make()
         python = self.environment.ensure(self._say)
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
             credentials = ensure_credentials(self.home.credentials)
             self.new_credentials = not self.home.database.exists()
-            if (state := process.running(self.home)) is not None:
-                return self._check_answers(state, credentials)
+            if (state := process.find_process(self.home)) is not None:
+                return self._require_answer(state, credentials)
             self._say("starting Argilla")
-            self._reap()
+            self._reap()  # an earlier process of this object may have been killed in the meantime
             self._process = process.launch(python, self.home, self.port)
             try:
-                return process.await_ready(
+                return process.wait_until_ready(
                     self._process,
                     self.home,
                     port=self.port,
                     timeout=_START_TIMEOUT,
-                    answers=lambda url: api.answers(url, credentials.owner),
+                    is_answering=lambda url: api.is_answering(url, credentials.owner),
                 ).url
             except BaseException:
                 self._process.kill()
@@ -146,79 +150,83 @@ class EmbeddedServer:
                 raise
 
     @staticmethod
-    def _check_answers(state: process.Running, credentials: Credentials) -> str:
-        if not api.answers(state.url, credentials.owner):
+    def _require_answer(state: process.ServerProcess, credentials: Credentials) -> str:
+        if not api.is_answering(state.url, credentials.owner):
             raise ReviewServerError(
-                f"process {state.pid} serves {state.url} but refuses our key or hangs: run `larf-curate review down` "
-                "and start again"
+                f"process {state.pid} at {state.url} rejects our key or does not respond: run "
+                "`larf-curate review down` and start it again"
             )
         return state.url
 
     @property
     def started_here(self) -> bool:
-        """Whether this object started the server, as opposed to finding it running."""
+        """Whether this object started the server; False if it was running already."""
         return self._process is not None
 
     def wait(self) -> None:
-        """Wait until the server ends; returns at once if this object did not start it."""
+        """Wait until the server exits; returns at once if this object did not start it."""
         if self._process is not None:
             self._process.wait()
 
     def stop(self) -> bool:
-        """End the server cleanly, by force if it does not go; returns whether one ran.
+        """Stop the server, by SIGKILL if it does not exit by itself.
+
+        Returns:
+            Whether a server was running.
 
         Raises:
-            ReviewServerError: If it cannot be ended.
+            ReviewServerError: If the server does not exit.
         """
         if not self.home.path.exists():
             return False
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
-            ran = process.end(self.home, timeout=_STOP_TIMEOUT)
+            ran = process.terminate(self.home, timeout=_STOP_TIMEOUT)
         self._reap()
         return ran
 
     def _reap(self) -> None:
-        """Take note of the end of the process that was started here."""
+        """Wait for the process that this object started, so that it does not remain as a zombie."""
         if self._process is not None:
             self._process.wait()
             self._process = None
 
     def status(self) -> ServerStatus:
-        """Whether the server runs and answers."""
-        state = process.running(self.home)
+        """Report whether the server runs and responds."""
+        state = process.find_process(self.home)
         if state is None:
             return ServerStatus(running=False, answering=False, url=None, pid=None)
-        answering = api.answers(state.url, self.credentials.owner)
+        answering = api.is_answering(state.url, self.credentials.owner)
         return ServerStatus(running=True, answering=answering, url=state.url, pid=state.pid)
 
     def doctor(self) -> list[Check]:
-        """Look for what is wrong, and what would put it right; the server need not run."""
-        return examine(self.home, lambda: self.environment, self.port)
+        """Diagnose the server, whether or not it runs; failed checks have a remedy."""
+        return run_checks(self.home, lambda: self.environment, self.port)
 
     def add_user(self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE) -> Account:
-        """Give a person an account in a workspace; an account that is already known only joins the workspace.
+        """Add a user to a workspace; creates the account if it does not exist.
 
         Args:
-            username: Letters, digits and ``. _ - @``.
-            role: ``annotator`` or ``admin``.
-            workspace: Created if it is not there.
+            username: 1 to 64 letters, digits and ``. _ - @``; begins with a letter or digit.
+            role: ``annotator`` or ``admin``; ignored if the account exists.
+            workspace: Name of the workspace; created if it does not exist.
 
         Returns:
-            The account with its password and key, which are kept in the credentials file too.
+            The account with its password and API key, which are also stored in the credentials file.
 
         Raises:
-            InputError: If the name cannot be used.
-            ReviewServerError: If the server does not run or refuses.
+            InputError: If the name is invalid.
+            ReviewServerError: If the server does not run or rejects the request.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", username):
-            raise InputError(f"a user name of 1 to 64 letters, digits and . _ - @ is wanted, got {username[:80]!r}")
+            raise InputError(f"wanted a user name of 1 to 64 letters, digits and . _ - @, got {username[:80]!r}")
         url, credentials = self.url, self.credentials
         account = credentials.account(username)
         if account is None:
             account = Account.random(username, role=role)
             key = api.create_user(url, credentials.owner, account)
             account = Account(username=username, role=role, password=account.password, api_key=key)
+            # Read again under the lock: another process may have added a user meanwhile.
             with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
                 write_credentials(self.home.credentials, self.credentials.with_account(account))
-        api.join_workspace(url, credentials.owner, username, workspace)
+        api.add_to_workspace(url, credentials.owner, username, workspace)
         return account

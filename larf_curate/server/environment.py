@@ -1,4 +1,4 @@
-"""The virtual environment the Argilla server runs in: it pins libraries this package needs newer."""
+"""The virtual environment of the Argilla server, which pins older versions of libraries than this package needs."""
 
 import hashlib
 import json
@@ -16,23 +16,24 @@ from larf_curate.files import cache_home
 from larf_curate.server.locks import locked
 
 SERVER_VERSION = "2.8.0"
-_HERE = Path(__file__).parent
-_REQUIREMENTS = _HERE / "requirements.txt"
-_CONSTRAINTS = _HERE / "constraints.txt"
-_SUPPORTED = [(3, minor) for minor in range(10, 14)]
-_BUILD_TIMEOUT = 1800.0
+_FOLDER = Path(__file__).parent
+_REQUIREMENTS = _FOLDER / "requirements.txt"
+_CONSTRAINTS = _FOLDER / "constraints.txt"
+_SUPPORTED_PYTHONS = [(3, minor) for minor in range(10, 14)]  # pydantic 2.9 has no wheels for 3.14
+_INSTALL_TIMEOUT = 1800.0  # seconds
 
 
 @dataclass(frozen=True)
 class ServerEnvironment:
-    """One virtual environment, whole or not there.
+    """A virtual environment with the pinned requirements of the server, installed or not.
 
-    The folder's name holds the server's version, Python's, and a digest of the requirements, so that an upgrade makes
-    a new one. A marker file is written last: without it the folder is the rest of an interrupted install.
+    The name of its folder contains the server's version, Python's version and a digest of the requirements, so that
+    an upgrade installs a new environment. A marker file is written last: a folder without it is left over from an
+    interrupted installation.
 
     Args:
-        path: The folder of the environment.
-        base: The Python interpreter it is made from.
+        path: Folder of the environment.
+        base: Python interpreter that the environment is created with.
     """
 
     path: Path
@@ -40,7 +41,10 @@ class ServerEnvironment:
 
     @classmethod
     def find(cls, folder: str | Path | None = None) -> "ServerEnvironment":
-        """The environment for this version, under ``folder`` (default: ``argilla-server`` in the cache folder).
+        """Return the environment for this version of the package, without installing it.
+
+        Args:
+            folder: Parent folder (default: ``argilla-server`` in the cache folder).
 
         Raises:
             ReviewServerError: If no Python from 3.10 to 3.13 is found.
@@ -53,12 +57,12 @@ class ServerEnvironment:
 
     @property
     def python(self) -> Path:
-        """The interpreter inside the environment."""
+        """Python interpreter of the environment."""
         return self.path / "bin" / "python"
 
     @property
-    def whole(self) -> bool:
-        """Whether the environment was installed to the end and its interpreter still starts."""
+    def installed(self) -> bool:
+        """Whether the installation was completed and the interpreter that it links to still exists."""
         return self._marker.exists() and self.python.exists()
 
     @property
@@ -66,79 +70,91 @@ class ServerEnvironment:
         return self.path / "installed.json"
 
     def ensure(self, say: Callable[[str], None]) -> Path:
-        """Install the environment unless it is whole.
+        """Install the environment unless it is installed.
 
         Args:
-            say: Is told what happens, one line at a time.
+            say: Called with each line of progress.
 
         Returns:
-            The interpreter inside.
+            Python interpreter of the environment.
 
         Raises:
-            ReviewServerError: If the install fails.
+            ReviewServerError: If the installation fails.
         """
-        if self.whole:
+        if self.installed:
             return self.python
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock"), timeout=_BUILD_TIMEOUT):
-            if not self.whole:
-                self._build(say)
+        with locked(self.path.with_suffix(".lock"), timeout=_INSTALL_TIMEOUT):
+            if not self.installed:  # another process may have installed it while we waited for the lock
+                self._install(say)
         return self.python
 
-    def _build(self, say: Callable[[str], None]) -> None:
-        say(f"installing Argilla {SERVER_VERSION} once, about 600 MB in {self.path} (a minute or two)")
+    def _install(self, say: Callable[[str], None]) -> None:
+        say(f"installing Argilla {SERVER_VERSION} in {self.path} (once; about 600 MB, one or two minutes)")
         shutil.rmtree(self.path, ignore_errors=True)
         _run([str(self.base), "-m", "venv", str(self.path)], "make a virtual environment")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:", "--no-compile"]
         pins = ["-r", str(_REQUIREMENTS), "-c", str(_CONSTRAINTS)]
         _run([str(self.python), "-m", "pip", "install", *options, *pins], f"install argilla-server {SERVER_VERSION}")
-        aside = self._marker.with_suffix(".tmp")
-        aside.write_text(json.dumps({"argilla-server": SERVER_VERSION, "python": str(self.base)}), encoding="utf-8")
-        os.replace(aside, self._marker)
+        temporary = self._marker.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"argilla-server": SERVER_VERSION, "python": str(self.base)}), encoding="utf-8")
+        os.replace(temporary, self._marker)
         say("installed")
-        for older in self._older():
-            say(f"an older environment is not needed any more, unless another installation uses it: {older}")
+        # Not removed: another installation of this package may use it.
+        for other in self._other_environments():
+            say(f"you can remove the environment of another version, unless another installation uses it: {other}")
 
-    def _older(self) -> list[Path]:
-        """Whole environments beside this one, of other versions."""
+    def _other_environments(self) -> list[Path]:
+        """Folders of installed environments of other versions beside this one."""
         return sorted(
             marker.parent for marker in self.path.parent.glob(f"*/{self._marker.name}") if marker != self._marker
         )
 
     def versions(self) -> dict[str, tuple[str, str | None]]:
-        """Wanted and installed version of each package in ``requirements.txt``; None is not installed."""
-        wanted = dict(line.split("==") for line in _requirement_lines())
+        """Pinned and installed version of each package in ``requirements.txt``; None if it is not installed."""
+        pinned = dict(line.split("==") for line in _requirement_lines())
         code = (
             "import json, sys\nfrom importlib.metadata import distributions\n"
-            "have = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
-            "print(json.dumps({n: have.get(n) for n in sys.argv[1:]}))"
+            "found = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
+            "print(json.dumps({n: found.get(n) for n in sys.argv[1:]}))"
         )
-        have = json.loads(_run([str(self.python), "-I", "-c", code, *wanted], "read the installed versions"))
-        return {name: (version, have[name]) for name, version in wanted.items()}
+        found = json.loads(_run([str(self.python), "-I", "-c", code, *pinned], "read the installed versions"))
+        return {name: (version, found[name]) for name, version in pinned.items()}
 
 
 def _requirement_lines() -> list[str]:
+    """The requirements without comments and empty lines."""
     lines = (line.split("#")[0].strip() for line in _REQUIREMENTS.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
 
 def _base_python() -> tuple[Path, str]:
-    """This interpreter if the server supports it, else one on the path: pydantic 2.9 has no wheels past 3.13."""
-    if sys.version_info[:2] in _SUPPORTED:
+    """Path and version of this interpreter if the server supports it, else of the newest supported one on the PATH."""
+    if sys.version_info[:2] in _SUPPORTED_PYTHONS:
         return Path(os.path.realpath(sys.executable)), f"{sys.version_info[0]}.{sys.version_info[1]}"
-    for major, minor in reversed(_SUPPORTED):
+    for major, minor in reversed(_SUPPORTED_PYTHONS):
         if found := shutil.which(f"python{major}.{minor}"):
             return Path(os.path.realpath(found)), f"{major}.{minor}"
     raise ReviewServerError(
-        f"Argilla {SERVER_VERSION} wants Python 3.10 to 3.13, this is {platform.python_version()}: "
-        "install python3.13 beside it, or use a server of your own with --url"
+        f"Argilla {SERVER_VERSION} requires Python 3.10 to 3.13, got {platform.python_version()}: "
+        "install python3.13 beside it, or use your own server with --url"
     )
 
 
-def _run(command: list[str], doing: str) -> str:
-    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise ReviewServerError(f"could not {doing} ({last}): check the network and the disk, then try again")
-    return done.stdout
+def _run(command: list[str], action: str) -> str:
+    """Run a command and return its output.
+
+    Args:
+        command: Program and arguments.
+        action: What it does, for the error message.
+
+    Raises:
+        ReviewServerError: If it exits with an error.
+    """
+    # PYTHONPATH would let packages of our environment shadow those of the server's.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if process.returncode != 0:
+        last = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
+        raise ReviewServerError(f"could not {action} ({last}): check the network and the disk, then try again")
+    return process.stdout

@@ -1,4 +1,4 @@
-"""Where the embedded server keeps its things: one folder for the data, one beside it for the programs."""
+"""The folder of the embedded server: paths of its database, credentials, log, state and locks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ from larf_curate.server.locks import is_locked
 
 @dataclass(frozen=True)
 class ServerHome:
-    """The files of one embedded server.
+    """The folder of one embedded server and the paths of its files.
 
     Args:
-        path: The folder; it holds the database, the credentials and the log, and is readable by its owner only.
+        path: The folder; it contains row texts and secrets and is readable by its owner only.
     """
 
     path: Path
@@ -29,35 +29,35 @@ class ServerHome:
         return running[0] if running else cls(data_folder("argilla"))
 
     def make(self) -> None:
-        """Create the folder, closed to other users."""
+        """Create the folder with mode 0700."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def database(self) -> Path:
-        """Argilla's own SQLite database: datasets, records, responses, users."""
+        """Argilla's SQLite database: datasets, records, responses and users."""
         return self.path / "argilla.db"
 
     @property
     def credentials(self) -> Path:
-        """Accounts with their passwords and keys; mode 0600."""
+        """Accounts with their passwords and API keys; mode 0600."""
         return self.path / "credentials.json"
 
     @property
     def log(self) -> Path:
-        """What the server says; never row text, never keys."""
+        """Log of the server; contains no row texts and no keys."""
         return self.path / "server.log"
 
     @property
     def state(self) -> Path:
-        """Process id and port of the running server."""
+        """JSON with the process id and port of the running server."""
         return self.path / "server.json"
 
     @property
     def running_lock(self) -> Path:
-        """Held by the server for as long as it lives; the system frees it even after kill -9."""
+        """Lock held by the server while it runs; the operating system releases it even after ``kill -9``."""
         return self.path / "running.lock"
 
     @property
     def starting_lock(self) -> Path:
-        """Held by whoever starts or stops the server."""
+        """Lock held by a process that starts or stops the server or changes its credentials."""
         return self.path / "starting.lock"

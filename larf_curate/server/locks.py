@@ -1,4 +1,4 @@
-"""Locks between processes that the system frees when their holder dies, however it dies."""
+"""Locks between processes, released by the operating system when their holder exits or is killed."""
 
 import os
 import time
@@ -8,27 +8,27 @@ from pathlib import Path
 
 from larf_curate.errors import ReviewServerError
 
-_PAUSE = 0.05
+_POLL_INTERVAL = 0.05  # seconds
 
 
 def try_lock(path: Path, *, shared: bool = False) -> int | None:
-    """Take the lock now.
+    """Acquire a lock without waiting.
 
     Args:
-        path: The file that stands for the lock; it is created.
-        shared: Only look: does not get in the way of others who look.
+        path: Lock file; created if it does not exist.
+        shared: Acquire a shared lock, which several processes can hold at once.
 
     Returns:
-        A file descriptor that holds the lock until it is closed, or None when another process has it.
+        A file descriptor that holds the lock until it is closed; None if another process holds the lock.
 
     Raises:
         ReviewServerError: On a system without file locks (Windows).
     """
     try:
-        import fcntl
+        import fcntl  # does not exist on Windows
     except ImportError as error:
         raise ReviewServerError(
-            "the embedded Argilla server runs on Linux and macOS: use WSL, or a server of your own with --url"
+            "the embedded Argilla server runs on Linux and macOS only: use WSL, or your own server with --url"
         ) from error
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -40,10 +40,10 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock."""
+    """Whether a running process holds the lock."""
     if not path.exists():
         return False
-    handle = try_lock(path, shared=True)
+    handle = try_lock(path, shared=True)  # shared: several processes may check at the same time
     if handle is not None:
         os.close(handle)
     return handle is None
@@ -51,16 +51,20 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold the lock while the block runs.
+    """Hold the lock within a ``with`` block.
+
+    Args:
+        path: Lock file; created if it does not exist.
+        timeout: Seconds to wait for the lock.
 
     Raises:
-        ReviewServerError: If another process holds it for longer than ``timeout`` seconds.
+        ReviewServerError: If another process still holds the lock after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while (handle := try_lock(path)) is None:
         if time.monotonic() > deadline:
-            raise ReviewServerError(f"another process holds {path}: wait for it or end it, then try again")
-        time.sleep(_PAUSE)
+            raise ReviewServerError(f"another process holds {path}: wait for it to finish or end it, then try again")
+        time.sleep(_POLL_INTERVAL)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The server as a process: who runs, on which port, how it is started and ended."""
+"""The process of the server: find, start and terminate it."""
 
 import json
 import os
@@ -13,24 +13,25 @@ from larf_curate.errors import ReviewServerError
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import is_locked
 
-_LOG_LIMIT = 5_000_000
-_PAUSE = 0.1
-# The inside package is put last on the path: nothing in this folder may hide a module of the server's environment.
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from inside.launch import main; main()"
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-_REASONS = {
-    97: "another server already runs on this home: `larf-curate review down` ends it",
+_MAX_LOG_BYTES = 5_000_000
+_POLL_INTERVAL = 0.1  # seconds
+# This folder goes last on the path, so that `inside` can be imported but nothing here shadows a module of the server's
+# environment.
+_BOOTSTRAP = "import sys; sys.path.append(sys.argv.pop(1)); from inside.launch import main; main()"
+_FORWARDED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+_EXIT_REASONS = {  # by exit code of `inside.launch`
+    97: "another server already runs on this home: stop it with `larf-curate review down`",
     98: "port {port} on 127.0.0.1 is taken by another program: end it or choose another with --port (0: any free one)",
 }
 
 
 @dataclass(frozen=True)
-class Running:
-    """The process that serves a home.
+class ServerProcess:
+    """A running server process.
 
     Args:
-        pid: Its process id.
-        port: The port it listens on, 127.0.0.1 only.
+        pid: Process id.
+        port: Port that it listens on, on 127.0.0.1 only.
     """
 
     pid: int
@@ -38,38 +39,47 @@ class Running:
 
     @property
     def url(self) -> str:
-        """The address of the web page and the API."""
+        """URL of the web interface and the API."""
         return f"http://127.0.0.1:{self.port}"
 
 
-def running(home: ServerHome) -> Running | None:
-    """The process that serves this home, None if there is none.
+def find_process(home: ServerHome) -> ServerProcess | None:
+    """Find the server process of a home; returns None if there is none.
 
-    The lock tells whether one lives, so a process id left behind by a crash is never taken for the server.
+    The lock decides whether a server runs, so the process id in a state file left by a crash is never mistaken for one.
     """
     if not is_locked(home.running_lock):
         return None
     try:
         state = json.loads(home.state.read_text(encoding="utf-8"))
-        return Running(int(state["pid"]), int(state["port"]))
+        return ServerProcess(int(state["pid"]), int(state["port"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes]":
-    """Start the server process; it goes on when this one ends.
+    """Start the server process, which keeps running when this process exits.
 
-    Secrets reach it through the home, not through its arguments or environment.
+    It reads secrets from files in the home: arguments are visible to other users, and child processes inherit the
+    environment.
+
+    Args:
+        python: Interpreter of the server's virtual environment.
+        home: Folder of the server.
+        port: Port to listen on; 0 takes any free port.
+
+    Returns:
+        The process, which may still be starting.
     """
-    if home.log.exists() and home.log.stat().st_size > _LOG_LIMIT:
+    if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
         os.replace(home.log, home.log.with_suffix(".log.1"))
-    environ = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    command = [str(python), "-I", "-W", "ignore", "-c", _BOOT, str(Path(__file__).parent)]
+    environment = {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
+    command = [str(python), "-I", "-W", "ignore", "-c", _BOOTSTRAP, str(Path(__file__).parent)]
     with open(os.open(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         return subprocess.Popen(
             [*command, "--home", str(home.path), "--port", str(port)],
             cwd=home.path,
-            env=environ,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -77,57 +87,60 @@ def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes
         )
 
 
-def await_ready(
+def wait_until_ready(
     process: "subprocess.Popen[bytes]",
     home: ServerHome,
     *,
     port: int,
     timeout: float,
-    answers: Callable[[str], bool],
-) -> Running:
-    """Wait until the server answers.
+    is_answering: Callable[[str], bool],
+) -> ServerProcess:
+    """Wait until the server responds to requests.
 
     Args:
-        process: What ``launch`` gave.
-        home: Its home.
-        port: The port asked for, for the message.
+        process: The process that ``launch`` returned.
+        home: Folder of the server.
+        port: The requested port, for the error message.
         timeout: Seconds to wait.
-        answers: Whether the server at a URL answers with our key.
+        is_answering: Whether the server at a URL responds and accepts our key.
 
     Raises:
-        ReviewServerError: If the process ends or does not answer in time.
+        ReviewServerError: If the process exits, or does not respond in time.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if (code := process.poll()) is not None:
-            reason = _REASONS.get(code, f"it ended with code {code} while starting: see {home.log}")
+            reason = _EXIT_REASONS.get(code, f"it exited with code {code} while starting: see {home.log}")
             raise ReviewServerError(f"Argilla could not start: {reason.format(port=port)}")
-        state = running(home)
-        if state is not None and state.pid == process.pid and answers(state.url):
+        state = find_process(home)
+        if state is not None and state.pid == process.pid and is_answering(state.url):
             return state
-        time.sleep(_PAUSE)
-    raise ReviewServerError(f"Argilla did not answer within {timeout:.0f} s: see {home.log}, then try again")
+        time.sleep(_POLL_INTERVAL)
+    raise ReviewServerError(f"Argilla did not respond within {timeout:.0f} s: see {home.log}, then try again")
 
 
-def end(home: ServerHome, *, timeout: float) -> bool:
-    """End the server of this home: SIGTERM, and SIGKILL if it has not gone after ``timeout`` seconds.
+def terminate(home: ServerHome, *, timeout: float) -> bool:
+    """Terminate the server of a home: SIGTERM, then SIGKILL if it still runs after ``timeout`` seconds.
 
     Returns:
-        Whether one ran.
+        Whether a server was running.
 
     Raises:
-        ReviewServerError: If it cannot be ended.
+        ReviewServerError: If the server does not exit even after SIGKILL.
     """
-    if (state := running(home)) is None:
+    if (state := find_process(home)) is None:
         return False
-    for send in (signal.SIGTERM, signal.SIGKILL):
-        if not _signal(state.pid, send) or _gone(home, timeout):
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not _send_signal(state.pid, number) or _wait_for_exit(home, timeout):
             home.state.unlink(missing_ok=True)
             return True
-    raise ReviewServerError(f"process {state.pid} does not end: end it by hand, then try again")
+    raise ReviewServerError(
+        f"process {state.pid} does not exit after SIGKILL: wait until `ps -p {state.pid}` is empty, then try again"
+    )
 
 
-def _signal(pid: int, number: signal.Signals) -> bool:
+def _send_signal(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; returns False if the process does not exist."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -135,10 +148,11 @@ def _signal(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-def _gone(home: ServerHome, timeout: float) -> bool:
+def _wait_for_exit(home: ServerHome, timeout: float) -> bool:
+    """Wait until the server's lock is released; returns False if it still is not after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while is_locked(home.running_lock):
         if time.monotonic() > deadline:
             return False
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_INTERVAL)
     return True

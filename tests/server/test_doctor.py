@@ -33,7 +33,7 @@ def test_a_healthy_home_passes_every_check(server, argilla_server):
     assert failed(argilla_server) == {}
     found = {check.name: check.found for check in argilla_server.doctor()}
     assert argilla_server.url in found["process"]
-    assert "ours" in found["port"]
+    assert "used by this server" in found["port"]
     assert "5000 records" in {check.name: check.found for check in server.doctor()}["database"]
 
 
@@ -49,7 +49,7 @@ def test_each_thing_that_is_wrong_is_named_with_a_remedy(server, monkeypatch):
     data = bytearray(server.home.database.read_bytes())
     data[6000:40000] = b"x" * 34000
     server.home.database.write_bytes(data)
-    monkeypatch.setattr(module, "_DISK_WANTED", 10**18)
+    monkeypatch.setattr(module, "_MIN_FREE_BYTES", 10**18)
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

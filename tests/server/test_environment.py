@@ -54,11 +54,11 @@ def test_an_interrupted_install_is_done_again(install):
     with pytest.raises(KeyboardInterrupt):
         install.environment.ensure(lambda line: None)
     assert install.environment.python.exists()
-    assert not install.environment.whole
+    assert not install.environment.installed
     (install.environment.path / "half").touch()
     install.broken = False
     install.environment.ensure(lambda line: None)
-    assert install.environment.whole
+    assert install.environment.installed
     assert not (install.environment.path / "half").exists()
 
 
@@ -79,8 +79,8 @@ def test_an_upgrade_installs_beside_the_older_environment_and_names_it(install, 
     older, install.environment = install.environment, newer
     said = []
     newer.ensure(said.append)
-    assert newer.whole
-    assert older.whole
+    assert newer.installed
+    assert older.installed
     assert str(older.path) in said[-1]
 
 
@@ -88,13 +88,13 @@ def test_a_failed_install_names_the_reason_and_the_remedy(tmp_path):
     environment = ServerEnvironment(tmp_path / "x", base=Path(shutil.which("false")))
     with pytest.raises(ReviewServerError, match="could not make a virtual environment .* check the network"):
         environment.ensure(lambda line: None)
-    assert not environment.whole
+    assert not environment.installed
 
 
 def test_a_python_that_argilla_does_not_know_is_replaced_by_one_on_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ReviewServerError, match="wants Python 3.10 to 3.13"):
+    with pytest.raises(ReviewServerError, match="requires Python 3.10 to 3.13"):
         ServerEnvironment.find(tmp_path)
     other = tmp_path / "python3.12"
     other.touch(mode=0o755)

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import numpy as np
 import pytest
 
-from larf_curate.server.inside.text_query import tokens
+from larf_curate.server.inside.text_query import tokenize
 from tests.fixtures.server_client import between, make_collection, terms
 
 RECORDS = 20_000
@@ -83,8 +83,8 @@ def all_found(collection, body):
 
 
 def holding(rows, phrase):
-    want = tokens(phrase)
-    spots = ((row, tokens(row["text"])) for row in rows)
+    want = tokenize(phrase)
+    spots = ((row, tokenize(row["text"])) for row in rows)
     return {
         row["id"]
         for row, have in spots

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from larf_curate.server.inside.text_query import tokens
+from larf_curate.server.inside.text_query import tokenize
 from tests.fixtures.server_client import Client, between, labels, make_collection, owner_of, terms
 
 TEXTS = [
@@ -119,7 +119,7 @@ def responses(collection, annotators, rows):
 
 def holds(text, phrase, *, prefix=False):
     """Whether the phrase's tokens follow each other in the text."""
-    have, want = tokens(text), tokens(phrase)
+    have, want = tokenize(text), tokenize(phrase)
     for start in range(len(have) - len(want) + 1):
         part = have[start : start + len(want)]
         if part == want or (prefix and part[:-1] == want[:-1] and part[-1].startswith(want[-1])):

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from larf_curate.server.inside.text_query import parse, size, tokens, words
+from larf_curate.server.inside.text_query import count_phrases, parse, ranking_phrases, tokenize
 
 WORDS = ["bomb", "cake", "safe", "well", "known", "安全", "危险品", "рецепт", "don't", "x1"]
 
@@ -43,7 +43,7 @@ def naive_tokens(text: str) -> list[str]:
     ],
 )
 def test_tokens_are_words_and_single_characters_of_spaceless_scripts(text):
-    assert tokens(text) == naive_tokens(text)
+    assert tokenize(text) == naive_tokens(text)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def drawn(part):
         return None
     if hasattr(part, "tokens"):
         return "_".join(part.tokens) + "*" * part.prefix
-    if hasattr(part, "part"):
-        return "!" + drawn(part.part)
-    return "(" + (" & " if type(part).__name__ == "Both" else " | ").join(map(drawn, part.parts)) + ")"
+    if hasattr(part, "query"):
+        return "!" + drawn(part.query)
+    return "(" + (" & " if type(part).__name__ == "And" else " | ").join(map(drawn, part.queries)) + ")"
 
 
 def test_no_query_is_an_error_and_every_match_expression_is_valid_for_sqlite():
@@ -101,16 +101,16 @@ def test_no_query_is_an_error_and_every_match_expression_is_valid_for_sqlite():
     for _ in range(2000):
         query = "".join(rng.choice(rng.choice((signs, WORDS))) for _ in range(rng.randint(0, 12)))
         part = parse(query)
-        for word in words(part) if part else []:
+        for word in ranking_phrases(part) if part else []:
             connection.execute("SELECT * FROM t WHERE t MATCH ?", (word.match,)).fetchall()
     connection.close()
 
 
 def test_deep_brackets_and_long_texts_are_read_without_recursion_errors():
-    assert size(parse("(" * 50_000 + "a" + ")" * 50_000)) == 1
-    assert size(parse("word " * 20_000)) == 20_000
+    assert count_phrases(parse("(" * 50_000 + "a" + ")" * 50_000)) == 1
+    assert count_phrases(parse("word " * 20_000)) == 20_000
 
 
 def test_words_under_a_not_do_not_rank():
-    assert [word.tokens for word in words(parse("a -(b c) | d"))] == [("a",), ("d",)]
-    assert re.fullmatch(r'"a"', words(parse("a"))[0].match)
+    assert [word.tokens for word in ranking_phrases(parse("a -(b c) | d"))] == [("a",), ("d",)]
+    assert re.fullmatch(r'"a"', ranking_phrases(parse("a"))[0].match)

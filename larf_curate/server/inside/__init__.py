@@ -1,5 +1,6 @@
-"""What runs inside the virtual environment of the Argilla server.
+"""Code that runs in the virtual environment of the Argilla server.
 
-Nothing here may import the rest of this package or its dependencies: the environment has only what argilla-server
-pins. The folder above is appended to the module path, so these modules are ``inside.engine`` and so on there.
+It must not import the rest of this package or its dependencies, because the environment contains only what
+argilla-server pins. The parent folder is appended to ``sys.path`` there, so these modules are imported as
+``inside.engine`` and so on.
 """

@@ -1,4 +1,4 @@
-"""Argilla's filters and sort orders as SQL over its own tables; the record is ``r``."""
+"""Argilla's filters and sort orders as SQL over its tables; ``r`` is the alias of the records table."""
 
 import math
 from collections.abc import Sequence
@@ -17,105 +17,124 @@ from argilla_server.search_engine.base import (
     TermsFilter,
 )
 
-from .text_index import Bind
+from .text_index import Parameters
 
 _PENDING = "pending"
 
 
-def condition(chosen: Filter, bind: Bind) -> str:
-    """SQL that is true for a record that passes the filter."""
-    if isinstance(chosen, AndFilter):
-        return " AND ".join(f"({condition(inner, bind)})" for inner in chosen.filters) or "1"
-    scope = chosen.scope
+def filter_condition(filter_: Filter, bind: Parameters) -> str:
+    """SQL condition that is true for the records that pass a filter.
+
+    Args:
+        filter_: A filter on metadata, responses, suggestions or record properties, or a conjunction of filters.
+        bind: Parameters of the statement; values are added to it.
+    """
+    if isinstance(filter_, AndFilter):
+        return " AND ".join(f"({filter_condition(inner, bind)})" for inner in filter_.filters) or "1"
+    scope = filter_.scope
     if isinstance(scope, RecordFilterScope):
-        return _of_record(scope, chosen, bind)
+        return _record_condition(scope, filter_, bind)
     if isinstance(scope, ResponseFilterScope) and scope.question is None:
-        return _of_status(scope, chosen, bind)
-    return f"EXISTS (SELECT 1 FROM {_values(scope, bind)} AND {_compared('e.value', chosen, bind)})"
+        return _response_status_condition(scope, filter_, bind)
+    return f"EXISTS (SELECT 1 FROM {_values_source(scope, bind)} AND {_comparison('e.value', filter_, bind)})"
 
 
-def ordering(orders: Sequence[Order], bind: Bind) -> list[str]:
-    """ORDER BY terms; records without the value come last in both directions."""
-    return [f"{_sorted_by(order, bind)} {'DESC' if order.order == 'desc' else 'ASC'} NULLS LAST" for order in orders]
+def order_terms(orders: Sequence[Order], bind: Parameters) -> list[str]:
+    """Terms of ORDER BY; records without the value come last in both directions, as in Elasticsearch."""
+    return [
+        f"{_sort_expression(order, bind)} {'DESC' if order.order == 'desc' else 'ASC'} NULLS LAST" for order in orders
+    ]
 
 
-def _of_record(scope: RecordFilterScope, chosen: Filter, bind: Bind) -> str:
-    column = f"r.{_column(scope.property)}"
-    if isinstance(chosen, TermsFilter):
-        found = [value.replace("-", "") if scope.property == "id" else value for value in chosen.values]
-        return f"{column} IN ({', '.join(bind(str(value)) for value in found)})"
-    timed = scope.property in ("inserted_at", "updated_at")
-    low, high = ((_time(end) if timed else end) if end is not None else None for end in (chosen.ge, chosen.le))
-    return " AND ".join(f"{column} {sign} {bind(end)}" for sign, end in ((">=", low), ("<=", high)) if end is not None)
+def _record_condition(scope: RecordFilterScope, filter_: Filter, bind: Parameters) -> str:
+    column = f"r.{_record_column(scope.property)}"
+    if isinstance(filter_, TermsFilter):
+        # Argilla's database stores UUIDs without hyphens.
+        terms = [value.replace("-", "") if scope.property == "id" else value for value in filter_.values]
+        return f"{column} IN ({', '.join(bind(str(term)) for term in terms)})"
+    is_time = scope.property in ("inserted_at", "updated_at")
+    low, high = (
+        (_timestamp(limit) if is_time else limit) if limit is not None else None for limit in (filter_.ge, filter_.le)
+    )
+    limits = ((">=", low), ("<=", high))
+    return " AND ".join(f"{column} {operator} {bind(limit)}" for operator, limit in limits if limit is not None)
 
 
-def _of_status(scope: ResponseFilterScope, chosen: Filter, bind: Bind) -> str:
-    """Response status; pending means that there is no response, of this user where one is named."""
-    if not isinstance(chosen, TermsFilter):
+def _response_status_condition(scope: ResponseFilterScope, filter_: Filter, bind: Parameters) -> str:
+    """Condition on the status of responses, by one user if the scope names one; ``pending`` means no response."""
+    if not isinstance(filter_, TermsFilter):
         raise UnprocessableEntityError("Response status can only be filtered by terms.")
-    mine = f"SELECT 1 FROM responses p WHERE p.record_id = r.id{_by_user(scope, bind)}"
-    found = [str(getattr(value, "value", value)) for value in chosen.values]
-    ways = [f"NOT EXISTS ({mine})"] if _PENDING in found else []
-    if others := [bind(value) for value in found if value != _PENDING]:
-        ways.append(f"EXISTS ({mine} AND p.status IN ({', '.join(others)}))")
-    return " OR ".join(ways)
+    responses = f"SELECT 1 FROM responses p WHERE p.record_id = r.id{_user_condition(scope, bind)}"
+    statuses = [str(getattr(value, "value", value)) for value in filter_.values]
+    alternatives = [f"NOT EXISTS ({responses})"] if _PENDING in statuses else []
+    if given := [bind(status) for status in statuses if status != _PENDING]:
+        alternatives.append(f"EXISTS ({responses} AND p.status IN ({', '.join(given)}))")
+    return " OR ".join(alternatives)
 
 
-def _values(scope: FilterScope, bind: Bind) -> str:
-    """FROM and WHERE of the values ``e.value`` that a record has in a scope."""
+def _values_source(scope: FilterScope, bind: Parameters) -> str:
+    """FROM and WHERE clauses that select the values of a record in a scope, as ``e.value``."""
     if isinstance(scope, MetadataFilterScope):
-        return f"json_each(r.metadata, {bind(_path(scope.metadata_property))}) e WHERE 1"
+        return f"json_each(r.metadata, {bind(_json_path(scope.metadata_property))}) e WHERE 1"
     if isinstance(scope, ResponseFilterScope):
-        path = bind(_path(scope.question, "value"))
-        return f'responses p, json_each(p."values", {path}) e WHERE p.record_id = r.id{_by_user(scope, bind)}'
-    name = f"s.question_id = q.id AND q.name = {bind(scope.question)} AND s.record_id = r.id"
+        path = bind(_json_path(scope.question, "value"))
+        return f'responses p, json_each(p."values", {path}) e WHERE p.record_id = r.id{_user_condition(scope, bind)}'
+    suggestion = f"s.question_id = q.id AND q.name = {bind(scope.question)} AND s.record_id = r.id"
     if scope.property in ("agent", "type"):
-        return f"(SELECT s.{scope.property} AS value FROM suggestions s, questions q WHERE {name}) e WHERE 1"
+        return f"(SELECT s.{scope.property} AS value FROM suggestions s, questions q WHERE {suggestion}) e WHERE 1"
     column = "score" if scope.property == "score" else "value"
-    return f"suggestions s, questions q, json_each(s.{column}) e WHERE {name}"
+    return f"suggestions s, questions q, json_each(s.{column}) e WHERE {suggestion}"
 
 
-def _compared(value: str, chosen: Filter, bind: Bind) -> str:
-    if isinstance(chosen, TermsFilter):
-        wanted: list[str | float] = [str(term) for term in chosen.values]
-        wanted += [number for term in wanted if (number := _number(term)) is not None]
-        return f"{value} IN ({', '.join(bind(term) for term in wanted)})"
-    ends = [(sign, _number(end)) for sign, end in ((">=", chosen.ge), ("<=", chosen.le)) if end is not None]
-    if any(end is None for _, end in ends):
-        raise UnprocessableEntityError("A range of numbers is wanted.")
-    limits = " AND ".join(f"{value} {sign} {bind(end)}" for sign, end in ends)
-    return f"typeof({value}) IN ('integer', 'real') AND {limits}"
+def _comparison(value: str, filter_: Filter, bind: Parameters) -> str:
+    """SQL condition that compares an SQL expression with the terms or the limits of a filter."""
+    if isinstance(filter_, TermsFilter):
+        # Terms arrive as strings, but JSON values may be numbers, and in SQLite no string equals a number.
+        terms: list[str | float] = [str(term) for term in filter_.values]
+        terms += [number for term in terms if (number := _number(term)) is not None]
+        return f"{value} IN ({', '.join(bind(term) for term in terms)})"
+    limits = [
+        (operator, _number(limit)) for operator, limit in ((">=", filter_.ge), ("<=", filter_.le)) if limit is not None
+    ]
+    if any(limit is None for _, limit in limits):
+        raise UnprocessableEntityError("The limits of a range must be numbers.")
+    # SQLite sorts every string after every number: without the check of the type, strings would pass ">=".
+    comparisons = " AND ".join(f"{value} {operator} {bind(limit)}" for operator, limit in limits)
+    return f"typeof({value}) IN ('integer', 'real') AND {comparisons}"
 
 
-def _sorted_by(order: Order, bind: Bind) -> str:
+def _sort_expression(order: Order, bind: Parameters) -> str:
+    """SQL expression to sort by; of several values, the largest counts if descending, else the smallest."""
     scope = order.scope
     extreme = "max" if order.order == "desc" else "min"
     if isinstance(scope, RecordFilterScope):
-        return f"r.{_column(scope.property)}"
+        return f"r.{_record_column(scope.property)}"
     if isinstance(scope, ResponseFilterScope):
         if scope.question is None:
-            return f"(SELECT {extreme}(p.status) FROM responses p WHERE p.record_id = r.id{_by_user(scope, bind)})"
+            user = _user_condition(scope, bind)
+            return f"(SELECT {extreme}(p.status) FROM responses p WHERE p.record_id = r.id{user})"
         mean = "avg(CASE WHEN typeof(e.value) <> 'text' THEN e.value END)"
-        return f"(SELECT coalesce({mean}, {extreme}(e.value)) FROM {_values(scope, bind)})"
-    return f"(SELECT {extreme}(e.value) FROM {_values(scope, bind)})"
+        return f"(SELECT coalesce({mean}, {extreme}(e.value)) FROM {_values_source(scope, bind)})"
+    return f"(SELECT {extreme}(e.value) FROM {_values_source(scope, bind)})"
 
 
-def _by_user(scope: ResponseFilterScope, bind: Bind) -> str:
+def _user_condition(scope: ResponseFilterScope, bind: Parameters) -> str:
     return f" AND p.user_id = {bind(scope.user.id.hex)}" if scope.user is not None else ""
 
 
-def _column(name: str) -> str:
-    """The column of a record's own property; only these five can be asked for."""
-    known = ("id", "external_id", "inserted_at", "updated_at", "status")
-    return known[known.index(str(getattr(name, "value", name)))]
+def _record_column(name: str) -> str:
+    """Column of a record property; ``ValueError`` for any other name, which would be inserted into the SQL."""
+    columns = ("id", "external_id", "inserted_at", "updated_at", "status")
+    return columns[columns.index(str(getattr(name, "value", name)))]
 
 
-def _path(*names: str) -> str:
-    """JSON path; Argilla's names hold letters, digits, ``-`` and ``_`` only."""
+def _json_path(*names: str) -> str:
+    """JSON path of nested keys; needs no escaping, as Argilla's names hold only letters, digits, ``-`` and ``_``."""
     return "$" + "".join(f'."{name}"' for name in names)
 
 
 def _number(value: Any) -> float | None:  # noqa: ANN401  text or number
+    """Convert a value to a finite number; None if it is not one."""
     try:
         number = float(value)
     except ValueError:
@@ -123,14 +142,18 @@ def _number(value: Any) -> float | None:  # noqa: ANN401  text or number
     return number if math.isfinite(number) else None
 
 
-def _time(value: str | float) -> str:
-    """A moment as Argilla's database writes it: UTC, to the microsecond. Numbers are milliseconds since 1970."""
+def _timestamp(value: str | float) -> str:
+    """Format a time as Argilla's database stores it: UTC, with microseconds.
+
+    Args:
+        value: ISO 8601, in UTC if it names no time zone, or milliseconds since 1970.
+    """
     try:
         if isinstance(value, str):
-            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            time = datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept a Z
         else:
-            moment = datetime.fromtimestamp(value / 1000, timezone.utc)
+            time = datetime.fromtimestamp(value / 1000, timezone.utc)
     except (ValueError, OverflowError, OSError):
-        raise UnprocessableEntityError("A time like 2025-01-31T10:00:00Z is wanted.") from None
-    utc = moment.astimezone(timezone.utc) if moment.tzinfo else moment
+        raise UnprocessableEntityError("A time must be in ISO 8601 format, like 2025-01-31T10:00:00Z.") from None
+    utc = time.astimezone(timezone.utc) if time.tzinfo else time
     return utc.strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -1,4 +1,4 @@
-"""Argilla's SQLite database: its settings, its upgrade to the installed version."""
+"""Argilla's SQLite database: its settings, and the migration of its schema."""
 
 import sqlite3
 from contextlib import closing
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def set_pragmas() -> None:
-    """Make every connection use a write-ahead log: readers do not wait, and kill -9 loses no committed answer."""
+    """Make every connection use a write-ahead log: readers do not wait, and ``kill -9`` loses no committed response."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -21,13 +21,19 @@ def set_pragmas() -> None:
 
 
 def upgrade(path: Path) -> None:
-    """Bring the schema to the installed version; a database of an older one is first copied beside itself."""
+    """Migrate the schema to the installed version of Argilla.
+
+    A database of an older version is first copied to ``argilla.db.before-REVISION`` in the same folder.
+
+    Args:
+        path: The database; created if it does not exist.
+    """
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from argilla_server.database import ALEMBIC_CONFIG_FILE
 
-    # without the file's name alembic leaves the logging alone
+    # Not `Config(ALEMBIC_CONFIG_FILE)`: with a file name, alembic replaces our logging configuration.
     config = Config()
     config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
     head = ScriptDirectory.from_config(config).get_current_head()
@@ -37,13 +43,13 @@ def upgrade(path: Path) -> None:
     if current != head:
         command.upgrade(config, "head")
     with closing(sqlite3.connect(path)) as connection:
-        # lets the text search see at once whether records have changed
+        # With it, `TextIndex` finds out whether records have changed without reading them all.
         connection.execute("CREATE INDEX IF NOT EXISTS larf_records_changed ON records (dataset_id, updated_at)")
         connection.commit()
 
 
 def _revision(path: Path) -> str | None:
-    """The schema revision of the database, None if it is new."""
+    """Schema revision of the database; None if it is new."""
     with closing(sqlite3.connect(path)) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
             return None
@@ -51,6 +57,7 @@ def _revision(path: Path) -> str | None:
     return str(row[0]) if row else None
 
 
-def _copy(path: Path, copy: Path) -> None:
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
+def _copy(path: Path, target: Path) -> None:
+    # SQLite's backup instead of a copy of the file, which would miss what is still in the write-ahead log.
+    with closing(sqlite3.connect(path)) as source_connection, closing(sqlite3.connect(target)) as target_connection:
+        source_connection.backup(target_connection)

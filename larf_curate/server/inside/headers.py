@@ -1,4 +1,4 @@
-"""Headers that keep the web page from running or loading anything that is not Argilla's own."""
+"""HTTP headers that keep the web interface from running scripts or loading resources other than Argilla's."""
 
 import hashlib
 import re
@@ -15,17 +15,17 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
-def policy(pages: Iterable[Path]) -> str:
-    """A Content-Security-Policy: scripts, pictures and connections from this server only.
+def content_security_policy(pages: Iterable[Path]) -> str:
+    """Build a Content-Security-Policy that allows scripts, images and connections from this server only.
 
-    The scripts inside the pages themselves are allowed by their digests, so that no other inline script runs, even one
-    that slipped through the escaping of row text.
+    Inline scripts of the pages are allowed by their SHA-256. So no other inline script runs, not even one in a row text
+    that was not escaped.
 
     Args:
-        pages: The HTML files that are served, as they are served.
+        pages: The HTML files, exactly as they are served.
     """
-    inline = {script for page in pages for script in _INLINE.findall(page.read_bytes())}
-    digests = sorted(b64encode(hashlib.sha256(script).digest()).decode() for script in inline)
+    scripts = {script for page in pages for script in _INLINE.findall(page.read_bytes())}
+    digests = sorted(b64encode(hashlib.sha256(script).digest()).decode() for script in scripts)
     allowed = " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)])
     return "; ".join(
         (
@@ -42,20 +42,20 @@ def policy(pages: Iterable[Path]) -> str:
     )
 
 
-def guarded(app: App, security_policy: str) -> App:
-    """The same application, whose every answer carries the policy and stays out of other sites' frames.
+def with_security_headers(app: App, policy: str) -> App:
+    """Wrap an application so that every response has the policy and further security headers.
 
     Args:
         app: An ASGI application.
-        security_policy: What `policy` gives.
+        policy: Value of the ``Content-Security-Policy`` header.
     """
     added = [
-        (b"content-security-policy", security_policy.encode()),
+        (b"content-security-policy", policy.encode()),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
     ]
 
-    async def answer(scope: Message, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), *added]
@@ -63,4 +63,4 @@ def guarded(app: App, security_policy: str) -> App:
 
         await app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
-    return answer
+    return wrapped

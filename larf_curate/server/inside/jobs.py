@@ -1,13 +1,13 @@
-"""Argilla's background jobs in this process: webhooks, import from and export to the Hub, a changed distribution.
+"""Run Argilla's background jobs in the server's process: webhooks, Hub import and export, changes of the distribution.
 
-Argilla hands jobs to a worker through Redis. Here Redis lives in memory and the worker is a thread.
+Argilla passes jobs through Redis to a worker process. Here Redis is emulated in memory and the worker is a thread.
 """
 
 import threading
 
 
-def keep_redis_in_memory() -> None:
-    """Make every later ``redis.from_url`` give one Redis that lives in this process."""
+def use_in_memory_redis() -> None:
+    """Patch ``redis.from_url`` to return one emulated Redis; must run before argilla_server is imported."""
     import fakeredis
     import redis  # type: ignore[import-not-found, unused-ignore]
 
@@ -16,27 +16,27 @@ def keep_redis_in_memory() -> None:
 
 
 def start_worker() -> None:
-    """Run jobs in a thread that ends with the process."""
+    """Run jobs in a daemon thread, which ends with the process."""
     from argilla_server.jobs import queues
     from rq import SimpleWorker  # type: ignore[import-not-found, unused-ignore]
     from rq.timeouts import TimerDeathPenalty  # type: ignore[import-not-found, unused-ignore]
 
-    class ThreadWorker(SimpleWorker):  # type: ignore[misc, unused-ignore]  # rq is not there for mypy
-        """A worker that leaves the process's signals alone."""
+    class ThreadWorker(SimpleWorker):  # type: ignore[misc, unused-ignore]  # mypy runs without rq
+        """A worker that installs no signal handlers, which is possible only in the main thread."""
 
-        death_penalty_class = TimerDeathPenalty
+        death_penalty_class = TimerDeathPenalty  # the default interrupts jobs by a signal, too
 
         def _install_signal_handlers(self) -> None:
-            """Signals belong to the main thread."""
+            """Do nothing."""
 
-    _give_jobs_connections_of_their_own()
+    _use_separate_database_engine()
     worker = ThreadWorker([queues.HIGH_QUEUE, queues.DEFAULT_QUEUE], connection=queues.REDIS_CONNECTION)
-    # no scheduler: it would be a second process, which outlives a killed server
+    # Without a scheduler, which would be a second process that survives when the server is killed.
     threading.Thread(target=worker.work, daemon=True, name="jobs").start()
 
 
-def _give_jobs_connections_of_their_own() -> None:
-    """Jobs run in another event loop than requests, and a pool of connections belongs to one loop."""
+def _use_separate_database_engine() -> None:
+    """Give jobs a separate database engine: they run in another event loop, and a pool of connections has one loop."""
     from argilla_server.database import async_engine
     from argilla_server.jobs import dataset_jobs, hub_jobs, webhook_jobs
     from argilla_server.settings import settings

@@ -1,4 +1,4 @@
-"""Run argilla-server with SQLite, the embedded search engine and an in-process Redis."""
+"""Run argilla-server with SQLite, the embedded search engine and an emulated Redis."""
 
 import argparse
 import asyncio
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 EXIT_NOT_STARTED = 1
-EXIT_HOME_TAKEN = 97
+EXIT_HOME_TAKEN = 97  # larf_curate.server.process maps these two to messages
 EXIT_PORT_TAKEN = 98
-_LOCK_PATIENCE = 5.0
+_LOCK_TIMEOUT = 5.0  # seconds
 
 
 def main() -> None:
@@ -26,17 +26,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", required=True, type=Path)
     parser.add_argument("--port", required=True, type=int)
-    told = parser.parse_args()
-    os.umask(0o077)
-    # uvicorn raises the signal again after its shutdown: this makes it end through the clean-up below
+    arguments = parser.parse_args()
+    os.umask(0o077)  # all files that the server creates are readable by their owner only
+    # uvicorn raises the signal again after its shutdown: with this handler the clean-up below still runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    lock = _hold(told.home / "running.lock")
-    state = told.home / "server.json"
+    lock = _acquire_lock(arguments.home / "running.lock")
+    state = arguments.home / "server.json"
     state.unlink(missing_ok=True)
-    listener = _listen(told.port)
-    with _temporary_folder(told.home / "tmp"):
+    listener = _listen(arguments.port)
+    with _temporary_folder(arguments.home / "tmp"):
         try:
-            _serve(told.home, listener, state)
+            _serve(arguments.home, listener, state)
         finally:
             state.unlink(missing_ok=True)
             os.close(lock)
@@ -48,8 +48,8 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     from . import jobs, logs
 
     logs.install()
-    jobs.keep_redis_in_memory()
-    # This imports argilla_server, which reads the environment and copies its static files at import.
+    jobs.use_in_memory_redis()
+    # Not earlier: on import, argilla_server reads the environment and copies its static files.
     from argilla_server import app
 
     from . import accounts, database, engine, headers, speed
@@ -63,18 +63,21 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
 
     import uvicorn
 
-    page = headers.guarded(app, headers.policy(Path(tempfile.gettempdir()).rglob("*.html")))
-    server = uvicorn.Server(uvicorn.Config(page, log_config=None))
+    policy = headers.content_security_policy(Path(tempfile.gettempdir()).rglob("*.html"))
+    server = uvicorn.Server(uvicorn.Config(headers.with_security_headers(app, policy), log_config=None))
     _write_state(state, listener.getsockname()[1])
     server.run(sockets=[listener])
     if not server.started:
         raise SystemExit(EXIT_NOT_STARTED)
 
 
-def _hold(path: Path) -> int:
-    """Take the lock that says this home is served; whoever looks at it holds it for an instant, hence the patience."""
+def _acquire_lock(path: Path) -> int:
+    """Acquire the lock that marks this home as served; returns its file descriptor.
+
+    Processes that check the lock hold it for a moment, hence the retries.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + _LOCK_PATIENCE
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,13 +86,13 @@ def _hold(path: Path) -> int:
                 raise SystemExit(EXIT_HOME_TAKEN) from None
             time.sleep(0.02)
         else:
-            # a forked process must not keep the lock when this one is gone
+            # A forked child would inherit the lock and keep it after this process has exited.
             os.register_at_fork(after_in_child=lambda: os.close(handle))
             return handle
 
 
 def _listen(port: int) -> socket.socket:
-    """Bind the port before anything slow, so that a taken one is told at once."""
+    """Bind the port, before anything slow, so that a port in use is reported at once."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -101,7 +104,10 @@ def _listen(port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[None]:
-    """Keep the copy of the web page that each import of argilla_server makes inside the home, and wipe it."""
+    """Use a folder in the home for temporary files, and delete it at start and exit.
+
+    Each import of argilla_server makes a copy of the web interface in the temporary folder and never deletes it.
+    """
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     tempfile.tempdir = str(path)
@@ -117,12 +123,12 @@ def _configure(home: Path, auth_secret: str) -> None:
         ARGILLA_SEARCH_ENGINE="embedded",
         ARGILLA_AUTH_SECRET_KEY=auth_secret,
         ARGILLA_DATABASE_SQLITE_TIMEOUT="30",
-        ARGILLA_CORS_ORIGINS="[]",  # the web page comes from the same origin
-        HF_HUB_DISABLE_TELEMETRY="1",  # else each request posts telemetry
+        ARGILLA_CORS_ORIGINS="[]",  # the web interface has the same origin
+        HF_HUB_DISABLE_TELEMETRY="1",  # otherwise each request sends telemetry
     )
 
 
 def _write_state(path: Path, port: int) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"pid": os.getpid(), "port": port}), encoding="utf-8")
-    os.replace(aside, path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"pid": os.getpid(), "port": port}), encoding="utf-8")
+    os.replace(temporary, path)

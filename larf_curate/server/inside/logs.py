@@ -1,7 +1,7 @@
-"""A log without row text: what a reviewer reads or writes, and what a request carries, never reaches it.
+"""Logging without row texts: no text of records, responses or requests is written to the log.
 
-Argilla logs whole rejected records, and the text of most exceptions repeats their input. So an exception is written
-as its type and the places in the code it went through, and an address without its query.
+Argilla logs complete rejected records, and messages of most exceptions quote their input. So exceptions are logged with
+their type and stack frames but without their message, and URLs without their query string.
 """
 
 import logging
@@ -13,17 +13,17 @@ _TRUSTED = ("uvicorn.error", "inside")
 
 
 class SafeFormatter(logging.Formatter):
-    """Formats records without anything that could hold row text or a key."""
+    """Formats log records without anything that may contain row texts or keys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the frames of the exception if there is one."""
+        """Format a log record as one line, followed by the stack frames of its exception, if any."""
         line = f"{self.formatTime(record)} {record.levelname} {record.name}: {_message(record)}"
         error = _error(record)
         return line if error is None else f"{line}\n{_frames(error)}"
 
 
 def install() -> None:
-    """Send all logging through the safe formatter; later ``basicConfig`` calls then change nothing."""
+    """Log everything with the safe formatter; later calls of ``logging.basicConfig`` have no effect."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -38,7 +38,7 @@ def _message(record: logging.LogRecord) -> str:
     if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, path, version, status = record.args
         return f'{client} "{method} {str(path).split("?")[0]} HTTP/{version}" {status}'
-    # what another library says may hold anything: tell only where it was said
+    # Messages of other libraries may contain anything: log only where they come from.
     return record.getMessage() if record.name in _TRUSTED else f"at {record.pathname}:{record.lineno}"
 
 
@@ -49,10 +49,12 @@ def _error(record: logging.LogRecord) -> BaseException | None:
 
 
 def _frames(error: BaseException) -> str:
-    """Types and frames of an exception and what caused it, outermost last, without their messages."""
-    below = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    own = "".join(traceback.format_tb(error.__traceback__)) + f"  {type(error).__module__}.{type(error).__qualname__}"
-    return own if below is None else f"{_frames(below)}\n  then\n{own}"
+    """Types and stack frames of an exception and of its causes, innermost cause first, without their messages."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    frames = (
+        "".join(traceback.format_tb(error.__traceback__)) + f"  {type(error).__module__}.{type(error).__qualname__}"
+    )
+    return frames if cause is None else f"{_frames(cause)}\n  then\n{frames}"
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""Records by the cosine of their vectors, all of them compared at once with numpy."""
+"""Similarity search: cosine similarity to all vectors of a vector setting at once, with numpy."""
 
 import json
 import sqlite3
@@ -9,71 +9,79 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_KEPT = 8
+_CACHE_SIZE = 8
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Vectorised:
+class VectorIndex:
     """The vectors of one vector setting.
 
     Args:
-        stamp: Changes whenever a vector does.
-        records: Record ids, n of them.
-        units: Their vectors scaled to length 1, shape (n, d); a zero vector stays zero.
+        fingerprint: Changes whenever a vector is added, changed or deleted.
+        records: Record ids, of length n.
+        unit_vectors: The vectors scaled to length 1, shape (n, d); a zero vector stays zero.
     """
 
-    stamp: tuple[object, ...]
+    fingerprint: tuple[object, ...]
     records: list[str]
-    units: Vectors
+    unit_vectors: Vectors
 
     def ranked(self, value: list[float], *, least: bool) -> Iterator[tuple[str, float]]:
-        """Record ids with their scores, best first: (1 + cosine) / 2 as Elasticsearch has it, in [0, 1].
+        """Yield record ids with their scores, highest first.
+
+        The score is (1 + cosine) / 2, in [0, 1], as Elasticsearch defines it. Nothing is yielded if the vector's length
+        is not d.
 
         Args:
-            value: The vector to compare with, d numbers.
-            least: Rank by the opposite vector.
+            value: The vector to compare with, shape (d,).
+            least: Rank the least similar records first: compare with the opposite vector.
         """
-        if not self.records or len(value) != self.units.shape[1]:
+        if not self.records or len(value) != self.unit_vectors.shape[1]:
             return
-        probe = _units(np.asarray([value], dtype=np.float32))[0]
-        scores = (1 + self.units @ (-probe if least else probe)) / 2
-        for place in np.argsort(-scores, kind="stable"):
-            yield self.records[place], float(scores[place])
+        probe = _normalize(np.asarray([value], dtype=np.float32))[0]
+        scores = (1 + self.unit_vectors @ (-probe if least else probe)) / 2
+        for index in np.argsort(-scores, kind="stable"):
+            yield self.records[index], float(scores[index])
 
 
 class VectorCache:
-    """Keeps the vectors of the settings asked for last; reads them again when they changed."""
+    """Cache of the most recently used vector settings; a setting is read again when its vectors have changed."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Vectorised] = OrderedDict()
+        self._indexes: OrderedDict[str, VectorIndex] = OrderedDict()
 
-    def get(self, connection: sqlite3.Connection, setting: str) -> Vectorised:
-        """The vectors of a setting, given by its id of 32 hex digits."""
-        stamp = connection.execute(
+    def get(self, connection: sqlite3.Connection, setting: str) -> VectorIndex:
+        """Return the vectors of a setting.
+
+        Args:
+            connection: From ``store.connect``.
+            setting: Id of the vector setting, 32 hex digits.
+        """
+        # Cheap compared with reading and parsing all vectors, which are stored as JSON.
+        fingerprint = connection.execute(
             "SELECT count(*), max(updated_at), max(rowid) FROM vectors WHERE vector_settings_id = ?", (setting,)
         ).fetchone()
-        kept = self._kept.get(setting)
-        if kept is None or kept.stamp != stamp:
-            kept = _read(connection, setting, stamp)
-        self._kept[setting] = kept
-        self._kept.move_to_end(setting)
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return kept
+        index = self._indexes.get(setting)
+        if index is None or index.fingerprint != fingerprint:
+            index = _read(connection, setting, fingerprint)
+        self._indexes[setting] = index
+        self._indexes.move_to_end(setting)
+        while len(self._indexes) > _CACHE_SIZE:
+            self._indexes.popitem(last=False)
+        return index
 
 
-def _read(connection: sqlite3.Connection, setting: str, stamp: tuple[object, ...]) -> Vectorised:
+def _read(connection: sqlite3.Connection, setting: str, fingerprint: tuple[object, ...]) -> VectorIndex:
     rows = connection.execute(
         "SELECT record_id, value FROM vectors WHERE vector_settings_id = ? ORDER BY record_id", (setting,)
     ).fetchall()
+    records = [record for record, _ in rows]
     values = [np.asarray(json.loads(value), dtype=np.float32) for _, value in rows]
-    return Vectorised(
-        stamp, [record for record, _ in rows], _units(np.stack(values)) if rows else np.zeros((0, 0), "f4")
-    )
+    return VectorIndex(fingerprint, records, _normalize(np.stack(values)) if rows else np.zeros((0, 0), "f4"))
 
 
-def _units(vectors: Vectors) -> Vectors:
+def _normalize(vectors: Vectors) -> Vectors:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)

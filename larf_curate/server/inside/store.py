@@ -1,4 +1,4 @@
-"""The connection that the search reads through: the text index, with Argilla's database attached read-only."""
+"""Connections for searching: to the text index (``search.db``), with Argilla's database attached read-only."""
 
 import hashlib
 import sqlite3
@@ -7,27 +7,28 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-_WAIT = 30.0
+_TIMEOUT = 30.0  # seconds to wait for a lock of the database
 _VERSION = 1
 
 
 @contextmanager
 def connect(home: Path) -> Iterator[sqlite3.Connection]:
-    """Open ``search.db`` with Argilla's tables attached; not one of Argilla's own connections.
+    """Open ``search.db`` with Argilla's database attached as ``argilla``.
 
-    Borrowing from Argilla's pool inside a request, which already holds a connection, can deadlock.
+    This is a separate connection: a request already holds one from Argilla's pool, and requests that wait for a second
+    one can deadlock.
     """
     uri = f"file:{quote(str(home / 'search.db'))}"
-    with closing(sqlite3.connect(uri, uri=True, timeout=_WAIT, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("ATTACH DATABASE ? AS argilla", (f"file:{quote(str(home / 'argilla.db'))}?mode=ro",))
-        connection.create_function("shuffled", 2, shuffled, deterministic=True)
+        connection.create_function("shuffle_key", 2, shuffle_key, deterministic=True)
         yield connection
 
 
 @contextmanager
-def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """One transaction: all of it or nothing."""
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run a ``with`` block as one write transaction, rolled back on error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -38,22 +39,25 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def prepare(home: Path) -> None:
-    """Make the text index usable: one that is broken or of another version is thrown away, it fills itself again."""
+    """Create the text index if needed; one that is corrupt or of another version is deleted first.
+
+    Nothing is lost by that: each search brings the index up to date with Argilla's records.
+    """
     path = home / "search.db"
     try:
-        with closing(sqlite3.connect(path, timeout=_WAIT)) as connection:
+        with closing(sqlite3.connect(path, timeout=_TIMEOUT)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            fit = version in (0, _VERSION) and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            usable = version in (0, _VERSION) and connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
     except sqlite3.DatabaseError:
-        fit = False
-    if not fit:
-        for rest in ("", "-wal", "-shm"):
-            path.with_name(path.name + rest).unlink(missing_ok=True)
-    with closing(sqlite3.connect(path, timeout=_WAIT)) as connection:
+        usable = False
+    if not usable:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    with closing(sqlite3.connect(path, timeout=_TIMEOUT)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA user_version={_VERSION}")
 
 
-def shuffled(seed: str, record_id: str) -> bytes:
-    """A place in a random order that is a user's own and stays the same."""
+def shuffle_key(seed: str, record_id: str) -> bytes:
+    """Sort key of a record in a random order that depends only on the seed (8 bytes)."""
     return hashlib.blake2b(record_id.encode(), key=seed.encode()[:64], digest_size=8).digest()

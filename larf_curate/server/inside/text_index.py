@@ -1,7 +1,7 @@
-"""The full-text index: per dataset one FTS5 table with a column per field, and what it knows of each record.
+"""Full-text index: for each dataset an FTS5 table with one column per text field, and a table of the indexed records.
 
-The index is a copy that may be lost: before each search it is compared with Argilla's records, and what is missing,
-changed or gone is made good. So a crash between Argilla's commit and the index's leaves no record unfound.
+The index can be rebuilt at any time. Before each search it is compared with Argilla's records, and missing, outdated
+and deleted records are corrected. So records are found even if a crash hits between Argilla's commit and ours.
 """
 
 import json
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .store import writing
-from .text_query import Both, Not, Part, Words, tokens
+from .store import transaction
+from .text_query import And, Not, Phrase, Query, tokenize
 
-_BATCH = 500
+_BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class TextIndex:
 
     Args:
         connection: From ``store.connect``.
-        dataset: The dataset's id, 32 hex digits.
-        fields: Names of its fields that hold text.
+        dataset: Id of the dataset, 32 hex digits.
+        fields: Names of its text fields.
     """
 
     connection: sqlite3.Connection
@@ -32,145 +32,156 @@ class TextIndex:
 
     @property
     def docs(self) -> str:
-        """Table of the records in the index: rowid, record id, and when the record had changed last."""
+        """Table of the indexed records: rowid, record id, and the time of the record's last change."""
         return f"docs_{self.dataset}"
 
     @property
     def texts(self) -> str:
-        """FTS5 table of their tokens, by the same rowid."""
+        """FTS5 table of their tokens, with the same rowids."""
         return f"texts_{self.dataset}"
 
     def drop(self) -> None:
-        """Forget the dataset."""
-        with writing(self.connection):
+        """Delete the index of the dataset."""
+        with transaction(self.connection):
             self.connection.execute(f"DROP TABLE IF EXISTS {self.texts}")
             self.connection.execute(f"DROP TABLE IF EXISTS {self.docs}")
 
-    def put(self, records: Iterable[str]) -> None:
-        """Index the records of these ids anew."""
+    def update(self, records: Iterable[str]) -> None:
+        """Index the records with these ids, or index them again."""
         self._create()
-        with writing(self.connection):
-            self._put(list(records))
+        with transaction(self.connection):
+            self._update(list(records))
 
     def remove(self, records: Iterable[str]) -> None:
-        """Take the records of these ids out."""
+        """Remove the records with these ids."""
         self._create()
-        with writing(self.connection):
+        with transaction(self.connection):
             self._remove(list(records))
 
-    def catch_up(self, *, thorough: bool) -> None:
-        """Index what Argilla holds and the index does not, and forget what Argilla forgot.
+    def synchronize(self, *, thorough: bool) -> None:
+        """Bring the index in line with Argilla's records.
 
         Args:
-            thorough: Compare record by record; else only when the number of records or the last change differ, which
-                cannot see a change missed before a later one was indexed.
+            thorough: Compare record by record. Otherwise this is done only if the number of records or the time of the
+                last change differ, which overlooks a missed change if a later one was indexed.
         """
         self._create()
-        if not (thorough or self._looks_behind()) or not any(self._behind()):
+        if not (thorough or self._seems_outdated()) or not any(self._differences()):
             return
-        with writing(self.connection):
-            missing, gone = self._behind()
-            self._remove(gone)
-            self._put(missing)
+        with transaction(self.connection):
+            outdated, deleted = self._differences()  # again: another process may have done it before our transaction
+            self._remove(deleted)
+            self._update(outdated)
 
-    def condition(self, part: Part, bind: "Bind", field: str | None) -> str:
-        """SQL that is true for a row of ``docs d`` that matches."""
-        if isinstance(part, Words):
-            return f"d.rowid IN ({self._rowids(part.match, bind, field)})"
-        if isinstance(part, Not):
-            return f"NOT ({self.condition(part.part, bind, field)})"
-        sign = " AND " if isinstance(part, Both) else " OR "
-        return "(" + sign.join(self.condition(inner, bind, field) for inner in part.parts) + ")"
+    def condition(self, query: Query, bind: "Parameters", field: str | None) -> str:
+        """SQL condition that is true for the rows of the docs table ``d`` that match.
 
-    def ranked(self, found: Sequence[Words], bind: "Bind", field: str | None) -> str:
-        """SQL of (rowid, score) for the records that hold any of the words; a better match scores higher."""
-        match = " OR ".join(word.match for word in found)
-        return self._rowids(match, bind, field, "rowid, -rank AS score")
+        Args:
+            query: The parsed query.
+            bind: Parameters of the statement; values are added to it.
+            field: Name of the field to search in; None searches all fields.
+        """
+        if isinstance(query, Phrase):
+            return f"d.rowid IN ({self._select_matches(query.match, bind, field)})"
+        if isinstance(query, Not):
+            return f"NOT ({self.condition(query.query, bind, field)})"
+        operator = " AND " if isinstance(query, And) else " OR "
+        return "(" + operator.join(self.condition(inner, bind, field) for inner in query.queries) + ")"
 
-    def _rowids(self, match: str, bind: "Bind", field: str | None, columns: str = "rowid") -> str:
+    def select_scores(self, phrases: Sequence[Phrase], bind: "Parameters", field: str | None) -> str:
+        """SELECT of (rowid, score) for records that contain any of the phrases; a better match scores higher."""
+        match = " OR ".join(phrase.match for phrase in phrases)
+        return self._select_matches(match, bind, field, "rowid, -rank AS score")  # FTS5's rank: lower is better
+
+    def _select_matches(self, match: str, bind: "Parameters", field: str | None, columns: str = "rowid") -> str:
         within = match if field is None else f"{{f{list(self.fields).index(field)}}} : ({match})"
         return f"SELECT {columns} FROM {self.texts} WHERE {self.texts} MATCH {bind(within)}"
 
     def _create(self) -> None:
-        columns = ", ".join(f"f{place}" for place in range(max(1, len(self.fields))))
+        columns = ", ".join(f"f{index}" for index in range(max(1, len(self.fields))))
         self.connection.execute(
             f"CREATE TABLE IF NOT EXISTS {self.docs} (rowid INTEGER PRIMARY KEY, record TEXT UNIQUE, changed TEXT)"
         )
         self.connection.execute(f"CREATE INDEX IF NOT EXISTS {self.docs}_changed ON {self.docs} (changed)")
-        # the tokens come ready-made: the ascii tokenizer only splits them at the spaces between
+        # Texts are tokenized before they are stored, so FTS5 only has to split at spaces, which `ascii` does: it takes
+        # every character beyond ASCII as part of a token.
         self.connection.execute(
             f"CREATE VIRTUAL TABLE IF NOT EXISTS {self.texts} USING fts5({columns}, tokenize=ascii)"
         )
 
-    def _looks_behind(self) -> bool:
-        there = self.connection.execute(
+    def _seems_outdated(self) -> bool:
+        """Whether the number of records or the time of the last change differ; fast, as both are indexed."""
+        expected = self.connection.execute(
             "SELECT count(*), max(updated_at) FROM argilla.records WHERE dataset_id = ?", (self.dataset,)
-        )
-        return bool(
-            there.fetchone() != self.connection.execute(f"SELECT count(*), max(changed) FROM {self.docs}").fetchone()
-        )
+        ).fetchone()
+        indexed = self.connection.execute(f"SELECT count(*), max(changed) FROM {self.docs}").fetchone()
+        return bool(expected != indexed)
 
-    def _behind(self) -> tuple[list[str], list[str]]:
-        missing = self.connection.execute(
+    def _differences(self) -> tuple[list[str], list[str]]:
+        """Ids of records that are missing or outdated in the index, and of those deleted from Argilla."""
+        outdated = self.connection.execute(
             f"SELECT r.id FROM argilla.records r LEFT JOIN {self.docs} d ON d.record = r.id"
             " WHERE r.dataset_id = ? AND d.changed IS NOT r.updated_at",
             (self.dataset,),
         )
-        gone = self.connection.execute(
+        deleted = self.connection.execute(
             f"SELECT d.record FROM {self.docs} d WHERE NOT EXISTS"
             " (SELECT 1 FROM argilla.records r WHERE r.id = d.record AND r.dataset_id = ?)",
             (self.dataset,),
         )
-        return [row[0] for row in missing], [row[0] for row in gone]
+        return [row[0] for row in outdated], [row[0] for row in deleted]
 
-    def _put(self, records: list[str]) -> None:
-        for start in range(0, len(records), _BATCH):
-            found = self.connection.execute(
+    def _update(self, records: list[str]) -> None:
+        for start in range(0, len(records), _BATCH_SIZE):
+            rows = self.connection.execute(
                 "SELECT r.id, r.updated_at, r.fields FROM argilla.records r JOIN json_each(?) i ON i.value = r.id",
-                (json.dumps(records[start : start + _BATCH]),),
+                (json.dumps(records[start : start + _BATCH_SIZE]),),
             ).fetchall()
-            for record, changed, fields in found:
-                self._put_one(record, changed, json.loads(fields))
+            for record, changed, fields in rows:
+                self._update_one(record, changed, json.loads(fields))
 
-    def _put_one(self, record: str, changed: str, fields: dict[str, Any]) -> None:
+    def _update_one(self, record: str, changed: str, fields: dict[str, Any]) -> None:
         (rowid,) = self.connection.execute(
             f"INSERT INTO {self.docs} (record, changed) VALUES (?, ?)"
             " ON CONFLICT (record) DO UPDATE SET changed = excluded.changed RETURNING rowid",
             (record, changed),
         ).fetchone()
-        values = [" ".join(tokens(plain_text(fields.get(name)))) for name in self.fields] or [""]
-        places = ", ".join(["?"] * (len(values) + 1))
-        columns = ", ".join(f"f{place}" for place in range(len(values)))
-        self.connection.execute(f"REPLACE INTO {self.texts} (rowid, {columns}) VALUES ({places})", (rowid, *values))
+        values = [" ".join(tokenize(plain_text(fields.get(name)))) for name in self.fields] or [""]
+        placeholders = ", ".join(["?"] * (len(values) + 1))
+        columns = ", ".join(f"f{index}" for index in range(len(values)))
+        self.connection.execute(
+            f"REPLACE INTO {self.texts} (rowid, {columns}) VALUES ({placeholders})", (rowid, *values)
+        )
 
     def _remove(self, records: list[str]) -> None:
         for record in records:
-            row = self.connection.execute(
+            rows = self.connection.execute(
                 f"DELETE FROM {self.docs} WHERE record = ? RETURNING rowid", (record,)
             ).fetchall()
-            self.connection.executemany(f"DELETE FROM {self.texts} WHERE rowid = ?", row)
+            self.connection.executemany(f"DELETE FROM {self.texts} WHERE rowid = ?", rows)
 
 
-class Bind:
-    """Collects the values of a statement while its text is put together."""
+class Parameters:
+    """Collects the named parameters of an SQL statement while its text is built."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
     def __call__(self, value: Any) -> str:  # noqa: ANN401  what SQLite stores
-        """Take a value; returns its place in the text."""
+        """Add a value; returns its placeholder, such as ``:v0``."""
         name = f"v{len(self.values)}"
         self.values[name] = value
         return f":{name}"
 
 
 def plain_text(value: Any) -> str:  # noqa: ANN401  any JSON value
-    """The text a field shows: a string, the contents of a chat, the strings of a custom field."""
+    """Text of a field as the web interface shows it: a string, the contents of a chat, or the strings of other JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "\n".join(plain_text(item) for item in value)
     if isinstance(value, dict):
+        # Of a chat message only the content: a search for "user" must not find every conversation.
         shown = [value["content"]] if "role" in value and "content" in value else list(value.values())
         return "\n".join(plain_text(item) for item in shown)
     return ""

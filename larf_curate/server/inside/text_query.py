@@ -1,7 +1,7 @@
-"""What a person types into the search box, read as Elasticsearch's ``simple_query_string`` reads it.
+"""Parser for the search box, with the semantics of Elasticsearch's ``simple_query_string``.
 
-Words are joined by AND; ``|`` is OR, a leading ``-`` is NOT, ``"..."`` a phrase, ``word*`` a prefix, ``( )`` groups;
-operators apply from left to right. No text is an error: what makes no sense is left out.
+Words are joined by AND; ``|`` is OR, a leading ``-`` is NOT, ``"..."`` is a phrase, ``word*`` is a prefix, and ``( )``
+groups. Operators are applied from left to right. No input is an error: whatever cannot be parsed is ignored.
 """
 
 import re
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Scripts written without spaces between words: each character is a token of its own, so any part of a run is found.
+# Scripts written without spaces between words: each character is a separate token, so that any substring is found.
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # Japanese
@@ -17,22 +17,22 @@ _SPACELESS = (
     "\uac00-\ud7a3"  # Korean
 )
 _TOKEN = re.compile(f"(?=[^\\W_])[{_SPACELESS}]|[^\\W_{_SPACELESS}]+")
-_PART = re.compile(r'(-*)(?:"([^"]*)"|([()|+])|([^\s()|+"]+))')
-_DEPTH = 20
+_LEXEME = re.compile(r'(-*)(?:"([^"]*)"|([()|+])|([^\s()|+"]+))')
+_MAX_DEPTH = 20  # of nested groups; deeper brackets are ignored, so that no input exhausts the stack
 
 
-def tokens(text: str) -> list[str]:
-    """The words of a text as the index knows them: compatibility forms and case folded, marks and punctuation gone."""
+def tokenize(text: str) -> list[str]:
+    """Split a text into the tokens of the index: NFKC normalized and case-folded, without marks and punctuation."""
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @dataclass(frozen=True)
-class Words:
-    """Tokens that follow each other; the last one may be only begun.
+class Phrase:
+    """Consecutive tokens.
 
     Args:
-        tokens: At least one.
-        prefix: The last token stands for all that begin with it.
+        tokens: At least one token.
+        prefix: Whether the last token stands for all tokens that begin with it.
     """
 
     tokens: tuple[str, ...]
@@ -40,75 +40,80 @@ class Words:
 
     @property
     def match(self) -> str:
-        """The same for FTS5; tokens hold letters and digits only, so nothing needs escaping."""
+        """MATCH expression of SQLite FTS5; needs no escaping, as tokens hold only letters and digits."""
         return f'"{" ".join(self.tokens)}"' + ("*" if self.prefix else "")
 
 
 @dataclass(frozen=True)
 class Not:
-    """Records that do not match."""
+    """Records that do not match a query."""
 
-    part: "Part"
-
-
-@dataclass(frozen=True)
-class Both:
-    """Records that match all parts."""
-
-    parts: tuple["Part", ...]
+    query: "Query"
 
 
 @dataclass(frozen=True)
-class Either:
-    """Records that match a part."""
+class And:
+    """Records that match all queries."""
 
-    parts: tuple["Part", ...]
-
-
-Part = Words | Not | Both | Either
+    queries: tuple["Query", ...]
 
 
-def parse(query: str) -> Part | None:
-    """Read a query; None if it holds no word at all."""
-    return _group((match.groups("") for match in _PART.finditer(query)), 0)
+@dataclass(frozen=True)
+class Or:
+    """Records that match at least one query."""
+
+    queries: tuple["Query", ...]
 
 
-def _group(parts: Iterator[tuple[str, ...]], depth: int) -> Part | None:
-    """Read ``parts`` until they end or a bracket closes."""
-    found: Part | None = None
-    either = False
-    for minus, phrase, sign, word in parts:
-        if sign == ")" and depth:
+Query = Phrase | Not | And | Or
+
+
+def parse(text: str) -> Query | None:
+    """Parse the text of the search box; returns None if it contains no token."""
+    return _parse_group((match.groups("") for match in _LEXEME.finditer(text)), 0)
+
+
+def _parse_group(lexemes: Iterator[tuple[str, ...]], depth: int) -> Query | None:
+    """Parse until the lexemes end or a closing bracket."""
+    result: Query | None = None
+    is_or = False
+    for minus, phrase, operator, word in lexemes:
+        if operator == ")" and depth:
             break
-        if sign in ("|", "+"):
-            either = sign == "|"
-        part = _group(parts, depth + 1) if sign == "(" and depth < _DEPTH else _words(phrase or word, bool(word))
-        if part is not None:
-            part = Not(part) if len(minus) % 2 else part
-            found = part if found is None else _join(found, part, either=either)
-            either = False
-    return found
+        if operator in ("|", "+"):
+            is_or = operator == "|"
+        if operator == "(" and depth < _MAX_DEPTH:
+            query = _parse_group(lexemes, depth + 1)
+        else:
+            query = _phrase(phrase or word, bool(word))
+        if query is not None:
+            query = Not(query) if len(minus) % 2 else query
+            result = query if result is None else _join(result, query, is_or=is_or)
+            is_or = False
+    return result
 
 
-def _words(text: str, is_word: bool) -> Words | None:
-    found = tuple(tokens(text))
-    return Words(found, prefix=is_word and text.endswith("*")) if found else None
+def _phrase(text: str, is_word: bool) -> Query | None:
+    """A phrase of the tokens of a text; None if it has no tokens."""
+    tokens = tuple(tokenize(text))
+    return Phrase(tokens, prefix=is_word and text.endswith("*")) if tokens else None
 
 
-def _join(left: Part, right: Part, *, either: bool) -> Part:
-    kind = Either if either else Both
-    return kind((*left.parts, right)) if isinstance(left, kind) else kind((left, right))
+def _join(left: Query, right: Query, *, is_or: bool) -> Query:
+    kind = Or if is_or else And
+    # Runs of the same operator become one flat node: a query of thousands of words must not nest that deeply.
+    return kind((*left.queries, right)) if isinstance(left, kind) else kind((left, right))
 
 
-def words(part: Part) -> list[Words]:
-    """The words a match must be ranked by: those not under a NOT."""
-    if isinstance(part, Words):
-        return [part]
-    return [] if isinstance(part, Not) else [word for inner in part.parts for word in words(inner)]
+def ranking_phrases(query: Query) -> list[Phrase]:
+    """The phrases that matches are ranked by: those that are not negated."""
+    if isinstance(query, Phrase):
+        return [query]
+    return [] if isinstance(query, Not) else [phrase for inner in query.queries for phrase in ranking_phrases(inner)]
 
 
-def size(part: Part) -> int:
-    """How many words and phrases the query has."""
-    if isinstance(part, Words):
+def count_phrases(query: Query) -> int:
+    """Number of words and phrases of a query."""
+    if isinstance(query, Phrase):
         return 1
-    return size(part.part) if isinstance(part, Not) else sum(size(inner) for inner in part.parts)
+    return count_phrases(query.query) if isinstance(query, Not) else sum(count_phrases(q) for q in query.queries)
