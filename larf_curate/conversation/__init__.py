@@ -1,1 +1,1 @@
-"""A row as the chat messages it trains on, and as the tokens a model reads."""
+"""Dataset rows as conversations: message schemas, chat templates, answers, refusals and training rows."""

@@ -1,4 +1,4 @@
-"""Replace the answer of a row: the text of its last assistant turn, in whichever format the row has."""
+"""Read or replace the answer of a row, which is the text of its last assistant turn, in any recognised format."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ Row = dict[str, Any]
 
 
 def answer(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> str:
-    """The text of the last assistant turn.
+    """Return the text of the last assistant turn.
 
     Args:
         row: A dataset row.
-        columns: Column names by role.
+        columns: Column names by role; default: inferred from the row.
 
     Raises:
         ConversationError: If the row is not a conversation with an assistant turn.
@@ -24,70 +24,75 @@ def answer(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> 
 
 
 def replace_answer(row: Mapping[str, Any], text: str, columns: Mapping[str, str] | None = None) -> Row:
-    """A copy of a row with another text in its last assistant turn; everything else, types too, stays.
+    """Copy a row with a new text in its last assistant turn; all other values and types are unchanged.
 
     Args:
         row: A dataset row.
         text: The new text.
-        columns: Column names by role.
+        columns: Column names by role; default: inferred from the row.
 
     Raises:
-        ConversationError: If the row is not a conversation with an assistant turn, or does not read back as the text.
+        ConversationError: If the row is not a conversation with an assistant turn, or the new text cannot be stored in
+            its format without loss.
     """
     column = _answer_column(row, columns)
-    changed = dict(row) | {column: _replaced(row[column], text)}
+    changed = dict(row) | {column: _replace_in_cell(row[column], text)}
+    # Reading a row normalises its text (lone surrogates are replaced, for example), so verify what was stored.
     if answer(changed, columns) != text:
-        raise ConversationError(f"cannot put the corrected answer into column {column!r}: edit the row by hand")
+        raise ConversationError(f"cannot store the corrected answer in column {column!r}: edit the row by hand")
     return changed
 
 
 def _answer_column(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
-    """The column that holds the last assistant turn: of each format's columns the last one."""
+    """Name of the column with the last assistant turn, which every schema lists last."""
     if columns and not columns.keys() & {"assistant", "messages", "text"}:
         raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
     return schema_for(row, columns).columns[-1]
 
 
-def _replaced(value: object, text: str) -> Any:  # noqa: ANN401  whatever the column holds
+def _replace_in_cell(value: object, text: str) -> Any:  # noqa: ANN401  any value of the column
+    """Replace the answer in the value of its column: a text, or messages in any form that `schemas` reads."""
     if isinstance(value, str) or value is None:
         return text
-    if isinstance(value, Mapping):  # a dict of lists, as older datasets give messages
-        role, content = _keys(value)
-        index = _last_assistant(value[role])
-        return dict(value) | {content: _with(value[content], index, _content(value[content][index], text))}
+    if isinstance(value, Mapping):  # a dict of lists, the form of messages in older versions of `datasets`
+        role_key, content_key = _message_keys(value)
+        index = _last_assistant(value[role_key])
+        contents = value[content_key]
+        return dict(value) | {content_key: _with_item(contents, index, _new_content(contents[index], text))}
     if isinstance(value, list) and value and isinstance(value[0], str):  # messages in a JSON column
-        return [json.dumps(message) for message in _replaced([json.loads(message) for message in value], text)]
+        return [json.dumps(message) for message in _replace_in_cell([json.loads(message) for message in value], text)]
     if isinstance(value, list):
-        role, content = _keys(value[-1] if value else {})
-        index = _last_assistant([message.get(role) for message in value])
+        role_key, content_key = _message_keys(value[-1] if value else {})
+        index = _last_assistant([message.get(role_key) for message in value])
         message = dict(value[index])
-        return _with(value, index, message | {content: _content(message.get(content), text)})
-    raise ConversationError(f"wanted text or messages, got {type(value).__name__}")
+        return _with_item(value, index, message | {content_key: _new_content(message.get(content_key), text)})
+    raise ConversationError(f"wanted text or messages, got {type(value).__name__}: edit the row by hand")
 
 
-def _keys(message: object) -> tuple[str, str]:
-    """The names under which a message has its role and its text."""
+def _message_keys(message: object) -> tuple[str, str]:
+    """Names of the role and content keys: those of OpenAI or of ShareGPT."""
     if isinstance(message, Mapping):
-        for role, content in (("role", "content"), ("from", "value")):
-            if role in message:
-                return role, content
+        for role_key, content_key in (("role", "content"), ("from", "value")):
+            if role_key in message:
+                return role_key, content_key
     raise ConversationError("wanted messages with role and content, or with from and value")
 
 
 def _last_assistant(roles: list[Any]) -> int:
+    """Index of the last assistant message."""
     found = [i for i, role in enumerate(roles) if isinstance(role, str) and ROLES.get(role.lower()) == "assistant"]
     if not found:
         raise ConversationError("wanted an assistant turn, got none: there is no answer to correct")
     return found[-1]
 
 
-def _content(old: object, text: str) -> object:
-    """The text in the form of the old content: a string, or a list with one text part."""
+def _new_content(old: object, text: str) -> object:
+    """The new text in the form of the old content: a string, or a list with a single text part."""
     if not isinstance(old, list) or not old:
         return text
     first = old[0]
     return [dict(first) | {"text": text} if isinstance(first, Mapping) else text]
 
 
-def _with(items: list[Any], index: int, item: object) -> list[Any]:
+def _with_item(items: list[Any], index: int, item: object) -> list[Any]:
     return [*items[:index], item, *items[index + 1 :]]

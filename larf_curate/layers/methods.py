@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from larf_curate.conversation.refusals import REFUSING, RefusalDetector
+from larf_curate.conversation.refusals import REFUSAL_PATTERNS, RefusalDetector
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ModelError
 from larf_curate.layers.decoding import DecodedAnswer, decode
@@ -81,7 +81,9 @@ def sweep(task: Task) -> BlockFinding:
     subject = task.subject
     replay = Replay(subject, subject.encode_prompts(task.prompts, new_tokens=NEW_TOKENS))
     refused = _count_refusals(_decode_answers(task, replay, NEW_TOKENS), subject.name)
-    key = _checkpoint_key(task, "sweep", replay, task.refuses.keywords or REFUSING, task.refuses.fold_apostrophes)
+    key = _checkpoint_key(
+        task, "sweep", replay, task.refuses.keywords or REFUSAL_PATTERNS, task.refuses.fold_apostrophes
+    )
     grid = evaluate_grid(
         refusal_cell(subject, replay, task.refuses),
         len(subject.blocks),
