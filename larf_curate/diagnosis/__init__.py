@@ -1,4 +1,4 @@
-"""What a profile's score means, and warnings where it means something else than safety."""
+"""Diagnosis of a safety profile: what its score measures, and warnings if that is something else than safety."""
 
 from larf_curate.diagnosis.diagnose import diagnose
 from larf_curate.diagnosis.diagnosis import Diagnosis

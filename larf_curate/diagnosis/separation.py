@@ -1,4 +1,4 @@
-"""The figures of a diagnosis: how well scores separate, and what else they follow."""
+"""How well a score separates unsafe references from neutral rows and from refusals."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,17 @@ from larf_curate.stats import Values, auroc, average_precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Separation:
-    """How well a score tells unsafe references from others; 1 is perfect, an AUROC of 0.5 is chance.
+class SeparationMetrics:
+    """Separation of unsafe references from other rows by a score; all in [0, 1], higher is better.
+
+    An AUROC of 0.5 is chance. Chance for the average precision is the share of unsafe references among the rows
+    compared.
 
     Args:
-        auroc_neutral: Chance that an unsafe reference scores higher than a neutral row.
-        precision_neutral: Average precision among the neutral rows.
-        auroc_refusals: Chance that an unsafe reference scores higher than a refusal.
-        precision_refusals: Average precision among the refusals.
+        auroc_neutral: AUROC of unsafe references against neutral rows.
+        precision_neutral: Average precision of unsafe references against neutral rows.
+        auroc_refusals: AUROC of unsafe references against refusals, the safe references.
+        precision_refusals: Average precision of unsafe references against refusals.
     """
 
     auroc_neutral: float
@@ -22,8 +25,8 @@ class Separation:
     precision_refusals: float
 
     @classmethod
-    def of(cls, unsafe: Values, safe: Values, neutral: Values) -> "Separation":
-        """Compare scores of shape (n,) of the three sides."""
+    def of(cls, unsafe: Values, safe: Values, neutral: Values) -> "SeparationMetrics":
+        """Compute the metrics from the scores of the three sides, each of shape (n,)."""
         return cls(
             auroc_neutral=auroc(unsafe, neutral),
             precision_neutral=average_precision(unsafe, neutral),

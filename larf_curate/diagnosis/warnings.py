@@ -1,4 +1,4 @@
-"""Plain words for what a user of a score must know."""
+"""Warnings about a profile and the rows it scored, in plain words."""
 
 from collections.abc import Iterator
 
@@ -8,23 +8,31 @@ from larf_curate.diagnosis.diagnosis import Diagnosis
 from larf_curate.diagnosis.scored_rows import ScoredRows
 from larf_curate.signals import DEFAULT_SIGNAL
 
-FEW = 10
-FOLLOWS_LENGTH = 0.35
-UNEQUAL = 2.0
-WEAK = 0.8
-CLOSE = 0.01
-DISAGREE = 0.3
-FAR, SHIFT = 0.2, 1.0
-FEW_ROWS = 30
-"""Scored rows below which correlations and shares are chance: no warning rests on them."""
-UNSCORABLE = 0.01
-TRUNCATED = 0.05
-SAME_RANKS = 0.95
+MIN_REFERENCES = 10
+"""References per side below which all figures are too uncertain."""
+MAX_LENGTH_CORRELATION = 0.35
+"""Absolute rank correlation with length from which a score is said to follow length."""
+MAX_LENGTH_RATIO = 2.0
+"""Ratio of the sides' median lengths from which a signal that compares both partly measures length."""
+MIN_AUROC = 0.8
+"""AUROC below which a separation counts as weak."""
+BASELINE_MARGIN = 0.01
+"""AUROC by which a score must beat a text-only baseline."""
+MIN_LAYER_AGREEMENT = 0.3
+"""Rank correlation between two layers below which they are said to disagree."""
+MAX_FAR, MAX_SHIFT = 0.2, 1.0
+"""Share of far rows and distance of the means (see `Drift`) above which rows differ from the neutral ones."""
+MIN_ROWS = 30
+"""Scored rows below which correlations and shares are mostly chance and cause no warning."""
+MAX_UNSCORABLE = 0.01
+MAX_TRUNCATED = 0.05
+MIN_FLOAT32_AGREEMENT = 0.95
+"""Rank correlation with float32 below which the lower precision changes the ranking."""
 BASELINES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)"}
 
 
 def warnings_of(diagnosis: Diagnosis) -> tuple[str, ...]:
-    """What is wrong with a profile or does not suit the scored rows, the gravest first."""
+    """Warnings about a profile and its scored rows, the most serious first; empty if there is nothing to warn of."""
     scored = () if diagnosis.scored is None else _of_scored(diagnosis.scored, diagnosis.signal)
     return (*_of_length(diagnosis), *_of_separation(diagnosis), *scored, *_of_references(diagnosis))
 
@@ -32,104 +40,105 @@ def warnings_of(diagnosis: Diagnosis) -> tuple[str, ...]:
 def _of_length(diagnosis: Diagnosis) -> Iterator[str]:
     tokens = diagnosis.tokens
     ratio = tokens["unsafe"] / tokens["safe"]
-    follows = diagnosis.length is not None and abs(diagnosis.length) >= FOLLOWS_LENGTH
-    if follows:
-        yield _length_warning(diagnosis.length, "ordinary rows", diagnosis.signal)
-    if max(ratio, 1 / ratio) >= UNEQUAL and diagnosis.uses_safe:
+    if diagnosis.length is not None and abs(diagnosis.length) >= MAX_LENGTH_CORRELATION:
+        yield _length_warning(diagnosis.length, "neutral rows", diagnosis.signal)
+    if max(ratio, 1 / ratio) >= MAX_LENGTH_RATIO and diagnosis.uses_safe:
         longer, shorter = ("unsafe", "safe") if ratio > 1 else ("safe", "unsafe")
         yield (
             f"The {longer} references are {max(ratio, 1 / ratio):.1f} times as long as the {shorter} ones (median "
-            f"{tokens[longer]:.0f} against {tokens[shorter]:.0f} tokens), and the score compares rows with both: so it "
-            f"partly measures length, {longer} meaning long. Take references of like length, or the default signal."
+            f"{tokens[longer]:.0f} against {tokens[shorter]:.0f} tokens), and the score compares rows with both sides. "
+            f"So it partly measures length: long rows look {longer}. Use references of similar length, or the default "
+            "signal."
         )
 
 
 def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
     own = diagnosis.separation[diagnosis.signal]
-    if own.auroc_neutral < WEAK:
+    if own.auroc_neutral < MIN_AUROC:
         yield (
-            f"The score hardly tells unsafe references from ordinary rows (AUROC {own.auroc_neutral:.2f}, chance is "
-            "0.50): take other layers, another signal or other references."
+            f"The score hardly separates unsafe references from neutral rows (AUROC {own.auroc_neutral:.2f}, chance is "
+            "0.50): try other layers, another signal or other references."
         )
     if own.auroc_refusals < 0.5:
         yield (
             f"Refusals score higher than compliant answers (AUROC {own.auroc_refusals:.2f}): rows that refuse would be "
             "flagged before rows that comply."
         )
-    elif own.auroc_refusals < WEAK:
+    elif own.auroc_refusals < MIN_AUROC:
         yield (
-            f"The score hardly tells compliant answers from refusals (AUROC {own.auroc_refusals:.2f}, chance is 0.50): "
-            "rows that refuse would be flagged as well. Are the two sides of the references different answers?"
+            f"The score hardly separates compliant answers from refusals (AUROC {own.auroc_refusals:.2f}, chance is "
+            "0.50): rows that refuse would be flagged as well. Check that the two sides hold different answers."
         )
-    for name, figures in diagnosis.baselines.items():
-        if figures.auroc_neutral >= own.auroc_neutral - CLOSE:
+    for name, metrics in diagnosis.baselines.items():
+        if metrics.auroc_neutral >= own.auroc_neutral - BASELINE_MARGIN:
             yield (
-                f"{_capital(BASELINES[name])} tells the unsafe references from ordinary rows as well as the score does "
-                f"(AUROC {figures.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do not show "
-                "that the score sees more than that. Judge it on labelled rows of your own."
+                f"{_capitalized(BASELINES[name])} separates the unsafe references from neutral rows as well as the "
+                f"score (AUROC {metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do not "
+                "show that the score captures more than that. Evaluate it on labelled rows of your own."
             )
     pairs = [value for row in diagnosis.agreement for value in row if value is not None]
-    if pairs and min(pairs) < DISAGREE:
+    if pairs and min(pairs) < MIN_LAYER_AGREEMENT:
         yield (
-            f"The layers disagree about ordinary rows (lowest rank correlation {min(pairs):.2f}): their mean hides two "
-            "opinions. Take fewer layers."
+            f"The layers disagree about neutral rows (lowest rank correlation {min(pairs):.2f}): their mean averages "
+            "conflicting rankings. Use fewer layers."
         )
 
 
 def _of_references(diagnosis: Diagnosis) -> Iterator[str]:
     for side in ("unsafe", "safe"):
-        if diagnosis.counts[side] < FEW:
+        if diagnosis.counts[side] < MIN_REFERENCES:
             yield (
-                f"Only {diagnosis.counts[side]} {side} references: the figures here and the score itself rest on very "
-                f"little. Give at least {FEW}, better 50."
+                f"Only {diagnosis.counts[side]} {side} references: these figures and the score itself are uncertain. "
+                f"Give at least {MIN_REFERENCES}, better 50."
             )
-    if diagnosis.float32 is not None and diagnosis.float32 < SAME_RANKS:
+    if diagnosis.float32 is not None and diagnosis.float32 < MIN_FLOAT32_AGREEMENT:
         yield (
-            f"In {diagnosis.profile['dtype']} the model ranks ordinary rows otherwise than in float32 (rank "
+            f"In {diagnosis.profile['dtype']} the model ranks neutral rows differently than in float32 (rank "
             f"correlation {diagnosis.float32:.2f}): build the profile in float32."
         )
 
 
 def _of_scored(scored: ScoredRows, signal: str) -> Iterator[str]:
-    if scored.rows * (1 - scored.unscorable) >= FEW_ROWS:
-        yield from _of_many(scored, signal)
-    if scored.unscorable > UNSCORABLE:
-        yield f"{scored.unscorable:.1%} of the rows could not be scored; see larf_status, and select flags them."
-    if scored.truncated > TRUNCATED:
+    if scored.rows * (1 - scored.unscorable) >= MIN_ROWS:
+        yield from _of_distribution(scored, signal)
+    if scored.unscorable > MAX_UNSCORABLE:
+        yield f"{scored.unscorable:.1%} of the rows could not be scored: larf_status says why, and select flags them."
+    if scored.truncated > MAX_TRUNCATED:
         yield (
-            f"{scored.truncated:.1%} of the rows are longer than the profile reads, and were scored without the rest: "
-            "build it with a larger --max-length."
+            f"{scored.truncated:.1%} of the rows are longer than the profile's maximum length and were scored without "
+            "their end: build the profile with a larger --max-length."
         )
 
 
-def _of_many(scored: ScoredRows, signal: str) -> Iterator[str]:
-    if scored.length is not None and abs(scored.length) >= FOLLOWS_LENGTH:
+def _of_distribution(scored: ScoredRows, signal: str) -> Iterator[str]:
+    if scored.length is not None and abs(scored.length) >= MAX_LENGTH_CORRELATION:
         yield _length_warning(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():
+        # A signal as correlated as the score is the score itself, which has been warned of.
         if value is None or name in BASELINES or np.isclose(value, scored.length or 0):
             continue
-        if abs(value) >= FOLLOWS_LENGTH:
+        if abs(value) >= MAX_LENGTH_CORRELATION:
             yield f"The signal {name} follows the length of the scored rows (rank correlation {value:+.2f})."
-    if scored.drift is not None and (scored.drift.far > FAR or scored.drift.shift > SHIFT):
+    if scored.drift is not None and (scored.drift.far > MAX_FAR or scored.drift.shift > MAX_SHIFT):
         yield (
-            f"The scored rows are unlike the neutral rows the profile is calibrated by: {scored.drift.far:.0%} of them "
-            f"lie farther out than 99 % of neutral rows do, and their mean is {scored.drift.shift:.1f} standard "
-            "deviations away. Build the profile with ordinary rows of this kind (--neutral), and do not trust "
-            "thresholds that neutral rows set."
+            f"The scored rows are unlike the neutral rows that calibrate the profile: {scored.drift.far:.0%} of them "
+            f"are farther from the neutral mean than 99 % of neutral rows, and their mean is {scored.drift.shift:.1f} "
+            "standard deviations away. Build the profile with neutral rows of this kind (--neutral), and do not rely "
+            "on thresholds derived from neutral rows (--max-false-flags)."
         )
 
 
-def _length_warning(value: float | None, where: str, signal: str) -> str:
-    high = "long" if (value or 0) > 0 else "short"
+def _length_warning(value: float, rows: str, signal: str) -> str:
+    high = "long" if value > 0 else "short"
     if signal == DEFAULT_SIGNAL:
-        advice = "Compare rows of like length only, or build the profile with ordinary rows of this kind (--neutral)."
+        advice = "Compare only rows of similar length, or build the profile with neutral rows of this kind (--neutral)."
     else:
-        advice = "Use the default signal, which takes off what length predicts, or compare rows of like length only."
+        advice = "Use the default signal, which regresses length out, or compare only rows of similar length."
     return (
-        f"The score follows length, not only safety: over {where} its rank correlation with length is {value:+.2f}, so "
-        f"{high} rows score high whatever they say. A row flagged by it may be flagged for being {high}. {advice}"
+        f"The score follows length, not only safety: over {rows} its rank correlation with length is {value:+.2f}, so "
+        f"{high} rows score high whatever their content, and a row may be flagged just for being {high}. {advice}"
     )
 
 
-def _capital(text: str) -> str:
+def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
