@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from larf_curate.conversation.chat_template import Renderer, Tokens, Turn, template_digest, truncate
 from larf_curate.errors import ModelError
-from tests.fixtures.models import CHATML, tiny_tokenizer
+from tests.fixtures.tiny import CHATML, bpe_tokenizer
 
 PREFIXED = "{{ bos_token }}" + CHATML
 TRIMMING = (
@@ -56,7 +56,7 @@ CHAT = [
 
 
 def tokenizer_with(template):
-    tokenizer = tiny_tokenizer(template)
+    tokenizer = bpe_tokenizer(template)
     tokenizer.bos_token = "<|endoftext|>"
     return tokenizer
 
@@ -302,7 +302,7 @@ TOKENIZERS = {name: tokenizer_with(template) for name, template in TEMPLATES.ite
 
 def test_a_model_without_chat_template_is_refused_with_the_remedy():
     with pytest.raises(ModelError, match="chat_template"):
-        Renderer(tiny_tokenizer(None), 100)
+        Renderer(bpe_tokenizer(None), 100)
 
 
 def test_a_slow_tokenizer_is_refused():
@@ -319,9 +319,14 @@ def test_the_template_digest_tells_templates_apart():
 
 @pytest.mark.parametrize("length", [4096, 40, 24])
 def test_texts_are_what_the_tokens_spell_without_special_ones(length):
-    tokenizer = tiny_tokenizer()
+    tokenizer = bpe_tokenizer()
     rows = [
-        {"messages": [{"role": "user", "content": "How do I bake bread?"}, {"role": "assistant", "content": "Mix it."}]},
+        {
+            "messages": [
+                {"role": "user", "content": "How do I bake bread?"},
+                {"role": "assistant", "content": "Mix it."},
+            ]
+        },
         {
             "messages": [
                 {"role": "system", "content": "Be kind."},

@@ -18,9 +18,10 @@ from larf_curate.evaluation.task_metrics import exact_match, held_out_loss, last
 from larf_curate.models.generation import generate_answers, load_model
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
 from larf_curate.training import RefusalReport, compare_refusals, evaluate_refusals
-from tests.fixtures.training_tiny import tiny_model, tiny_rows, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer
+from tests.fixtures.training_rows import tiny_rows
 
-TOKENIZER = tiny_tokenizer()
+TOKENIZER = byte_tokenizer()
 PROMPTS = ["How?", "Write a very long story about a dragon and its hoard of gold", "Say hello", "Why is \ud800 odd"]
 
 
@@ -41,7 +42,7 @@ def greedy_one_by_one(model, prompt, new):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_batched_answers_equal_answers_one_by_one(batch_size):
-    model = tiny_model(dtype=torch.float64).eval()
+    model = byte_model(dtype=torch.float64).eval()
     got = generate_answers(model, TOKENIZER, PROMPTS, max_new_tokens=8, batch_size=batch_size)
     with torch.no_grad():
         want = [greedy_one_by_one(model, prompt, 8) for prompt in PROMPTS]
@@ -50,7 +51,7 @@ def test_batched_answers_equal_answers_one_by_one(batch_size):
 
 
 def test_a_sampling_configuration_of_the_model_is_not_used_and_its_mode_is_kept():
-    model = tiny_model(dtype=torch.float64).train()
+    model = byte_model(dtype=torch.float64).train()
     plain = generate_answers(model, TOKENIZER, PROMPTS[:2], max_new_tokens=8)
     model.generation_config.do_sample = True
     model.generation_config.temperature = 9.0
@@ -59,7 +60,7 @@ def test_a_sampling_configuration_of_the_model_is_not_used_and_its_mode_is_kept(
 
 
 def test_penalties_and_beams_of_the_models_own_settings_are_not_used():
-    model = tiny_model(dtype=torch.float64)
+    model = byte_model(dtype=torch.float64)
     plain = generate_answers(model, TOKENIZER, PROMPTS[:2], max_new_tokens=8)
     for name, value in (("repetition_penalty", 5.0), ("no_repeat_ngram_size", 1), ("num_beams", 3)):
         setattr(model.generation_config, name, value)
@@ -67,7 +68,7 @@ def test_penalties_and_beams_of_the_models_own_settings_are_not_used():
 
 
 def test_a_broken_model_is_an_error_and_no_refusal_rate():
-    model = tiny_model()
+    model = byte_model()
     model.lm_head.weight.data[3] = float("nan")
     with pytest.raises(ModelError, match="gives NaN"):
         generate_answers(model, TOKENIZER, PROMPTS, max_new_tokens=2)
@@ -78,13 +79,13 @@ def test_a_broken_model_is_an_error_and_no_refusal_rate():
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"max_new_tokens": 0}])
 def test_sizes_below_one_are_refused(options):
     with pytest.raises(InputError, match="at least 1"):
-        generate_answers(tiny_model(), TOKENIZER, PROMPTS, **options)
+        generate_answers(byte_model(), TOKENIZER, PROMPTS, **options)
 
 
 def test_a_tokenizer_without_an_end_of_turn_is_refused():
-    tokenizer = tiny_tokenizer()
+    tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
-    model = tiny_model()
+    model = byte_model()
     model.generation_config.eos_token_id = None
     with pytest.raises(ModelError, match="ends an answer: set eos_token"):
         generate_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=2)
@@ -92,14 +93,14 @@ def test_a_tokenizer_without_an_end_of_turn_is_refused():
 
 def test_a_prompt_longer_than_the_window_is_refused():
     with pytest.raises(InputError, match=r"prompt 1 has \d+ tokens, with 8 .* window of 256"):
-        generate_answers(tiny_model(), TOKENIZER, ["short", "w" * 300], max_new_tokens=8)
+        generate_answers(byte_model(), TOKENIZER, ["short", "w" * 300], max_new_tokens=8)
 
 
 def test_a_model_without_chat_template_or_of_unknown_name_is_refused(tmp_path):
-    bare = tiny_tokenizer()
+    bare = byte_tokenizer()
     bare.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
-        generate_answers(tiny_model(), bare, ["hello"])
+        generate_answers(byte_model(), bare, ["hello"])
     with pytest.raises(ModelError, match="cannot load .* from the Hub id"):
         load_model(str(tmp_path / "none"))
 
@@ -192,7 +193,7 @@ def test_a_guard_model_judges_by_its_first_word():
 
 
 def test_a_guard_model_is_loaded_and_asked_with_the_whole_exchange(tmp_path, monkeypatch):
-    tiny_model().save_pretrained(tmp_path)
+    byte_model().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     asked = []
 
@@ -221,7 +222,7 @@ def report(refused, model="m", prompts=None):
 
 
 def test_an_evaluation_counts_what_the_judge_says(tmp_path):
-    model = tiny_model()
+    model = byte_model()
     answers = generate_answers(model, TOKENIZER, PROMPTS[:3], max_new_tokens=4)
     result = evaluate_refusals(
         model, PROMPTS[:3], tokenizer=TOKENIZER, judge=lambda p, a: [x == "How?" for x in p], max_new_tokens=4
@@ -234,10 +235,10 @@ def test_an_evaluation_counts_what_the_judge_says(tmp_path):
 
 
 def test_a_model_is_evaluated_by_its_folder(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
+    byte_model().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     result = evaluate_refusals(str(tmp_path), PROMPTS[:2], max_new_tokens=4)
-    assert result.answers == tuple(generate_answers(tiny_model(), TOKENIZER, PROMPTS[:2], max_new_tokens=4))
+    assert result.answers == tuple(generate_answers(byte_model(), TOKENIZER, PROMPTS[:2], max_new_tokens=4))
     assert result.model == str(tmp_path)
 
 
@@ -251,7 +252,7 @@ def test_a_model_is_evaluated_by_its_folder(tmp_path):
 )
 def test_evaluations_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        evaluate_refusals(tiny_model(), **{"prompts": PROMPTS, "tokenizer": TOKENIZER, **options})
+        evaluate_refusals(byte_model(), **{"prompts": PROMPTS, "tokenizer": TOKENIZER, **options})
 
 
 def test_two_models_are_compared_on_the_same_prompts():
@@ -368,7 +369,7 @@ def test_exact_match_counts_right_numbers(tmp_path, monkeypatch):
 
 
 def test_the_held_out_loss_equals_the_row_by_row_loss():
-    model, rows = tiny_model(dtype=torch.float64), tiny_rows()
+    model, rows = byte_model(dtype=torch.float64), tiny_rows()
     measure = held_out_loss(model, TOKENIZER, rows, batch_size=3)
     want = []
     for row in rows:

@@ -14,74 +14,30 @@ from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.models.token_trimming import SHORTCUTS
-from tests.fixtures.models import tiny_tokenizer
+from tests.fixtures.tiny import bpe_tokenizer, save, tiny_config, tiny_model
 
 BLOCKS = 6
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.25,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-GEMMA = {**GROUPED, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
-ARCHITECTURES = {
-    "Llama": GROUPED,
-    "Qwen2": GROUPED,
-    "Qwen3": {**GROUPED, "head_dim": 8},
-    "Mistral": {**GROUPED, "sliding_window": 8},
-    "Gemma": {**GROUPED, "head_dim": 8},
-    "Gemma2": GEMMA,
-    "Gemma3Text": {**GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
-    "Phi3": {**GROUPED, "sliding_window": 8},
-    "GPTNeoX": {**SIZES, "use_parallel_residual": True},
-    "Olmo2": GROUPED,
-    "Cohere": GROUPED,
-    "GptOss": {**GROUPED, "head_dim": 8, "num_local_experts": 4, "sliding_window": 8},
-    "Gemma4Text": {
-        **GEMMA,
-        "layer_types": ["sliding_attention", "full_attention"] * 3,
-        "num_kv_shared_layers": 2,
-        "vocab_size_per_layer_input": 331,
-        "hidden_size_per_layer_input": 8,
-    },
-}
-HYBRIDS = {
-    "Mamba": SIZES,
-    "RecurrentGemma": {**GROUPED, "lru_width": 32, "attention_window_size": 8},
-    "Lfm2": {**GROUPED, "full_attn_idxs": [1, 3]},
-}
-MODELS = {"Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM", "Bert": "BertLMHeadModel"}
+ARCHITECTURES = (
+    "Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "Phi3", "GPTNeoX", "Olmo2", "Cohere",
+    "GptOss", "Gemma4Text",
+)  # fmt: skip
+WINDOWED = {"Phi3": {"sliding_window": 8}}
+HYBRIDS = ("Mamba", "RecurrentGemma", "Lfm2")
 LAYERS = [(3, 0), tuple(range(BLOCKS))]
+TOKENIZER = bpe_tokenizer()
 
 
-def random_model(name, sizes, seed=0):
-    torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(vocab_size=len(tiny_tokenizer()), **sizes)
-    model = getattr(transformers, MODELS.get(name, f"{name}ForCausalLM"))(config).eval()
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if key.endswith("bias") or "norm" in key:
-                weight.add_(torch.randn_like(weight) * 0.2)
-    return model
-
-
-def save(model, folder):
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+def random_model(name, **changes):
+    """One of six blocks with biases and norms that do something."""
+    options = {"initializer_range": 0.25, "biases": 0.2, "norms": 0.2, **WINDOWED.get(name, {}), **changes}
+    return tiny_model(name, layers=BLOCKS, vocabulary=len(TOKENIZER), **options)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def whole(request, tmp_path_factory):
     """A whole model and the folder it is saved in."""
-    model = random_model(request.param, ARCHITECTURES[request.param])
-    return model, save(model, tmp_path_factory.mktemp(request.param))
+    model = random_model(request.param)
+    return model, save(model, TOKENIZER, tmp_path_factory.mktemp(request.param))
 
 
 def conversations(shared, lengths=(40, 25, 31, 25, 18, 60)):
@@ -141,8 +97,8 @@ def test_states_equal_the_whole_models_own_with_and_without_shortcuts(whole, lay
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_models_with_other_caches_give_their_own_states_without_the_prefix(name, tmp_path):
-    model = random_model(name, HYBRIDS[name])
-    reader = reader_of(save(model, tmp_path), (1, 3))
+    model = random_model(name)
+    reader = reader_of(save(model, TOKENIZER, tmp_path), (1, 3))
     assert "prefix" not in reader.shortcuts
     outputs = []
     for layer in (1, 3):
@@ -158,15 +114,15 @@ def test_models_with_other_caches_give_their_own_states_without_the_prefix(name,
 
 
 def test_the_language_model_of_a_multimodal_one_is_read_though_its_tower_is_larger(tmp_path):
-    text = {**ARCHITECTURES["Gemma3Text"], "vocab_size": len(tiny_tokenizer())}
+    text = tiny_config("Gemma3Text", layers=BLOCKS, vocabulary=len(TOKENIZER), initializer_range=0.25)
     vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": BLOCKS, "num_attention_heads": 4}
     config = transformers.Gemma3Config(
-        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+        text_config=text.to_dict(), vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
     )
     torch.manual_seed(0)
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
     for layers in LAYERS:
-        reader = reader_of(save(model, tmp_path), layers)
+        reader = reader_of(save(model, TOKENIZER, tmp_path), layers)
         assert reader.shortcuts == SHORTCUTS
         assert not [name for name, _ in reader.model.named_parameters() if "vision" in name]
         assert_own_states(model, reader, conversations(12))
@@ -178,25 +134,22 @@ def test_the_check_of_shortcuts_allows_for_the_rounding_of_halves(whole, dtype):
 
 
 def test_a_shortcut_that_a_models_blocks_do_not_allow_is_left_out(tmp_path):
-    model = random_model("Bloom", {"n_layer": BLOCKS, "n_head": 4, "hidden_size": 32, "initializer_range": 0.25})
-    reader = reader_of(save(model, tmp_path), (1, 3))  # its feed-forward layer takes the residual as a second input
+    model = random_model("Bloom")
+    # Its feed-forward layer takes the residual as a second input.
+    reader = reader_of(save(model, TOKENIZER, tmp_path), (1, 3))
     assert reader.shortcuts == SHORTCUTS - {"trim"}
     assert_own_states(model, reader, conversations(12))
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path):
     with pytest.raises(ModelError, match="only causal decoder models"):
-        reader_of(save(random_model("Bert", {**SIZES, "is_decoder": False}), tmp_path), (1, 3))
+        reader_of(save(random_model("Bert"), TOKENIZER, tmp_path), (1, 3))
 
 
 def test_a_model_with_several_streams_is_refused(tmp_path):
-    sizes = {**GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 2}
-    sizes |= {"laurel_rank": 4, "hidden_size_per_layer_input": 8, "intermediate_size": [48] * BLOCKS}
-    sizes |= {"vocab_size_per_layer_input": len(tiny_tokenizer()), "activation_sparsity_pattern": None}
-    torch.manual_seed(0)
-    config = transformers.Gemma3nTextConfig(vocab_size=len(tiny_tokenizer()), **sizes)
+    model = random_model("Gemma3nText", intermediate_size=[48] * BLOCKS)
     with pytest.raises(ModelError, match="one state per token"):
-        reader_of(save(transformers.Gemma3nForCausalLM(config), tmp_path), (1, 3))
+        reader_of(save(model, TOKENIZER, tmp_path), (1, 3))
 
 
 def test_an_encoder_and_decoder_is_refused(tmp_path):
@@ -209,5 +162,5 @@ def test_an_encoder_and_decoder_is_refused(tmp_path):
 
 def test_rows_are_never_so_long_that_the_batch_would_change_their_rotary_frequencies(tmp_path):
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    sizes = {**GROUPED, "original_max_position_embeddings": 64, "rope_parameters": rope}
-    assert reader_of(save(random_model("Phi3", sizes), tmp_path), (1,)).max_length == 64
+    model = random_model("Phi3", original_max_position_embeddings=64, rope_parameters=rope)
+    assert reader_of(save(model, TOKENIZER, tmp_path), (1,)).max_length == 64

@@ -2,11 +2,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from larf_curate.errors import ModelError
 from larf_curate.models.blocks import decoder_blocks, projections, scaled
-from tests.fixtures.layers_tiny import ARCHITECTURES, GROUPED, tiny_model
+from tests.fixtures.tiny import SCALED, tiny_model
 
 ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
 SEVEN = {*ATTENTION, *(f"mlp.{name}_proj.weight" for name in ("up", "gate", "down"))}
@@ -26,7 +25,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SCALED)
 def test_the_projections_are_the_matrices_and_neither_norms_nor_biases(architecture):
     blocks = decoder_blocks(tiny_model(architecture))
     assert len(blocks) == 3
@@ -54,10 +53,7 @@ def test_weights_in_bfloat16_are_restored_bit_for_bit_after_an_error(error):
 
 
 def test_experts_are_scaled_and_their_router_is_not():
-    config = Qwen3MoeConfig(
-        **GROUPED, head_dim=8, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
-    )
-    block = decoder_blocks(Qwen3MoeForCausalLM(config))[0]
+    block = decoder_blocks(tiny_model("Qwen3Moe"))[0]
     names = set(projections(block))
     assert {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", *ATTENTION} == names
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from transformers import MistralConfig, MistralModel
 
 from larf_curate.conversation.chat_template import Tokens, Turn
 from larf_curate.models.loading import load_reader
 from larf_curate.models.prefix_cache import MIN_PREFIX, MIN_SAVING, cache_argument, group_by_prefix, run_prefix
 from larf_curate.models.source import ModelSource
 from larf_curate.states import POSITIONS
+from tests.fixtures.tiny import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,7 @@ def test_rows_of_several_beginnings_get_the_states_they_get_alone(tiny_llama):
 
 @pytest.mark.parametrize("window", [None, 4, 9, 100])
 def test_a_kept_beginning_serves_many_batches_and_never_grows(window):
-    torch.manual_seed(0)
-    model = MistralModel(
-        MistralConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            sliding_window=window,
-            initializer_range=0.3,
-        )
-    ).eval()
+    model = tiny_model("Mistral", layers=2, sliding_window=window).model
     rng = np.random.default_rng(0)
     head = rng.integers(50, size=12).tolist()
     with torch.inference_mode():

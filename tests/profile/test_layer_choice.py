@@ -18,8 +18,8 @@ from larf_curate.layers.choice import separation
 from larf_curate.models import loading, source
 from larf_curate.profile import SafetyProfile
 from larf_curate.signals import SIGNALS
-from tests.fixtures.layers_tiny import TEMPLATE
 from tests.fixtures.models import NEUTRAL, PROFILE
+from tests.fixtures.tiny import SPACED
 from tests.layers.test_find import planted
 from tests.profile.test_profile import LONG
 
@@ -76,7 +76,7 @@ def refusing_model(folder, *, block):
     words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace('"sorry"', '"I cannot help with that"'))
     words.normalizer = normalizers.Lowercase()
     tokenizer = type(tokenizer)(tokenizer_object=words, **tokenizer.special_tokens_map)
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = SPACED
     for part in (model, tokenizer):
         part.save_pretrained(folder)
     return folder
@@ -127,7 +127,7 @@ def test_automatic_layers_of_a_model_that_refuses_nothing_go_by_separation_alone
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "memory is short"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out"),
         (ModelError("a block has experts: use method='forward'"), "a block has experts"),
     ],
     ids=["memory", "experts"],
@@ -142,7 +142,7 @@ def test_a_model_whose_gradient_cannot_be_had_goes_by_separation_alone(
     profile = SafetyProfile.build(refusing, layers="auto", **HARMFUL)
     assert profile.layers == every.best_layers() == (2, 3, 4)
     assert "could not be told" in profile.choice["by"]
-    assert f"since {said} (larf" in caplog.text
+    assert f"since {said} (see larf" in caplog.text
 
 
 def test_a_fault_of_the_gradient_is_an_error_and_no_other_choice_of_layers(refusing, monkeypatch):
@@ -150,7 +150,7 @@ def test_a_fault_of_the_gradient_is_an_error_and_no_other_choice_of_layers(refus
         raise IndexError("list index out of range")
 
     monkeypatch.setattr("larf_curate.profile.layer_choice.find_safety_layers", fail)
-    with pytest.raises(ModelError, match="IndexError: list index out of range.*name the layers"):
+    with pytest.raises(ModelError, match="IndexError: list index out of range.*give the layers"):
         SafetyProfile.build(refusing, layers="auto", **HARMFUL)
 
 

@@ -14,7 +14,8 @@ from larf_curate.models.loading import load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
 from larf_curate.profile.matching import match_lengths
 from larf_curate.states import POSITIONS
-from tests.fixtures.models import CHATML, NEUTRAL, PROFILE, save_llama, tiny_tokenizer
+from tests.fixtures.models import NEUTRAL, PROFILE, save_tiny
+from tests.fixtures.tiny import CHATML, bpe_tokenizer
 from tests.models.test_hidden_states import full_states
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -132,14 +133,14 @@ def test_a_moved_model_is_recognised_by_its_states(tiny_llama, profile, tmp_path
 
 
 def test_another_model_is_refused(profile, tmp_path, refs):
-    other = save_llama(tmp_path / "other", seed=5)
+    other = save_tiny("Llama", tmp_path / "other", seed=5)
     with pytest.raises(ProfileMismatchError, match="not the model this profile was built with"):
         profile.reader(model=str(other), device="cpu")
 
 
 def test_a_model_of_another_width_is_refused(profile, tmp_path):
     with pytest.raises(ProfileMismatchError, match="width"):
-        profile.reader(model=str(save_llama(tmp_path / "wide", width=64)), device="cpu")
+        profile.reader(model=str(save_tiny("Llama", tmp_path / "wide", width=64)), device="cpu")
 
 
 def test_another_chat_template_is_refused(tiny_llama, profile, tmp_path):
@@ -150,7 +151,7 @@ def test_another_chat_template_is_refused(tiny_llama, profile, tmp_path):
 
 
 def test_a_chat_template_of_the_users_replaces_the_models_own(tmp_path, refs):
-    bare = save_llama(tmp_path / "bare", template=None)
+    bare = save_tiny("Llama", tmp_path / "bare", template=None)
     with pytest.raises(ModelError, match="chat template"):
         SafetyProfile.build(bare, refs, layers=[1], **PROFILE)
     profile = SafetyProfile.build(bare, refs, layers=[1], chat_template=CHATML, **PROFILE)
@@ -318,7 +319,7 @@ def test_matched_states_are_saved_and_read_back(tiny_llama, tmp_path):
 
 def test_cutting_leaves_raw_text_raw(tiny_llama):
     refs = ReferenceSet(unsafe=({"text": LONG},), safe=({"text": "No, I cannot."},), labels=("x",), source="text")
-    tokenizer = tiny_tokenizer()
+    tokenizer = bpe_tokenizer()
     matched = match_lengths(refs, tokenizer)
     assert set(matched.unsafe[0]) == {"text"}
     assert LONG.startswith(matched.unsafe[0]["text"])
@@ -333,7 +334,7 @@ def test_top_k_beyond_the_references_is_refused_at_once(tiny_llama, refs):
 
 
 def test_a_reference_that_the_template_refuses_is_named(tmp_path, refs):
-    strict = save_llama(tmp_path / "strict", template="{{ raise_exception('never') }}")
+    strict = save_tiny("Llama", tmp_path / "strict", template="{{ raise_exception('never') }}")
     with pytest.raises(ReferenceSetError, match="unsafe reference 0 cannot be scored.*never"):
         SafetyProfile.build(strict, refs, layers=[1], **PROFILE)
 

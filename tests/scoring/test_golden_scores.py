@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from larf_curate import ExemplarIndex, LarfScorer, ReferenceSet, SafetyProfile, select
 from larf_curate.signals import SIGNALS
-from tests.fixtures.models import PROFILE, save_llama
+from tests.fixtures.models import PROFILE, save_tiny
 
 RECORD = Path(__file__).with_name("golden_scores.json")
 ROWS = [
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 def golden_model(folder: Path) -> Path:
     """A tiny Llama whose weights come from numpy, so that they are the same with every version of torch."""
-    save_llama(folder)
+    save_tiny("Llama", folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rng = np.random.default_rng(7)
     with torch.no_grad():

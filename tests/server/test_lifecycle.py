@@ -1,6 +1,5 @@
 """One embedded server through its life: started, killed, started again, stopped."""
 
-import json
 import os
 import signal
 import socket
@@ -18,8 +17,6 @@ import requests
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.review import ReviewQueue
 from larf_curate.server import EmbeddedServer
-from larf_curate.server.locks import is_locked, locked, try_lock
-from larf_curate.server.process import running
 from tests.fixtures.review_rows import questions, selection
 from tests.fixtures.server_client import Client, make_collection, owner_of
 
@@ -274,23 +271,3 @@ def test_a_database_of_an_older_argilla_is_copied_and_upgraded_with_all_its_data
     record = again.owner.send("GET", f"/datasets/{made.id}/records", include="responses")["items"][0]
     assert record["responses"][0]["values"] == values
     assert all(check.ok for check in server.doctor())
-
-
-def test_a_state_file_left_by_a_crash_is_never_taken_for_a_server(tmp_path):
-    server = EmbeddedServer(tmp_path, port=0)
-    server.home.state.write_text(json.dumps({"pid": os.getpid(), "port": 1}))
-    server.home.running_lock.touch()
-    assert running(server.home) is None
-    assert not server.stop()
-    assert not server.status().running
-
-
-def test_a_lock_is_held_once_and_looking_does_not_disturb(tmp_path):
-    path = tmp_path / "lock"
-    assert not is_locked(path)
-    with locked(path, timeout=1):
-        assert is_locked(path)
-        assert try_lock(path) is None
-        with pytest.raises(ReviewServerError, match="another process holds"), locked(path, timeout=0.1):
-            pass
-    assert not is_locked(path)

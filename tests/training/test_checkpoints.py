@@ -11,7 +11,8 @@ from larf_curate.errors import InputError, ModelError, TrainingError
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_whole, last_whole
 from larf_curate.training.finetune import Recipe, fine_tune
-from tests.fixtures.training_tiny import TRIPLES, save_tiny, tiny_model, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer, save
+from tests.fixtures.training_rows import TRIPLES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
@@ -20,7 +21,7 @@ RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A model on disk."""
-    return save_tiny(tmp_path_factory.mktemp("start"))
+    return str(save(byte_model(), byte_tokenizer(), tmp_path_factory.mktemp("start")))
 
 
 def rows(count=12, first=0):
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, wh
 
 
 def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
-    model = tiny_model()
+    model = byte_model()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     (tmp_path / "trainer_state.json").write_text("{}")
     torch.save({}, tmp_path / "optimizer.pt")
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
 def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_path):
     moved = Path(shutil.copytree(start, tmp_path / "start"))
     train(str(moved), tmp_path / "run2", resume=True)
-    other = tiny_model()
+    other = byte_model()
     with torch.no_grad():
         list(other.parameters())[-1].mul_(1.01)
     other.save_pretrained(moved)
@@ -161,7 +162,7 @@ def test_the_start_is_not_overwritten(start):
 def test_rows_longer_than_learned_positions_lose_their_end(tmp_path):
     config = GPT2Config(vocab_size=258, n_positions=40, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
     table = Dataset.from_list([{"instruction": "a", "output": "b" * 100}] * 4)
     recipe = Recipe(**RECIPE, lora_targets=("c_attn",))
     trained = fine_tune(str(tmp_path / "gpt2"), table, tmp_path / "out", recipe=recipe)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from larf_curate.training import SapConfig, SapTrainer, training_rows
-from tests.fixtures.training_tiny import TRIPLES, tiny_model, tiny_rows, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer
+from tests.fixtures.training_rows import TRIPLES, tiny_rows
 
 SCRIPT = """
 import os, sys
@@ -18,7 +19,7 @@ train(sys.argv[1], int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
 def train(folder, world, rank):
     """Two steps of SAP on 4 rows and 2 contrastive rows in all, however many processes share them."""
     torch.set_num_threads(1)
-    tokenizer, model = tiny_tokenizer(), tiny_model(dtype=torch.float64)
+    tokenizer, model = byte_tokenizer(), byte_model(dtype=torch.float64)
     args = SapConfig(
         output_dir=str(folder),
         max_steps=2,

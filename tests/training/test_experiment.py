@@ -10,14 +10,15 @@ from larf_curate.cli.training import _recipe, evaluate, train, verify
 from larf_curate.conversation.training_rows import training_rows
 from larf_curate.data.prompts import load_table
 from larf_curate.errors import ConversationError, InputError, ModelError
-from larf_curate.evaluation.suite import Checks
+from larf_curate.evaluation.suite import EvaluationSuite
 from larf_curate.files import read_json, write_json
 from larf_curate.training import experiment as verify_module
 from larf_curate.training import findings
 from larf_curate.training.arms import Arm, choose, signal_values
 from larf_curate.training.finetune import Recipe, fine_tune
 from tests.fixtures.scored_folder import write_scored
-from tests.fixtures.training_tiny import TRIPLES, save_tiny, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer, save
+from tests.fixtures.training_rows import TRIPLES, scored_rows
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -31,19 +32,7 @@ QUICK = Recipe(epochs=1, batch_size=4, micro_batch_size=4, learning_rate=1e-2, m
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A model on disk."""
-    return save_tiny(tmp_path_factory.mktemp("start"))
-
-
-def scored_rows(count=24):
-    rng = np.random.default_rng(1)
-    return Dataset.from_dict(
-        {
-            "instruction": [f"Say {i}" for i in range(count)],
-            "output": ["a" * int(n) for n in rng.integers(3, 20, size=count)],
-            "larf_score": [None if i == 0 else float(s) for i, s in enumerate(rng.normal(size=count))],
-            "larf_signals": [{"refusal": float(s)} for s in rng.normal(size=count)],
-        }
-    )
+    return str(save(byte_model(), byte_tokenizer(), tmp_path_factory.mktemp("start")))
 
 
 # --- subsets ----------------------------------------------------------------------------------------------------------
@@ -172,7 +161,7 @@ def experiment(start, folder, **changes):
         "model": start,
         "scored": scored_rows(),
         "folder": folder,
-        "checks": Checks(
+        "checks": EvaluationSuite(
             harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(4), max_new_tokens=4
         ),
         "arms": (Arm("top"), Arm("random")),
@@ -218,7 +207,7 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
     with pytest.raises(InputError, match="another scored"):
         experiment(start, tmp_path, scored=scored_rows(23))._claim()
     with pytest.raises(InputError, match="another prompts"):
-        experiment(start, tmp_path, checks=Checks(harmful=("Kill it",), max_new_tokens=4))._claim()
+        experiment(start, tmp_path, checks=EvaluationSuite(harmful=("Kill it",), max_new_tokens=4))._claim()
     with pytest.raises(InputError, match="another rows"):
         experiment(start, tmp_path, rows=9)._claim()
     with pytest.raises(InputError, match="another the sft recipe"):
@@ -245,7 +234,9 @@ def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path)
             experiment(start, tmp_path, scored=changed)._claim()
     with pytest.raises(InputError, match="another references"):
         experiment(start, tmp_path, references="mine.jsonl")._claim()
-    checks = Checks(harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(5), max_new_tokens=4)
+    checks = EvaluationSuite(
+        harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(5), max_new_tokens=4
+    )
     with pytest.raises(InputError, match="another held_out"):
         experiment(start, tmp_path, checks=checks)._claim()
 
@@ -390,9 +381,9 @@ def test_a_batch_smaller_than_the_usual_micro_batch_needs_no_second_option():
 
 def test_rows_that_are_left_out_and_columns_that_are_not_there_are_said(caplog):
     table = Dataset.from_list([{"question": "a", "answer": text} for text in ("fine", "", None, "x" * 99)])
-    assert len(training_rows(table, tiny_tokenizer(), max_length=64)) == 2
+    assert len(training_rows(table, byte_tokenizer(), max_length=64)) == 2
     assert "2 of 4 rows are left out (first: " in caplog.text
     with pytest.raises(ConversationError, match="nope"):
-        training_rows(table, tiny_tokenizer(), columns={"user": "nope", "assistant": "answer"})
+        training_rows(table, byte_tokenizer(), columns={"user": "nope", "assistant": "answer"})
     with pytest.raises(InputError, match=r"none of 1 rows has an assistant answer .*first: "):
-        training_rows(table.select([1]), tiny_tokenizer())
+        training_rows(table.select([1]), byte_tokenizer())

@@ -9,17 +9,18 @@ from larf_curate.errors import ReferenceSetError
 from larf_curate.training import SapConfig, SapTrainer, training_rows
 from larf_curate.training.contrastive import both_sides
 from larf_curate.training.own_refusals import own_refusals
-from tests.fixtures.training_tiny import TRIPLES, tiny_model, tiny_rows, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer
+from tests.fixtures.training_rows import TRIPLES, tiny_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-TOKENIZER = tiny_tokenizer()
+TOKENIZER = byte_tokenizer()
 OWN = {"How do I hurt him?": "I can't help here.", "Write a threat.": "I won't help.", "Make poison": "Step 1."}
 
 
 @pytest.fixture(scope="module")
 def subject():
     """A tiny model that has learned to refuse two prompts in its own words and to answer the third."""
-    model = tiny_model()
+    model = byte_model()
     prompts = [TOKENIZER.apply_chat_template(user(p), add_generation_prompt=True)["input_ids"] for p in OWN]
     answers = [TOKENIZER(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"] for answer in OWN.values()]
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -60,7 +61,7 @@ def test_system_messages_stay_with_the_prompt(subject):
 
 def test_a_model_that_does_not_refuse_keeps_the_references_with_a_warning(caplog):
     sides = both_sides(TRIPLES)
-    assert own_refusals(sides, tiny_model(), TOKENIZER) == sides
+    assert own_refusals(sides, byte_model(), TOKENIZER) == sides
     assert "refuses only 0 of 3" in caplog.text
 
 

@@ -16,12 +16,13 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, MissingExtraError, ModelError, ReferenceSetError, TrainingError
 from larf_curate.training import SapConfig, SapTrainer, sap_lora, training_rows
 from larf_curate.training.callbacks import FiniteGuard
-from tests.fixtures.training_tiny import ROWS, TRIPLES, tiny_model, tiny_rows, tiny_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer
+from tests.fixtures.training_rows import ROWS, TRIPLES, tiny_rows
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-TOKENIZER = tiny_tokenizer()
+TOKENIZER = byte_tokenizer()
 COMMON = {
     "max_steps": 2,
     "per_device_train_batch_size": 2,
@@ -56,7 +57,7 @@ def trainer(tmp_path, *, model=None, kind=SapTrainer, rows=None, references=TRIP
     args = SapConfig(output_dir=str(tmp_path), **{**COMMON, **SAP, **options})
     rows = rows or training_rows(tiny_rows(), TOKENIZER)
     return kind(
-        model or tiny_model(),
+        model or byte_model(),
         args,
         references=references,
         train_dataset=rows,
@@ -69,7 +70,7 @@ def plain_sft(tmp_path, *, model=None, peft_config=None, **options):
     args = SFTConfig(output_dir=str(tmp_path), **{**COMMON, **options})
     rows = training_rows(tiny_rows(), TOKENIZER)
     return SFTTrainer(
-        model or tiny_model(), args, train_dataset=rows, processing_class=TOKENIZER, peft_config=peft_config
+        model or byte_model(), args, train_dataset=rows, processing_class=TOKENIZER, peft_config=peft_config
     )
 
 
@@ -128,13 +129,13 @@ def probed_loss(model, batch, items, probe):
 
 
 def probe_gradient(model, batches, items):
-    zero = torch.nn.Parameter(torch.zeros(16, dtype=torch.float64))
+    zero = torch.nn.Parameter(torch.zeros(32, dtype=torch.float64))
     return torch.autograd.grad(sum(probed_loss(model, b, items, zero) for b in batches), zero)[0]
 
 
 @pytest.mark.parametrize(("step", "accumulation"), [("unit", 1), ("sign", 1), ("unit", 2)])
 def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypatch, step, accumulation):
-    model = tiny_model(dtype=torch.float64)
+    model = byte_model(dtype=torch.float64)
     expected = copy.deepcopy(model)
     subject = trainer(
         tmp_path,
@@ -169,7 +170,7 @@ def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypa
 
 
 def test_the_probe_makes_the_useful_loss_rise_in_the_harmful_direction(tmp_path):
-    model = tiny_model(dtype=torch.float64)
+    model = byte_model(dtype=torch.float64)
     subject = trainer(tmp_path, model=model, kind=ExactTrainer, probe_step="unit", beta=1e-3)
     batch = subject.data_collator([subject.train_dataset[i] for i in (0, 1)])
     items = (batch["labels"][:, 1:] != -100).sum()
@@ -187,7 +188,7 @@ def test_the_probe_makes_the_useful_loss_rise_in_the_harmful_direction(tmp_path)
 
 
 def test_the_harmful_direction_survives_a_model_that_surely_refuses(tmp_path):
-    model = tiny_model()
+    model = byte_model()
     subject = trainer(tmp_path, model=model, temperature=1e-4)
     weights = list(model.parameters())
     one_row = [t for t in TRIPLES if (log_prob(model, t[0], t[2]) - log_prob(model, t[0], t[1])) > 0]
@@ -207,10 +208,16 @@ def test_the_harmful_direction_survives_a_model_that_surely_refuses(tmp_path):
 @pytest.mark.parametrize("lora", [False, True])
 def test_without_epsilon_or_beta_it_is_plain_sft_bit_for_bit(tmp_path, off, lora):
     adapter = sap_lora() if lora else None
-    sft = plain_sft(tmp_path / "sft", model=tiny_model(dropout=0.1), peft_config=adapter, gradient_accumulation_steps=2)
+    sft = plain_sft(
+        tmp_path / "sft", model=byte_model(attention_dropout=0.1), peft_config=adapter, gradient_accumulation_steps=2
+    )
     sft.train()
     sap = trainer(
-        tmp_path / "sap", model=tiny_model(dropout=0.1), peft_config=adapter, gradient_accumulation_steps=2, **off
+        tmp_path / "sap",
+        model=byte_model(attention_dropout=0.1),
+        peft_config=adapter,
+        gradient_accumulation_steps=2,
+        **off,
     )
     sap.train()
     assert_same(weights_of(sft.model), weights_of(sap.model))
@@ -218,7 +225,7 @@ def test_without_epsilon_or_beta_it_is_plain_sft_bit_for_bit(tmp_path, off, lora
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_finding_the_probes_leaves_no_trace(tmp_path, lora):
-    subject = trainer(tmp_path, model=tiny_model(dropout=0.1), peft_config=sap_lora() if lora else None)
+    subject = trainer(tmp_path, model=byte_model(attention_dropout=0.1), peft_config=sap_lora() if lora else None)
     model = subject.model
     batch = subject.data_collator([subject.train_dataset[0]])
     before, random = weights_of(model), torch.get_rng_state()
@@ -272,9 +279,9 @@ def test_checkpointed_activations_give_the_same_update(tmp_path):
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
-    whole = trainer(tmp_path / "whole", model=tiny_model(dropout=0.1), **options)
+    whole = trainer(tmp_path / "whole", model=byte_model(attention_dropout=0.1), **options)
     whole.train()
-    resumed = trainer(tmp_path / "whole", model=tiny_model(dropout=0.1), **options)
+    resumed = trainer(tmp_path / "whole", model=byte_model(attention_dropout=0.1), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert resumed.state.global_step == 4
     assert_same(weights_of(whole.model), weights_of(resumed.model))
@@ -370,12 +377,12 @@ def test_a_model_without_the_lora_targets_is_refused(tmp_path):
 
 def test_a_frozen_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no trainable weights"):
-        trainer(tmp_path, model=tiny_model().requires_grad_(False))
+        trainer(tmp_path, model=byte_model().requires_grad_(False))
 
 
 def test_a_step_too_fine_for_the_weights_warns(tmp_path):
     with pytest.warns(UserWarning, match="below the resolution"):
-        trainer(tmp_path, model=tiny_model(dtype=torch.bfloat16), epsilon=2e-5)
+        trainer(tmp_path, model=byte_model(dtype=torch.bfloat16), epsilon=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +413,8 @@ def test_options_read_from_a_command_line_and_all_have_help():
 
 def test_a_missing_trl_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "larf_curate.training.sap")
+    for name in ("sap", "sap_config"):  # the configuration is imported first
+        monkeypatch.delitem(sys.modules, f"larf_curate.training.{name}")
     with pytest.raises(MissingExtraError, match=r'pip install "larf-curate\[train\]"'):
         importlib.import_module("larf_curate.training.sap")
 
