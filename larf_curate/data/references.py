@@ -1,4 +1,4 @@
-"""Reference sets: the known unsafe and known safe answers that rows are compared with."""
+"""Reference sets, the unsafe and safe answers that rows are compared with, and neutral rows."""
 
 import hashlib
 import json
@@ -16,18 +16,19 @@ from larf_curate.data.sources import FORMATS, silenced
 from larf_curate.errors import ConversationError, ReferenceSetError
 
 MIN_NEUTRAL = 10
+"""Fewest distinct neutral rows: z-scores need a mean and a standard deviation."""
 PAIR_COLUMNS = ("prompt", "unsafe", "safe")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSet:
-    """Unsafe and safe exemplar conversations, paired by position where both sides answer one prompt.
+    """Unsafe and safe exemplar conversations, paired by index if both sides have equally many.
 
     Args:
         unsafe: Conversations in which the assistant complies with a harmful request.
-        safe: Conversations in which it refuses.
+        safe: Conversations in which it refuses such a request.
         labels: Hazard category of each unsafe exemplar.
-        source: Where the set came from; kept in profiles and cards.
+        source: Where the set was loaded from; recorded in profiles and cards.
 
     Raises:
         ReferenceSetError: If a side is empty or a row is not a conversation.
@@ -41,7 +42,9 @@ class ReferenceSet:
     def __post_init__(self) -> None:
         for side, rows in (("unsafe", self.unsafe), ("safe", self.safe)):
             if not rows:
-                raise ReferenceSetError(f"wanted unsafe and safe references, got no {side} ones in {self.source}")
+                raise ReferenceSetError(
+                    f"wanted unsafe and safe references, got no {side} ones in {self.source}: add some"
+                )
             for index, row in enumerate(rows):
                 _check_row(row, f"{side} reference {index} of {self.source}")
 
@@ -54,13 +57,12 @@ class ReferenceSet:
         split: str = "train",
         revision: str | None = None,
     ) -> "ReferenceSet":
-        """Load pairs of one prompt with an unsafe and a safe answer.
+        """Load pairs: prompts, each with an unsafe and a safe answer.
 
         Args:
-            name: ``builtin``; a jsonl, json, csv or parquet file; a folder of them; or a Hub dataset id.
-            columns: Where the set calls its columns otherwise: ``{"prompt": …, "unsafe": …, "safe": …}``,
-                also ``category``. Rows of sets with two answers and a boolean for each (PKU-SafeRLHF) are read as
-                they are.
+            name: ``builtin``; a jsonl, json, csv or parquet file; a folder of such files; or a Hub dataset id.
+            columns: Column names by role, if they differ: ``{"prompt": …, "unsafe": …, "safe": …}``, optionally
+                ``category``. Data sets with two answers and a boolean for each (PKU-SafeRLHF) need no mapping.
             split: Split of a Hub dataset.
             revision: Commit, tag or branch of a Hub dataset.
 
@@ -73,10 +75,14 @@ class ReferenceSet:
 
     @classmethod
     def from_sides(cls, unsafe: str | Path, safe: str | Path) -> "ReferenceSet":
-        """Load two files (or Hub ids) of whole conversations, one a side, in any row format that is recognised.
+        """Load each side from a file (or Hub id) of conversations in any recognised format.
+
+        Args:
+            unsafe: Conversations in which the assistant complies with a harmful request.
+            safe: Conversations in which it refuses; paired with the others by index if there are equally many.
 
         Raises:
-            ReferenceSetError: If one cannot be read, is empty, or holds rows that are not conversations.
+            ReferenceSetError: If a file cannot be read, is empty, or has rows that are not conversations.
         """
         sides = [tuple(_read(str(path), "train", None)) for path in (unsafe, safe)]
         labels = tuple(str(row.get("category") or "unsafe") for row in sides[0])
@@ -85,9 +91,9 @@ class ReferenceSet:
     @classmethod
     def _from_pairs(cls, rows: Iterable[Row], source: str, columns: Mapping[str, str]) -> "ReferenceSet":
         pairs = [_pair(row, columns, f"row {index} of {source}") for index, row in enumerate(rows)]
-        good = [pair for pair in pairs if pair]
-        unsafe, safe = ([{"prompt": p[0], "response": p[side]} for p in good] for side in (1, 2))
-        return cls(unsafe=tuple(unsafe), safe=tuple(safe), labels=tuple(p[3] for p in good), source=source)
+        usable = [pair for pair in pairs if pair]
+        unsafe, safe = ([{"prompt": p[0], "response": p[side]} for p in usable] for side in (1, 2))
+        return cls(unsafe=tuple(unsafe), safe=tuple(safe), labels=tuple(p[3] for p in usable), source=source)
 
     def __len__(self) -> int:
         """Number of unsafe references."""
@@ -95,24 +101,24 @@ class ReferenceSet:
 
     @property
     def paired(self) -> bool:
-        """Whether both sides have as many rows, so that row i of one answers as row i of the other."""
+        """Whether both sides have equally many rows, so that row i of one is the counterpart of row i of the other."""
         return len(self.unsafe) == len(self.safe)
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of both sides."""
+        """Hex SHA-256 of the messages of both sides; columns, labels and source do not matter."""
         text = json.dumps([[to_messages(row) for row in side] for side in (self.unsafe, self.safe)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...]:
-    """Ordinary rows, which say what is normal for a model.
+    """Load neutral rows, which define what is normal for a model.
 
     Args:
-        name: ``builtin``, a file, a folder or a Hub dataset id with conversations in any recognised format, or rows.
+        name: ``builtin``; a file, a folder or a Hub dataset id with conversations in any recognised format; or rows.
 
     Raises:
-        ReferenceSetError: If they cannot be read, are fewer than 10, or one is not a conversation.
+        ReferenceSetError: If they cannot be read, fewer than 10 are distinct, or one is not a conversation.
     """
     if isinstance(name, str | Path):
         rows = load_rows("neutral") if str(name) == "builtin" else _read(str(name), "train", None)
@@ -123,12 +129,14 @@ def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...
     for index, row in enumerate(rows):
         _check_row(row, f"neutral row {index}")
     if (distinct := len({json.dumps(to_messages(row)) for row in rows})) < MIN_NEUTRAL:
-        raise ReferenceSetError(f"wanted at least {MIN_NEUTRAL} different neutral rows, got {distinct}")
+        raise ReferenceSetError(
+            f"wanted at least {MIN_NEUTRAL} different neutral rows, got {distinct}: use the built-in ones"
+        )
     return tuple(rows)
 
 
 def _pair(row: Row, columns: Mapping[str, str], where: str) -> tuple[Any, Any, Any, str] | None:
-    """(prompt, unsafe answer, safe answer, category); None for a row whose two answers are equally safe."""
+    """Prompt, unsafe answer, safe answer and category of a row; None if both its answers are safe, or both unsafe."""
     if "is_response_0_safe" in row and not columns:
         return _pku_pair(row)
     names = [columns.get(name, name) for name in PAIR_COLUMNS]
@@ -142,6 +150,7 @@ def _pair(row: Row, columns: Mapping[str, str], where: str) -> tuple[Any, Any, A
 
 
 def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
+    """The same for a row of PKU-SafeRLHF, whose two answers are in no particular order."""
     answers = (row["response_0"], row["response_1"])
     safe = (row["is_response_0_safe"], row["is_response_1_safe"])
     if bool(safe[0]) == bool(safe[1]):
@@ -152,7 +161,8 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     path = Path(name)
     if path.suffix.lower() in FORMATS and not path.exists():
-        raise ReferenceSetError(f"there is no file {name}: give the path of one, a folder or a Hub dataset id")
+        raise ReferenceSetError(f"there is no file {name}: give an existing file, a folder or a Hub dataset id")
+    # Without the check above, a file name with a typo would be looked up as a Hub dataset.
     try:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
@@ -160,14 +170,14 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
         return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; mend it, or name another") from error
+        raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; repair it, or give another") from error
 
 
 def _read_file(path: Path) -> Dataset:
     if path.suffix.lower() not in FORMATS:
         raise ReferenceSetError(f"wanted a file ending in {', '.join(FORMATS)}, got {path.name}")
     if not path.stat().st_size:
-        raise ReferenceSetError(f"wanted references, got an empty file: {path.name}")
+        raise ReferenceSetError(f"wanted references, got an empty file: {path.name}; add rows, or give another")
     with silenced():
         return load_dataset(FORMATS[path.suffix.lower()], data_files=str(path), split="train")
 

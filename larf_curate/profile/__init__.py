@@ -1,4 +1,4 @@
-"""SafetyProfile: all that one scoring needs beside the model itself, saved as safetensors and JSON."""
+"""`SafetyProfile`: everything that scoring needs besides the model, saved as safetensors and JSON."""
 
 from larf_curate.profile.checks import check_drift
 from larf_curate.profile.profile import SafetyProfile, cache_profile

@@ -1,4 +1,4 @@
-"""What a profile is built from: references and neutral rows checked, a model loaded, and their states read."""
+"""Steps of building a profile: load and check the rows, load the model, read the states."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ from larf_curate.layers.choice import check_enough_rows
 from larf_curate.models.hidden_states import StateReader, is_out_of_memory
 from larf_curate.models.loading import load_reader, load_reader_with_head
 from larf_curate.models.source import ModelSource, count_layers
-from larf_curate.profile.checks import check_apart, check_pairs, check_prompts, check_unlike, warn_few
+from larf_curate.profile.checks import (
+    check_disjoint,
+    check_prompts,
+    check_sides_differ,
+    check_states_differ,
+    warn_if_few,
+)
 from larf_curate.profile.provenance import describe, describe_neutral
 from larf_curate.profile.reference_states import read_sides, rows_by_side
 from larf_curate.signals import SIGNALS
@@ -25,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRows:
-    """The rows of a profile before a model has read them, checked.
+    """The checked rows of a profile, before their states are read.
 
     Args:
         references: Unsafe and safe conversations.
-        neutral: Ordinary rows.
-        neutral_name: Where the ordinary rows came from, as the user gave it.
+        neutral: Neutral rows.
+        neutral_name: Source of the neutral rows, as given by the user.
         match_lengths: Whether long reference answers are cut to the length of their counterparts.
     """
 
@@ -49,24 +55,24 @@ class SourceRows:
         match_lengths: bool | None,
         choose_layers: bool,
     ) -> "SourceRows":
-        """Load both and refuse what would make a profile wrong; see `SafetyProfile.build` for the arguments.
+        """Load references and neutral rows and check them; see `SafetyProfile.build` for the arguments.
 
         Raises:
-            ProfileError: If there is no such signal.
-            ReferenceSetError: If the rows do not suit it, or are too few to choose layers by.
+            ProfileError: If the signal does not exist.
+            ReferenceSetError: If the rows do not suit the signal, or are too few to choose layers.
         """
         if signal not in SIGNALS:
             raise ProfileError(f"wanted a signal among {', '.join(SIGNALS)}, got {signal!r}")
-        ordinary = load_neutral(neutral)
+        neutral_rows = load_neutral(neutral)
         refs = references if isinstance(references, ReferenceSet) else ReferenceSet.load(references)
-        check_pairs(refs)
-        check_apart(refs, ordinary)
-        check_prompts(refs.unsafe, ordinary, signal, needed="prompt" in SIGNALS[signal].positions)
-        warn_few(refs)
+        check_sides_differ(refs)
+        check_disjoint(refs, neutral_rows)
+        check_prompts(refs.unsafe, neutral_rows, signal, needed="prompt" in SIGNALS[signal].positions)
+        warn_if_few(refs)
         if choose_layers:
-            check_enough_rows(refs.unsafe, refs.safe, ordinary)
+            check_enough_rows(refs.unsafe, refs.safe, neutral_rows)
         match = SIGNALS[signal].full_answers is False if match_lengths is None else match_lengths
-        return cls(references=refs, neutral=ordinary, neutral_name=neutral, match_lengths=match)
+        return cls(references=refs, neutral=neutral_rows, neutral_name=neutral, match_lengths=match)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,8 +81,8 @@ class LoadedModel:
 
     Args:
         source: Which model, its dtype resolved.
-        reader: Reads the states at the layers asked for.
-        causal_lm: The model with its head, where it was loaded with one.
+        reader: Reads states at the requested layers.
+        causal_lm: The model with its head, sharing the reader's weights; None if it was loaded without.
     """
 
     source: ModelSource
@@ -91,11 +97,11 @@ class LoadedModel:
 
         Args:
             source: The model, its dtype resolved.
-            layers: 0-based decoder blocks to read; all of them if left out.
+            layers: 0-based decoder blocks to read; None for all.
             device: A torch device.
             max_length: Longest conversation in tokens.
-            head: Whether the head is wanted, for gradients at the same weights; it is left out, with a warning, where
-                the model's files do not have it or it does not fit into memory.
+            head: Whether to load the head too, for gradients at the same weights. If the model's files lack it or it
+                does not fit into memory, the model is loaded without it, with a warning.
 
         Raises:
             ModelError: If the model cannot be loaded, or lacks a layer.
@@ -111,7 +117,7 @@ class LoadedModel:
                 reason = str(error).partition("\n")[0]
         chosen = tuple(range(count_layers(source)) if layers is None else layers)
         reader = load_reader(source, chosen, device=device, max_length=max_length)
-        if reason:  # not before: a model that cannot be read at all has its own error
+        if reason:  # only now, since a model that cannot be loaded at all raises its own error
             logger.warning("the model was loaded without its head, since %s", reason)
         return cls(source=source, reader=reader)
 
@@ -121,18 +127,18 @@ def read_profile(model: LoadedModel, rows: SourceRows) -> dict[str, Any]:
 
     Args:
         model: The model.
-        rows: References and ordinary rows.
+        rows: References and neutral rows.
 
     Returns:
-        The fields of a `SafetyProfile` that follow from both, by name.
+        The fields of a `SafetyProfile` that depend on model and rows, by name.
 
     Raises:
-        ReferenceSetError: If a row cannot be scored, or both sides of the references are alike.
+        ReferenceSetError: If a row cannot be scored, or both sides of the references have the same states.
     """
     reader = model.reader
     sides = rows_by_side(rows.references, rows.neutral, reader.tokenizer, match=rows.match_lengths)
     states: dict[str, States] = read_sides(reader, sides)
-    check_unlike(states)
+    check_states_differ(states)
     return {
         "source": replace(model.source, revision=reader.revision or model.source.revision),
         "template_digest": template_digest(reader.tokenizer),

@@ -1,4 +1,4 @@
-"""The profile that scored some rows, from this machine's cache."""
+"""Lookup of the profile that scored a dataset in this machine's cache."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from larf_curate.profile.profile import SafetyProfile
 
 
 def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) -> SafetyProfile | None:
-    """The profile that scored a selection: the one given, else the one that this machine kept, else None.
+    """Find the profile that scored a dataset: the one given, else the cached one, else None.
 
     Args:
         scored: Manifest of the scored dataset.
-        profile: A profile to check against it.
+        profile: A profile to check against the manifest; default: look it up in the cache.
 
     Raises:
-        ProfileMismatchError: If the profile given is another.
+        ProfileMismatchError: If the given profile is not the one in the manifest.
     """
     recorded = scored.get("profile") or {}
     if profile is not None:
@@ -27,5 +27,5 @@ def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) 
     folder = cache_home() / "profiles" / str(digest)
     try:
         return SafetyProfile.from_pretrained(folder) if digest and folder.is_dir() else None
-    except ProfileError:  # damaged, or written by a version that kept less: as good as none
+    except ProfileError:  # damaged, or of an older format: the same as not cached
         return None

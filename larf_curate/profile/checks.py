@@ -1,4 +1,4 @@
-"""What would make a profile wrong: neutral rows that are references, sides that are one, another model."""
+"""Validation of references, neutral rows and model before a profile is built or used."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,144 +13,162 @@ from larf_curate.signals.protocol import mean_unit
 from larf_curate.states import States, Vectors
 
 logger = logging.getLogger(__name__)
-DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
-"""Largest relative difference of the first reference's state, recorded against computed, for a model to be the same."""
-FEW = 10
-NEAR = 0.9
-"""Share of its characters that an answer has in common with its counterpart for the two to say the same."""
-OPENING = 500
-"""Characters of an answer that are compared, as the time goes with their square."""
+MAX_DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
+"""Largest relative difference between the computed and the recorded state of the first reference, by dtype."""
+MIN_REFERENCES = 10
+"""Distinct references per side below which there is a warning."""
+NEAR_DUPLICATE = 0.9
+"""Similarity of two answers, as a share of their characters, above which they count as the same."""
+COMPARED_CHARACTERS = 500
+"""Characters of an answer that are compared, since the run time is quadratic in them."""
 SAME_PROMPT = 8
 """Most answers to one prompt that an answer is compared with."""
-ALIKE = 1e-3
-"""Smallest distance of the mean unit states of unsafe and safe references for them to be two sides."""
+MIN_SIDE_DISTANCE = 1e-3
+"""Smallest distance between the mean unit states of unsafe and safe references that counts as a difference."""
 
 
-def check_apart(refs: ReferenceSet, ordinary: Sequence[Row]) -> None:
-    """Refuse neutral rows that are references."""
+def check_disjoint(refs: ReferenceSet, neutral: Sequence[Row]) -> None:
+    """Check that no neutral row is a reference too.
+
+    Raises:
+        ReferenceSetError: If one is, apart from case and whitespace.
+    """
     known = {
-        _said(row): f"{side} reference {index}"
+        _normalised_turns(row): f"{side} reference {index}"
         for side, rows in (("safe", refs.safe), ("unsafe", refs.unsafe))
         for index, row in enumerate(rows)
     }
-    for index, row in enumerate(ordinary):
-        if same := known.get(_said(row)):
+    for index, row in enumerate(neutral):
+        if same := known.get(_normalised_turns(row)):
             raise ReferenceSetError(
-                f"neutral row {index} is {same} of {refs.source} too: wanted ordinary rows that are no references; "
-                "take it out of the neutral rows"
+                f"neutral row {index} is {same} of {refs.source} too: wanted neutral rows that are not references; "
+                "remove it from the neutral rows"
             )
 
 
-def _said(row: Row) -> tuple[tuple[str, str], ...]:
-    """What user and assistant say, whatever the case and the spaces."""
+def _normalised_turns(row: Row) -> tuple[tuple[str, str], ...]:
+    """Role and text of all turns except system messages, with case and whitespace normalised."""
     turns = [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in to_messages(row)]
     return tuple(turn for turn in turns if turn[0] != "system")
 
 
-def check_pairs(refs: ReferenceSet) -> None:
-    """Refuse references most of which say the same on both sides, or nearly so.
+def check_sides_differ(refs: ReferenceSet) -> None:
+    """Check that most unsafe references are not safe ones too, exactly or nearly.
 
     Raises:
-        ReferenceSetError: If more than half of the unsafe ones are safe ones too, or have over 90 % of their answer's
-            characters in common with that of their pair or with one to the same prompt.
+        ReferenceSetError: If more than half of the unsafe ones are safe ones too, or have an answer that shares over
+            90 % of its characters with the safe answer of the same pair or with one to the same prompt.
     """
-    safe = set(map(_said, refs.safe))
-    same = sum(_said(row) in safe for row in refs.unsafe)
+    safe = set(map(_normalised_turns, refs.safe))
+    same = sum(_normalised_turns(row) in safe for row in refs.unsafe)
     if 2 * same > len(refs.unsafe):
         raise ReferenceSetError(
             f"wanted unsafe and safe references that differ, got {same} of {len(refs.unsafe)} unsafe ones among the "
             f"safe ones of {refs.source} too: do both sides hold the same answers?"
         )
-    near = sum(any(_near(answer, other) for other in others) for answer, others in _counterparts(refs))
+    near = sum(any(_is_near_duplicate(answer, other) for other in others) for answer, others in _counterparts(refs))
     if 2 * near > len(refs.unsafe):
         raise ReferenceSetError(
             f"wanted unsafe and safe references that differ, got {near} of {len(refs.unsafe)} unsafe ones of "
-            f"{refs.source} whose answers are alike to a safe one's in over {NEAR:.0%} of their characters: does one "
-            "side hold copies of the other?"
+            f"{refs.source} whose answers share over {NEAR_DUPLICATE:.0%} of their characters with a safe one's: does "
+            "one side hold copies of the other?"
         )
 
 
 def _counterparts(refs: ReferenceSet) -> Iterator[tuple[str, list[str]]]:
-    """Each unsafe answer with those safe ones that it is a pair with or that answer the same prompt."""
+    """Each unsafe answer with the safe ones to compare it with: its pair's, and those to the same prompt."""
     answers: dict[tuple[str, ...], list[str]] = {}
-    safe = [_asked_and_answered(row) for row in refs.safe]
-    for asked, answered in safe:
-        answers.setdefault(asked, []).append(answered)
-    for index, (asked, answered) in enumerate(map(_asked_and_answered, refs.unsafe)):
-        others = answers.get(asked, [])[:SAME_PROMPT] if asked else []
-        yield answered, [*others, safe[index][1]] if refs.paired else others
+    safe = [_prompt_and_answer(row) for row in refs.safe]
+    for prompt, answer in safe:
+        answers.setdefault(prompt, []).append(answer)
+    for index, (prompt, answer) in enumerate(map(_prompt_and_answer, refs.unsafe)):
+        others = answers.get(prompt, [])[:SAME_PROMPT] if prompt else []
+        yield answer, [*others, safe[index][1]] if refs.paired else others
 
 
-def _asked_and_answered(row: Row) -> tuple[tuple[str, ...], str]:
-    """What the others say, and what the assistant says."""
-    said = _said(row)
-    asked = tuple(text for role, text in said if role != "assistant")
-    return asked, "\n".join(text for role, text in said if role == "assistant")
+def _prompt_and_answer(row: Row) -> tuple[tuple[str, ...], str]:
+    """All turns of others, and the assistant's turns joined."""
+    turns = _normalised_turns(row)
+    prompt = tuple(text for role, text in turns if role != "assistant")
+    return prompt, "\n".join(text for role, text in turns if role == "assistant")
 
 
-def _near(one: str, other: str) -> bool:
-    """Whether two answers are about as long and open with nearly the same characters."""
+def _is_near_duplicate(one: str, other: str) -> bool:
+    """Whether two answers have similar lengths and nearly the same characters at the beginning."""
     shorter, longer = sorted(map(len, (one, other)))
-    matcher = SequenceMatcher(None, one[:OPENING], other[:OPENING], autojunk=False)
-    return shorter > NEAR * longer and matcher.quick_ratio() > NEAR and matcher.ratio() > NEAR
+    matcher = SequenceMatcher(None, one[:COMPARED_CHARACTERS], other[:COMPARED_CHARACTERS], autojunk=False)
+    return (
+        shorter > NEAR_DUPLICATE * longer
+        and matcher.quick_ratio() > NEAR_DUPLICATE  # an upper bound of the ratio, and cheap
+        and matcher.ratio() > NEAR_DUPLICATE
+    )
 
 
-def warn_few(refs: ReferenceSet) -> None:
-    """Say so when a side has too few references, copies not counted, to stand for all that is unsafe or safe."""
-    if (count := min(len(set(map(_said, side))) for side in (refs.unsafe, refs.safe))) < FEW:
-        logger.warning("only %d references on a side: scores rest on little; %d or more are wanted", count, FEW)
+def warn_if_few(refs: ReferenceSet) -> None:
+    """Warn if a side has fewer than 10 distinct references, which may not represent all that is unsafe or safe."""
+    count = min(len(set(map(_normalised_turns, side))) for side in (refs.unsafe, refs.safe))
+    if count < MIN_REFERENCES:
+        logger.warning(
+            "only %d distinct references on one side: scores are based on few references; use %d or more",
+            count,
+            MIN_REFERENCES,
+        )
 
 
-def check_unlike(states: dict[str, States]) -> None:
-    """Refuse references whose two sides the model cannot tell apart at any layer."""
+def check_states_differ(states: dict[str, States]) -> None:
+    """Check that the model separates the two sides of the references at some layer.
+
+    Raises:
+        ReferenceSetError: If their mean normalised states are the same at every layer.
+    """
     difference = mean_unit(states["unsafe"]["last"]) - mean_unit(states["safe"]["last"])
-    if np.linalg.norm(difference, axis=-1).max() < ALIKE:
+    if np.linalg.norm(difference, axis=-1).max() < MIN_SIDE_DISTANCE:
         raise ReferenceSetError(
             "wanted unsafe and safe references that differ, got two sides with the same states (mean cosine difference "
-            f"below {ALIKE:g} at every layer): do both sides hold the same answers?"
+            f"below {MIN_SIDE_DISTANCE:g} at every layer): do both sides hold the same answers?"
         )
 
 
 def check_prompts(unsafe: Sequence[Row], neutral: Sequence[Row], signal: str, *, needed: bool) -> None:
-    """Refuse a side that is mostly plain text without prompts; warn where the signal reads none.
+    """Check that most unsafe references and most neutral rows have prompts.
 
     Args:
         unsafe: The unsafe references.
         neutral: The neutral rows.
         signal: The profile's signal.
-        needed: Whether it reads prompts.
+        needed: Whether the signal reads prompts; if not, there is only a warning.
 
     Raises:
-        ReferenceSetError: If they are needed.
+        ReferenceSetError: If prompts are needed and more than half of either are plain text.
     """
     for side, rows in (("unsafe references", unsafe), ("neutral rows", neutral)):
-        plain = sum(len(_said(row)) < 2 for row in rows)
+        plain = sum(len(_normalised_turns(row)) < 2 for row in rows)
         if 2 * plain <= len(rows):
             continue
-        told = f"{plain} of {len(rows)} {side} are plain text without a prompt"
+        finding = f"{plain} of {len(rows)} {side} are plain text without a prompt"
         if needed:
             raise ReferenceSetError(
-                f"{told}, and the signal {signal} reads prompts: give conversations, or take a signal that reads "
-                "answers alone, as harmful does"
+                f"{finding}, and the signal {signal} reads prompts: give conversations, or use a signal that reads "
+                "answers only, such as harmful"
             )
-        logger.warning("%s: erosion, which goes by prompts, says little in this profile", told)
+        logger.warning("%s: erosion, which reads prompts, is not meaningful in this profile", finding)
 
 
 def check_drift(computed: Vectors, recorded: Vectors, *, allowed: float, model_id: str, built_with: str) -> None:
-    """Refuse a model whose state of the first reference is not the recorded one.
+    """Check that a model is the one a profile was built with, by its state of the first reference.
 
     Args:
-        computed: Shape (1, layers, d).
-        recorded: Shape (1, layers, d).
+        computed: State of the loaded model, shape (1, layers, d).
+        recorded: State in the profile, shape (1, layers, d).
         allowed: Largest relative difference.
-        model_id: The model at hand.
+        model_id: The loaded model.
         built_with: The model that the profile was built with.
 
     Raises:
-        ProfileMismatchError: If they differ by more than rounding.
+        ProfileMismatchError: If the states differ by more than rounding at a layer.
     """
     drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
-    if not drift.max() <= allowed:
+    if not drift.max() <= allowed:  # so written, NaN is refused too
         raise ProfileMismatchError(
             f"{model_id} is not the model this profile was built with ({built_with}): its states "
             f"differ by {drift.max():.1%}, wanted at most {allowed:.1%}; build a profile for it"

@@ -1,4 +1,4 @@
-"""Which layers a profile reads where it is not told: by separation, and by what refusals depend on."""
+"""Default layers of a profile: chosen by separation of references and by the sensitivity of refusals."""
 
 import logging
 from collections.abc import Sequence
@@ -15,33 +15,32 @@ from larf_curate.models.source import ModelSource, public_name
 from larf_curate.profile.building import LoadedModel
 
 logger = logging.getLogger(__name__)
+# Recorded in profiles, whose digests depend on them: these and the reasons appended to them must not change.
 ALONE = "separation of held-out references"
 BOTH = f"{ALONE} and what refusals depend on, equally"
 
 
 def find_sensitivity(model: LoadedModel) -> LayerReport | None:
-    """What a model's refusals depend on, by the gradient; None, with a warning, where that cannot be told.
+    """Measure by the gradient which blocks refusals depend on; None, with a warning, if that is impossible.
 
-    A model that refuses nothing, has experts or quantised weights, or is too large to take a gradient is scored
-    nevertheless.
+    A model that refuses nothing, has experts or quantised weights, or is too large for a gradient can be scored
+    nevertheless, so this is not an error.
 
     Args:
-        model: The model, with its head where it has one.
+        model: The model, with its head if it has one.
 
     Raises:
-        ModelError: If the gradient fails for a reason that this package does not know.
+        ModelError: If the gradient fails for an unexpected reason.
     """
     found = _sensitivity(model)
     if isinstance(found, LayerReport):
         return found
-    logger.warning(
-        "layers are chosen by the separation of references alone, since %s (larf-curate layers tells more)", found
-    )
+    logger.warning("layers are chosen by the separation of references alone, since %s (see larf-curate layers)", found)
     return None
 
 
 def _sensitivity(model: LoadedModel) -> LayerReport | str:
-    """What was found, or the reason why nothing could be."""
+    """The report, or the reason why there is none."""
     if model.causal_lm is None:
         return "the model could not be loaded with its head"
     try:
@@ -50,18 +49,23 @@ def _sensitivity(model: LoadedModel) -> LayerReport | str:
         return str(error).partition(": ")[0]
     except FORWARD_ERRORS as error:
         if is_out_of_memory(error):
-            return "memory is short"
+            return "memory ran out"
         raise ModelError(
-            f"the gradient of {model.source.model_id} failed ({type(error).__name__}: {error}): name the layers "
-            "(layers=[…], --layers) and please report this"
+            f"the gradient of {model.source.model_id} failed ({type(error).__name__}: {error}): give the layers "
+            "(layers=[…], --layers) and please report this as a bug"
         ) from error
 
 
 def check_report(report: LayerReport, source: ModelSource, blocks: int) -> None:
-    """Refuse a layer report that is of another model or of no use, and warn of one that may be of another.
+    """Check that a layer report fits a model, and warn if it may be of another one.
+
+    Args:
+        report: The layer report.
+        source: The model.
+        blocks: Number of decoder blocks of the model.
 
     Raises:
-        ProfileError: If it has another number of blocks, or scores that are not finite.
+        ProfileError: If the number of blocks differs, or a score is not finite.
     """
     if len(report.scores) != blocks:
         raise ProfileError(
@@ -69,18 +73,18 @@ def check_report(report: LayerReport, source: ModelSource, blocks: int) -> None:
             f"{len(report.scores)}"
         )
     if not np.isfinite(report.scores).all():
-        raise ProfileError(f"the layer report of {report.model} has scores that are not finite: make it again")
+        raise ProfileError(f"the layer report of {report.model} has scores that are not finite: create it again")
     names = public_name(report.model), public_name(source.model_id)
     if names[0] != names[1]:
         logger.warning("the layer report is of %s, the profile of %s: are they the same model?", *names)
 
 
 def sensitivity_of(report: LayerReport | None) -> Sequence[float] | None:
-    """How much refusals depend on each block; None if that is not known, or nothing stands out.
+    """Sensitivity of refusals to each block; None if it is unknown or no block differs from chance.
 
     Args:
-        report: What was found of a model's blocks; those known to break the model count as 0. One by ``separation`` is
-            not about refusals.
+        report: A layer report. Blocks that break the model count as 0; a report by ``separation`` is not about
+            refusals and gives None.
     """
     if report is None or report.method == "separation" or not report.layers:
         return None
@@ -88,11 +92,11 @@ def sensitivity_of(report: LayerReport | None) -> Sequence[float] | None:
 
 
 def choice_of(report: LayerReport | None, chosen: Sequence[int]) -> dict[str, Any]:
-    """How the layers were chosen, as the profile records it.
+    """Record of how the layers were chosen, for `SafetyProfile.choice`.
 
     Args:
-        report: What was found of the blocks, if anything.
-        chosen: The layers that were chosen.
+        report: The layer report; None if there is none.
+        chosen: The chosen layers.
     """
     if report is None:
         return {"by": f"{ALONE}: what refusals depend on could not be told"}
@@ -107,11 +111,12 @@ def choice_of(report: LayerReport | None, chosen: Sequence[int]) -> dict[str, An
     if sensitivity is None:
         return _alone("no block stands out in what refusals depend on", found)
     shares = cumulative_share(sensitivity)
-    if not np.ptp(shares[middle_half(len(shares))]):
+    if not np.ptp(shares[middle_half(len(shares))]):  # equal shares do not change the ranking
         return _alone("refusals depend on no block of the middle half", found)
     return {"by": BOTH, **found, "carried": [round(float(shares[block]), 3) for block in chosen]}
 
 
 def _alone(reason: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Record, and warn, that separation alone has decided."""
     logger.warning("layers are chosen by the separation of references alone, since %s", reason)
     return {"by": f"{ALONE}: {reason}", **found}

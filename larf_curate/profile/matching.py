@@ -1,4 +1,4 @@
-"""Reference answers of one length: where one side of a pair is much longer, a score learns length instead of safety."""
+"""Matching the lengths of reference answers: if one side were much longer, scores would measure length, not safety."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from larf_curate.conversation.schemas import Row, to_conversation, to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ConversationError
 
-LONGER = 1.5
-"""An answer with over so many times its counterpart's tokens is cut to their number."""
+MAX_LENGTH_RATIO = 1.5
+"""An answer with more than this many times its counterpart's tokens is cut to their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched:
-    """References whose answers are about as long on both sides.
+class MatchedReferences:
+    """References whose answers have similar lengths on both sides.
 
     Args:
         unsafe: Unsafe rows in their order.
         safe: Safe rows in their order.
-        cut: How many of each side were cut.
+        cut: Number of cut answers by side.
     """
 
     unsafe: tuple[Row, ...]
@@ -27,11 +27,11 @@ class Matched:
     cut: dict[str, int]
 
 
-def match_lengths(refs: ReferenceSet, tokenizer: Tokenizer) -> Matched:
-    """Cut the last answer of a reference that is much longer than its counterpart's to that one's number of tokens.
+def match_lengths(refs: ReferenceSet, tokenizer: Tokenizer) -> MatchedReferences:
+    """Cut last answers that are much longer than their counterpart's to its number of tokens.
 
-    The counterpart is the row of the same place on the other side, which starts over where it is the shorter one. A
-    row that is not a conversation with an answer stays as it is.
+    The counterpart is the row with the same index on the other side, modulo that side's number of rows. Rows that are
+    not conversations with an answer are unchanged.
 
     Args:
         refs: The references.
@@ -39,18 +39,18 @@ def match_lengths(refs: ReferenceSet, tokenizer: Tokenizer) -> Matched:
     """
     ends = [[_token_ends(row, tokenizer) for row in side] for side in (refs.unsafe, refs.safe)]
     unsafe, safe = (
-        [_cut(row, mine[i], len(other[i % len(other)])) for i, row in enumerate(side)]
+        [_truncate(row, mine[i], len(other[i % len(other)])) for i, row in enumerate(side)]
         for side, mine, other in ((refs.unsafe, ends[0], ends[1]), (refs.safe, ends[1], ends[0]))
     )
     cut = {
         name: sum(new is not old for new, old in zip(rows, side, strict=True))
         for name, rows, side in (("unsafe", unsafe, refs.unsafe), ("safe", safe, refs.safe))
     }
-    return Matched(unsafe=tuple(unsafe), safe=tuple(safe), cut=cut)
+    return MatchedReferences(unsafe=tuple(unsafe), safe=tuple(safe), cut=cut)
 
 
 def _token_ends(row: Row, tokenizer: Tokenizer) -> list[int]:
-    """Where each token of the last answer ends, in characters; empty without an answer."""
+    """End of each token of the last answer, in characters; empty if there is no answer."""
     answer = _answer(row)
     if not answer:
         return []
@@ -58,16 +58,18 @@ def _token_ends(row: Row, tokenizer: Tokenizer) -> list[int]:
     return [int(end) for _, end in offsets]
 
 
-def _cut(row: Row, ends: Sequence[int], wanted: int) -> Row:
-    if not wanted or len(ends) <= LONGER * wanted:
+def _truncate(row: Row, ends: Sequence[int], length: int) -> Row:
+    """Cut the last answer to ``length`` tokens if it is much longer; the same object if it is not."""
+    if not length or len(ends) <= MAX_LENGTH_RATIO * length:
         return row
     conversation = to_conversation(row)
     *before, last = conversation.messages
-    kept = last["content"][: ends[wanted - 1]].rstrip()
+    kept = last["content"][: ends[length - 1]].rstrip()
     return {"text": kept} if conversation.text is not None else {"messages": [*before, {**last, "content": kept}]}
 
 
 def _answer(row: Row) -> str:
+    """The last answer of a row; empty if there is none."""
     try:
         last = to_messages(row)[-1]
     except ConversationError:

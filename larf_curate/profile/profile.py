@@ -1,4 +1,4 @@
-"""The profile itself: made from a model and references, it fits signals and loads the model again."""
+"""`SafetyProfile`: built from a model and references; fits signals, and loads the model for scoring."""
 
 import hashlib
 import json
@@ -24,10 +24,7 @@ from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers, identify, public_name
 from larf_curate.profile import storage
 from larf_curate.profile.building import LoadedModel, SourceRows, read_profile
-from larf_curate.profile.checks import (
-    DRIFT,
-    check_drift,
-)
+from larf_curate.profile.checks import MAX_DRIFT, check_drift
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reference_states import MATCHED, SIDES, read_states
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
@@ -38,23 +35,23 @@ from larf_curate.version import __version__
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SafetyProfile:
-    """A model, its layers, the reference states there, and the signal that compares rows with them.
+    """A model, its layers, the reference states at these layers, and the signal that compares rows with them.
 
     Args:
         source: The model: id, revision, resolved dtype.
         template_digest: Hex SHA-256 of the chat template.
         layers: 0-based decoder blocks.
-        states: Keys ``unsafe``, ``safe`` and ``neutral``, then position; shape (n, layers, d), float32. Where reference
-            answers were cut to the length of their counterparts, also ``unsafe_matched`` or ``safe_matched``, of which
-            all signals but ``larf`` are made.
-        references: Source, digest, counts and labels of the reference set, and how many answers of each side were cut.
+        states: States by side (``unsafe``, ``safe``, ``neutral``) and position, each of shape (n, layers, d), float32.
+            If reference answers were cut to the length of their counterparts, also ``unsafe_matched`` or
+            ``safe_matched``, to which all signals except ``larf`` are fitted.
+        references: Source, digest, counts and labels of the reference set, and the number of cut answers of each side.
         neutral: Source, digest and count of the neutral rows.
-        choice: How the layers were chosen: ``by``, and what it was judged by.
-        canary: The first unsafe reference, by which a loaded model is recognised.
+        choice: How the layers were chosen: ``by``, and the findings that it is based on.
+        canary: The first unsafe reference, whose state identifies the model when it is loaded.
         signal: Name of the signal that gives ``larf_score``.
         top_k: Pairs that count in the LARF score; None for all.
         max_length: Longest conversation in tokens.
-        package: Version of this package that built it.
+        package: Version of this package that built the profile.
     """
 
     source: ModelSource
@@ -88,33 +85,34 @@ class SafetyProfile:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> "SafetyProfile":
-        """Compute the reference states of a model.
+        """Build a profile: compute the reference states of a model.
 
         Args:
             model: A local folder or a Hub id.
-            references: A set, or what `ReferenceSet.load` takes.
-            layers: 0-based decoder blocks; ``all``; ``auto`` for three of the middle half of the model, by how well the
-                signal, the default one by both its axes, separates held-out references there, and as much by the
-                share of what refusals depend on that was computed up to there; or what `find_safety_layers` found, to
-                go by that instead of its default way.
-            match_lengths: Whether a reference answer of over 1.5 times its counterpart's tokens is cut to their number.
-                If left out, they are, but for ``signal="larf"``, which is the published score in any case.
-            neutral: Ordinary rows that say what is normal for the model: ``builtin``, a file, a folder, a Hub dataset
-                id, or rows.
+            references: A set, or an argument of `ReferenceSet.load`.
+            layers: 0-based decoder blocks; ``all``; a report of `find_safety_layers`; or ``auto``. Both a report and
+                ``auto`` choose three blocks of the middle half of the model, by two equal criteria: how well the signal
+                (of the default signal: both its components) separates held-out references there, and the share of
+                what refusals depend on that has been computed up to there, according to the report or, with ``auto``,
+                to the gradient method.
+            match_lengths: Whether reference answers with over 1.5 times their counterpart's tokens are cut to its
+                length. Default: they are, except with ``signal="larf"``, which is always the published score.
+            neutral: Neutral rows, which define what is normal for the model: ``builtin``, a file, a folder, a Hub
+                dataset id, or rows.
             signal: Name of the signal that gives ``larf_score``.
             top_k: Pairs that count in the LARF score; None for all, as in the paper.
-            dtype: ``auto`` is bfloat16 where the hardware computes in it, float32 elsewhere.
+            dtype: ``auto`` is bfloat16 where the hardware supports it natively, float32 elsewhere.
             revision: Commit, tag or branch of a Hub id.
             max_length: Longest conversation in tokens.
             chat_template: A Jinja chat template to use instead of the model's own.
-            device: A torch device; the first accelerator there is, if left out.
+            device: A torch device. Default: the first available accelerator.
             trust_remote_code: Whether code from the model's repository may run.
 
         Raises:
             ModelError: If the model cannot be loaded, or lacks a chat template or a layer.
             ReferenceSetError: If a reference cannot be scored, the references do not suit the signal, both sides are
-                alike, or a neutral row is a reference too.
-            ProfileError: If there is no such signal.
+                the same, or a neutral row is a reference too.
+            ProfileError: If the signal does not exist, or the layer report does not fit the model.
         """
         if isinstance(layers, str) and layers not in ("auto", "all"):
             raise ProfileError(f"wanted layers as a list of numbers, 'auto' or 'all', got {layers!r}")
@@ -140,7 +138,7 @@ class SafetyProfile:
             top_k=top_k,
             max_length=max_length,
         )
-        profile.fit(signal)
+        profile.fit(signal)  # raises now rather than at scoring if the references do not suit the signal
         if not choose:
             return profile
         report = layers if isinstance(layers, LayerReport) else find_sensitivity(loaded)
@@ -148,61 +146,64 @@ class SafetyProfile:
         return replace(profile.at(best), choice=choice_of(report, best))
 
     def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
-        """The layers that ``auto`` chooses, of a profile of all layers; see `larf_curate.layers.choice`.
+        """Layers that ``auto`` chooses from a profile of all layers; see `larf_curate.layers.choice`.
 
         Args:
-            report: What was found of the layers that refusals depend on; if it recommends one, it counts as much.
+            report: A layer report; if it recommends a layer, it counts as much as separation.
         """
         sensitivity = sensitivity_of(report)
         fits = [self._kind(name).fit for name in (AXES if self.signal == DEFAULT_SIGNAL else (self.signal,))]
         return best_layers(fits, self.references_for(), len(self.layers), sensitivity=sensitivity)
 
     def references_for(self, signal: str | None = None) -> ReferenceStates:
-        """The states a signal is made from, with matched answers where there are some and the signal may take them.
+        """States that a signal is fitted to: of answers cut to equal length, if there are any and the signal uses them.
 
         Args:
-            signal: Its name; the profile's own if none is named.
+            signal: Name of the signal; default: the profile's.
 
         Raises:
-            ProfileError: If there is no such signal.
+            ProfileError: If the signal does not exist.
         """
         full_answers = self._kind(signal).full_answers
-        sides = {side: self.states[side if full_answers else _matched(self.states, side)] for side in SIDES}
+        sides = {side: self.states[side if full_answers else _matched_side(self.states, side)] for side in SIDES}
         return ReferenceStates(**sides, top_k=self.top_k)
 
     def at(self, layers: Sequence[int]) -> "SafetyProfile":
-        """The same profile at some of its layers.
+        """The same profile restricted to some of its layers.
 
         Raises:
-            ProfileError: If it lacks one.
+            ProfileError: If the profile lacks one of them.
         """
         if missing := set(layers) - set(self.layers):
             raise ProfileError(f"the profile has layers {list(self.layers)}, not {sorted(missing)}: build it with them")
-        places = [self.layers.index(layer) for layer in layers]
+        indices = [self.layers.index(layer) for layer in layers]
         states: dict[str, States] = {
-            side: {position: values[:, places] for position, values in by.items()} for side, by in self.states.items()
+            side: {position: values[:, indices] for position, values in by.items()} for side, by in self.states.items()
         }
         return replace(self, layers=tuple(layers), states=states)
 
     def fill_prompts(self, states: States, conversations: Sequence[Tokens]) -> States:
-        """Give turns without a prompt, as plain text has them, the mean prompt state of neutral rows.
+        """Give turns without a prompt (plain text) the mean prompt state of neutral rows.
 
-        So signals that read the prompt find such a row ordinary, and the rest of the score is about its text.
+        Signals that read the prompt then rate it as neutral, and the rest of the score is about the text.
 
         Args:
-            states: Of shape (t, layers, d) at every position; changed in place.
-            conversations: What was read, with t turns in all.
+            states: States of shape (t, layers, d) at every position; changed in place.
+            conversations: The conversations that were read, with t turns in total.
+
+        Returns:
+            The same states.
         """
-        bare = np.array([turn.start == 0 for item in conversations for turn in item.turns], bool)
-        if "prompt" in states and bare.any():
-            states["prompt"][bare] = self.states["neutral"]["prompt"].mean(axis=0)
+        without_prompt = np.array([turn.start == 0 for item in conversations for turn in item.turns], bool)
+        if "prompt" in states and without_prompt.any():
+            states["prompt"][without_prompt] = self.states["neutral"]["prompt"].mean(axis=0)
         return states
 
     def fit(self, signal: str | None = None) -> Signal:
-        """Make a signal from the reference states; the profile's own if none is named.
+        """Fit a signal to the reference states; default: the profile's signal.
 
         Raises:
-            ProfileError: If there is no such signal.
+            ProfileError: If the signal does not exist.
             ReferenceSetError: If the references do not suit it.
         """
         return self._kind(signal).fit(self.references_for(signal))
@@ -214,21 +215,24 @@ class SafetyProfile:
         return SIGNALS[name]
 
     def held_out(self, signal: str | None = None, *, sides: Sides = SIDES) -> HeldOut:
-        """Score the references and neutral rows by signals made without them; see `larf_curate.signals.held_out`.
+        """Score references and neutral rows by signals fitted without them; see `larf_curate.signals.held_out`.
 
         Args:
-            signal: Its name; the profile's own if none is named.
-            sides: Which rows to leave out and score.
+            signal: Name of the signal; default: the profile's.
+            sides: Sides to hold out and score.
 
         Raises:
-            ProfileError: If there is no such signal.
+            ProfileError: If the signal does not exist.
             ReferenceSetError: If a side has a single row.
         """
         return held_out(self._kind(signal).fit, self.references_for(signal), sides=sides)
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
-        """Number of neutral rows, and the higher half of their held-out scores from the highest on, as JSON values."""
+        """Number of neutral rows, and the upper half of their held-out scores in falling order, as JSON values.
+
+        Thresholds for a given false-flag rate are read from these scores.
+        """
         scores = np.sort(self.held_out(sides=("neutral",)).neutral.mean(axis=1))[::-1]
         return {"neutral_rows": len(scores), "highest": [round(float(s), 6) for s in scores[: len(scores) // 2]]}
 
@@ -240,17 +244,17 @@ class SafetyProfile:
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         rank: int | None = None,
     ) -> StateReader:
-        """Load the profile's model up to its deepest layer and check that it is the one the profile was built with.
+        """Load the profile's model up to its deepest layer, and check that it is the one the profile was built with.
 
         Args:
-            model: Where the model lies now, if not where it lay when the profile was built.
-            device: A torch device; the first accelerator there is, if left out.
-            batch_tokens: Most tokens of one batch; 0 for what suits the device.
-            rank: Number of this process among those that score, for machines with several GPUs.
+            model: Model path, if it has moved since the profile was built.
+            device: A torch device. Default: the first available accelerator.
+            batch_tokens: Most tokens per batch; 0 for the device's default.
+            rank: Rank of this process among the scoring processes, which selects among several GPUs.
 
         Raises:
             ModelError: If the model cannot be loaded.
-            ProfileMismatchError: If it is another model, or its chat template is another.
+            ProfileMismatchError: If the model or its chat template is not the profile's.
         """
         source = replace(self.source, model_id=identify(model), revision=None) if model else self.source
         reader = load_reader(
@@ -267,19 +271,27 @@ class SafetyProfile:
         if template_digest(reader.tokenizer) != self.template_digest:
             raise ProfileMismatchError(
                 f"the chat template of {source.model_id} is not the one this profile was built with: "
-                "build the profile again, or score with the model and revision it names"
+                "build the profile again, or score with the model and revision that it records"
             )
         recorded = self.states["unsafe"]["last"][:1]
         if reader.width != self.width:
-            raise ProfileMismatchError(f"{source.model_id} has another width than the model of this profile")
+            raise ProfileMismatchError(
+                f"wanted a model of width {self.width}, got {source.model_id} of width {reader.width}: give the model "
+                "that this profile was built with, or build another profile"
+            )
+        # The state of one reference tells models apart that have the same architecture.
         computed = read_states(reader, [self.canary], "unsafe")["last"]
         check_drift(
-            computed, recorded, allowed=DRIFT[source.dtype], model_id=source.model_id, built_with=self.source.model_id
+            computed,
+            recorded,
+            allowed=MAX_DRIFT[source.dtype],
+            model_id=source.model_id,
+            built_with=self.source.model_id,
         )
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of all that the profile records, states included; not of where it lies."""
+        """Hex SHA-256 of everything that the profile records, states included; independent of its folder."""
         digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
         for key, value in sorted(self._tensors().items()):
             digest.update(key.encode() + value.tobytes())
@@ -291,7 +303,7 @@ class SafetyProfile:
         return int(self.states["unsafe"]["last"].shape[-1])
 
     def summary(self) -> dict[str, Any]:
-        """What to tell people of this profile: JSON values, no texts, no local paths."""
+        """Summary for reports and dataset cards: JSON values, no texts, no local paths."""
         return {
             "model": public_name(self.source.model_id),
             "revision": self.source.revision,
@@ -302,7 +314,7 @@ class SafetyProfile:
             "top_k": self.top_k,
             "max_length": self.max_length,
             "template_sha256": self.template_digest,
-            "references": {key: value for key, value in self._told_references().items() if key != "labels"},
+            "references": {key: value for key, value in self._public_references().items() if key != "labels"},
             "neutral": self.neutral,
             "calibration": self.calibration,
             "digest": self.digest,
@@ -310,7 +322,7 @@ class SafetyProfile:
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the profile into a folder, as ``larf_profile.json`` and ``larf_profile.safetensors``."""
+        """Write the profile to a folder as ``larf_profile.json`` and ``larf_profile.safetensors``."""
         storage.write(Path(folder), self._config(), self._tensors(), self.digest)
 
     @classmethod
@@ -327,11 +339,11 @@ class SafetyProfile:
         Args:
             name: The folder or the repository.
             revision: Branch, tag or commit of the repository.
-            token: Hub token, if not the one stored on this machine.
-            trust_remote_code: Whether code from the model's repository may run; never taken from the profile itself.
+            token: Hub token; default: the one stored on this machine.
+            trust_remote_code: Whether code from the model's repository may run; never read from the profile itself.
 
         Raises:
-            ProfileError: If there is none, it is damaged, or a newer version of this package wrote it.
+            ProfileError: If there is no profile, it is damaged, or it is of another format.
         """
         folder = storage.find(name, revision=revision, token=token)
         config = storage.read_config(folder, name)
@@ -340,22 +352,22 @@ class SafetyProfile:
             states = storage.read_tensors(folder)
             profile = cls(**config | {"source": source, "layers": tuple(config["layers"]), "states": states})
             digest = profile.digest
-        except storage.DAMAGES as error:
-            raise storage.damaged(name, error) from error
+        except storage.DAMAGE_ERRORS as error:
+            raise storage.damaged_error(name, error) from error
         storage.check_digest(folder, name, digest)
         return profile
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload the profile to a Hub model repository; returns the URL of the commit.
 
-        A model that lies in a local folder is named by that folder, so others pass ``model=`` to score with it.
+        A local model is recorded by the name of its folder only, so that others must pass ``model=`` to score with it.
         """
         source = replace(self.source, model_id=self.summary()["model"])
-        folder = cache_profile(replace(self, source=source, references=self._told_references()))
+        folder = cache_profile(replace(self, source=source, references=self._public_references()))
         return storage.upload(folder, repo_id, private=private, token=token)
 
-    def _told_references(self) -> dict[str, Any]:
-        """What is recorded of the references, without their folder."""
+    def _public_references(self) -> dict[str, Any]:
+        """Description of the references without their folder."""
         return {**self.references, "source": public_name(self.references["source"])}
 
     def _config(self) -> dict[str, Any]:
@@ -376,17 +388,18 @@ class SafetyProfile:
 
     def _tensors(self) -> dict[str, Vectors]:
         named = {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
-        return {name: np.ascontiguousarray(values) for name, values in named.items()}  # others are saved in disorder
+        # safetensors writes the memory of an array as it is: that of a view would be in the wrong order.
+        return {name: np.ascontiguousarray(values) for name, values in named.items()}
 
 
 def cache_profile(profile: SafetyProfile) -> Path:
-    """Keep a profile under its digest in the user's cache, where worker processes find it; returns the folder."""
+    """Save a profile under its digest in the user's cache, from where worker processes load it; returns the folder."""
     folder = cache_home() / "profiles" / profile.digest
     if not (folder / storage.CONFIG_FILE).exists():
         profile.save_pretrained(folder)
     return folder
 
 
-def _matched(states: dict[str, States], side: str) -> str:
-    """Name of the side with its answers cut, if there is one."""
+def _matched_side(states: dict[str, States], side: str) -> str:
+    """Name of the side with its answers cut to equal length, or the side itself if none was cut."""
     return f"{side}{MATCHED}" if f"{side}{MATCHED}" in states else side

@@ -1,4 +1,4 @@
-"""What a profile keeps of the rows it was built from: where they came from and a digest, not their texts."""
+"""Provenance of the rows of a profile: their source and a digest, but not their texts."""
 
 import hashlib
 import json
@@ -12,23 +12,23 @@ from larf_curate.profile.reference_states import MATCHED
 
 
 def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Source, digest, counts and labels of references, and how many answers of each side were cut."""
+    """Describe references: source, digest, counts, labels, and the number of cut answers of each side."""
     counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
-    wholes = {"unsafe": refs.unsafe, "safe": refs.safe}
+    originals = {"unsafe": refs.unsafe, "safe": refs.safe}
     cut = {
         side: sum(new is not old for new, old in zip(sides.get(f"{side}{MATCHED}", rows), rows, strict=True))
-        for side, rows in wholes.items()
+        for side, rows in originals.items()
     }
     return {"source": refs.source, "digest": refs.digest, **counts, "cut": cut, "labels": list(refs.labels)}
 
 
 def describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    """Source, digest and count of neutral rows, without their folder."""
+    """Describe neutral rows: source without its folder, digest and count."""
     source = Path(name).name if isinstance(name, str | Path) else "rows"
     return {"source": source, "digest": neutral_digest(rows), "rows": len(rows)}
 
 
 def neutral_digest(rows: Sequence[Row]) -> str:
-    """Hex SHA-256 of neutral rows."""
+    """Hex SHA-256 of neutral rows, by their messages."""
     text = json.dumps([to_messages(row) for row in rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""States of references and neutral rows, all of which must be scorable."""
+"""Reading the states of references and neutral rows, every one of which must be scorable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,21 +18,25 @@ from larf_curate.states import POSITIONS, States, Vectors
 
 SIDES = ("unsafe", "safe", "neutral")
 MATCHED = "_matched"
-"""Ending of the names of sides whose answers were cut to the length of their counterparts."""
-CHUNK = 32
-"""Rows between two steps of the progress bar."""
+"""Suffix of the names of sides whose answers were cut to the length of their counterparts."""
+CHUNK_ROWS = 32
+"""Rows that are read between two updates of the progress bar."""
 
 
 def rows_by_side(
     refs: ReferenceSet, neutral: Sequence[Row], tokenizer: Tokenizer, *, match: bool
 ) -> dict[str, Sequence[Row]]:
-    """The rows of every side; with ``match`` also the sides in which answers are cut, if any are.
+    """The rows of every side.
 
     Args:
         refs: The references.
-        neutral: Ordinary rows.
-        tokenizer: Counts the tokens.
+        neutral: Neutral rows.
+        tokenizer: A fast tokenizer, which determines the lengths.
         match: Whether to cut long reference answers; see `match_lengths`.
+
+    Returns:
+        Rows by side: ``unsafe``, ``safe`` and ``neutral``; with ``match`` also ``unsafe_matched`` and ``safe_matched``
+        if an answer of that side was cut.
     """
     sides: dict[str, Sequence[Row]] = dict(zip(SIDES, (refs.unsafe, refs.safe, neutral), strict=True))
     if match:
@@ -42,46 +46,46 @@ def rows_by_side(
 
 
 def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
-    """Read the states of the rows of every side, under one progress bar; see `read_states` for the errors.
+    """Read the states of the rows of every side with one progress bar; see `read_states` for the errors.
 
-    Rows without a prompt get an ordinary one: the mean prompt state of the neutral rows that have one.
+    Rows without a prompt are given the mean prompt state of the neutral rows that have one.
     """
     with tqdm(total=sum(map(len, sides.values())), desc="references", unit="row") as bar:
         states = {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
-    ordinary = states["neutral"]["prompt"]
-    plain = _without_prompt(ordinary)
-    mean = 0.0 if plain.all() else ordinary[~plain].mean(axis=0)
+    neutral_prompts = states["neutral"]["prompt"]
+    plain = _without_prompt(neutral_prompts)
+    mean = 0.0 if plain.all() else neutral_prompts[~plain].mean(axis=0)
     for side in states.values():
         side["prompt"][_without_prompt(side["prompt"])] = mean
     return states
 
 
 def _without_prompt(prompts: Vectors) -> NDArray[np.bool_]:
-    """Which rows had no prompt, shape (n,), by prompt states of shape (n, layers, d)."""
+    """Mask of the rows without a prompt, shape (n,), from prompt states of shape (n, layers, d)."""
     return np.asarray(np.isnan(prompts[:, 0, 0]))
 
 
 def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[Any] | None" = None) -> States:
-    """Read the states after the last turn of each reference; one that cannot be scored would shift the pairs.
+    """Read the states of the last turn of each reference.
 
     Args:
-        reader: The model.
+        reader: Reads the model.
         rows: n references.
-        side: What to call them in errors.
-        bar: A progress bar to move on by n.
+        side: Name of the side in error messages.
+        bar: A progress bar to advance by n.
 
     Returns:
         States of shape (n, layers, d) at every position; NaN for the prompt of plain text, which has none.
 
     Raises:
-        ReferenceSetError: If one cannot be scored or its states are not finite.
+        ReferenceSetError: If a row cannot be scored or its states are not finite.
     """
     tokens = _tokens(reader, rows, side)
     parts = []
-    for start in range(0, max(len(tokens), 1), CHUNK):
-        parts.append(reader(tokens[start : start + CHUNK], POSITIONS))
+    for start in range(0, max(len(tokens), 1), CHUNK_ROWS):
+        parts.append(reader(tokens[start : start + CHUNK_ROWS], POSITIONS))
         if bar is not None:
-            bar.update(len(tokens[start : start + CHUNK]))
+            bar.update(len(tokens[start : start + CHUNK_ROWS]))
     states: States = {position: np.concatenate([part[position] for part in parts]) for position in POSITIONS}
     for position, values in states.items():
         if not np.isfinite(values).all():
@@ -94,6 +98,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
 
 
 def _tokens(reader: StateReader, rows: Sequence[Row], side: str) -> list[Tokens]:
+    """Tokenize references, with their last turn only; skipping one would shift the pairs, so it is an error."""
     tokens = []
     for index, item in enumerate(Renderer(reader.tokenizer, reader.max_length)(rows)):
         if item.tokens is None:

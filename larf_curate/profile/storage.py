@@ -1,4 +1,4 @@
-"""The files of a profile: ``larf_profile.json`` and ``larf_profile.safetensors``, in a folder or on the Hub."""
+"""Files of a profile, ``larf_profile.json`` and ``larf_profile.safetensors``, in a folder or on the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,39 +17,41 @@ from larf_curate.states import States, Vectors
 FORMAT = 2
 CONFIG_FILE = "larf_profile.json"
 STATES_FILE = "larf_profile.safetensors"
-DAMAGES = (OSError, SafetensorError, KeyError, TypeError, ValueError)
-"""What a damaged file raises while a profile is made of it."""
+DAMAGE_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""Errors that a damaged file can raise while a profile is read from it."""
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], digest: str) -> None:
-    """Write settings, states and the digest of both into a folder."""
+    """Write settings and states into a folder; the digest of both goes into the metadata of the states."""
     with atomic_path(folder / STATES_FILE) as aside:
         save_file(tensors, aside, metadata={"digest": digest})
     write_json(folder / CONFIG_FILE, {"format": FORMAT, **config})
 
 
 def find(name: str | Path, *, revision: str | None, token: str | None) -> Path:
-    """The folder of a profile, downloaded if it is none here.
+    """Folder of a profile: a local one, or a Hub repository, which is downloaded.
 
     Raises:
-        ProfileError: If there is none.
+        ProfileError: If neither exists, or it does not contain a profile.
     """
     folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
     if not (folder / CONFIG_FILE).exists():
-        raise ProfileError(f"no {CONFIG_FILE} in {name}: wanted a folder or Hub id that save_pretrained wrote")
+        raise ProfileError(
+            f"no {CONFIG_FILE} in {name}: give a folder or Hub id that save_pretrained or push_to_hub has written"
+        )
     return folder
 
 
 def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
-    """The settings in a folder.
+    """Read the settings in a folder.
 
     Raises:
-        ProfileError: If they are damaged, or a newer version of this package wrote them.
+        ProfileError: If they are damaged, or of another format.
     """
     try:
         config = dict(read_json(folder / CONFIG_FILE))
     except (InputError, TypeError, ValueError) as error:
-        raise damaged(name, error) from error
+        raise damaged_error(name, error) from error
     if config.get("format") != FORMAT:
         raise ProfileError(
             f"profile format {config.get('format')} in {name}, wanted {FORMAT}: build it again, or upgrade larf-curate"
@@ -58,7 +60,7 @@ def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, States]:
-    """States by side and position; raises one of `DAMAGES` if they are damaged."""
+    """Read states by side and position; raises one of `DAMAGE_ERRORS` if the file is damaged."""
     states: dict[str, States] = {}
     for key, value in load_file(folder / STATES_FILE).items():
         side, position = key.split(".")
@@ -67,18 +69,18 @@ def read_tensors(folder: Path) -> dict[str, States]:
 
 
 def check_digest(folder: Path, name: str | Path, digest: str) -> None:
-    """Refuse files that are not those that were written together.
+    """Check that settings and states were written together and not changed since.
 
     Raises:
-        ProfileError: If the digest is another than the recorded one.
+        ProfileError: If the digest differs from the recorded one.
     """
     with safe_open(folder / STATES_FILE, framework="numpy") as file:
         if (file.metadata() or {}).get("digest") != digest:
             raise ProfileError(f"the profile in {name} was changed after it was written: build it again")
 
 
-def damaged(name: str | Path, error: Exception) -> ProfileError:
-    """The error that tells of damaged files."""
+def damaged_error(name: str | Path, error: Exception) -> ProfileError:
+    """Error for damaged files, to be raised by the caller."""
     return ProfileError(f"the profile in {name} is damaged ({error}): build it again")
 
 
@@ -94,6 +96,6 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
     try:
         files = [CONFIG_FILE, STATES_FILE]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
-    except (TransportError, HFValidationError, OSError) as error:  # OSError: no such repository in the cache
+    except (TransportError, HFValidationError, OSError) as error:  # OSError: offline, and not in the cache
         first = str(error).strip().splitlines()[0]
         raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error

@@ -16,7 +16,7 @@ from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.source import ModelSource
 from larf_curate.profile import SafetyProfile
-from larf_curate.profile.checks import check_pairs, check_unlike
+from larf_curate.profile.checks import check_sides_differ, check_states_differ
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
@@ -112,7 +112,7 @@ def test_references_that_say_nothing_are_judged_as_chance_because_they_are_left_
     assert auroc(*sides) > 0.75  # on rows it was made from
     found = diagnose(profile)
     assert found.separation["larf"].auroc_refusals < 0.7
-    assert warned(found, "hardly tells")
+    assert warned(found, "hardly separates")
 
 
 def test_a_score_that_follows_length_is_named_in_plain_words():
@@ -150,7 +150,7 @@ def test_one_reference_cannot_be_judged():
 def test_texts_that_are_not_at_hand_are_said_to_be_missing():
     found = diagnose(synthetic())
     assert found.baselines == {}
-    assert "references (mine) and neutral rows (rows) are not at hand" in found.notes[0]
+    assert "references (mine) and neutral rows (rows) are not available" in found.notes[0]
     with pytest.raises(InputError, match="cannot compare with float32"):
         diagnose(synthetic(), float32=True)
 
@@ -260,7 +260,7 @@ def test_rows_whose_figures_are_lost_are_left_out_and_told(column, lost, caplog)
         damaged = [damaged, first[1]] if isinstance(first, list) else first | {"harmful": damaged}
     found = diagnose(profile, scored_rows(profile, scores, **{column: [damaged, *values[1:]]}))
     whole = diagnose(profile, scored_rows(profile, scores))
-    assert "1 of 20 rows have a score but no whole layer scores or signals" in caplog.text
+    assert "1 of 20 rows have a score but incomplete layer scores or signals" in caplog.text
     assert found.scored.signal_lengths == whole.scored.signal_lengths  # ranks of the other 19
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -285,7 +285,7 @@ def test_rows_in_memory_with_scores_at_other_layers_are_refused():
     with pytest.raises(ProfileMismatchError, match="2 layers"):
         diagnose(profile, rows)
     texts = scored_rows(profile, [1.0, 2.0], larf_score=["1", "2"]).rows
-    with pytest.raises(InputError, match="holds no numbers"):
+    with pytest.raises(InputError, match="is not numeric"):
         diagnose(profile, texts)
 
 
@@ -360,7 +360,7 @@ def test_two_sides_a_few_characters_apart_are_refused(tiny_llama, mark):
     longer = tuple(row | {"response": row["response"] * 9} for row in refs.unsafe)
     near = replace(refs, unsafe=longer, safe=(*copies, refs.safe[3]))
     for safe in (near.safe, near.safe[::-1]):  # in whatever order
-        with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones of mine .* in over 90%"):
+        with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones of mine .* share over 90%"):
             SafetyProfile.build(tiny_llama, replace(near, safe=safe), layers=[1], **PROFILE)
     SafetyProfile.build(tiny_llama, replace(near, safe=(*copies[:2], *refs.safe[2:])), layers=[1], **PROFILE)
 
@@ -374,15 +374,16 @@ def test_answers_that_are_alike_to_other_prompts_or_in_their_last_turn_alone_are
     asked = [f"How do I do the thing number {i}?" for i in range(5)]
     unsafe = tuple(talk(prompt, f"Sure, this is step {i} of it.") for i, prompt in enumerate(asked[:4]))
     safe = tuple(talk(prompt, "No, I will not help anybody with that.") for prompt in asked)
-    check_pairs(replace(refs, unsafe=unsafe, safe=safe))
+    check_sides_differ(replace(refs, unsafe=unsafe, safe=safe))
     yes = tuple({"prompt": prompt, "response": "Yes, of course."} for prompt in asked)
-    check_pairs(replace(refs, unsafe=yes[:4], safe=tuple(row | {"prompt": f"{i}?"} for i, row in enumerate(yes))))
+    other_prompts = tuple(row | {"prompt": f"{i}?"} for i, row in enumerate(yes))
+    check_sides_differ(replace(refs, unsafe=yes[:4], safe=other_prompts))
 
 
 def test_two_sides_with_the_same_states_are_refused():
     alike = states(4, 1)
     with pytest.raises(ReferenceSetError, match="same states"):
-        check_unlike({"unsafe": alike, "safe": alike})
+        check_states_differ({"unsafe": alike, "safe": alike})
 
 
 def test_a_near_copy_of_a_reference_among_the_neutral_rows_is_refused(tiny_llama):
@@ -400,7 +401,7 @@ def test_neutral_rows_that_are_all_alike_are_refused(tiny_llama):
 def test_copies_of_a_reference_count_once(tiny_llama, caplog):
     refs = references(12)
     SafetyProfile.build(tiny_llama, replace(refs, unsafe=refs.unsafe[:1] * 12), layers=[1], **PROFILE)
-    assert "only 1 references on a side" in caplog.text
+    assert "only 1 distinct references on one side" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +416,7 @@ def test_ranks_are_compared_with_those_of_the_model_in_float32(built, tiny_llama
     assert_allclose(found.float32, np.corrcoef(*map(rankdata, scores))[0, 1], atol=1e-6)
     assert found.baselines.keys() == {"length", "tfidf"}
     assert found.baselines["tfidf"].auroc_neutral > 0.9
-    assert warned(found, "count of words alone (TF-IDF) tells")
+    assert warned(found, "count of words alone (TF-IDF) separates")
 
 
 def test_another_model_in_float32_is_refused(built, tiny_qwen2):
@@ -427,7 +428,7 @@ def test_the_command_prints_text_and_json_and_exits_0_with_warnings(built, tmp_p
     built.save_pretrained(tmp_path / "profile")
     run = CliRunner().invoke(main, ["diagnose", str(tmp_path / "profile")])
     assert run.exit_code == 0
-    assert "AUROC, ordinary" in run.output
+    assert "AUROC, neutral" in run.output
     assert "Note: The texts" in run.output
     assert run.output.count("Warning: ") == len(diagnose(built).warnings) > 0
     (tmp_path / "neutral.jsonl").write_text("\n".join(map(json.dumps, NEUTRAL)))
@@ -463,7 +464,7 @@ def test_clusters_of_rows_without_a_reference_are_named_by_their_rows():
     assert found.scored.beyond
     for cluster in found.scored.beyond:
         assert all(len(text) == 60 for text in cluster.texts), "the far rows are the later ones, which are long"
-    assert "in which no unsafe reference lies" in str(found)
+    assert "without an unsafe reference" in str(found)
     assert 0 < found.scored.coverage.concepts <= 1
     json.dumps(found.to_json())
     bare = diagnose(profile, scored_rows(profile, [1.0, 2.0, 3.0]))

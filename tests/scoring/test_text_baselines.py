@@ -95,7 +95,7 @@ def test_a_profile_whose_texts_are_gone_or_changed_offers_no_baselines(profile, 
     with pytest.raises(ProfileError, match="no longer those"):
         LarfScorer(profile, signals=["tfidf"])
     (tmp_path / "pairs.jsonl").unlink()
-    with pytest.raises(ProfileError, match=r"length and tfidf are made from texts.*not at hand"):
+    with pytest.raises(ProfileError, match=r"length and tfidf are made from texts.*not available"):
         LarfScorer(profile, signals=["length"])
     LarfScorer(profile, signals=["larf"])
 
