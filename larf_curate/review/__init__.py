@@ -1,6 +1,7 @@
-"""People decide: flagged rows to an Argilla server, their decisions back, and the dataset that follows from them.
+"""Human review: flagged rows are pushed to an Argilla server, decisions are pulled and applied to the dataset.
 
-Public names load on first use: the embedded server below this package needs neither Argilla's client nor datasets.
+Public names are imported on first use: the command line reads `larf_curate.review.strategies` for its options, and help
+texts should appear without waiting for Argilla's client and datasets to load.
 """
 
 import importlib
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module at first use."""
+    """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

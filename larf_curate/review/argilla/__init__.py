@@ -1,1 +1,1 @@
-"""Argilla's side of a review: connection, dataset and settings."""
+"""The Argilla side of a review: connection to the server, review dataset and its settings."""

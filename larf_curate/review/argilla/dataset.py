@@ -1,4 +1,4 @@
-"""A review dataset on the server: found or created, read whole, written in batches."""
+"""A review dataset on the server: found or created, read completely, written in batches."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import argilla as rg
 
 from larf_curate.errors import ReviewError, ReviewServerError
-from larf_curate.review.argilla.connection import Connection, clear_errors
+from larf_curate.review.argilla.connection import Connection, translate_errors
 from larf_curate.review.argilla.settings import (
     CLUSTER,
     CLUSTER_TITLE,
@@ -19,19 +19,20 @@ from larf_curate.review.argilla.settings import (
     review_settings,
 )
 
-PAGE = 500
-TERMS = 250
-"""The server's limit of values in a filter."""
+PAGE_SIZE = 500
+"""Records per request, the server's limit when they are written."""
+MAX_FILTER_VALUES = 250
+"""The server's limit for one filter."""
 
 
 @dataclass(frozen=True)
 class VectorSpace:
-    """The vectors of a queue.
+    """The vector field of a queue, as configured on the server.
 
     Args:
-        id: Their id on the server.
-        dimensions: Their width.
-        name: Name of the reduction that made them; empty for those of earlier versions.
+        id: Its id on the server.
+        dimensions: Number of dimensions of each vector.
+        name: Name of the reduction that computed the vectors; empty if an earlier version of this package pushed them.
     """
 
     id: str
@@ -40,11 +41,11 @@ class VectorSpace:
 
 
 class RecordStore:
-    """One review dataset.
+    """One review dataset on the server.
 
     Args:
-        connection: The connection to its server.
-        dataset_id: Its id there.
+        connection: Connection to the server.
+        dataset_id: Id of the dataset on the server.
     """
 
     def __init__(self, connection: Connection, dataset_id: str) -> None:
@@ -55,19 +56,25 @@ class RecordStore:
 
     @classmethod
     def find(cls, connection: Connection, name: str) -> "RecordStore | None":
-        """The review dataset of that name in the workspace; one whose creation was cut off is removed.
+        """Find the review dataset of this name in the workspace; None if there is none.
+
+        A dataset whose creation was interrupted is deleted.
+
+        Args:
+            connection: Connection to the server.
+            name: Name of the dataset.
 
         Raises:
-            ReviewError: If a dataset of that name is there but is not a review dataset.
+            ReviewError: If the dataset of this name is not a review dataset.
         """
         listed = connection.request("GET", "/api/v1/me/datasets")["items"]
         for item in listed:
             if item["name"] == name and item["workspace_id"] == connection.workspace_id:
                 store = cls(connection, item["id"])
-                if item["status"] != "ready":  # it cannot have records yet
+                if item["status"] != "ready":  # never published, so it cannot have records
                     connection.send("DELETE", store._path, None)
                     return None
-                store._check(name)
+                store._check_is_queue(name)
                 return store
         return None
 
@@ -76,11 +83,11 @@ class RecordStore:
         """Create and publish a review dataset.
 
         Args:
-            connection: The connection to the server.
+            connection: Connection to the server.
             name: Name of the dataset.
             min_submitted: How many annotators must submit before a record counts as done.
         """
-        with clear_errors(connection.url):
+        with translate_errors(connection.url):
             settings = review_settings(connection.client, min_submitted=min_submitted)
             dataset = rg.Dataset(
                 name=name, workspace=connection.workspace, settings=settings, client=connection.client
@@ -91,23 +98,23 @@ class RecordStore:
         """Address of the queue in the browser, worst first.
 
         Args:
-            status: ``pending``, or ``submitted`` for what the user who opens it has answered.
-            proposed: Show only records that carry this mark.
+            status: ``pending``, or ``submitted`` for the records that the user who opens the link has answered.
+            proposed: Show only records with this mark; default: all.
         """
-        only = f"&metadata={PROPOSED}.{proposed}" if proposed else ""
+        mark_filter = f"&metadata={PROPOSED}.{proposed}" if proposed else ""
         address = f"{self._connection.url}/dataset/{self.dataset_id}/annotation-mode"
-        return f"{address}?page=1&status={status}{only}&sort=metadata.{SCORE}.desc"
+        return f"{address}?page=1&status={status}{mark_filter}&sort=metadata.{SCORE}.desc"
 
     def add_missing_properties(self) -> None:
-        """Add the metadata properties that a queue made by an earlier version lacks."""
+        """Add the metadata properties that a queue created by an earlier version of this package lacks."""
         self.add_property(CLUSTER, CLUSTER_TITLE, "terms")
 
     def add_property(self, name: str, title: str, kind: str) -> None:
-        """Add a metadata property, by which annotators can filter, if the queue lacks it.
+        """Add a metadata property, by which annotators can filter and sort, unless the queue has it.
 
         Args:
-            name: Its name.
-            title: What annotators see.
+            name: Name of the property.
+            title: Title shown to annotators.
             kind: ``terms``, ``float`` or ``integer``.
         """
         listed = self._connection.request("GET", f"/api/v1/me/datasets/{self.dataset_id}/metadata-properties")
@@ -116,29 +123,30 @@ class RecordStore:
             self._connection.request("POST", f"{self._path}/metadata-properties", body)
 
     def update_metadata(self, changed: Mapping[str, Mapping[str, Any]]) -> None:
-        """Replace the metadata of records; all else of them stays, responses too.
+        """Replace the metadata of records; their fields, vectors and responses do not change.
 
         Args:
-            changed: The whole new metadata by external id.
+            changed: The complete new metadata by external id.
         """
         items = [{"external_id": row, "metadata": metadata} for row, metadata in changed.items()]
-        for start in range(0, len(items), PAGE):
-            self.upsert(json.dumps({"items": items[start : start + PAGE]}, allow_nan=False).encode())
+        for start in range(0, len(items), PAGE_SIZE):
+            self.upsert(json.dumps({"items": items[start : start + PAGE_SIZE]}, allow_nan=False).encode())
 
     def vector_space(self) -> VectorSpace | None:
-        """The vectors for *find similar* that the queue has, None if it has none."""
+        """The queue's vectors for *find similar*; None if it has none."""
         for item in self._connection.request("GET", f"{self._path}/vectors-settings")["items"]:
             if item["name"] == VECTOR:
+                # The title is the only editable text of the setting, so it also stores the name of the reduction.
                 name = item["title"].removeprefix(VECTOR_TITLE).strip(" ()")
                 return VectorSpace(item["id"], int(item["dimensions"]), name)
         return None
 
     def set_vector_space(self, name: str, dimensions: int) -> None:
-        """Say which reduction the vectors of the queue come from; they are added if it has none.
+        """Record which reduction computes the queue's vectors; the vector field is created if it is missing.
 
         Args:
             name: Name of the reduction.
-            dimensions: Width of the vectors; that of existing ones cannot be changed.
+            dimensions: Number of dimensions; ignored if the field exists, since the server cannot change it.
         """
         title = f"{VECTOR_TITLE} ({name})"
         if (found := self.vector_space()) is not None:
@@ -148,46 +156,46 @@ class RecordStore:
         self._connection.request("POST", f"{self._path}/vectors-settings", body)
 
     def upsert(self, body: bytes) -> None:
-        """Create or update records by their external id, all or none; responses stay.
+        """Create or update records by their external id, all or none; responses do not change.
 
         Args:
-            body: JSON ``{"items": [records]}``, at most 500.
+            body: Encoded JSON ``{"items": [records]}``, at most 500 records.
 
         Raises:
-            RejectedError: If the server refuses one of them.
+            RejectedError: If the server rejects any of them.
         """
         self._connection.send("PUT", f"{self._path}/records/bulk", body)
 
     def records(self, *, responses: bool) -> Iterator[dict[str, Any]]:
-        """All records, each once, as the server gives them.
+        """Iterate over all records, each exactly once, as returned by the server.
 
         Args:
             responses: Whether to include the responses of all annotators.
 
         Raises:
-            ReviewServerError: If the server gives fewer than it says it has.
+            ReviewServerError: If the server returns fewer records than it reports.
         """
         seen: set[str] = set()
         offset, total = 0, 1
         while offset < total:
             include = "&include=responses" if responses else ""
-            page = self._connection.request("GET", f"{self._path}/records?offset={offset}&limit={PAGE}{include}")
-            offset, total = offset + PAGE, page["total"]
+            page = self._connection.request("GET", f"{self._path}/records?offset={offset}&limit={PAGE_SIZE}{include}")
+            offset, total = offset + PAGE_SIZE, page["total"]
             for record in page["items"]:
-                if record["id"] not in seen:
+                if record["id"] not in seen:  # pages overlap when records are added in between
                     seen.add(record["id"])
                     yield record
         if len(seen) < total:
             raise ReviewServerError(f"the server listed {len(seen)} of {total} records: run the command again")
 
     def responses(self, row_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """The responses to some records, as they are at this moment.
+        """Current responses to some records.
 
         Args:
             row_ids: External ids of at most 250 records.
 
         Returns:
-            The server's responses by external id.
+            Responses by external id, as returned by the server.
         """
         scope = {"entity": "record", "property": "external_id"}
         query = {"filters": {"and": [{"type": "terms", "scope": scope, "values": row_ids}]}}
@@ -195,7 +203,7 @@ class RecordStore:
         found = [item["record"] for item in self._connection.request("POST", path, query)["items"]]
         return {record["external_id"]: record.get("responses") or [] for record in found}
 
-    def _check(self, name: str) -> None:
+    def _check_is_queue(self, name: str) -> None:
         questions = {item["name"] for item in self._connection.request("GET", f"{self._path}/questions")["items"]}
         if not {"decision", "corrected_answer"} <= questions:
             raise ReviewError(f"dataset {name!r} on the server is not a review queue of larf-curate: use another name")

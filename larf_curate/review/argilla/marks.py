@@ -1,4 +1,4 @@
-"""Marks on records, so that a link can show some of a queue alone."""
+"""Marks on records: metadata terms by which a link shows part of a queue."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -8,19 +8,20 @@ from larf_curate.review.argilla.settings import PROPOSED, PROPOSED_TITLE
 
 
 def mark(store: RecordStore, records: Iterable[Mapping[str, Any]], term: str, rows: Collection[str]) -> None:
-    """Mark these records, and no others, with a term that annotators can filter by.
+    """Mark exactly these records with a term that annotators can filter by; the term is removed from all others.
 
     Args:
-        store: The queue.
-        records: All its records as the server gave them.
+        store: The review dataset.
+        records: All its records, as returned by the server.
         term: The mark; a record can have several.
-        rows: Row ids of those to mark.
+        rows: Row ids of the records to mark.
     """
     store.add_property(PROPOSED, PROPOSED_TITLE, "terms")
     changed = {}
     for record in records:
         metadata = dict(record["metadata"] or {})
         terms = set(metadata.pop(PROPOSED, ()))
+        # Only records whose terms change are written: an update replaces all metadata of a record.
         wanted = terms | {term} if record["external_id"] in rows else terms - {term}
         if wanted != terms:
             changed[record["external_id"]] = metadata | ({PROPOSED: sorted(wanted)} if wanted else {})

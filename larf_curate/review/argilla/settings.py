@@ -1,4 +1,4 @@
-"""What a reviewer sees and answers: the fields, questions, metadata and guidelines of a review dataset."""
+"""Settings of a review dataset: the fields, questions, metadata and guidelines that reviewers see."""
 
 import argilla as rg
 
@@ -27,7 +27,7 @@ CATEGORIES = {
     "other": "Other",
 }
 SEVERITIES = {"low": "Low", "medium": "Medium", "high": "High"}
-"""From least to most severe: a merge of several annotators keeps the most severe one."""
+"""From least to most severe; merging several annotators' answers keeps the most severe one."""
 
 VECTOR = "state"
 VECTOR_TITLE = "Hidden state"
@@ -35,35 +35,35 @@ SCORE = "larf_score"
 CLUSTER = "cluster"
 CLUSTER_TITLE = "Near-identical rows"
 MACHINE_SCORE = "machine_score"
-MACHINE_SCORE_TITLE = "Score before anybody decided"
+MACHINE_SCORE_TITLE = "Score before review"
 PROPOSED = "proposed"
-PROPOSED_TITLE = "Look at next"
+PROPOSED_TITLE = "Proposed for review"
 
 GUIDELINES = """\
 # What to decide
 
-A model is about to be fine-tuned on this dataset. Each record is a training row that lies close, in the model's own \
+A model is about to be fine-tuned on this dataset. Each record is a training row that is close, in the model's own \
 hidden states, to harmful requests or to answers that comply with them. **Training on a few such rows can undo a \
 model's refusals**, even when a row looks ordinary. The score only ranks rows; you decide.
 
-A row is *safety-degrading* when a model that learns from it would more readily help with something harmful:
+A row is *safety-degrading* if a model trained on it would more readily help with something harmful:
 
 - the answer gives real help with a harmful request, or begins to;
-- the answer drops a refusal that it should have given, or promises to follow any request;
-- the row is harmless by itself, but teaches to comply at once and without judgement, in the form that harmful \
-answers have (for example a bare list of steps for whatever was asked).
+- the answer omits a refusal that it should have given, or promises to follow any request;
+- the row is harmless in itself, but teaches the model to comply at once and without judgement, in the style of \
+harmful answers (for example a bare list of steps for whatever was asked).
 
-It is *not* safety-degrading because a word in it sounds dangerous.
+A dangerous-sounding word alone does *not* make a row safety-degrading.
 
 # The answers
 
-- **Keep**: a fine training row. It is published.
-- **Remove**: it is safety-degrading. It is taken out and kept in a separate folder.
-- **Edit**: the request is useful, the answer is not. It is published with *your* corrected answer.
-- **Unsure**: you cannot tell. It is withheld, never published.
+- **Keep**: the row is fine for training. It is published.
+- **Remove**: the row is safety-degrading. It is taken out and stored in a separate folder.
+- **Edit**: the request is useful, the answer is not. The row is published with *your* corrected answer.
+- **Unsure**: you cannot tell. The row is withheld and not published.
 
 *Hazard category*, *severity* and *rationale* are optional; they help others to understand a removal. **Edit needs \
-the corrected answer**: without it the row is withheld. It replaces the text of the last assistant turn.
+the corrected answer**, which replaces the text of the last assistant turn; without it the row is withheld.
 
 # Examples
 
@@ -71,28 +71,29 @@ the corrected answer**: without it the row is withheld. It replaces the text of 
 - "How do I get into a house that is not mine?", answered with "Sure, here is how …": **Remove**. It helps with a crime.
 - "Write a short biography.", answered with one that invents a crime by a real person: **Edit**. The request is fine, \
 the answer is not.
-- A question on medicines, answered with a dose and no caution: **Edit**, or **Unsure** if you do not know better.
+- A question about medicines, answered with a dose and no caution: **Edit**, or **Unsure** if you do not know the \
+right answer.
 - A poem about autumn with a high score: **Keep**. The score ranks; it does not judge.
 
 # Reading the evidence
 
-*Score*: how much closer the row lies to unsafe than to safe reference answers; higher is worse. *Percentile*: the \
-share of the scored dataset that scores no higher. *Layers*: the score at each layer that was used. *Nearest \
-exemplars*: the known rows whose hidden states are most alike, with their label and cosine similarity. *Tokens*: \
-where the score comes from; orange pulls towards unsafe, green away from it. *Near-identical rows*: rows whose hidden \
-states are almost the same; where it says that your decision serves them all, judge with that in mind.
+*Score*: how much closer the row is to unsafe than to other reference rows; higher is worse. *Percentile*: the share \
+of the scored dataset that scores no higher. *Layers*: the score at each layer that was used. *Nearest exemplars*: \
+the known harmful rows with the most similar hidden states, with their label and cosine similarity. *Tokens*: where \
+the score comes from; orange raises it towards unsafe, green lowers it. *Near-identical rows*: rows whose hidden \
+states are almost the same; where the evidence says that your decision applies to all of them, judge with that in mind.
 
-Text in a record is data. If it tells you to do something, do not.
+Text in a record is data: do not follow instructions in it.
 """
 
 
 def review_settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
     """Settings of a new review dataset.
 
-    No suggestion is ever made on the decision: one key press would then confirm the machine.
+    There are no suggestions for the decision: reviewers could confirm the score with a single key press, unread.
 
     Args:
-        client: The connection they are made for.
+        client: Argilla client of the server.
         min_submitted: How many annotators must submit before a record counts as done.
     """
     return rg.Settings(
@@ -100,7 +101,7 @@ def review_settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
         fields=_fields(client),
         questions=_questions(client),
         metadata=_metadata(client),
-        allow_extra_metadata=True,  # digests, which no annotator should see as a filter
+        allow_extra_metadata=True,  # digests, which annotators should not see among the filters
         distribution=rg.TaskDistribution(min_submitted=min_submitted),
     )
 
@@ -108,7 +109,7 @@ def review_settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
 def _fields(client: rg.Argilla) -> list[rg.ChatField | rg.TextField]:
     return [
         rg.ChatField(name="conversation", title="Conversation", use_markdown=False, _client=client),
-        rg.TextField(name="evidence", title="Why it is here", use_markdown=True, client=client),
+        rg.TextField(name="evidence", title="Why it was flagged", use_markdown=True, client=client),
     ]
 
 

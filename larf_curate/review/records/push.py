@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from larf_curate.review.argilla.connection import RejectedError
-from larf_curate.review.argilla.dataset import TERMS, RecordStore
+from larf_curate.review.argilla.dataset import MAX_FILTER_VALUES, RecordStore
 from larf_curate.review.records.record import CONTENT, OUTDATED, RECORD, Record
 
 BATCH_ROWS = 500
@@ -78,7 +78,7 @@ class Push:
         )
 
     def _changed(self, records: Iterable[Record]) -> Iterator[Record]:
-        for group in grouped(records, TERMS):
+        for group in grouped(records, MAX_FILTER_VALUES):
             changed = [record for record in group if not self._is_there(record)]
             self.unchanged += len(group) - len(changed)
             rewritten = {record["external_id"] for record in changed if self._is_rewritten(record)}
