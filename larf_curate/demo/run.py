@@ -88,7 +88,7 @@ class Demo:
     def decide(self, server: EmbeddedServer, queue: ReviewQueue, selection: Selection) -> None:
         """Submit decisions by script, from the ground truth in the packaged rows."""
         with self._step("decide"):
-            # An account of its own: a decision submitted as the owner could overwrite one that a person made.
+            # A separate account: a decision submitted as the owner could overwrite one that a person made.
             account = server.add_user("demo-reviewer")
             labels = dict(zip(selection.flagged["larf_row_id"], selection.flagged[LABEL_COLUMN], strict=True))
             decisions = {row: "remove" if harmful else "keep" for row, harmful in labels.items()}
