@@ -1,4 +1,4 @@
-"""The ``larf_*`` columns of scored and selected rows, and what identifies a row."""
+"""Names of the ``larf_*`` columns, row ids and content digests, and stored hidden states."""
 
 import hashlib
 import json
@@ -13,27 +13,41 @@ from datasets import Dataset
 from larf_curate.states import Vectors
 
 PREFIX = "larf_"
-"""What the names of all columns that this package adds begin with."""
+"""Prefix of the names of all columns that this package adds."""
 ROW_ID = "larf_row_id"
 STATE = "larf_state"
 
 
 def content_digest(row: Mapping[str, Any]) -> str:
-    """Hex digest of a row's own columns, without those this package adds."""
-    own = {key: value for key, value in row.items() if not key.startswith(PREFIX)}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+    """Hex SHA-256 of a row's original columns, without the ``larf_*`` columns.
+
+    Args:
+        row: A row; columns are digested in name order, and values that are not JSON by their string form.
+    """
+    original = {key: value for key, value in row.items() if not key.startswith(PREFIX)}
+    return hashlib.sha256(json.dumps(original, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def row_id(source: str, index: int, row: Mapping[str, Any]) -> str:
-    """Id of a row: a hex digest of where it comes from, its index there and its content."""
+    """Stable id of a row, 32 hex digits: a digest of its source, its index there and its content.
+
+    Args:
+        source: Description of the dataset, such as `Scored.source_id`.
+        index: Index of the row in the dataset, which makes the ids of duplicate rows differ.
+        row: The row; its ``larf_*`` columns do not count.
+    """
     return hashlib.sha256(f"{source}\n{index}\n{content_digest(row)}".encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def states_of(rows: Dataset) -> Vectors | None:
-    """The column ``larf_state`` as shape (n, d); rows without a state of the usual width are NaN; None without states.
+    """Return the column ``larf_state`` as a matrix.
 
     Args:
-        rows: Rows of a selection.
+        rows: Scored or selected rows.
+
+    Returns:
+        States of shape (n, d), float32, with NaN for rows without a state or with a narrower one; None if no row has a
+        state.
     """
     if STATE not in rows.column_names or not len(rows):
         return None
@@ -49,5 +63,5 @@ def states_of(rows: Dataset) -> Vectors | None:
 
 
 def stateless(rows: Dataset) -> Dataset:
-    """The rows without their states, which take long to read row by row."""
+    """Return the rows without the column ``larf_state``, which is slow to read row by row."""
     return rows.select_columns([name for name in rows.column_names if name != STATE])

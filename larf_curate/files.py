@@ -1,4 +1,4 @@
-"""Where this package keeps its files, and files that are either complete or absent: written aside, then renamed."""
+"""Cache and data folders of this package, atomic writes, JSON files and file digests."""
 
 import hashlib
 import json
@@ -18,26 +18,30 @@ from larf_curate.errors import InputError
 logger = logging.getLogger(__name__)
 APP = "larf-curate"
 HOME = "LARF_CURATE_HOME"
-"""Environment variable that puts cache and data into one folder."""
-SAMPLE = 4096
-SAMPLES = 256
-"""Bytes of a block, and blocks of a file, that `sampled_digest` reads."""
+"""Environment variable with a folder that replaces both the cache and the data folder."""
+BLOCK_BYTES = 4096
+"""Size of a block that `sampled_digest` reads."""
+BLOCKS = 256
+"""Number of blocks that `sampled_digest` reads from a large file."""
 
 
 def cache_home() -> Path:
-    """Folder for what can be computed or downloaded again: ``$LARF_CURATE_HOME``, else the platform's cache folder.
+    """Folder for files that can be recomputed or downloaded again.
 
-    That is ``~/.cache/larf-curate`` on Linux, or below ``$XDG_CACHE_HOME``.
+    It is ``$LARF_CURATE_HOME`` if set, else the platform's cache folder: ``~/.cache/larf-curate`` on Linux, or a folder
+    in ``$XDG_CACHE_HOME``.
     """
     return _home() or user_cache_path(APP)
 
 
 def data_folder(name: str) -> Path:
-    """Folder for what cannot be made again, such as people's decisions; moved there if an earlier version cached it.
+    """Folder for files that cannot be recomputed, such as reviewers' decisions.
+
+    It is moved here if an earlier version stored it in the cache, where users may delete it.
 
     Args:
-        name: Its name in ``$LARF_CURATE_HOME``, else in the platform's data folder: ``~/.local/share/larf-curate`` on
-            Linux, or below ``$XDG_DATA_HOME``.
+        name: Name of the folder in ``$LARF_CURATE_HOME`` if set, else in the platform's data folder:
+            ``~/.local/share/larf-curate`` on Linux, or a folder in ``$XDG_DATA_HOME``.
     """
     if home := _home():
         return home / name
@@ -46,73 +50,93 @@ def data_folder(name: str) -> Path:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(former, folder)
-            logger.warning("moved %s, which is no cache, to %s", former, folder)
+            logger.warning("moved %s, which is not a cache, to %s", former, folder)
         else:
-            logger.warning("%s is in use; %s, of an earlier version, is not read: merge or remove it", folder, former)
+            logger.warning("%s is used; %s, of an earlier version, is not read: merge or remove it", folder, former)
     return folder
 
 
 def former_folders(name: str) -> list[Path]:
-    """Folders that exist where earlier versions kept data: in the cache."""
+    """Existing folders in which earlier versions stored data: in the cache."""
+    # Earlier versions used ~/.cache on all platforms.
     caches = dict.fromkeys((user_cache_path(APP), Path.home() / ".cache" / APP))
     return [cache / name for cache in caches if (cache / name).is_dir()]
 
 
 def _home() -> Path | None:
-    """The folder for everything, if the user named one."""
+    """The folder in `HOME`, if the variable is set."""
     named = os.environ.get(HOME)
     return Path(named).expanduser().absolute() if named else None
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it takes that name in one step, on error it is removed."""
+    """Write a file atomically: yield a temporary path beside it, which is renamed to ``path`` on success.
+
+    Readers see the old file or the complete new one. On an error the temporary file is removed; a killed process leaves
+    it behind as ``.<name>.<random>.tmp``.
+
+    Args:
+        path: The file to write; its folder is created if needed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
-        yield aside
-        os.replace(aside, path)
+        yield temporary
+        os.replace(temporary, path)  # atomic only within a file system: so the temporary file is in the same folder
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON value
-    """Write a JSON file in one step, keys in the order given."""
-    with atomic_path(Path(path)) as aside:
-        aside.write_text(json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a JSON file atomically, in ASCII and with keys in the order given.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, which JSON does not allow.
+    """
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
     """Read a JSON file.
 
     Raises:
-        InputError: If it is not there or is not JSON.
+        InputError: If the file does not exist or is not valid JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is not there: was the folder written by larf-curate, and whole?") from error
+        raise InputError(f"{path} is not there: give a folder that a larf-curate command wrote completely") from error
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): write it again with the command that made it") from error
+        raise InputError(
+            f"{path} is not valid JSON ({error}): write it again with the command that created it"
+        ) from error
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
+    """Hex SHA-256 of a file's bytes; the file need not fit into memory."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def sampled_digest(paths: Sequence[Path]) -> str:
-    """Hex SHA-256 of names, sizes and evenly spread pieces of large files: a training leaves none of them alike."""
+    """Hex SHA-256 of file names, sizes and evenly spaced blocks, fast even for model weights of many gigabytes.
+
+    Blocks suffice to tell checkpoints apart: training changes practically every weight.
+
+    Args:
+        paths: The files; their order counts.
+    """
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as stream:
-            for place in range(0, size, max(size // SAMPLES, SAMPLE)):
-                stream.seek(place)
-                digest.update(stream.read(SAMPLE))
+            for offset in range(0, size, max(size // BLOCKS, BLOCK_BYTES)):
+                stream.seek(offset)
+                digest.update(stream.read(BLOCK_BYTES))
     return digest.hexdigest()

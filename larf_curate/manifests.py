@@ -1,4 +1,4 @@
-"""What each result folder records, typed, and how it is checked.
+"""Manifests of result folders: their types, and checks of a folder, a manifest and the profile it names.
 
 ``score`` writes ``manifest.json``, ``select`` writes ``selection.json`` and ``review pull`` writes ``decisions.json``.
 Each is written last, so a folder that has one is complete, and each contains the manifest of the step before it.
@@ -13,8 +13,9 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast, get_args, g
 from larf_curate.errors import InputError, ProfileMismatchError
 
 VERSION = 1
+"""Version of all manifests, to be raised when an older one can no longer be read."""
 PLAN = "plan.json"
-"""Settings of a scoring run, written before its first shard."""
+"""Name of the file with the settings of a scoring run, written before its first shard."""
 
 
 class ShardRecord(TypedDict):
@@ -26,9 +27,10 @@ class ShardRecord(TypedDict):
 
 
 class ScoredManifest(TypedDict):
-    """``manifest.json``: what was scored, with which profile, and what came of it.
+    """``manifest.json``: what was scored, with which profile, and the resulting shards.
 
-    ``source`` describes the dataset, ``profile`` is `SafetyProfile.summary`, ``status`` counts rows by ``larf_status``.
+    ``source`` describes the dataset, ``profile`` is `SafetyProfile.summary`, and ``status`` is the number of rows by
+    ``larf_status``.
     """
 
     kind: str
@@ -71,11 +73,11 @@ class Kind(Generic[Record]):
     """A kind of result folder.
 
     Args:
-        name: Value of ``kind`` in its manifest.
-        file: Name of its manifest.
-        content: What it holds, for messages.
-        command: Subcommand that writes it.
-        record: Type of its manifest.
+        name: Value of ``kind`` in the manifest.
+        file: File name of the manifest.
+        content: Description of the content, for error messages.
+        command: Subcommand of ``larf-curate`` that writes such a folder.
+        record: Type of the manifest.
     """
 
     name: str
@@ -96,33 +98,34 @@ KINDS: tuple[Kind[Any], ...] = (SCORED, SELECTION, DECISIONS)
 
 
 def check_folder(folder: str | Path, kind: Kind[Any]) -> None:
-    """Refuse to write into a folder that holds results of another kind, whose files have the same names.
+    """Check that writing results into a folder does not overwrite results of another kind.
 
     Args:
-        folder: Where results shall go; it need not exist.
-        kind: Their kind.
+        folder: Output folder; it need not exist.
+        kind: Kind of the results to be written.
 
     Raises:
         InputError: If the folder has the manifest of another kind.
     """
+    # Selections and decisions both have a subfolder ``kept``, so neither may be written over the other.
     for other in KINDS:
         if other is not kind and (Path(folder) / other.file).exists():
             raise InputError(f"{folder} holds {other.content}, which would be overwritten: write to another folder")
 
 
 def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Record:
-    """Check a manifest that was read from a folder.
+    """Check the kind, version and field types of a manifest.
 
     Args:
-        value: Any JSON value.
-        kind: The kind of folder that is wanted.
-        folder: Where it was read, for messages.
+        value: Content of a manifest file, any JSON value.
+        kind: Expected kind of folder.
+        folder: Folder that it was read from, for error messages.
 
     Returns:
-        The value, typed.
+        The same value with its type; additional fields are kept.
 
     Raises:
-        InputError: If it is of another kind or version, or a field is missing or of another type.
+        InputError: If the kind or version differs, or a field is missing or has another type.
     """
     found = value.get("kind") if isinstance(value, dict) else type(value).__name__
     if not isinstance(value, dict) or found != kind.name:
@@ -134,7 +137,7 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
             f"{folder} holds {kind.content} of version {value.get('version')!r}, wanted version {VERSION}: write it "
             f"again with larf-curate {kind.command}"
         )
-    for field, wanted in _types(kind.record).items():
+    for field, wanted in _field_types(kind.record).items():
         if not isinstance(value.get(field), wanted):
             got = type(value[field]).__name__ if field in value else "nothing"
             raise InputError(
@@ -143,42 +146,46 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
     return cast(Record, value)
 
 
-def _types(record: type[Any]) -> dict[str, tuple[type, ...]]:
-    """The built-in types that each field of a manifest may have."""
-    return {field: _builtins(hint) for field, hint in get_type_hints(record).items()}
+def _field_types(record: type[Any]) -> dict[str, tuple[type, ...]]:
+    """Built-in types by field of a manifest, as `isinstance` takes them."""
+    return {field: _runtime_types(hint) for field, hint in get_type_hints(record).items()}
 
 
-def _builtins(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  any type hint
+def _runtime_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  any type hint
+    """Types of the JSON values that match a type hint; item types of lists and dicts are not checked."""
     if isinstance(hint, UnionType):
-        return tuple(found for part in get_args(hint) for found in _builtins(part))
+        return tuple(found for part in get_args(hint) for found in _runtime_types(part))
     if hint is float:
-        return (int, float)
+        return (int, float)  # an integer is a valid value of a float field
     return (NoneType,) if hint is None else (get_origin(hint) or hint,)
 
 
 class ScoringProfile(Protocol):
-    """What `check_profile` needs of a safety profile."""
+    """The interface of a safety profile that `check_profile` uses.
+
+    A protocol, since manifests are below profiles in the package and cannot import them.
+    """
 
     @property
     def digest(self) -> str:
-        """Hex digest of the profile."""
+        """Hex digest of all that determines its scores."""
         ...
 
     def summary(self) -> dict[str, Any]:
-        """The profile as its scored rows' manifest records it."""
+        """Description of the profile, as recorded in a manifest."""
         ...
 
 
 def check_profile(profile: ScoringProfile, recorded: Mapping[str, Any] | None) -> None:
-    """Refuse a profile that did not score some rows.
+    """Check that a profile is the one that scored some rows.
 
     Args:
-        profile: The profile at hand.
-        recorded: Summary of the profile that scored the rows, as in their manifest; without a digest, as for rows that
-            were scored in memory, nothing can be checked.
+        profile: The profile.
+        recorded: Summary of the profile that scored the rows, from their manifest. Without a digest, as for rows that
+            were scored in memory, any profile is accepted.
 
     Raises:
-        ProfileMismatchError: If the two differ; the message says in what.
+        ProfileMismatchError: If the two differ; the message lists the differences.
     """
     recorded = recorded or {}
     if recorded.get("digest") in (None, profile.digest):
@@ -187,5 +194,5 @@ def check_profile(profile: ScoringProfile, recorded: Mapping[str, Any] | None) -
     names = [name for name in ("model", "revision", "dtype", "layers", "signal") if recorded.get(name) != summary[name]]
     differ = [f"{name} {recorded.get(name)} against {summary[name]}" for name in names] or ["other reference states"]
     raise ProfileMismatchError(
-        f"another profile scored these rows ({'; '.join(differ)}): give that one, or score the rows again"
+        f"another profile scored these rows ({'; '.join(differ)}): use that profile, or score the rows again"
     )

@@ -1,17 +1,18 @@
-"""Data that ships with the package: references, neutral rows, the demo and over-rejection prompts."""
+"""Reading data: datasets, references, prompts and tables, and the files packaged with larf_curate."""
 
 import json
 from importlib.resources import files
 
 
 def load_rows(name: str) -> list[dict[str, str | bool]]:
-    """Read one packaged file, a dict a row.
+    """Read a packaged JSON lines file.
 
     Args:
-        name: File name without ending: references, neutral, demo or overrejection.
+        name: File name without suffix: ``references``, ``neutral``, ``demo`` or ``overrejection``.
 
     Returns:
-        The rows in the order of the file; only `is_harmful` of the demo is not a string.
+        One dict per row, in file order; all values are strings, except ``is_harmful`` of the demo.
     """
     text = files(__package__).joinpath(f"{name}.jsonl").read_text(encoding="utf-8")
+    # Not splitlines(), which would also split at other line separators inside a string.
     return [json.loads(line) for line in text.split("\n") if line]

@@ -1,4 +1,4 @@
-"""Datasets as users name them: a Hub id, a folder, files or globs, cut into pieces that are scored one by one."""
+"""Open datasets by Hub id, folder, file or glob, and split them into pieces that are scored one by one."""
 
 import glob
 import hashlib
@@ -34,18 +34,19 @@ from larf_curate.files import sha256
 from larf_curate.manifests import KINDS, PLAN
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Builder of `datasets` by file suffix."""
 READ_OPTIONS = {"csv": {"index_col": False}}
-"""A first column is never an index, which pandas makes of it where lines have more fields than the header."""
+"""By default, pandas takes the first column as an index if lines have more fields than the header."""
 ROWS_PER_PIECE = 2_500
-"""Small enough that a few thousand rows keep several processes busy, and that little is done again after a kill."""
+"""Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A run of rows that becomes one output file.
+    """A contiguous part of a source, which scoring writes as one shard.
 
     Args:
-        name: File name of the output, without ending.
+        name: File name of the shard, without suffix.
         rows: The rows.
     """
 
@@ -55,12 +56,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A dataset in pieces.
+    """A dataset, split into pieces.
 
     Args:
-        pieces: In row order.
-        description: Where the rows come from, as JSON values: the dataset's name, with its split, configuration and
-            commit, or with the number of its files and the digest of their content.
+        pieces: The pieces, in row order.
+        description: Provenance of the rows, as JSON values: name of the dataset, with its split, configuration and
+            commit, or with the number of files and the digest of their content.
     """
 
     pieces: tuple[Piece, ...]
@@ -68,7 +69,7 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Number of rows of all pieces."""
+        """Total number of rows."""
         return sum(len(piece.rows) for piece in self.pieces)
 
 
@@ -84,24 +85,24 @@ def open_source(
 
     Args:
         name: A Hub id, a folder from ``save_to_disk``, a folder of data files, a file, or a glob.
-        split: Split, where there are several.
-        config: Configuration of a Hub dataset.
-        revision: Commit, tag or branch of a Hub dataset.
-        limit: Only this many rows, from the beginning.
+        split: Split to open; required if there are several.
+        config: Configuration of a Hub dataset; required if there are several and none is the default.
+        revision: Commit, tag or branch of a Hub dataset; default: the latest commit.
+        limit: Maximum number of rows, from the beginning; default: all.
 
     Returns:
-        The source; each file becomes one piece, or several of at most ``ROWS_PER_PIECE`` rows. Files without rows are
-        left out.
+        The source; each file becomes one piece, or several of at most `ROWS_PER_PIECE` rows. Files without rows are
+        skipped.
 
     Raises:
-        InputError: If there is no such dataset, it has no rows, a file cannot be read, columns differ between files,
-            the split must be named, or an option does not go with what was named.
+        InputError: If there is no such dataset, it has no rows, a file cannot be read, columns or types differ between
+            files, a split or configuration must be chosen, or an option does not apply to this kind of source.
     """
     files = _files(name)
     local = bool(files) or Path(name).is_dir()
-    given = {"--split": split if files else None, "--config": config, "--revision": revision}
-    if local and (options := [option for option, value in given.items() if value]):
-        raise InputError(f"{' and '.join(options)} cannot be used with {name}: name the files that you want instead")
+    hub_only = {"--split": split if files else None, "--config": config, "--revision": revision}
+    if local and (options := [option for option, value in hub_only.items() if value]):
+        raise InputError(f"{' and '.join(options)} cannot be used with {name}: give the files that you want instead")
     if files:
         parts, description = _from_files(files)
     elif local:
@@ -109,27 +110,30 @@ def open_source(
     else:
         parts, description = _from_hub(name, split, config, revision)
     if not any(len(dataset) for _, dataset in parts):
-        raise InputError(f"{name} has no rows: look at the file, or name another")
+        raise InputError(f"{name} has no rows: check it, or give another dataset")
     return _source(parts, limit, {"dataset": name if not local else Path(name).resolve().name, **description})
 
 
 def _files(name: str) -> list[Path]:
-    """The data files a name stands for; none if it is a ``save_to_disk`` folder or a Hub id."""
+    """The data files that a name refers to; none if it is a ``save_to_disk`` folder or a Hub id."""
     path = Path(name)
     if path.is_file():
         found = [path]
     elif path.is_dir():
         saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
         files = [p for p in path.rglob("*") if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
+        # The JSON files of a result folder are manifests, not data.
         found = [] if saved else sorted(p for p in files if p.name not in {PLAN, *(kind.file for kind in KINDS)})
         if not saved and not found:
-            raise InputError(f"no {', '.join(FORMATS)} files in {name}, and save_to_disk did not write it")
+            raise InputError(
+                f"no {', '.join(FORMATS)} files in {name}, and save_to_disk did not write it: check the folder"
+            )
     else:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True))
         if not found and (any(c in name for c in "*?[") or path.suffix in FORMATS or name.startswith((".", "/", "~"))):
             raise InputError(f"no files match {name}: give a file, a folder, a glob or a Hub dataset id")
     if wrong := [p.name for p in found if p.suffix.lower() not in FORMATS]:
-        raise InputError(f"wanted files ending in {', '.join(FORMATS)}, got {', '.join(wrong[:3])}")
+        raise InputError(f"wanted files ending in {', '.join(FORMATS)}, got {', '.join(wrong[:3])}: convert them")
     return found
 
 
@@ -140,7 +144,7 @@ def _from_files(files: Sequence[Path]) -> tuple[list[tuple[str, Dataset]], dict[
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """One output name a file: its stem; its path below the folder of all files where stems are not unique."""
+    """One shard name per file: its stem, or its path below the common folder if stems are not unique."""
     stems = [path.stem for path in files]
     if len(set(stems)) == len(stems):
         return stems
@@ -149,39 +153,39 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _digest(files: Sequence[str | Path]) -> str:
-    """Digest of the files' content in order; that of the file itself if there is one."""
+    """Hex SHA-256 of all files' contents in order; for a single file, that of the file itself."""
     digests = [sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _read(path: Path) -> Dataset | None:
-    """Read one file; None if it has no rows."""
+    """Read a file; None if it has no rows."""
     kind = FORMATS[path.suffix.lower()]
     try:
         if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
-            return None  # `datasets` has no words for these
+            return None  # `datasets` fails on these with unrelated errors
         with silenced():
             builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **READ_OPTIONS.get(kind, {}))
             builder.download_and_prepare()
             if not builder.info.splits["train"].num_examples:
                 return None
             dataset = builder.as_dataset("train")
-        dataset.data.validate(full=True)  # text that is not UTF-8, which JSON and Parquet let through
+        dataset.data.validate(full=True)  # finds text that is not UTF-8, which the JSON and Parquet readers accept
         return dataset
     except (DatasetsError, ValueError, TypeError, OSError) as error:
         raise InputError(
-            f"cannot read {path.name} as {kind}: {_first_line(error.__cause__ or error)}; mend the file or leave it out"
+            f"cannot read {path.name} as {kind}: {_first_line(error.__cause__ or error)}; repair the file or omit it"
         ) from error
 
 
 def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
-    """Give all files the same types: a column that is empty in one file, say, gets its type from the others."""
+    """Cast all files to common types: a column without values in one file gets its type from the others."""
     for name, dataset in parts[1:]:
         first, wanted = parts[0]
         if set(dataset.column_names) != set(wanted.column_names):
             raise InputError(
                 f"{name} has columns {sorted(dataset.column_names)}, but {first} has {sorted(wanted.column_names)}: "
-                "score files of one layout together"
+                "use files with the same columns, or score them separately"
             )
     if all(dataset.features == parts[0][1].features for _, dataset in parts):
         return list(parts)
@@ -192,7 +196,7 @@ def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
             return [(name, dataset.cast(features)) for name, dataset in parts]
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(
-            f"types differ between files: {_first_line(error)}; score files of one layout together"
+            f"types differ between files: {_first_line(error)}; use files with the same types, or score them separately"
         ) from error
 
 
@@ -207,6 +211,7 @@ def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]],
 
 
 def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tuple[Dataset, str]:
+    """The split to read, and its name."""
     if isinstance(data, Dataset):
         data = DatasetDict({str(data.split or split or "train"): data})
     if split is None and len(data) == 1:
@@ -220,6 +225,7 @@ def _from_hub(
     name: str, split: str | None, config: str | None, revision: str | None
 ) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
     with _hub_errors(name, revision):
+        # Resolve a branch or tag once, so that all requests read the same commit, and record it.
         commit = HfApi().dataset_info(name, revision=revision).sha
         configs = get_dataset_config_names(name, revision=commit)
         if config not in configs and (config or len(configs) > 1 and "default" not in configs):
@@ -235,56 +241,60 @@ def _from_hub(
 
 @contextmanager
 def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Say in one line what kept a dataset from being read, and what to do."""
+    """Convert errors of the Hub and of `datasets` to an `InputError` of one line with a remedy."""
     try:
         yield
     except InputError:
         raise
     except (DatasetsError, TransportError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(_advice(error, name, revision)) from error
+        raise InputError(_hub_message(error, name, revision)) from error
 
 
-def _advice(error: Exception, name: str, revision: str | None) -> str:
+def _hub_message(error: Exception, name: str, revision: str | None) -> str:
     if isinstance(error, RevisionNotFoundError):
-        return f"the Hub dataset {name!r} has no revision {revision!r}: name a commit, tag or branch"
+        return f"the Hub dataset {name!r} has no revision {revision!r}: give an existing commit, tag or branch"
     if isinstance(error, GatedRepoError):
-        return f"the Hub dataset {name!r} is gated: ask for access on its page, then run hf auth login"
+        return f"the Hub dataset {name!r} is gated: request access on its page, then run hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return f"no file, folder or Hub dataset {name!r}: check the name; if it is private, run hf auth login"
     cause = _first_line(error.__cause__ or error)
     if isinstance(error, HfHubHTTPError):
-        return f"the Hub refuses to give {name!r} ({cause}): check HF_TOKEN, or try later"
+        return f"the Hub rejected the request for {name!r} ({cause}): check HF_TOKEN, or try again later"
     if isinstance(error, TransportError | ConnectionError):
-        return f"no file or folder {name!r}, and the Hub cannot be reached ({cause}): go online, or give files"
-    return f"cannot read the Hub dataset {name!r}: {cause}; check its name, or give its data files instead"
+        return (
+            f"no file or folder {name!r}, and the Hub cannot be reached ({cause}): check the connection, or give files"
+        )
+    return f"cannot read the Hub dataset {name!r}: {cause}; check the name, or give its data files instead"
 
 
 def _first_line(error: BaseException) -> str:
+    """First line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep `datasets` from logging what becomes an error of ours, and from showing progress bars."""
+    """Silence logs and progress bars of `datasets`: its failures become an `InputError`."""
     before = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         with no_progress_bars(), warnings.catch_warnings():
-            warnings.filterwarnings("error", "Length of header or names")  # of CSV: fields would be lost
+            warnings.filterwarnings("error", "Length of header or names")  # from CSV files: fields would be lost
             yield
     finally:
         datasets.logging.set_verbosity(before)
 
 
 def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description: dict[str, Any]) -> Source:
-    pieces = tuple(piece for name, dataset in _limited(parts, limit) for piece in _cut(name, dataset))
+    pieces = tuple(piece for name, dataset in _limited(parts, limit) for piece in _split(name, dataset))
     names = [piece.name for piece in pieces]
     if len(set(names)) != len(names):
-        raise InputError("several files would get one name: score them apart, or rename them")
+        raise InputError("several files would get the same shard name: score them separately, or rename them")
     return Source(pieces=pieces, description={**description, "limit": limit})
 
 
 def _limited(parts: Sequence[tuple[str, Dataset]], limit: int | None) -> Iterator[tuple[str, Dataset]]:
+    """The first ``limit`` rows of all parts together."""
     left = limit if limit is not None else sum(len(dataset) for _, dataset in parts)
     for name, dataset in parts:
         if left:
@@ -292,7 +302,8 @@ def _limited(parts: Sequence[tuple[str, Dataset]], limit: int | None) -> Iterato
         left -= min(left, len(dataset))
 
 
-def _cut(name: str, dataset: Dataset) -> Iterator[Piece]:
+def _split(name: str, dataset: Dataset) -> Iterator[Piece]:
+    """Split the rows of a file into pieces of at most `ROWS_PER_PIECE` rows, of almost equal size."""
     count = max(1, -(-len(dataset) // ROWS_PER_PIECE))
     if count == 1:
         yield Piece(name=name, rows=dataset)

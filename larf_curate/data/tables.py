@@ -1,4 +1,4 @@
-"""Tables on disk: datasets as Parquet shards, whole or absent."""
+"""Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
 from collections.abc import Iterator
@@ -15,66 +15,75 @@ from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 
 ROWS_PER_SHARD = 100_000
+"""Maximum number of rows per Parquet shard."""
 
 
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
-    """Write a dataset as Parquet shards of at most ``ROWS_PER_SHARD`` rows, in place of those of an earlier one.
+    """Write a dataset as Parquet shards of at most `ROWS_PER_SHARD` rows, replacing the shards of an earlier one.
 
-    An empty dataset gives one empty shard.
+    An empty dataset becomes one empty shard, so that its columns are stored.
+
+    Args:
+        dataset: The rows.
+        folder: Folder of the shards; it is created if needed.
 
     Returns:
-        The shards, in row order.
+        Paths of the shards, in row order.
     """
     for earlier in Path(folder).glob("part-*.parquet"):
         earlier.unlink()
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        with atomic_path(path) as aside, no_progress_bars():
-            _gathered(dataset.shard(count, index, contiguous=True)).to_parquet(aside)
+        with atomic_path(path) as temporary, no_progress_bars():
+            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(temporary)
     return paths
 
 
-def _gathered(dataset: Dataset) -> Dataset:
-    """The same rows in one piece: a selection has a piece a row, which takes ten times as long to write."""
+def _contiguous(dataset: Dataset) -> Dataset:
+    """The same rows in one Arrow chunk: selected rows are one chunk each, which takes ten times as long to write."""
     table = dataset.with_format("arrow")[:].combine_chunks()
     return Dataset(table, info=DatasetInfo(features=dataset.features))
 
 
 def read_parquet(folder: str | Path) -> Dataset:
-    """Read all Parquet shards of a folder, in name order.
+    """Read all Parquet shards of a folder as one dataset, in name order.
 
     Raises:
-        InputError: If there are none.
+        InputError: If the folder has none.
     """
     paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
-    if not any(pq.read_metadata(path).num_rows for path in paths):  # which `datasets` refuses to read
+    if not any(pq.read_metadata(path).num_rows for path in paths):  # `datasets` cannot read files without rows
         return Dataset(pq.read_table(paths[0]))
     with no_progress_bars():
         return Dataset.from_parquet([glob.escape(path) for path in paths])
 
 
 def undecoded(rows: Dataset) -> Dataset:
-    """The same rows, whose images, sounds and the like come as they are stored; decoded ones have no lasting value."""
-    features = Features(_undecoded(dict(rows.features)))
+    """Return the same rows, with images, audio and other media as they are stored (bytes or path) instead of decoded.
+
+    Stored values can be written back unchanged and have a stable digest, and reading them cannot fail on damaged media.
+    """
+    features = Features(_without_decoding(dict(rows.features)))
     return Dataset(rows.with_format("arrow")[:], info=DatasetInfo(features=features))
 
 
-def _undecoded(feature: Any) -> Any:  # noqa: ANN401  a feature, or several in a dict or list
+def _without_decoding(feature: Any) -> Any:  # noqa: ANN401  a feature, or a dict or list of features
+    """The same types, with ``decode=False`` for media at any depth."""
     if isinstance(feature, dict):
-        return {name: _undecoded(part) for name, part in feature.items()}
+        return {name: _without_decoding(part) for name, part in feature.items()}
     if isinstance(feature, list):
-        return [_undecoded(part) for part in feature]
+        return [_without_decoding(part) for part in feature]
     if isinstance(feature, List | LargeList):
-        return replace(feature, feature=_undecoded(feature.feature))
+        return replace(feature, feature=_without_decoding(feature.feature))
     return replace(feature, decode=False) if hasattr(feature, "decode") else feature
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Silence the progress bars of `datasets` where a command shows its own."""
+    """Disable the progress bars of `datasets`, for commands that show their own, and restore them afterwards."""
     shown = datasets.are_progress_bars_disabled() is False
     datasets.disable_progress_bars()
     try:

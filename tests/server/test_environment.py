@@ -131,7 +131,7 @@ def test_the_records_of_an_earlier_version_are_moved_out_of_the_cache_with_a_not
     assert ServerHome.at().database.read_text() == "records"
     assert ServerHome.at().database.stat().st_mode & 0o777 == 0o600
     assert not (cache / "argilla").exists()
-    assert f"moved {cache}/argilla, which is no cache, to {data}/argilla" in caplog.text
+    assert f"moved {cache}/argilla, which is not a cache, to {data}/argilla" in caplog.text
 
 
 def test_a_server_that_still_runs_keeps_its_folder_until_it_has_stopped(platform_homes):
