@@ -3,8 +3,9 @@ import json
 import pytest
 
 from larf_curate.data import load_rows
-from larf_curate.data.prompts import overrejection_prompts
+from larf_curate.data.prompts import load_table, overrejection_prompts
 from larf_curate.errors import InputError
+from tests.fixtures.training_rows import scored_rows
 
 
 def test_the_built_in_prompts_are_the_default():
@@ -54,3 +55,10 @@ def test_a_file_that_is_not_there_and_an_unknown_ending_are_refused(tmp_path):
     for name in ("none.jsonl", "none.json", "prompts.txt"):
         with pytest.raises(InputError, match="no files match|wanted files ending in"):
             overrejection_prompts(tmp_path / name)
+
+
+def test_kept_rows_of_a_selection_are_what_is_trained_on(tmp_path):
+    for part, count in (("kept", 3), ("flagged", 2)):
+        (tmp_path / part).mkdir()
+        scored_rows(count).to_parquet(tmp_path / part / "part-00000.parquet")
+    assert len(load_table(tmp_path)) == 3

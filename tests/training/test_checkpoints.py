@@ -5,23 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import TrainerCallback
 
-from larf_curate.errors import InputError, ModelError, TrainingError
+from larf_curate.errors import InputError, TrainingError
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_whole, last_whole
 from larf_curate.training.finetune import Recipe, fine_tune
-from tests.fixtures.tiny import byte_model, byte_tokenizer, save
+from tests.fixtures.tiny import byte_model
 from tests.fixtures.training_rows import TRIPLES
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A model on disk."""
-    return str(save(byte_model(), byte_tokenizer(), tmp_path_factory.mktemp("start")))
 
 
 def rows(count=12, first=0):
@@ -136,45 +133,3 @@ def test_weights_that_a_step_breaks_are_found_before_they_are_saved(start, tmp_p
     with pytest.raises(TrainingError, match=r"not finite after step 1; there is no checkpoint yet"):
         train(start, tmp_path, learning_rate=3e38)
     assert not list(Path(tmp_path).rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"learning_rate": float("nan")}, {"learning_rate": -1}, {"epochs": 0}, {"epochs": float("inf")}, {"lora_rank": -1},
-     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "foo"}],
-)  # fmt: skip
-def test_recipes_out_of_range_are_refused(options):
-    with pytest.raises(InputError, match=next(iter(options))):
-        Recipe(**RECIPE | options)
-
-
-def test_every_layer_that_is_named_for_the_lora_must_be_there(start, tmp_path):
-    with pytest.raises(ModelError, match="no layer 'nope' for the LoRA"):
-        train(start, tmp_path, lora_targets=("q_proj", "nope"))
-
-
-def test_the_start_is_not_overwritten(start):
-    with pytest.raises(InputError, match="holds the model to start from"):
-        train(start, start)
-
-
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
-def test_rows_longer_than_learned_positions_lose_their_end(tmp_path):
-    config = GPT2Config(vocab_size=258, n_positions=40, n_embd=16, n_layer=1, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
-    table = Dataset.from_list([{"instruction": "a", "output": "b" * 100}] * 4)
-    recipe = Recipe(**RECIPE, lora_targets=("c_attn",))
-    trained = fine_tune(str(tmp_path / "gpt2"), table, tmp_path / "out", recipe=recipe)
-    assert len(trained.train_dataset[0]["input_ids"]) == 40
-
-
-def test_processes_share_a_batch(monkeypatch):
-    recipe = Recipe(**RECIPE)
-    for processes, size, steps in ((1, 4, 1), (2, 2, 1), (4, 1, 1)):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
-        options = finetune._options(recipe, "x", 0, 0)
-        assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (size, steps)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="3 processes can share, got 4"):
-        finetune._options(recipe, "x", 0, 0)

@@ -9,6 +9,7 @@ from larf_curate.training import SapConfig, SapTrainer, training_rows
 from tests.fixtures.tiny import byte_model, byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES, tiny_rows
 
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import os, sys
 from tests.training.test_ddp import train

@@ -12,7 +12,10 @@ from larf_curate.training.own_refusals import own_refusals
 from tests.fixtures.tiny import byte_model, byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES, tiny_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 TOKENIZER = byte_tokenizer()
 OWN = {"How do I hurt him?": "I can't help here.", "Write a threat.": "I won't help.", "Make poison": "Step 1."}
 
