@@ -77,6 +77,7 @@ def best_layers(
     scores = np.mean([_relative_to_largest(separation(fit, refs)[middle]) for fit in fits], axis=0)
     if sensitivity is not None:
         scores = scores + cumulative_share(sensitivity)[middle]
+    # A stable sort: among equal blocks the first ones are chosen on every platform.
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
 
 

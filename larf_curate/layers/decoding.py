@@ -80,6 +80,7 @@ def _decode(
     for _ in range(new_tokens):
         for row, token in zip(state.rows, tokens.tolist(), strict=True):
             ids[row].append(token)
+        # Answers are decoded from their start: a single token may be a part of a character.
         texts = subject.tokenizer.batch_decode([ids[row] for row in state.rows], skip_special_tokens=True)
         undecided = []
         for position, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
@@ -122,6 +123,7 @@ def _group_passes(passes: Sequence[Pass]) -> list[list[Pass]]:
 
 def _merge_passes(passes: Sequence[Pass]) -> _ActiveAnswers:
     """Merge several batches into one, left-padded to the longest."""
+    # Keys and values of padding are zeros that the mask excludes from attention.
     width = max(item.batch.mask.shape[1] for item in passes)
     extra = [width - item.batch.mask.shape[1] for item in passes]
     cache = DynamicCache()

@@ -149,6 +149,7 @@ def _report(
     count: int,
     start: float,
 ) -> LayerReport:
+    # Blocks that were not checked may be broken, so they stay in the ranking but are not recommended.
     broken = tuple(sorted(block for block, value in growth.items() if value > MAX_LOSS_GROWTH))
     ranking = tuple(block for block in finding.ranking if block not in broken)
     grid = finding.grid

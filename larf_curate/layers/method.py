@@ -1,4 +1,4 @@
-"""Names of the methods that rank decoder blocks; they are implemented in `larf_curate.layers.methods`."""
+"""Names of the methods that rank decoder blocks, importable without torch; see `larf_curate.layers.methods`."""
 
 from typing import Literal, get_args
 

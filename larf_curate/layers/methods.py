@@ -80,6 +80,7 @@ def sweep(task: Task) -> BlockFinding:
     """LARF's procedure: for every block and scale, scale the block, decode 32 tokens per prompt, count refusals."""
     subject = task.subject
     replay = Replay(subject, subject.encode_prompts(task.prompts, new_tokens=NEW_TOKENS))
+    # This run also records the outputs of all blocks, which the cells replay.
     refused = _count_refusals(_decode_answers(task, replay, NEW_TOKENS), subject.name)
     key = _checkpoint_key(
         task, "sweep", replay, task.refuses.keywords or REFUSAL_PATTERNS, task.refuses.fold_apostrophes
@@ -153,6 +154,7 @@ def _log_odds(replay: Replay, openings: Openings, block: int | None) -> list[flo
 def gradient(task: Task) -> BlockFinding:
     """Derivative of the log-odds with respect to each block's scale, from one forward and one backward pass."""
     prompts, openings, refused = _prepare(task)
+    # A prompt whose derivative is not finite counts as unaffected, so that it does not hide all others.
     effects = np.nan_to_num(block_gradients(task.subject, prompts, openings), posinf=0.0, neginf=0.0)
     scores = effects.mean(1)
     low, high = mean_interval(effects)
@@ -222,6 +224,9 @@ def _grid_finding(
 
 
 def _checkpoint_key(task: Task, *parts: object) -> str:
-    """Digest of everything that a cell's values depend on, except block and scale."""
+    """Digest of everything that a cell's values depend on, except block and scale.
+
+    Cells of another model, other prompts or other keywords in the same file are thus never reused.
+    """
     texts = [part.texts if isinstance(part, Replay) else part for part in parts]
     return hashlib.sha256(json.dumps([task.subject.digest(), *texts]).encode()).hexdigest()

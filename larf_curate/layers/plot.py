@@ -18,7 +18,7 @@ from larf_curate.files import atomic_path
 class BlockScores:
     """The fields of a `LayerReport` that are plotted; see there.
 
-    A class of its own, so that this module does not import the report that imports it.
+    A separate class, so that this module does not import the report, which imports this module.
     """
 
     method: str

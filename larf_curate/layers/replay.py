@@ -170,6 +170,7 @@ def batched(texts: Sequence[list[int]], prefix: list[int], budget: int, device: 
     """
     start = len(prefix)
     rows: list[int] = []
+    # Longest first: the first text of a batch then determines its padded length.
     for index in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
         if rows and (len(rows) + 1) * (len(texts[rows[0]]) - start) > budget:
             yield _batch(texts, rows, start, device)

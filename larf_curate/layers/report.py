@@ -118,6 +118,7 @@ class LayerReport:
             "recommended": [block in self.layers for block in blocks],
             "broken": [block in self.broken for block in blocks],
             "neutral_loss": self.neutral_loss,
+            # Index in the authors' scoring code, where 0 is the embeddings' output.
             "larf_hidden_state": [block + 1 for block in blocks],
         }
         curves = {f"alpha_{alpha:g}": [curve[i] for curve in self.curves] for i, alpha in enumerate(self.alphas)}

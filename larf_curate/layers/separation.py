@@ -62,6 +62,7 @@ def reference_states(subject: Subject, references: ReferenceSet, side: str) -> V
         ReferenceSetError: If a reference cannot be tokenized, for instance because the chat template rejects it.
     """
     layers = tuple(range(len(subject.blocks)))
+    # Without optimizations, whose exactness is not checked for a model that is already loaded.
     reader = StateReader(
         model=subject.model.base_model, tokenizer=subject.tokenizer, layers=layers, shortcuts=frozenset()
     )
@@ -85,6 +86,7 @@ def held_out_projections(unsafe: Vectors, safe: Vectors) -> tuple[Floats, Floats
         Projections of shape (n, blocks) and (m, blocks), scaled so that in the other folds the safe references have
         mean 0 and the unsafe ones mean 1: projections of different folds are comparable.
     """
+    # Both answers to a prompt are held out together: otherwise the direction would be fitted to half of the pair.
     sides = (unsafe, safe)
     projected = [np.empty(side.shape[:2]) for side in sides]
     for fold in range(FOLDS):

@@ -124,6 +124,7 @@ class Subject:
     def digest(self) -> str:
         """Hex SHA-256 of config, chat template, stop tokens, device type and a sample of every weight."""
         text = f"{template_digest(self.tokenizer)} {sorted(self.stop_ids)} {self.device.type}"
+        # A copy in another folder is the same model; the dtypes of the weights are hashed below.
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
         digest = hashlib.sha256((text + json.dumps(config, sort_keys=True, default=str)).encode())
         for name, weight in self.model.named_parameters():

@@ -36,7 +36,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
         raise ModelError(
             f"no list of {count} decoder blocks in {type(model).__name__}: use a decoder-only language model"
         )
-    # Of several lists of this length, the blocks are the one with the most weights: others hold norms or routers.
+    # Of several lists of this length, the blocks are the one with the most weights: others contain norms or routers.
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
@@ -158,8 +158,8 @@ def _is_projection(name: str, module: nn.Module) -> bool:
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """The matrices of a module, without its children: a linear layer's weight, or the stacked weights of experts."""
-    own = dict(module.named_parameters(recurse=False))
+    direct = dict(module.named_parameters(recurse=False))
     if isinstance(module, nn.Linear | Conv1D):
-        return {"weight": own["weight"]} if "weight" in own else {}
-    stacks = {name: weight for name, weight in own.items() if weight.ndim == 3}
+        return {"weight": direct["weight"]} if "weight" in direct else {}
+    stacks = {name: weight for name, weight in direct.items() if weight.ndim == 3}
     return {} if isinstance(module, nn.Conv1d) else stacks

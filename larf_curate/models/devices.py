@@ -1,6 +1,5 @@
 """Defaults that depend on the hardware: device, dtype, attention kernel and batch size."""
 
-
 import torch
 from transformers.utils import is_flash_attn_2_available
 

@@ -100,7 +100,7 @@ def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # n
     except TemplateError as error:
         raise InputError(f"the model's chat template rejects a prompt: {error}; change or remove it") from error
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers fail on lone surrogates
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has added them already
 
 
 def window_of(config: Any) -> int:  # noqa: ANN401
@@ -138,8 +138,8 @@ def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
     """Ids of all tokens that end an answer, from the generation config and the tokenizer, which may disagree."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = [configured] if isinstance(configured, int) else list(configured or [])
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stop = list(dict.fromkeys([*ids, *own]))
+    tokenizer_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stop = list(dict.fromkeys([*ids, *tokenizer_ids]))
     if not stop:
         raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
     return stop

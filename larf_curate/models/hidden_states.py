@@ -86,7 +86,7 @@ class StateReader:
         """Read each distinct conversation once and copy its states to the duplicates."""
         if "dedupe" not in self.shortcuts:
             return self._read(conversations, positions)
-        first: dict[Any, int] = {}
+        first: dict[Any, int] = {}  # the turns are part of the key, since they decide which tokens are read
         unique_index = [first.setdefault((tuple(c.ids), c.turns), len(first)) for c in conversations]
         if len(first) == len(conversations):
             return self._read(conversations, positions)
@@ -153,6 +153,7 @@ class StateReader:
                 if not is_out_of_memory(error):
                     raise
                 self._halve_batch_tokens([lengths[i] for i in batch], error)
+                # The batches that are left were made for the old budget and would not fit either.
                 rest = [*batch, *chain.from_iterable(pending)]
                 groups = _batch_by_length([lengths[i] for i in rest], self.batch_tokens)
                 pending = deque([rest[index] for index in group] for group in groups)
@@ -235,6 +236,7 @@ class _TurnGatherer:
             return flat[self._last].float()
         if position == "prompt":
             return flat[self._prompt].float()
+        # Sums over long answers in half precision would lose small components.
         total = torch.zeros(len(self._counts), flat.shape[1], device=flat.device)
         return total.index_add_(0, self._turn, flat[self._tokens].float()) / self._counts
 
@@ -256,7 +258,7 @@ def _capture(blocks: nn.ModuleList, layers: Sequence[int], store: Any) -> Iterat
     def capture(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
         store(layer, output if isinstance(output, Tensor) else output[0])
         if layer == deepest:
-            raise _DeepestReached
+            raise _DeepestReached  # a hook can end the forward pass of an unknown model only by an exception
 
     with forward_hooks((blocks[layer], partial(capture, layer)) for layer in set(layers)):
         yield

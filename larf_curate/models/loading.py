@@ -154,6 +154,7 @@ def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
     Raises:
         ModelError: If the states of a conversation depend on the padding after it, or the model does not run.
     """
+    # The two share a prefix and differ in length, so that prefix cache, trimming and padding all take effect.
     vocabulary = reader.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = [index * 7919 % vocabulary for index in range(20)]
     probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]

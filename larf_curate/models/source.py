@@ -127,7 +127,7 @@ def weights_digest(source: ModelSource) -> str | None:
     Returns:
         For a folder, a hex digest of samples of its weight files; for a Hub id, the commit, or None if unknown.
     """
-    folder = Path(source.model_id)
+    folder = Path(source.model_id)  # hashing all weights of a large model would take minutes
     if not folder.is_dir():
         return getattr(load_config(source), "_commit_hash", None)
     return sampled_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))

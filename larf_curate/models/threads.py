@@ -28,6 +28,7 @@ def worker_threads() -> int | None:
     A forked worker may use a single thread, since it would wait forever for the thread pools of its parent. So may a
     worker without a limit in its environment: the number of its siblings is unknown.
     """
+    # `datasets` starts its workers by `multiprocess`, all others by the standard library.
     libraries = [library for library in (multiprocessing, multiprocess) if library.parent_process() is not None]
     if not libraries:
         return None

@@ -64,6 +64,7 @@ def _truncate(row: Row, ends: Sequence[int], length: int) -> Row:
         return row
     conversation = to_conversation(row)
     *before, last = conversation.messages
+    # Cut at a character offset: decoding tokens would not always give the original characters.
     kept = last["content"][: ends[length - 1]].rstrip()
     return {"text": kept} if conversation.text is not None else {"messages": [*before, {**last, "content": kept}]}
 

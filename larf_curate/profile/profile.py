@@ -129,7 +129,9 @@ class SafetyProfile:
         )
         if isinstance(layers, LayerReport):
             check_report(layers, source, count_layers(source))
+        # Converted to int: numpy integers could not be written as JSON.
         given = None if isinstance(layers, str | LayerReport) else tuple(dict.fromkeys(map(int, layers)))
+        # The gradient needs the head; the model is loaded with it at once rather than twice.
         loaded = LoadedModel.load(source, given, device=device, max_length=max_length, head=auto)
         profile = cls(
             **read_profile(loaded, rows),
@@ -383,6 +385,7 @@ class SafetyProfile:
             "package",
         )
         values = {key: getattr(self, key) for key in keys}
+        # Permission to run remote code is not part of a profile: whoever loads it must give it.
         source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
         return {"source": source, "layers": list(self.layers), **values}
 

@@ -14,6 +14,7 @@ from larf_curate.profile.reference_states import MATCHED
 def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Describe references: source, digest, counts, labels, and the number of cut answers of each side."""
     counts = {"unsafe": len(refs.unsafe), "safe": len(refs.safe)}
+    # A matched side contains the original object of every row that was not cut.
     originals = {"unsafe": refs.unsafe, "safe": refs.safe}
     cut = {
         side: sum(new is not old for new, old in zip(sides.get(f"{side}{MATCHED}", rows), rows, strict=True))

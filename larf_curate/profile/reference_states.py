@@ -82,7 +82,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
     """
     tokens = _tokens(reader, rows, side)
     parts = []
-    for start in range(0, max(len(tokens), 1), CHUNK_ROWS):
+    for start in range(0, max(len(tokens), 1), CHUNK_ROWS):  # no rows give arrays of length 0
         parts.append(reader(tokens[start : start + CHUNK_ROWS], POSITIONS))
         if bar is not None:
             bar.update(len(tokens[start : start + CHUNK_ROWS]))
@@ -93,6 +93,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
                 f"the model gives non-finite {position} states for {side} references in this dtype: "
                 "build the profile in bfloat16 or float32"
             )
+    # Marked only after the check above; `read_sides` replaces the marks.
     states["prompt"][[item.turns[0].start == 0 for item in tokens]] = np.nan
     return states
 

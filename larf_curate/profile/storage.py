@@ -25,6 +25,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], 
     """Write settings and states into a folder; the digest of both goes into the metadata of the states."""
     with atomic_path(folder / STATES_FILE) as aside:
         save_file(tensors, aside, metadata={"digest": digest})
+    # Last, since a folder counts as a profile once this file exists.
     write_json(folder / CONFIG_FILE, {"format": FORMAT, **config})
 
 

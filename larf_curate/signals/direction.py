@@ -63,7 +63,10 @@ def subspace(refs: ReferenceStates) -> Signal:
 
 
 def _bases(side: Vectors) -> list[Vectors]:
-    """Orthonormal basis of each layer's subspace, each of shape (components, d)."""
+    """Orthonormal basis of each layer's subspace, each of shape (components, d).
+
+    Fewer rows than `COMPONENTS` give as many components as there are rows.
+    """
     return [np.linalg.svd(side[:, i], full_matrices=False)[2][:COMPONENTS] for i in range(side.shape[1])]
 
 

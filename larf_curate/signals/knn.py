@@ -26,6 +26,7 @@ def knn(refs: ReferenceStates) -> Signal:
 
 def _build_indexes(side: Vectors) -> list[Any]:
     """One exact inner-product index per layer, of the normalised states."""
+    # Imported only here, since FAISS is an optional dependency.
     faiss = require("faiss", extra="cpu")
     indexes = [faiss.IndexFlatIP(side.shape[2]) for _ in range(side.shape[1])]
     for i, index in enumerate(indexes):
