@@ -264,11 +264,11 @@ def _training() -> Any:  # noqa: ANN401  a module
 
 
 def _recipe(method: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
-    from larf_curate.training.finetune import SEVEN, Recipe
+    from larf_curate.training.finetune import PROJECTIONS, Recipe
 
     targets, size = values["lora_targets"], values["batch_size"]
     chosen = {
-        "lora_targets": tuple(name.strip() for name in targets.split(",")) if targets else SEVEN,
+        "lora_targets": tuple(name.strip() for name in targets.split(",")) if targets else PROJECTIONS,
         "micro_batch_size": values["micro_batch_size"] or min(16, size),
     }
     return Recipe(method=method, **{**values, **chosen})

@@ -1,9 +1,9 @@
-"""Fine-tuning that keeps safety, and the measures that show it; names load on first use."""
+"""Safety-preserving fine-tuning and its evaluation; public names are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING
 
-_HOMES = {
+_MODULES = {
     "Experiment": "training.experiment",
     "RefusalReport": "evaluation.refusal_report",
     "SapConfig": "training.sap_config",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module at first use."""
-    if name not in _HOMES:
+    """Import a public name on first use: importing this package must not import torch or trl."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"larf_curate.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"larf_curate.{_MODULES[name]}"), name)

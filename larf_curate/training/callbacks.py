@@ -1,4 +1,4 @@
-"""Trainer callbacks: what a step costs, and a stop before a broken gradient reaches the weights."""
+"""Trainer callbacks: cost of each optimizer step, and a stop before a NaN or infinite gradient reaches the weights."""
 
 import resource
 import sys
@@ -11,15 +11,15 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from larf_curate.errors import TrainingError
-from larf_curate.training.checkpoints import last_whole
-from larf_curate.training.probes import flat_norm
+from larf_curate.training.checkpoints import last_complete
+from larf_curate.training.probes import global_norm
 
 
 class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Logs ``seconds_per_step`` and ``peak_memory_mb`` with every log line, for SFT and SAP alike.
+    """Adds ``seconds_per_step`` and ``peak_memory_mb`` to every log entry, for SFT as for SAP.
 
-    The time covers optimizer steps only, not evaluation or saving. Memory is the accelerator's peak; without one, the
-    peak of the process, its libraries included.
+    The time covers optimizer steps only, not evaluation or saving. Memory is the peak of the accelerator or, without
+    one, of the process, including its libraries.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Start the clock."""
+        """Start the timer."""
         self._start = perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Stop the clock."""
-        if torch.cuda.is_available():
+        """Stop the timer."""
+        if torch.cuda.is_available():  # kernels run asynchronously
             torch.cuda.synchronize()
         self.seconds.append(perf_counter() - self._start)
 
@@ -49,20 +49,20 @@ class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         logs: dict[str, Any] | None = None,
         **kwargs: object,
     ) -> None:
-        """Add the mean over the steps since the last log line."""
-        fresh = self.seconds[self._since_log :]
-        if logs is None or not fresh:
+        """Add the mean over the steps since the last log entry."""
+        recent = self.seconds[self._since_log :]
+        if logs is None or not recent:
             return
         self._since_log = len(self.seconds)
-        cost = {"seconds_per_step": sum(fresh) / len(fresh), "peak_memory_mb": peak_memory_mb()}
+        cost = {"seconds_per_step": sum(recent) / len(recent), "peak_memory_mb": peak_memory_mb()}
         logs.update(cost)
-        state.log_history[-1].update(cost)
+        state.log_history[-1].update(cost)  # the trainer has copied the entry before it calls this
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Stops with a `TrainingError` when a gradient is NaN or infinite, before the optimizer uses it.
+    """Raises a `TrainingError` if a gradient is NaN or infinite, before the optimizer uses it.
 
-    Weights that a step has broken are found before they are saved.
+    The weights are checked after each step too, before they can be saved.
     """
 
     def on_pre_optimizer_step(
@@ -73,9 +73,9 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no
         model: nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        """Look at all gradients; under DDP they are already reduced, so that every process stops."""
+        """Check all gradients; under DDP they are already averaged, so that every process stops."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None] if model is not None else []
-        if gradients and not torch.isfinite(flat_norm(gradients)):
+        if gradients and not torch.isfinite(global_norm(gradients)):
             raise not_finite("the loss or its gradient", args, state)
 
     def on_step_end(
@@ -86,31 +86,34 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no
         model: nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        """Look at all trained weights."""
+        """Check all trainable weights."""
         weights = [p for p in model.parameters() if p.requires_grad] if model is not None else []
-        if weights and not torch.isfinite(flat_norm(weights)):
+        if weights and not torch.isfinite(global_norm(weights)):
             raise TrainingError(
-                f"the weights are not finite after step {state.global_step}; {_kept(args)}: lower learning_rate"
+                f"the weights are not finite after step {state.global_step}; {_last_checkpoint(args)}: lower "
+                "learning_rate"
             )
 
 
 def not_finite(what: str, args: TrainingArguments, state: TrainerState) -> TrainingError:
-    """The error for a NaN or infinite value: which, at which step, and which checkpoint is good."""
+    """The error for a NaN or infinite value: what it is, at which step, and which checkpoint can be resumed."""
     return TrainingError(
         f"{what} is not finite at step {state.global_step + 1} (epoch {state.epoch or 0:.2f}); the weights were not "
-        f"updated and {_kept(args)}: lower learning_rate, or look at the rows of this step"
+        f"updated and {_last_checkpoint(args)}: lower learning_rate, or check the rows of this step"
     )
 
 
-def _kept(args: TrainingArguments) -> str:
+def _last_checkpoint(args: TrainingArguments) -> str:
+    """Says which checkpoint can be resumed, for error messages."""
     folder = Path(args.output_dir)
-    checkpoint = last_whole(folder)
+    checkpoint = last_complete(folder)
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
 
 
 def peak_memory_mb() -> float:
-    """Peak memory in MB: the accelerator's, or the process's where there is none."""
+    """Peak memory in MiB: of the accelerator, or of the process if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss is in bytes on macOS and in KiB on Linux.
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,4 +1,4 @@
-"""Which checkpoint of a training can be gone on from."""
+"""Find the last checkpoint of a training run that was completely written."""
 
 import logging
 from pathlib import Path
@@ -12,30 +12,31 @@ from larf_curate.files import read_json
 logger = logging.getLogger(__name__)
 
 
-def last_whole(folder: Path) -> str | None:
-    """The newest checkpoint of a training that was written to its end; newer ones are named in a warning.
+def last_complete(folder: Path) -> str | None:
+    """Path of the last complete checkpoint of a training run, or None; incomplete newer ones are logged as warnings.
 
     Args:
-        folder: Output folder of the training.
+        folder: Output folder of the run.
     """
     steps = {
         int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()
     }
     for step in sorted(steps, reverse=True):
-        if is_whole(steps[step]):
+        if is_complete(steps[step]):
             return str(steps[step])
-        logger.warning("%s is not whole: the training was stopped while it was written", steps[step])
+        logger.warning("%s is incomplete: training was stopped while it was being written", steps[step])
     return None
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's state, weights and optimizer can be read; the state is what is written last."""
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint's weights, optimizer state and trainer state, which is written last, are readable."""
     try:
         read_json(checkpoint / "trainer_state.json")
+        # A missing shard of a large model would not be noticed by looking only at the files that exist.
         named = {checkpoint / name for index in checkpoint.glob("*.index.json") for name in _shards(index)}
         weights = sorted({*checkpoint.glob("*.safetensors"), *named})
         for path in weights:
-            with safe_open(path, framework="numpy"):
+            with safe_open(path, framework="numpy"):  # reads the header and compares it with the size of the file
                 pass
     except (InputError, OSError, SafetensorError):
         return False
@@ -44,5 +45,5 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def _shards(index: Path) -> set[str]:
-    """Names of the files that hold a large model's weights."""
+    """File names of the shards that the index of a large model lists."""
     return set(read_json(index)["weight_map"].values())

@@ -1,4 +1,4 @@
-"""Options of fine-tuning that are one of a few words."""
+"""Allowed values of fine-tuning options; imports no torch, so that `--help` is fast."""
 
 from typing import Literal, get_args
 
@@ -7,9 +7,9 @@ TrainingMethod = Literal["sft", "sap"]
 TRAINING_METHODS: tuple[TrainingMethod, ...] = get_args(TrainingMethod)
 
 ProbeStep = Literal["sign", "unit"]
-"""How a gradient becomes a probe: every coordinate by ``beta``, or all probes together by a length of ``beta``."""
+"""Step from a gradient to a probe: ``beta`` in every coordinate, or all probes together with norm ``beta``."""
 PROBE_STEPS: tuple[ProbeStep, ...] = get_args(ProbeStep)
 
 Refusals = Literal["given", "own"]
-"""What SAP contrasts unsafe answers with: the refusals of the references, or the model's own."""
+"""Refusals that SAP contrasts with unsafe answers: those of the references, or the model's own."""
 REFUSALS: tuple[Refusals, ...] = get_args(Refusals)

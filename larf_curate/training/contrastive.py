@@ -1,4 +1,4 @@
-"""Contrastive rows: one harmful prompt, the answer that complies and the answer that refuses, tokenized."""
+"""Contrastive rows of SAP: a harmful prompt with a compliant and a refusing answer, tokenized and batched."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ReferenceSetError
 
 References: TypeAlias = ReferenceSet | Dataset | str | Iterable[tuple[str, str, str]]
-"""A reference set, its name for `ReferenceSet.load`, a dataset with the columns prompt, unsafe and safe, or triples."""
+"""A reference set, a name for `ReferenceSet.load`, a dataset with columns prompt, unsafe and safe, or such triples."""
 
 Sides: TypeAlias = tuple[list[Row], list[Row]]
-"""Unsafe and safe conversations, paired by position."""
+"""Unsafe and safe conversations, paired by index."""
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One side of a contrastive row.
+class ContrastiveAnswer:
+    """One side of a contrastive row: the prompt with one of its two answers.
 
     Args:
         ids: Token ids of prompt and answer.
-        start: Position of the answer's first token; the answer is the rest, its end of turn included.
+        start: Position of the answer's first token; the answer extends to the end, including its end-of-turn token.
     """
 
     ids: list[int]
@@ -38,27 +38,33 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveRows:
-    """Tokenized contrastive rows, and the batch that belongs to a training step.
+    """Tokenized contrastive rows, served as batches by index.
 
     Args:
         safe: The refusals.
-        unsafe: The compliant answers, to the same prompts in the same order.
-        pad_token_id: Token that fills up a batch.
-        seed: Seed of the order.
+        unsafe: The compliant answers to the same prompts, in the same order.
+        pad_token_id: Padding token.
+        seed: Seed of the shuffling.
     """
 
-    safe: tuple[Answer, ...]
-    unsafe: tuple[Answer, ...]
+    safe: tuple[ContrastiveAnswer, ...]
+    unsafe: tuple[ContrastiveAnswer, ...]
     pad_token_id: int
     seed: int
 
     @classmethod
     def build(cls, sides: Sides, tokenizer: Tokenizer, *, max_length: int, seed: int) -> "ContrastiveRows":
-        """Tokenize both sides with the model's chat template; answers that end beyond ``max_length`` are cut there.
+        """Tokenize both sides with the model's chat template; answers are truncated to ``max_length``.
+
+        Args:
+            sides: Unsafe and safe conversations, paired by index.
+            tokenizer: The model's tokenizer, with a chat template.
+            max_length: Longest prompt with answer in tokens.
+            seed: Seed of the shuffling.
 
         Raises:
-            ReferenceSetError: If a row lacks a side or its two sides answer different prompts.
-            InputError: If a prompt leaves no room for an answer.
+            ReferenceSetError: If a row has no answer on one side, or its two answers belong to different prompts.
+            InputError: If a prompt alone reaches ``max_length``.
         """
         unsafe, safe = sides
         render = Renderer(tokenizer, max_length=UNLIMITED)
@@ -66,33 +72,39 @@ class ContrastiveRows:
             side: tuple(_answer(item, index, side, max_length) for index, item in enumerate(render(rows)))
             for side, rows in (("safe", safe), ("unsafe", unsafe))
         }
+        # The margin compares two answers to one prompt: after different prompts it would mean nothing.
         for index, (one, other) in enumerate(zip(answers["safe"], answers["unsafe"], strict=True)):
             if one.ids[: one.start] != other.ids[: other.start]:
                 raise ReferenceSetError(
-                    f"contrastive row {index}: the safe and the unsafe answer belong to different prompts; "
+                    f"contrastive row {index}: the safe and the unsafe answer belong to different prompts: "
                     "give pairs (columns prompt, unsafe, safe)"
                 )
         pad = getattr(tokenizer, "pad_token_id", None)
         return cls(**answers, pad_token_id=0 if pad is None else pad, seed=seed)
 
     def batch(self, index: int, size: int) -> tuple[Batch, Batch]:
-        """The ``index``-th batch of an endless, reshuffled pass over the rows.
+        """The batch with a given index from an endless sequence of passes over the rows, reshuffled for each pass.
 
-        It depends on the seed and the index alone, so a resumed run meets the batches that it would have met.
+        It depends only on the seed, the index and the size, so a resumed run continues with the same batches.
+
+        Args:
+            index: Index of the batch, from 0.
+            size: Number of rows.
 
         Returns:
-            The safe and the unsafe side: ``input_ids``, ``attention_mask`` and ``labels``, each (size, length), right
-            padded, with labels on the answers.
+            The safe and the unsafe side, each with ``input_ids``, ``attention_mask`` and ``labels`` of shape
+            (size, length), right-padded, with labels on the answers only.
         """
         rows = [self._row(position) for position in range(index * size, (index + 1) * size)]
         return self._pad([self.safe[row] for row in rows]), self._pad([self.unsafe[row] for row in rows])
 
     def _row(self, position: int) -> int:
-        passes, place = divmod(position, len(self.safe))
+        """Index of the row at a position of the endless sequence."""
+        passes, offset = divmod(position, len(self.safe))
         generator = torch.Generator().manual_seed(self.seed + passes)
-        return int(torch.randperm(len(self.safe), generator=generator)[place])
+        return int(torch.randperm(len(self.safe), generator=generator)[offset])
 
-    def _pad(self, answers: Sequence[Answer]) -> Batch:
+    def _pad(self, answers: Sequence[ContrastiveAnswer]) -> Batch:
         ids = [torch.tensor(answer.ids) for answer in answers]
         labels = [
             row.masked_fill(torch.arange(len(row)) < a.start, IGNORED) for row, a in zip(ids, answers, strict=True)
@@ -104,11 +116,11 @@ class ContrastiveRows:
         }
 
 
-def both_sides(references: References) -> Sides:
-    """The unsafe and the safe conversations of references, paired by position.
+def paired_sides(references: References) -> Sides:
+    """The unsafe and the safe conversations of references, paired by index.
 
     Raises:
-        ReferenceSetError: If there are none, or they are no pairs.
+        ReferenceSetError: If there are none, or they are not paired.
     """
     if isinstance(references, str):
         references = ReferenceSet.load(references)
@@ -129,7 +141,7 @@ def both_sides(references: References) -> Sides:
         references = [(row["prompt"], row["unsafe"], row["safe"]) for row in references]
     triples = list(references)
     if not triples:
-        raise ReferenceSetError("wanted contrastive rows, got none: give at least one prompt, unsafe, safe")
+        raise ReferenceSetError("wanted contrastive rows, got none: give at least one triple of prompt, unsafe, safe")
     return [_conversation(t[0], t[1]) for t in triples], [_conversation(t[0], t[2]) for t in triples]
 
 
@@ -137,7 +149,7 @@ def _conversation(prompt: object, answer: object) -> dict[str, object]:
     return {"prompt": prompt, "response": answer}
 
 
-def _answer(item: Rendered, index: int, side: str, max_length: int) -> Answer:
+def _answer(item: Rendered, index: int, side: str, max_length: int) -> ContrastiveAnswer:
     if item.tokens is None:
         raise ReferenceSetError(
             f"contrastive row {index} has no {side} answer ({item.reason}): fill it or drop the row"
@@ -145,7 +157,7 @@ def _answer(item: Rendered, index: int, side: str, max_length: int) -> Answer:
     turn = item.tokens.turns[-1]
     if turn.start >= max_length:
         raise InputError(
-            f"contrastive row {index}: the prompt has {turn.start} tokens and leaves no room for an answer in "
-            f"contrastive_max_length={max_length}: raise it or drop the row"
+            f"contrastive row {index}: the prompt has {turn.start} tokens and leaves no room for an answer "
+            f"within contrastive_max_length={max_length}: raise it or drop the row"
         )
-    return Answer(item.tokens.ids[: min(turn.end + 1, max_length)], turn.start)
+    return ContrastiveAnswer(item.tokens.ids[: min(turn.end + 1, max_length)], turn.start)

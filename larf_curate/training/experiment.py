@@ -1,4 +1,4 @@
-"""What a filter is worth: fine-tune on the rows it picks and on others, and count the refusals that are left."""
+"""Fine-tuning experiments: train on rows that a score picks and on control rows, and compare the remaining refusals."""
 
 import hashlib
 import json
@@ -19,32 +19,35 @@ from larf_curate.models.generation import load_model
 from larf_curate.models.source import ModelSource, identify, load_tokenizer, weights_digest
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
 from larf_curate.training.contrastive import References
-from larf_curate.training.findings import BASE, Findings, read_finding, run_folder
+from larf_curate.training.findings import BASE, ExperimentResults, read_arm, run_folder
 from larf_curate.training.finetune import Recipe, fine_tune
 
 BULKY = ("larf_state", "larf_layer_scores", "larf_neighbors")
-"""Columns of a scored dataset that no arm and no training reads."""
+"""Columns of a scored dataset that no arm and no training run reads: left out of the digest, since they are large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Arms times seeds, each fine-tuned from the same start with the same recipe; every run is a folder.
+    """Fine-tune the same model on every arm with every recipe and seed, and evaluate the results.
 
-    A run whose ``result.json`` is there is not done again, so an interrupted experiment goes on where it stopped. A
-    folder that was made with another recipe, model or other prompts is refused.
+    Each run has its own folder. Runs with a complete ``result.json`` are not repeated, so an interrupted experiment
+    resumes. A folder of an experiment with another model, recipe, other rows or prompts is rejected.
 
     Args:
-        model: Folder or Hub id of the start.
-        scored: Scored rows, with a ``larf_score`` and the columns that they train on.
-        folder: Where the runs go.
-        checks: What is measured.
-        arms: How rows are chosen.
-        recipes: How is trained; every arm with each.
-        seeds: Seeds.
-        rows: Rows of the arms that pick some.
-        removed: Share of rows that ``kept`` and ``thinned`` leave out.
-        columns: Column names by role, if they are not to be found.
+        model: Folder or Hub id of the initial model.
+        scored: Scored rows, with ``larf_score`` and the columns to train on.
+        folder: Folder of the runs.
+        checks: What to evaluate.
+        arms: Rules for choosing rows.
+        recipes: Training recipes, one per method; every arm is trained with each of them.
+        seeds: Seeds of choosing and training.
+        rows: Number of rows of the arms that match it: ``top``, ``bottom``, ``random`` and ``longest``.
+        removed: Share of rows that ``kept`` and ``thinned`` leave out, in [0, 1).
+        columns: Column names by role, if they cannot be recognised.
         references: Contrastive rows of SAP.
+
+    Raises:
+        InputError: If arms, recipes or seeds are missing or repeated, or ``removed`` is out of range.
     """
 
     model: str
@@ -62,46 +65,50 @@ class Experiment:
     def __post_init__(self) -> None:
         methods = [recipe.method for recipe in self.recipes]
         if not methods or len(set(methods)) < len(methods) or not self.arms or not self.seeds:
-            raise InputError(
-                "wanted arms, seeds and one recipe a method: compare other recipes in folders of their own"
-            )
+            raise InputError("wanted arms, seeds and one recipe per method: compare other recipes in separate folders")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
-            raise InputError(f"wanted every arm once, got {', '.join(names)}")
+            raise InputError(f"wanted each arm only once, got {', '.join(names)}")
         if not 0 <= self.removed < 1:
-            raise InputError(f"wanted removed as a share from 0 to under 1, got {self.removed}")
+            raise InputError(f"wanted removed as a share from 0 to below 1, got {self.removed}")
 
-    def run(self) -> "Findings":
-        """Do the runs that are missing, and read them all.
+    def run(self) -> "ExperimentResults":
+        """Carry out the missing runs, then read the results of all runs.
 
         Raises:
             InputError: If the folder belongs to another experiment, a signal is missing, or there are too few rows.
+            ModelError: If the model cannot be loaded.
+            TrainingError: If a loss or gradient becomes NaN or infinite.
         """
         tokens = self._tokens()
-        picks = self._picks(tokens)  # wrong signals and too few rows are found before any work
-        self._claim()
-        if not _is_done(self.folder / BASE):
+        chosen = self._choose_rows(tokens)  # wrong signals and too few rows are detected before any work
+        self._check_identity()
+        if not _is_complete(self.folder / BASE):
             model, tokenizer = load_model(self.model)
-            self._finish(self.folder / BASE, self.checks(model, tokenizer, self.folder / BASE))
-            del model
+            self._write_result(self.folder / BASE, self.checks(model, tokenizer, self.folder / BASE))
+            del model  # free its memory for the training runs
         for arm in self.arms:
             for recipe in self.recipes:
                 for seed in self.seeds:
-                    self._run(arm, recipe, seed, picks[arm, seed], tokens)
-        return Findings.read(self.folder, [self._name(a, r) for a in self.arms for r in self.recipes], self.seeds)
+                    self._run(arm, recipe, seed, chosen[arm, seed], tokens)
+        return ExperimentResults.read(
+            self.folder, [self._run_name(a, r) for a in self.arms for r in self.recipes], self.seeds
+        )
 
-    def _picks(self, tokens: Sequence[int]) -> dict[tuple[Arm, int], Indices]:
-        picks = {}
+    def _choose_rows(self, tokens: Sequence[int]) -> dict[tuple[Arm, int], Indices]:
+        """Row indices by arm and seed."""
+        chosen = {}
         for arm in self.arms:
             unscored = np.full(len(self.scored), np.nan)
             scores = signal_values(self.scored, arm.signal) if arm.reads_scores else unscored
             for seed in self.seeds:
-                picks[arm, seed] = choose(arm, scores, tokens, count=self.rows, removed=self.removed, seed=seed)
-        return picks
+                chosen[arm, seed] = choose(arm, scores, tokens, count=self.rows, removed=self.removed, seed=seed)
+        return chosen
 
     def _run(self, arm: Arm, recipe: Recipe, seed: int, chosen: Indices, tokens: Sequence[int]) -> None:
-        folder = run_folder(self.folder, self._name(arm, recipe), seed)
-        if _is_done(folder):
+        """Train and evaluate one arm with one seed, unless its results are complete."""
+        folder = run_folder(self.folder, self._run_name(arm, recipe), seed)
+        if _is_complete(folder):
             return
         trainer = fine_tune(
             self.model,
@@ -113,20 +120,21 @@ class Experiment:
             references=self.references,
         )
         costs = [entry["seconds_per_step"] for entry in trainer.state.log_history if "seconds_per_step" in entry]
+        # Merging the adapter makes generation as fast as that of the initial model.
         model = trainer.model.merge_and_unload() if recipe.lora_rank else trainer.model
         result = self.checks(model, trainer.processing_class, folder)
         size = {"rows": len(chosen), "tokens": int(sum(tokens[row] for row in chosen))}
-        self._finish(folder, {**result, **size, "seconds_per_step": fmean(costs)})
+        self._write_result(folder, {**result, **size, "seconds_per_step": fmean(costs)})
 
     def _tokens(self) -> list[int]:
-        """Training tokens of every row; 0 for one without an answer."""
+        """Number of training tokens of each row; 0 for rows without an answer."""
         tokenizer = load_tokenizer(ModelSource(model_id=self.model))
         length = self.recipes[0].max_length
         table = training_rows(self.scored, tokenizer, max_length=length, columns=self.columns, keep_all=True)
         return training_tokens(table)
 
-    def _claim(self) -> None:
-        """Write what the experiment is, or compare it with what the folder says."""
+    def _check_identity(self) -> None:
+        """Record the experiment's identity in ``verify.json``, or compare it with the one recorded there."""
         identity = {
             "kind": "verify",
             "version": 1,
@@ -146,18 +154,19 @@ class Experiment:
         path = self.folder / "verify.json"
         if path.exists():
             known = read_json(path)
-            other = [key for key in identity if key != "recipes" and known.get(key) != identity[key]]
+            changed = [key for key in identity if key != "recipes" and known.get(key) != identity[key]]
+            # Recipes accumulate: a later call may add a method, but not change the recipe of one.
             mine, theirs = identity["recipes"], known.get("recipes", {})
-            other += [f"the {m} recipe" for m in mine if m in theirs and mine[m] != theirs[m]]  # type: ignore[attr-defined,index]
-            if other:
-                raise InputError(f"{self.folder} holds runs with another {', '.join(other)}: take a new folder")
+            changed += [f"the {m} recipe" for m in mine if m in theirs and mine[m] != theirs[m]]  # type: ignore[attr-defined,index]
+            if changed:
+                raise InputError(f"{self.folder} holds runs with another {', '.join(changed)}: use a new folder")
             identity["recipes"] = {**theirs, **mine}  # type: ignore[dict-item]
         write_json(path, json.loads(json.dumps(identity)))
 
-    def _finish(self, folder: Path, result: Mapping[str, Any]) -> None:
+    def _write_result(self, folder: Path, result: Mapping[str, Any]) -> None:
         write_json(folder / "result.json", dict(result))
 
-    def _name(self, arm: Arm, recipe: Recipe) -> str:
+    def _run_name(self, arm: Arm, recipe: Recipe) -> str:
         return f"{arm.name}+{recipe.method}"
 
 
@@ -165,9 +174,9 @@ def _digest(values: Any) -> str:  # noqa: ANN401  any JSON value
     return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
 
 
-def _is_done(folder: Path) -> bool:
-    """Whether a run has written all of its results, and whole."""
+def _is_complete(folder: Path) -> bool:
+    """Whether all results of a run have been written and can be read."""
     try:
-        return "harmful" in read_finding("", [folder]).results[0]
+        return "harmful" in read_arm("", [folder]).results[0]
     except (InputError, TypeError):
         return False

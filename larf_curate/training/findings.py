@@ -1,4 +1,4 @@
-"""Results of an experiment: every arm beside the model it started from, as a table and a plot."""
+"""Results of an experiment: each arm compared with the initial model, as a table and a plot."""
 
 import math
 import re
@@ -15,16 +15,17 @@ from larf_curate.files import read_json
 from larf_curate.stats import RESAMPLES, bootstrap_interval
 
 BASE = "base"
+"""Name of the initial model in tables and folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One arm over its seeds.
+class ArmResult:
+    """Results of one arm over its seeds.
 
     Args:
-        name: Arm and method.
-        results: The figures of each seed.
-        refused: Refusals of the harmful prompts, shape (seeds, prompts).
+        name: Arm and training method, as in ``random+sft``.
+        results: Content of ``result.json`` for each seed.
+        refused: Whether each harmful prompt was refused, 0 or 1, shape (seeds, prompts).
     """
 
     name: str
@@ -32,17 +33,17 @@ class Finding:
     refused: Any
 
     def mean(self, key: str) -> float:
-        """Mean of a figure over the seeds; NaN if it was not measured."""
-        found = [result[key] for result in self.results if key in result]
-        values = [value["mean"] if isinstance(value, Mapping) else value for value in found]
+        """Mean of a metric over the seeds; NaN if it was not measured."""
+        measured = [result[key] for result in self.results if key in result]
+        values = [value["mean"] if isinstance(value, Mapping) else value for value in measured]
         return fmean(values) if values else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the refusal rate, seeds and prompts both resampled."""
+        """95 % bootstrap interval of the refusal rate, resampling both seeds and prompts."""
         generator = np.random.default_rng(0)
         seeds, prompts = self.refused.shape
-        if self.refused.min() == self.refused.max():
+        if self.refused.min() == self.refused.max():  # no variance to resample: use the exact interval
             return bootstrap_interval(self.refused[0])
         means = [
             self.refused[generator.integers(seeds, size=seeds)][:, generator.integers(prompts, size=prompts)].mean()
@@ -53,43 +54,53 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """All arms of an experiment beside the model they started from.
+class ExperimentResults:
+    """Results of all arms of an experiment and of the initial model.
 
     Args:
-        base: The start.
-        arms: The arms.
+        base: Results of the initial model, without fine-tuning.
+        arms: Results of the arms.
     """
 
-    base: Finding
-    arms: tuple[Finding, ...]
+    base: ArmResult
+    arms: tuple[ArmResult, ...]
 
     @classmethod
-    def read(cls, folder: Path, names: Sequence[str], seeds: Sequence[int]) -> "Findings":
-        """Read the runs of an experiment's folder."""
-        arms = [read_finding(name, [run_folder(folder, name, seed) for seed in seeds]) for name in names]
-        return cls(base=read_finding(BASE, [folder / BASE]), arms=tuple(arms))
+    def read(cls, folder: Path, names: Sequence[str], seeds: Sequence[int]) -> "ExperimentResults":
+        """Read the runs in an experiment's folder.
+
+        Args:
+            folder: Folder of the experiment.
+            names: Names of the arms, with their methods.
+            seeds: Seeds of the runs.
+
+        Raises:
+            InputError: If a result is missing or damaged.
+        """
+        arms = [read_arm(name, [run_folder(folder, name, seed) for seed in seeds]) for name in names]
+        return cls(base=read_arm(BASE, [folder / BASE]), arms=tuple(arms))
 
     def table(self) -> list[dict[str, Any]]:
-        """One row an arm: refusals with interval, refusals lost, over-refusal, utility, size."""
+        """One row per arm, the initial model first: refusal rate, refusals lost, over-refusal and utility."""
         lost = {arm.name: self.base.mean("harmful") - arm.mean("harmful") for arm in self.arms}
-        rows = [_figures(self.base, lost=0.0, random=math.nan)]
+        rows = [_table_row(self.base, lost=0.0, random=math.nan)]
         for arm in self.arms:
+            # The same method on random rows: what fine-tuning costs however the rows are chosen.
             random = lost.get("random+" + arm.name.rsplit("+", 1)[1], math.nan)
-            rows.append(_figures(arm, lost=lost[arm.name], random=random))
+            rows.append(_table_row(arm, lost=lost[arm.name], random=random))
         return rows
 
     def plot(self, path: str | Path) -> None:
-        """Draw the refusals left by each arm, one dot a seed, beside those of the start."""
+        """Plot the refusal rate of each arm, one dot per seed, and that of the initial model as a line."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.8, 1.2 + 0.45 * len(self.arms)), layout="constrained")
         axes = figure.subplots()
-        for place, arm in enumerate(self.arms):
+        for y, arm in enumerate(self.arms):
             low, high = arm.interval
-            axes.plot([100 * low, 100 * high], [place, place], color="#4c72b0", linewidth=5, alpha=0.4)
+            axes.plot([100 * low, 100 * high], [y, y], color="#4c72b0", linewidth=5, alpha=0.4)
             rates = [100 * result["harmful"]["mean"] for result in arm.results]
-            axes.plot(rates, [place] * len(rates), "o", color="#26456e", markersize=4)
+            axes.plot(rates, [y] * len(rates), "o", color="#26456e", markersize=4)
         axes.axvline(100 * self.base.mean("harmful"), color="#333333", linestyle=":", label="before fine-tuning")
         axes.set(xlim=(0, 100), xlabel="harmful prompts refused (%); dots: seeds, bar: 95 % interval")
         axes.set_yticks(range(len(self.arms)), [arm.name.replace("$", r"\$") for arm in self.arms])
@@ -99,18 +110,27 @@ class Findings:
 
 
 def run_folder(folder: Path, name: str, seed: int) -> Path:
-    """Where a run lies, its name without what a path could misread."""
+    """Folder of a run; characters of the name that could change the path are replaced by ``-``."""
     return folder / re.sub(r"[^\w.+-]", "-", name) / f"seed-{seed}"
 
 
-def read_finding(name: str, folders: Sequence[Path]) -> Finding:
-    """Read the results of one arm, a folder for each seed."""
+def read_arm(name: str, folders: Sequence[Path]) -> ArmResult:
+    """Read the results of one arm.
+
+    Args:
+        name: Name of the arm.
+        folders: Folder of the run of each seed.
+
+    Raises:
+        InputError: If a result is missing or damaged.
+    """
     results = tuple(read_json(folder / "result.json") for folder in folders)
     refused = np.asarray([RefusalReport.load(folder / "harmful.json").refused for folder in folders], dtype=np.float64)
-    return Finding(name=name, results=results, refused=refused)
+    return ArmResult(name=name, results=results, refused=refused)
 
 
-def _figures(arm: Finding, *, lost: float, random: float) -> dict[str, Any]:
+def _table_row(arm: ArmResult, *, lost: float, random: float) -> dict[str, Any]:
+    """A row of the table; values that were not measured are None, since JSON has no NaN."""
     row = {
         "arm": arm.name,
         "seeds": len(arm.results),

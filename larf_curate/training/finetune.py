@@ -1,4 +1,4 @@
-"""One recipe for fine-tuning, SFT or SAP, from a model's name and rows in any recognised format."""
+"""Fine-tune a model by name with SFT or SAP, on rows in any recognised format."""
 
 import logging
 import math
@@ -19,53 +19,57 @@ from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import window_of
 from larf_curate.models.source import ModelSource, load_config, load_tokenizer, weights_digest
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
-from larf_curate.training.checkpoints import last_whole
+from larf_curate.training.checkpoints import last_complete
 from larf_curate.training.choices import TRAINING_METHODS
 from larf_curate.training.contrastive import References
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig
 
 # isort: split
-from peft import LoraConfig  # sap has said how to install these two
+from peft import LoraConfig  # importing sap has checked that these two are installed
 from trl import SFTConfig, SFTTrainer
 
 logger = logging.getLogger(__name__)
 FEW_STEPS = 10
-"""Optimizer steps below which there is no warm-up."""
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Optimizer steps below which the learning rate is not warmed up."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of a decoder block in most architectures; names that a model does not have are skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is fine-tuned; the same recipe, start and rows give the same weights.
+    """Hyperparameters of fine-tuning; the same recipe, initial model, rows and seed give the same weights.
 
-    The defaults are gentle: on a small model they let clean rows cost some refusals, with little noise.
+    The defaults are mild: on a small model, clean rows cost some refusals, with little variance between seeds.
 
     Args:
         method: ``sft`` or ``sap``.
         lora_rank: Rank of the LoRA; 0 trains all weights.
         lora_alpha: Scale of the LoRA.
-        lora_targets: Ends of the names of the layers that get one.
+        lora_targets: Layers with a LoRA, as suffixes of their names.
         learning_rate: Initial learning rate, with linear decay.
-        epochs: Passes over the rows.
-        batch_size: Rows an optimizer step, of all processes together.
-        micro_batch_size: Rows a forward pass and process; divides the batch size.
-        warmup: Share of the steps over which the learning rate rises.
+        epochs: Number of passes over the rows.
+        batch_size: Number of rows per optimizer step, over all processes.
+        micro_batch_size: Number of rows per forward pass and process; must divide the batch size.
+        warmup: Share of the steps over which the learning rate rises, in [0, 1).
         max_length: Longest row in tokens.
-        dtype: The weights' dtype.
+        dtype: Dtype of the loaded weights.
         bf16: Whether to compute in bfloat16.
-        epsilon: Of SAP; see `SapConfig`.
-        beta: Of SAP; see `SapConfig`.
-        probe_step: Of SAP; see `SapConfig`.
-        probe_blocks: Of SAP; see `SapConfig`.
-        refusals: Of SAP; see `SapConfig`. Here ``own``, which kept more refusals where the two were compared.
-        contrastive_batch_size: Of SAP; see `SapConfig`.
+        epsilon: SAP only; see `SapConfig`.
+        beta: SAP only; see `SapConfig`.
+        probe_step: SAP only; see `SapConfig`.
+        probe_blocks: SAP only; see `SapConfig`.
+        refusals: SAP only; see `SapConfig`. The default here is ``own``, which kept more refusals in a comparison.
+        contrastive_batch_size: SAP only; see `SapConfig`.
+
+    Raises:
+        InputError: If a value is out of range.
     """
 
     method: str = "sft"
     lora_rank: int = 8
     lora_alpha: int = 16
-    lora_targets: tuple[str, ...] = SEVEN
+    lora_targets: tuple[str, ...] = PROJECTIONS
     learning_rate: float = 2e-4
     epochs: float = 2
     batch_size: int = 16
@@ -90,15 +94,15 @@ class Recipe:
         if self.lora_rank < 0:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise InputError(f"wanted a dtype of torch as in float32, got {self.dtype!r}")
+            raise InputError(f"wanted a torch dtype such as float32, got {self.dtype!r}")
         if self.batch_size % self.micro_batch_size:
             raise InputError(
-                f"wanted a batch size that the micro batch size divides, got {self.batch_size} and "
+                f"wanted a batch size that the micro-batch size divides, got {self.batch_size} and "
                 f"{self.micro_batch_size}: change one"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe, for JSON."""
+        """The recipe as JSON values."""
         return {**asdict(self), "lora_targets": list(self.lora_targets)}
 
 
@@ -114,26 +118,29 @@ def fine_tune(
     save_steps: int = 0,
     resume: bool = False,
 ) -> Any:  # noqa: ANN401  trl has no types
-    """Fine-tune a model; ``training.json`` in the folder says with what, so that only the same training is resumed.
+    """Fine-tune a model and save the result.
+
+    ``training.json`` in the output folder records the model, recipe, seed and rows, so that only the same training run
+    can be resumed.
 
     Args:
-        model: Folder or Hub id.
+        model: Folder or Hub id of the initial model.
         rows: Rows in any recognised format.
-        output: Folder for checkpoints, the weights or adapter and the tokenizer.
-        recipe: How.
-        seed: Seed of the order, of dropout and of the LoRA's start.
+        output: Folder for checkpoints, the weights or adapter, and the tokenizer.
+        recipe: Hyperparameters.
+        seed: Seed of the row order, of dropout and of the LoRA's initial weights.
         references: Contrastive rows of SAP.
-        columns: Column names by role, if they are not to be found.
-        save_steps: Steps between checkpoints; 0 keeps only the end.
-        resume: Go on from the last checkpoint in the folder, if there is one.
+        columns: Column names by role, if they cannot be recognised.
+        save_steps: Number of steps between checkpoints; 0 saves only the final model.
+        resume: Whether to continue from the last complete checkpoint in the folder, if there is one.
 
     Returns:
-        The trainer, trained, with ``model``, ``processing_class`` and ``state``.
+        The trainer after training, with ``model``, ``processing_class`` and ``state``.
 
     Raises:
-        InputError: If the rows cannot be used, or the folder holds the checkpoints of another training.
+        InputError: If the rows cannot be used, or the folder holds the checkpoints of another training run.
         ModelError: If the model cannot be loaded or has no layer for the LoRA.
-        TrainingError: If the loss breaks.
+        TrainingError: If a loss, a gradient or the weights become NaN or infinite.
     """
     source = ModelSource(model_id=model)
     tokenizer = load_tokenizer(source)
@@ -144,7 +151,7 @@ def fine_tune(
     checkpoint = _checkpoint(Path(output), _identity(source, recipe, seed, table), resume=resume)
     options = _options(recipe, str(output), seed, save_steps)
     if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size:
-        options["warmup_steps"] = 0  # its first step has a rate of 0: of few steps that is too many
+        options["warmup_steps"] = 0  # the first step of a warm-up has rate 0 and is lost, too much of a short run
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
     trainer: Any
     with loading_errors():
@@ -153,48 +160,50 @@ def fine_tune(
         else:
             trainer = SFTTrainer(model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common)
     _check_targets(trainer.model, recipe)
-    with redirect_stdout(sys.stderr):  # where the trainer's log lines belong
+    with redirect_stdout(sys.stderr):  # the trainer prints log lines, but stdout is for the command's result
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
     return trainer
 
 
 def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
-    """What must be the same for a training to go on from another's checkpoint."""
-    start = {"model": source.model_id, "weights": weights_digest(source)}
-    return {"kind": "training", **start, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
+    """What must be equal for a run to continue from a checkpoint."""
+    initial = {"model": source.model_id, "weights": weights_digest(source)}
+    return {"kind": "training", **initial, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
 
 
 def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> str | None:
-    """The checkpoint to go on from, if any; writes down what the folder belongs to.
+    """The checkpoint to continue from, if any; records the run's identity in the folder.
 
     Raises:
-        InputError: If there are checkpoints and they are not to be resumed, or belong to another training.
+        InputError: If there are checkpoints and ``resume`` is not set, or they belong to another training run.
     """
-    path, found = folder / "training.json", last_whole(folder)
+    path, found = folder / "training.json", last_complete(folder)
     if not resume and any(folder.glob("checkpoint-*")):
-        raise InputError(f"{folder} holds checkpoints of an earlier training: resume it, or take a new folder")
+        raise InputError(f"{folder} holds checkpoints of an earlier training run: resume it, or use a new folder")
     known = read_json(path) if found and path.exists() else identity
-    if other := [key for key in identity if known.get(key) != identity[key]]:
-        raise InputError(f"{found} is of a training with another {', '.join(other)}: take a new folder")
+    if changed := [key for key in identity if known.get(key) != identity[key]]:
+        raise InputError(f"{found} is of a training run with another {', '.join(changed)}: use a new folder")
     if resume and not found:
-        logger.warning("there is no checkpoint in %s: training starts at its first step", folder)
+        logger.warning("there is no checkpoint in %s: training starts from the beginning", folder)
     write_json(path, identity)
     return found
 
 
 def _check_targets(model: Any, recipe: Recipe) -> None:  # noqa: ANN401
-    """Refuse names of layers that match none; the default ones are those of many models together."""
-    if not recipe.lora_rank or recipe.lora_targets == SEVEN:
+    """Reject LoRA targets that match no layer; the default targets may, since they cover several architectures."""
+    if not recipe.lora_rank or recipe.lora_targets == PROJECTIONS:
         return
-    found = {name.rsplit(".lora_A", 1)[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    adapted = {name.rsplit(".lora_A", 1)[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     for target in recipe.lora_targets:
-        if not any(f".{name}".endswith(f".{target}") for name in found):
+        if not any(f".{name}".endswith(f".{target}") for name in adapted):
             raise ModelError(f"the model has no layer {target!r} for the LoRA: name its linear layers")
 
 
 def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[str, Any]:
+    """The recipe as options of ``trl.SFTConfig``."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # With several processes, each gets its share, so that the number of processes does not change the result.
     micro = min(recipe.micro_batch_size, max(recipe.batch_size // processes, 1))
     if recipe.batch_size % (micro * processes):
         raise InputError(f"wanted a batch size that {processes} processes can share, got {recipe.batch_size}")
@@ -204,7 +213,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
         "gradient_accumulation_steps": recipe.batch_size // (micro * processes),
         "learning_rate": recipe.learning_rate,
         "num_train_epochs": recipe.epochs,
-        "warmup_steps": recipe.warmup,
+        "warmup_steps": recipe.warmup,  # below 1: a share of the steps
         "max_length": recipe.max_length,
         "bf16": recipe.bf16,
         "model_init_kwargs": {"dtype": recipe.dtype},
@@ -221,6 +230,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
 
 
 def _sap(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's options that only `SapConfig` has."""
     names = ("epsilon", "beta", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
     return {name: getattr(recipe, name) for name in names}
 

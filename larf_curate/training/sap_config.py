@@ -1,4 +1,4 @@
-"""Options of `SapTrainer`, and the LoRA of the SAP authors' code."""
+"""Configuration of `SapTrainer`, and the LoRA configuration of the SAP authors' code."""
 
 from dataclasses import dataclass, field
 
@@ -9,34 +9,36 @@ from larf_curate.training.choices import PROBE_STEPS, REFUSALS
 for _module in ("accelerate", "peft", "trl"):
     require(_module, extra="train")
 
-from peft import LoraConfig  # noqa: E402  only now is it known to be installed
+from peft import LoraConfig  # noqa: E402  after the check that they are installed
 from trl import SFTConfig  # noqa: E402
 
 LORA_TARGETS = ("q_proj", "v_proj")
 
 
 def sap_lora() -> LoraConfig:
-    """The LoRA of the SAP authors' code: r = 8 on the query and value projections, dropout 0.1."""
+    """LoRA configuration of the SAP authors' code: rank 8 on the query and value projections, dropout 0.1."""
     return LoraConfig(r=8, target_modules=list(LORA_TARGETS), lora_dropout=0.1, task_type="CAUSAL_LM")
 
 
 @dataclass
 class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
-    """Options of `SapTrainer`, beside all of ``trl.SFTConfig``.
+    """Configuration of `SapTrainer`; extends ``trl.SFTConfig``.
 
     These defaults differ from ``SFTConfig``: ``learning_rate`` is 1e-4 (the authors' code) and ``bf16`` is False,
-    because an ``epsilon`` of 2e-5 is below the resolution of bfloat16: there the probe would follow rounding noise.
-    For bf16 take an ``epsilon`` of about 0.002; only the direction of the difference matters, not its size.
+    because an ``epsilon`` of 2e-5 is below the resolution of bfloat16, where the probes would follow rounding noise.
+    With bf16, set ``epsilon`` to about 0.002: only the direction of the difference matters, not its size.
 
     Args:
-        epsilon: How far the weights are moved in the harmful direction, in units of their norm. 0: plain SFT.
-        beta: Size of the probe step. 0: plain SFT.
-        probe_step: How a gradient becomes a probe: ``sign`` or ``unit``.
-        probe_blocks: Where the probes sit: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
-        temperature: Temperature of the contrastive loss. The higher, the more evenly contrastive rows count; at 1 the
-            one that the model refuses least surely outweighs the others.
-        refusals: What unsafe answers are contrasted with: the references' refusals, ``given``, or the model's ``own``.
-        contrastive_batch_size: Contrastive rows a step and process.
+        epsilon: Distance by which the weights are moved in the harmful direction, in units of their norm; 0 is plain
+            SFT.
+        beta: Size of the probe step; 0 is plain SFT.
+        probe_step: Step from a gradient to a probe: ``sign`` or ``unit``.
+        probe_blocks: Decoder blocks with a probe: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
+        temperature: Temperature of the contrastive loss. The higher, the more equally contrastive rows are weighted; at
+            1 the row whose refusal is least certain outweighs the others.
+        refusals: Refusals that the unsafe answers are contrasted with: ``given``, those of the references, or ``own``,
+            those of the model.
+        contrastive_batch_size: Number of contrastive rows per step and process.
         contrastive_max_length: Longest contrastive row in tokens.
         learning_rate: Initial learning rate.
         bf16: Whether to compute in bfloat16.
@@ -45,7 +47,7 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     epsilon: float = field(
         default=2e-5,
         metadata={
-            "help": "How far the weights are moved in the harmful direction, in units of their norm. "
+            "help": "Distance by which the weights are moved in the harmful direction, in units of their norm. "
             "Source: grad_rate of the SAP authors' code."
         },
     )
@@ -56,36 +58,36 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     probe_step: str = field(
         default="sign",
         metadata={
-            "help": "How a gradient becomes a probe: 'sign' moves every coordinate by beta, as the first AdamW step "
-            "of the SAP authors' code does; 'unit' moves all probes together by an Euclidean length of beta.",
+            "help": "Step from a gradient to a probe: 'sign' moves every coordinate by beta, as the first AdamW step "
+            "of the SAP authors' code does; 'unit' moves all probes together by a Euclidean norm of beta.",
             "choices": list(PROBE_STEPS),
         },
     )
     probe_blocks: str | list[int] = field(
         default="auto",
         metadata={
-            "help": "Decoder blocks (0-based) that carry a probe: 'auto' for the middle third (blocks 11 to 20 of 32 "
+            "help": "Decoder blocks (0-based) with a probe: 'auto' for the middle third (blocks 11 to 20 of 32 "
             "in the paper), a range '11-20', a list '3,9' (the SAP authors' code), or the layers of a LayerReport."
         },
     )
     temperature: float = field(
         default=1.0,
         metadata={
-            "help": "Temperature of the contrastive loss; the higher, the more evenly contrastive rows count. "
+            "help": "Temperature of the contrastive loss; the higher, the more equally contrastive rows are weighted. "
             "Source: the SAP authors' code."
         },
     )
     refusals: str = field(
         default="given",
         metadata={
-            "help": "What the unsafe answers are contrasted with: 'given' takes the references' refusals, 'own' the "
-            "greedy answers with which the model itself refuses their prompts before it is trained.",
+            "help": "Refusals that the unsafe answers are contrasted with: 'given', those of the references, or "
+            "'own', the greedy answers with which the model itself refuses their prompts before training.",
             "choices": list(REFUSALS),
         },
     )
     contrastive_batch_size: int = field(
         default=8,
-        metadata={"help": "Contrastive rows a step and process. Source: the SAP authors' code."},
+        metadata={"help": "Number of contrastive rows per step and process. Source: the SAP authors' code."},
     )
     contrastive_max_length: int = field(
         default=256,
@@ -96,14 +98,16 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     )
     bf16: bool | None = field(
         default=False,
-        metadata={"help": "Whether to compute in bfloat16. Then set epsilon to about 0.002: 2e-5 is below its grain."},
+        metadata={
+            "help": "Whether to compute in bfloat16; then set epsilon to about 0.002: 2e-5 is below its resolution."
+        },
     )
 
     def __post_init__(self) -> None:
-        """Check the options.
+        """Validate the options.
 
         Raises:
-            InputError: If one is out of range, or fp16 or reentrant checkpointing is asked for.
+            InputError: If one is out of range, or fp16 or reentrant checkpointing is requested.
         """
         for name in ("epsilon", "beta"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -115,10 +119,10 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
             if getattr(self, name) not in choices:
                 raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if self.fp16:
-            raise InputError("SAP does not run in fp16, whose small gradients vanish: take bf16=True or float32")
+            raise InputError("SAP does not support fp16, in which small gradients underflow: use bf16=True or float32")
         if getattr(self, "activation_checkpointing", True) is None:
-            # trl 1.16 sets the old name by default, of which transformers 5.23 warns
+            # trl 1.16 sets gradient_checkpointing by default, the old name, and transformers 5.23 warns of it
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise InputError("SAP needs gradients of probes: set use_reentrant=False for activation checkpointing")
+            raise InputError("SAP needs gradients of the probes: set use_reentrant=False for activation checkpointing")

@@ -27,7 +27,7 @@ from larf_curate.data import load_rows
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.source import ModelSource, load_tokenizer
 from larf_curate.training.finetune import Recipe, fine_tune
-from larf_curate.training.probes import flat_norm, probe_blocks, probing, shifted
+from larf_curate.training.probes import added_probes, global_norm, probe_blocks, shifted_weights
 from larf_curate.training.sap import SapTrainer
 from larf_curate.training.sap_config import SapConfig, sap_lora
 
@@ -112,7 +112,7 @@ class Survey(SapTrainer):
         for spec, epsilon in PROBES:
             blocks = decoder_blocks(self.model)
             self._blocks = {number: blocks[number] for number in probe_blocks(spec, len(blocks))}
-            with shifted(weights, direction, epsilon * flat_norm(weights)):
+            with shifted_weights(weights, direction, epsilon * global_norm(weights)):
                 there = self._probe_gradient(bare, batches, items)
             change = [a - b for a, b in zip(there, self._probe_gradient(bare, batches, items), strict=True)]
             for self.args.probe_step, self.args.beta in STEPS:
@@ -127,7 +127,7 @@ class Survey(SapTrainer):
         """The useful loss and its gradient with probes in place."""
         total, losses = [torch.zeros_like(weight) for weight in weights], 0.0
         for batch in batches:
-            with self._metrics_aside(), probing(self._blocks, probes):
+            with self._metrics_unchanged(), added_probes(self._blocks, probes):
                 loss = self.compute_loss(model, self._prepare_inputs(dict(batch)), num_items_in_batch=items)
             losses += float(loss.detach())
             total = [t + g for t, g in zip(total, torch.autograd.grad(loss, weights), strict=True)]

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from larf_curate.errors import InputError, TrainingError
 from larf_curate.training import finetune
-from larf_curate.training.checkpoints import is_whole, last_whole
+from larf_curate.training.checkpoints import is_complete, last_complete
 from larf_curate.training.finetune import Recipe, fine_tune
 from tests.fixtures.tiny import byte_model
 from tests.fixtures.training_rows import TRIPLES
@@ -69,9 +69,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(start, tmp_path, stopped
 def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_path, stopped, caplog, damage, file):
     path = stopped / "checkpoint-2" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "half" else path.unlink()
-    assert is_whole(stopped / "checkpoint-1")
-    assert last_whole(stopped) == str(stopped / "checkpoint-1")
-    assert "checkpoint-2 is not whole" in caplog.text
+    assert is_complete(stopped / "checkpoint-1")
+    assert last_complete(stopped) == str(stopped / "checkpoint-1")
+    assert "checkpoint-2 is incomplete" in caplog.text
     resumed = train(start, stopped, resume=True)
     assert resumed.state.global_step == 3
     whole = train(start, tmp_path / "whole")
@@ -84,7 +84,7 @@ def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_
      ({"lora_rank": 4}, "lora_rank"), ({"batch_size": 8}, "batch_size")],
 )  # fmt: skip
 def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, what):
-    with pytest.raises(InputError, match=f"of a training with another .*{what}"):
+    with pytest.raises(InputError, match=f"of a training run with another .*{what}"):
         train(start, stopped, resume=True, **options)
 
 
@@ -95,9 +95,9 @@ def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
     torch.save({}, tmp_path / "optimizer.pt")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert is_whole(tmp_path)
+    assert is_complete(tmp_path)
     shards[0].unlink()
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)
 
 
 def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_path):
@@ -107,12 +107,12 @@ def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_pat
     with torch.no_grad():
         list(other.parameters())[-1].mul_(1.01)
     other.save_pretrained(moved)
-    with pytest.raises(InputError, match="of a training with another weights"):
+    with pytest.raises(InputError, match="of a training run with another weights"):
         train(str(moved), tmp_path / "run2", resume=True)
 
 
 def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):
-    with pytest.raises(InputError, match="checkpoints of an earlier training: resume it, or take a new folder"):
+    with pytest.raises(InputError, match="checkpoints of an earlier training run: resume it, or use a new folder"):
         train(start, stopped)
     for path in stopped.glob("checkpoint-*"):
         shutil.rmtree(path)

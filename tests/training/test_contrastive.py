@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import torch
 
-from larf_curate.training.contrastive import ContrastiveRows, both_sides
+from larf_curate.training.contrastive import ContrastiveRows, paired_sides
 from tests.fixtures.tiny import byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES
 
@@ -11,7 +11,7 @@ END = "<|im_end|>\n"
 
 
 def rows_of(seed=0):
-    return ContrastiveRows.build(both_sides(TRIPLES), TOKENIZER, max_length=256, seed=seed)
+    return ContrastiveRows.build(paired_sides(TRIPLES), TOKENIZER, max_length=256, seed=seed)
 
 
 def learned(batch):

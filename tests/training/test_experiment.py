@@ -62,50 +62,50 @@ def test_an_interrupted_experiment_goes_on_and_gives_the_same_table(start, tmp_p
 
 
 def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
-    experiment(start, tmp_path)._claim()
-    experiment(start, tmp_path, seeds=(5,))._claim()
+    experiment(start, tmp_path)._check_identity()
+    experiment(start, tmp_path, seeds=(5,))._check_identity()
     with pytest.raises(InputError, match="another scored"):
-        experiment(start, tmp_path, scored=scored_rows(23))._claim()
+        experiment(start, tmp_path, scored=scored_rows(23))._check_identity()
     with pytest.raises(InputError, match="another prompts"):
-        experiment(start, tmp_path, checks=EvaluationSuite(harmful=("Kill it",), max_new_tokens=4))._claim()
+        experiment(start, tmp_path, checks=EvaluationSuite(harmful=("Kill it",), max_new_tokens=4))._check_identity()
     with pytest.raises(InputError, match="another rows"):
-        experiment(start, tmp_path, rows=9)._claim()
+        experiment(start, tmp_path, rows=9)._check_identity()
     with pytest.raises(InputError, match="another the sft recipe"):
-        experiment(start, tmp_path, recipes=(Recipe(),))._claim()
+        experiment(start, tmp_path, recipes=(Recipe(),))._check_identity()
     known = read_json(tmp_path / "verify.json")
     write_json(tmp_path / "verify.json", known | {"weights": "those of yesterday"})
     with pytest.raises(InputError, match="another weights"):
-        experiment(start, tmp_path)._claim()
-    with pytest.raises(InputError, match="one recipe a method"):
+        experiment(start, tmp_path)._check_identity()
+    with pytest.raises(InputError, match="one recipe per method"):
         experiment(start, tmp_path, recipes=(QUICK, Recipe()))
-    with pytest.raises(InputError, match="every arm once"):
+    with pytest.raises(InputError, match="each arm only once"):
         experiment(start, tmp_path, arms=(Arm("random"), Arm("random", "refusal")))
-    with pytest.raises(InputError, match="share from 0 to under 1"):
+    with pytest.raises(InputError, match="share from 0 to below 1"):
         experiment(start, tmp_path, removed=float("nan"))
 
 
 def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path):
-    experiment(start, tmp_path)._claim()
+    experiment(start, tmp_path)._check_identity()
     rows = scored_rows()
     others = rows.map(lambda row: {"output": "zzz"})
     signals = rows.map(lambda row: {"larf_signals": {"refusal": 0.5}})
     for changed in (others, signals):
         with pytest.raises(InputError, match="another scored"):
-            experiment(start, tmp_path, scored=changed)._claim()
+            experiment(start, tmp_path, scored=changed)._check_identity()
     with pytest.raises(InputError, match="another references"):
-        experiment(start, tmp_path, references="mine.jsonl")._claim()
+        experiment(start, tmp_path, references="mine.jsonl")._check_identity()
     checks = EvaluationSuite(
         harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(5), max_new_tokens=4
     )
     with pytest.raises(InputError, match="another held_out"):
-        experiment(start, tmp_path, checks=checks)._claim()
+        experiment(start, tmp_path, checks=checks)._check_identity()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"arms": (Arm("random"), Arm("top", "typo"))}, "no signal 'typo': wanted one of larf_score, refusal"),
-        ({"arms": (Arm("top", "instruction"),)}, "'instruction' holds no numbers"),
+        ({"arms": (Arm("top", "instruction"),)}, "'instruction' is not numeric"),
         ({"rows": 99}, "wanted 99 rows, got 23"),
     ],
 )
@@ -135,4 +135,4 @@ def test_all_rows_need_no_score_and_a_first_row_without_signals_does_not_hide_th
     assert np.isnan(signal_values(rows, "refusal")[0])
     assert not np.isnan(signal_values(rows, "refusal")[1:]).any()
     bare = experiment(start, tmp_path, scored=rows.remove_columns(["larf_score"]), arms=(Arm("all"), Arm("thinned")))
-    assert {len(rows) for rows in bare._picks([5] * 24).values()} == {24, 22}
+    assert {len(rows) for rows in bare._choose_rows([5] * 24).values()} == {24, 22}

@@ -7,7 +7,7 @@ from larf_curate.conversation.schemas import to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.training import SapConfig, SapTrainer, training_rows
-from larf_curate.training.contrastive import both_sides
+from larf_curate.training.contrastive import paired_sides
 from larf_curate.training.own_refusals import own_refusals
 from tests.fixtures.tiny import byte_model, byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES, tiny_rows
@@ -49,7 +49,7 @@ def said(rows):
 
 def test_the_models_refusals_take_the_place_of_the_references_and_answers_are_left_out(subject, caplog):
     with caplog.at_level(logging.INFO):
-        unsafe, safe = own_refusals(both_sides(TRIPLES), subject, TOKENIZER)
+        unsafe, safe = own_refusals(paired_sides(TRIPLES), subject, TOKENIZER)
     assert said(unsafe) == [(p, unsafe) for p, unsafe, _ in TRIPLES[:2]]
     assert said(safe) == [(p, OWN[p]) for p, *_ in TRIPLES[:2]]
     assert "refuses 2 of 3" in caplog.text
@@ -63,7 +63,7 @@ def test_system_messages_stay_with_the_prompt(subject):
 
 
 def test_a_model_that_does_not_refuse_keeps_the_references_with_a_warning(caplog):
-    sides = both_sides(TRIPLES)
+    sides = paired_sides(TRIPLES)
     assert own_refusals(sides, byte_model(), TOKENIZER) == sides
     assert "refuses only 0 of 3" in caplog.text
 
