@@ -100,8 +100,8 @@ def open_source(
     """
     files = _files(name)
     local = bool(files) or Path(name).is_dir()
-    hub_only = {"--split": split if files else None, "--config": config, "--revision": revision}
-    if local and (options := [option for option, value in hub_only.items() if value]):
+    inapplicable = {"--split": split if files else None, "--config": config, "--revision": revision}
+    if local and (options := [option for option, value in inapplicable.items() if value]):
         raise InputError(f"{' and '.join(options)} cannot be used with {name}: give the files that you want instead")
     if files:
         parts, description = _from_files(files)

@@ -1,1 +1,1 @@
-"""Rows in, ``larf_*`` columns out: the scorer, folders of scored rows, selection and evidence."""
+"""Scoring rows into ``larf_*`` columns: scorer, resumable runs, selection, nearest exemplars and explanations."""

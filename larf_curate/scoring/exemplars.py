@@ -1,4 +1,4 @@
-"""ExemplarIndex: the nearest known-harmful exemplars of a row, as evidence, by FAISS."""
+"""Nearest-neighbour search for known-harmful exemplars (FAISS), as evidence for the score of a row."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from larf_curate.extras import require
 from larf_curate.files import atomic_path, cache_home, read_json, write_json
 from larf_curate.models.threads import worker_threads
 from larf_curate.profile import SIDES, SafetyProfile, read_states
-from larf_curate.scoring.coverage import ConceptSpace, greedy
+from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
 from larf_curate.signals.protocol import unit
 from larf_curate.states import Vectors
 
@@ -29,12 +29,12 @@ STATES_FILE = "exemplars.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbor:
-    """One exemplar near a row.
+    """An exemplar that is near a row.
 
     Args:
-        id: The exemplar's id.
+        id: Id of the exemplar.
         label: Its hazard category.
-        cosine: Cosine similarity of the two states less the index's centre, in [-1, 1].
+        cosine: Cosine similarity of the two centred states, in [-1, 1].
     """
 
     id: str
@@ -44,17 +44,20 @@ class Neighbor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExemplarIndex:
-    """States of known-harmful exemplars at a profile's first layer, searched exactly by cosine similarity.
+    """Index of known-harmful exemplars, with exact search by cosine similarity of states at a profile's first layer.
 
-    The search runs on all GPUs where the FAISS build and the machine have them, on the CPU elsewhere.
+    The search runs on all GPUs if FAISS was built with GPU support and there are any, else on the CPU.
 
     Args:
-        states: Shape (n, d), float32, n >= 1.
-        ids: One id an exemplar.
-        labels: One hazard category an exemplar.
-        layer: The 0-based decoder block the states are from.
-        centre: Shape (d,): what is taken off every state before it is compared, the mean state of the neutral rows in
-            an index made from a profile. Without it all cosines lie close to 1. None to compare states as they are.
+        states: States of the exemplars, shape (n, d), float32, n >= 1.
+        ids: One id per exemplar.
+        labels: One hazard category per exemplar.
+        layer: The 0-based decoder block that the states are from.
+        centre: Shape (d,), subtracted from all states before they are compared. An index built from a profile uses the
+            mean state of its neutral rows, since all cosines of raw states are close to 1. None compares raw states.
+
+    Raises:
+        InputError: If the numbers of states, ids and labels differ or are 0, or the centre has another width.
     """
 
     states: Vectors
@@ -74,11 +77,15 @@ class ExemplarIndex:
 
     @classmethod
     def build(cls, profile: SafetyProfile, references: ReferenceSet) -> "ExemplarIndex":
-        """Index the unsafe references; states that the profile holds are not computed again.
+        """Build an index of unsafe references; the model is not needed if the profile was built with them.
+
+        Args:
+            profile: The profile; its first layer is the layer of the index.
+            references: The reference set; its safe side is not used.
 
         Raises:
             ReferenceSetError: If a reference cannot be scored.
-            ModelError: If the model is needed and cannot be loaded.
+            ModelError: If the model is needed but cannot be loaded.
         """
         if references.digest == profile.references["digest"]:
             return cls.of_profile(profile)
@@ -90,30 +97,30 @@ class ExemplarIndex:
 
     @classmethod
     def of_profile(cls, profile: SafetyProfile) -> "ExemplarIndex":
-        """Index the unsafe references that a profile was built with; no model is needed."""
+        """Build an index of the unsafe references of a profile, from its stored states; no model is needed."""
         labels = tuple(profile.references["labels"])
         ids = tuple(f"reference-{index}" for index in range(len(labels)))
         states = profile.states["unsafe"]["last"][:, 0]
         return cls(states=states, ids=ids, labels=labels, layer=profile.layers[0], centre=neutral_mean(profile))
 
     def search(self, states: Vectors, k: int) -> list[list[Neighbor]]:
-        """Find the nearest exemplars of each state.
+        """Find the k nearest exemplars of each state.
 
         Args:
             states: Shape (n, d).
-            k: How many; all of them if there are fewer.
+            k: Number of neighbours; if the index has fewer exemplars, all are returned.
 
         Returns:
-            For each state its neighbours, nearest first.
+            One list per state, nearest first.
 
         Raises:
-            InputError: If the width is another than the exemplars', or k is below 1.
+            InputError: If the width differs from that of the exemplars, or k is below 1.
         """
         if k < 1:
             raise InputError(f"wanted at least 1 neighbour, got k={k}")
         if states.ndim != 2 or states.shape[1] != self.states.shape[1]:
             raise InputError(f"wanted states of shape (n, {self.states.shape[1]}), got {states.shape}")
-        cosines, found = self._index.search(self._directions(states), min(k, len(self.ids)))
+        cosines, found = self._index.search(self._unit_vectors(states), min(k, len(self.ids)))
         return [
             [Neighbor(id=self.ids[i], label=self.labels[i], cosine=float(c)) for i, c in zip(*hits, strict=True)]
             for hits in zip(found, cosines, strict=True)
@@ -122,35 +129,38 @@ class ExemplarIndex:
     def add(
         self, rows: Sequence[Row], *, label: str = "reviewed", profile: SafetyProfile | None = None
     ) -> "ExemplarIndex":
-        """An index with more exemplars.
+        """Return a new index with additional exemplars.
 
         Args:
-            rows: Scored rows with their ``larf_state``, or any rows together with a profile.
-            label: Their hazard category, where a row has no ``category`` of its own.
-            profile: Its model reads the states of rows without ``larf_state``.
+            rows: Scored rows with ``larf_state``, or any rows together with a profile.
+            label: Hazard category of rows without a ``category``.
+            profile: Profile whose model computes the states if any row has no ``larf_state``.
 
         Raises:
-            InputError: If a row has no state and no profile is given, or the states do not suit the index.
+            InputError: If a row has no state and no profile is given, the profile has another first layer, or states
+                are not finite or have another width.
+            ReferenceSetError: If a row cannot be scored.
+            ModelError: If the model is needed but cannot be loaded.
         """
         if not rows:
             return self
         if profile is not None and profile.layers[0] != self.layer:
             raise InputError(f"wanted a profile whose first layer is {self.layer}, got {profile.layers[0]}")
-        known = [row.get("larf_state") for row in rows]
+        stored = [row.get("larf_state") for row in rows]
         found: Any
-        if all(state is not None for state in known):
-            found = known
+        if all(state is not None for state in stored):
+            found = stored
         elif profile is not None:
             found = read_states(profile.reader(), rows, "added")["last"][:, 0]
         else:
             raise InputError(
-                "wanted rows with larf_state (score them with keep_states=True), or a profile to read them"
+                "wanted rows with larf_state (score them with keep_states=True), or a profile to compute them"
             )
         if widths := set(map(len, found)) - {self.states.shape[1]}:
             raise InputError(f"wanted states of width {self.states.shape[1]}, got {sorted(widths)}")
         states = np.asarray(found, np.float32)
         if not np.isfinite(states).all():
-            raise InputError("wanted finite states, got NaN or infinite ones: score those rows again")
+            raise InputError("wanted finite states, got NaN or infinity: score these rows again")
         ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
         labels = [str(row.get("category") or label) for row in rows]
         return replace(
@@ -158,28 +168,28 @@ class ExemplarIndex:
         )
 
     def covering(self, count: int, profile: SafetyProfile) -> "ExemplarIndex":
-        """A smaller index that covers most of what this one does; see `larf_curate.scoring.coverage`.
+        """Return a smaller index with a high coverage, chosen greedily; see `larf_curate.scoring.coverage`.
 
         Args:
-            count: How many exemplars, each the one that adds most to those before; fewer if no other adds anything.
-            profile: Its references and neutral rows say what there is to cover.
+            count: Maximum number of exemplars; fewer are chosen if no other adds coverage.
+            profile: Profile whose reference and neutral states define the concepts to cover.
 
         Raises:
-            InputError: If the profile's first layer or width is another than the index's, or count is below 1.
+            InputError: If the first layer or width of the profile differs from the index's, or count is below 1.
         """
         wanted, got = (self.layer, self.states.shape[1]), (profile.layers[0], profile.width)
         if count < 1 or wanted != got:
             raise InputError(
                 f"wanted at least 1 exemplar and a profile of first layer and width {wanted}, got {count} and {got}"
             )
-        known = np.concatenate([profile.states[side]["last"][:, 0] for side in SIDES])
-        places = greedy(ConceptSpace(known), self.states, count)
-        ids, labels = (tuple(values[place] for place in places) for values in (self.ids, self.labels))
-        return replace(self, states=self.states[places], ids=ids, labels=labels)
+        calibration = np.concatenate([profile.states[side]["last"][:, 0] for side in SIDES])
+        chosen = greedy_cover(ConceptSpace(calibration), self.states, count)
+        ids, labels = (tuple(values[index] for index in chosen) for values in (self.ids, self.labels))
+        return replace(self, states=self.states[chosen], ids=ids, labels=labels)
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of states, centre, ids and labels."""
+        """Hex SHA-256 of states, centre, ids, labels and layer."""
         digest = hashlib.sha256(json.dumps(self._config()).encode())
         for values in self._tensors().values():
             digest.update(values.tobytes())
@@ -187,16 +197,17 @@ class ExemplarIndex:
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
-        with atomic_path(Path(folder) / STATES_FILE) as aside:
-            save_file(self._tensors(), aside)
+        with atomic_path(Path(folder) / STATES_FILE) as temporary:
+            save_file(self._tensors(), temporary)
+        # Last, since `cache_exemplars` takes a folder with this file as complete.
         write_json(Path(folder) / CONFIG_FILE, self._config())
 
     @classmethod
     def load(cls, folder: str | Path) -> "ExemplarIndex":
-        """Read an index from a folder.
+        """Load an index from a folder.
 
         Raises:
-            InputError: If there is none or it is damaged.
+            InputError: If the folder has no index, or it is damaged.
         """
         config: Mapping[str, Any] = read_json(Path(folder) / CONFIG_FILE)
         try:
@@ -219,17 +230,17 @@ class ExemplarIndex:
         tensors = {"states": self.states} | ({} if self.centre is None else {"centre": self.centre})
         return {name: np.ascontiguousarray(values) for name, values in tensors.items()}
 
-    def _directions(self, states: Vectors) -> Vectors:
-        """Unit vectors of states less the centre."""
+    def _unit_vectors(self, states: Vectors) -> Vectors:
+        """Centred states, scaled to length 1, so that their inner products are cosines."""
         return np.ascontiguousarray(unit(states if self.centre is None else states - self.centre))
 
     @cached_property
     def _index(self) -> Any:  # noqa: ANN401  faiss has no types
         faiss = require("faiss", extra="cpu")
-        if threads := worker_threads():
+        if threads := worker_threads():  # FAISS would use all cores in every worker process
             faiss.omp_set_num_threads(threads)
         index = faiss.IndexFlatIP(self.states.shape[1])
-        index.add(self._directions(self.states))
+        index.add(self._unit_vectors(self.states))
         on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
         return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
 
@@ -240,7 +251,7 @@ def neutral_mean(profile: SafetyProfile) -> Vectors:
 
 
 def cache_exemplars(index: ExemplarIndex) -> Path:
-    """Keep an index under its digest in the user's cache, where worker processes find it; returns the folder."""
+    """Store an index in the user's cache under its digest, for worker processes; returns its folder."""
     folder = cache_home() / "exemplars" / index.digest
     if not (folder / CONFIG_FILE).exists():
         index.save(folder)

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from larf_curate.errors import InputError
-from larf_curate.scoring.coverage import ConceptSpace, greedy, uncovered
+from larf_curate.scoring.coverage import ConceptSpace, greedy_cover, uncovered
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_calibration_covers_itself_and_one_state_covers_little(calibration, 
 def test_the_greedy_choice_takes_what_adds_most_first_and_never_a_copy(calibration, space):
     near = np.repeat(calibration[:1], 4, axis=0)
     exemplars = np.concatenate([near, calibration[5:12]])
-    chosen = greedy(space, exemplars, 4)
+    chosen = greedy_cover(space, exemplars, 4)
     assert len(set(chosen) & set(range(4))) <= 1
 
     def mean_of(places):
@@ -78,7 +78,7 @@ def test_the_greedy_choice_takes_what_adds_most_first_and_never_a_copy(calibrati
     assert_allclose(mean_of(chosen[:2]), max(mean_of([chosen[0], i]) for i in range(11)))
     best = max(mean_of(pair) for pair in permutations(range(11), 2))
     assert mean_of(chosen[:2]) >= (1 - 1 / np.e) * best
-    assert len(greedy(space, near, 4)) == 1
+    assert len(greedy_cover(space, near, 4)) == 1
 
 
 def test_clusters_without_an_exemplar_are_named_by_their_nearest_rows():
@@ -89,7 +89,7 @@ def test_clusters_without_an_exemplar_are_named_by_their_nearest_rows():
     members = {place for item in found for place in item.nearest}
     assert members <= set(range(len(rows)))
     assert {place // 5 for place in members} >= {30, 31}
-    with pytest.raises(InputError, match="one width"):
+    with pytest.raises(InputError, match="the same width"):
         uncovered(rows, centres[:, :5])
 
 
