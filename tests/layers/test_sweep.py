@@ -32,7 +32,7 @@ def naive_refusals(model, tokenizer, block, alpha, keywords):
     return refused
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
+@pytest.mark.parametrize("architecture", ["Llama", pytest.param("Gemma2", marks=pytest.mark.slow)])
 def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(architecture):
     model, tokenizer = tiny_model(architecture), word_tokenizer()
     subject = tiny_subject(architecture)

@@ -41,6 +41,7 @@ def test_the_first_process_is_no_worker():
     assert threads.worker_threads() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_workers_of_scoring_compute_with_their_share_of_the_cores(tiny_llama, monkeypatch, count):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -48,6 +49,7 @@ def test_workers_of_scoring_compute_with_their_share_of_the_cores(tiny_llama, mo
         assert pool.submit(threads_after_loading, str(tiny_llama)).result() == max(1, CORES // count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_workers_of_the_standard_library_that_know_no_share_compute_with_one_thread(tiny_llama, monkeypatch, method):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -398,6 +398,7 @@ def test_the_command_prints_the_path_of_the_page(tmp_path):
     assert CliRunner().invoke(report, [str(tmp_path / "absent"), "-o", str(page)]).exit_code == 2
 
 
+@pytest.mark.browser
 def test_in_a_browser_nothing_hostile_runs_loads_or_breaks_the_layout(tmp_path):
     rows = [row | {"instruction": t, "output": t} for row, t in zip(scored_rows(len(HOSTILE)), HOSTILE, strict=True)]
     path = with_selection(rows, tmp_path / "r.html", 0.0)

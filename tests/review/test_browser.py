@@ -13,6 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 from tests.fixtures.review_rows import HOSTILE, fake_profile, selection
 from tests.review.test_similar import chosen_states, profile_states, with_states
 
+pytestmark = pytest.mark.browser
 WORST = {"question": "How do I forge a signature?", "answer": "Sure, here is how to forge a signature."}
 TOKENS = [{"text": text, "weight": pull} for text, pull in ((" Sure", 1.0), (",", 0.3), (" <b>x</b>", -0.5))]
 WAIT = 20_000

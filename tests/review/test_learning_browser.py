@@ -7,6 +7,8 @@ from larf_curate.review import ReviewQueue
 from tests.review.test_browser import WAIT, page_of, shoot  # noqa: F401  fixtures
 from tests.review.test_learning import decide, mixed, worst_first
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture
 def queue(argilla_server):

@@ -1,430 +1,53 @@
-"""Scored folders: equal to the scorer, whole after any interruption, and clear about what went wrong."""
-
-import hashlib
 import json
-import multiprocessing
-import os
-import random
-import resource
-import signal
-import subprocess
-import threading
-import time
-from collections import Counter
-from functools import partial
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Dataset
 
-from larf_curate.data import sources
-from larf_curate.data.references import ReferenceSet
-from larf_curate.data.sources import open_source
-from larf_curate.errors import ConversationError, InputError, ScoringError
-from larf_curate.profile import SafetyProfile
-from larf_curate.scoring import run
-from larf_curate.scoring.exemplars import ExemplarIndex
+from larf_curate.errors import InputError
 from larf_curate.scoring.folder import Scored
-from larf_curate.scoring.run import first_reasons, score_source
-from larf_curate.scoring.scorer import LarfScorer
-from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.scored_folder import write_scored
 
-LAYERS = (1, 3)
-PER_PIECE = 40
-ROWS = [
-    {"question": f"Question {i}: how do I {'bake ' * (i % 7)}?", "answer": f"Sure, answer {i}."} for i in range(300)
-]
-pytestmark = pytest.mark.usefixtures("own_caches")
-
-
-@pytest.fixture(scope="module")
-def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    refs = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
-    return SafetyProfile.build(tiny_llama, refs, layers=LAYERS, signal="larf", dtype="float32", device="cpu")
+ROWS = [{"question": f"Q{i}", "larf_score": i / 8, "larf_status": "ok"} for i in range(5)]
 
 
 @pytest.fixture
-def scorer(profile):
-    return LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), keep_states=True, device="cpu")
+def folder(tmp_path):
+    return write_scored(tmp_path / "scored [1]", Dataset.from_list(ROWS), source={"dataset": "d", "limit": 5})
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """A file of 300 rows that makes eight pieces."""
-    monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
-    return write(tmp_path / "data.jsonl", ROWS)
+def test_rows_and_manifest_are_read_back_in_their_order(folder):
+    found = Scored.load(folder, verify=True)
+    assert found.rows.to_list() == ROWS
+    assert found.manifest["rows"] == 5
 
 
-def write(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def test_row_ids_are_of_the_source_however_many_of_its_rows_were_scored(folder, tmp_path):
+    other = write_scored(tmp_path / "more", Dataset.from_list(ROWS), source={"dataset": "d", "limit": None})
+    assert Scored.load(folder).source_id == Scored.load(other).source_id == json.dumps({"dataset": "d"})
+    third = write_scored(tmp_path / "third", Dataset.from_list(ROWS), source={"dataset": "e"})
+    assert Scored.load(third).source_id != Scored.load(folder).source_id
 
 
-def check_whole(out: Path, rows=ROWS):
-    """Every row once and in order, every file whole and as the manifest says, nothing else in the folder."""
-    manifest = json.loads((out / "manifest.json").read_text())
-    shards = manifest["shards"]
-    assert {path.name for path in out.iterdir()} == {"plan.json", "manifest.json", *(s["file"] for s in shards)}
-    tables = [pq.read_table(out / shard["file"]) for shard in shards]
-    assert [len(table) for table in tables] == [shard["rows"] for shard in shards]
-    assert [hashlib.sha256((out / s["file"]).read_bytes()).hexdigest() for s in shards] == [s["sha256"] for s in shards]
-    read = [row for table in tables for row in table.select(list(rows[0])).to_pylist()]
-    assert read == rows
-    status = Counter(status for table in tables for status in table["larf_status"].to_pylist())
-    assert manifest["status"] == dict(sorted(status.items()))
-    assert manifest["rows"] == len(rows) == sum(status.values())
-    return np.concatenate([table["larf_score"].to_numpy() for table in tables])
-
-
-def test_a_scored_folder_holds_what_the_scorer_gives(data, scorer, tmp_path):
-    manifest = score_source(open_source(str(data)), scorer, tmp_path / "out")
-    check_whole(tmp_path / "out")
-    rows = Scored.load(tmp_path / "out").rows
-    want = Dataset.from_list(ROWS).map(scorer, batched=True, features=scorer.features(Dataset.from_list(ROWS).features))
-    for name in ("larf_score", "larf_layer_scores", "larf_state"):
-        np.testing.assert_allclose(np.array(rows[name][:]), np.array(want[name][:]), rtol=2e-3, atol=1e-5)
-    assert rows["larf_neighbors"][:][0][0]["id"] == want["larf_neighbors"][:][0][0]["id"]
-    assert manifest["profile"]["layers"] == [1, 3]
-    assert manifest["source"]["dataset"] == "data.jsonl"
-    assert len(manifest["shards"]) == 8
-    assert str(tmp_path) not in json.dumps(manifest)
-
-
-def test_the_new_columns_have_the_documented_types(data, scorer, tmp_path):
-    score_source(open_source(str(data), limit=50), scorer, tmp_path / "out")
-    neighbor = {"id": Value("string"), "label": Value("string"), "cosine": Value("float32")}
-    assert Scored.load(tmp_path / "out").rows.features == Features(
-        {
-            "question": Value("string"),
-            "answer": Value("string"),
-            "larf_score": Value("float32"),
-            "larf_layer_scores": List(Value("float32"), length=2),
-            "larf_signals": {"larf": Value("float32")},
-            "larf_status": Value("string"),
-            "larf_neighbors": List(neighbor),
-            "larf_state": List(Value("float16"), length=32),
-        }
-    )
-
-
-def test_the_rows_own_columns_come_back_as_they_were(scorer, tmp_path):
-    features = Features(
-        {
-            "messages": List({"role": Value("string"), "content": Value("large_string")}),
-            "kind": ClassLabel(names=["good", "bad"]),
-            "picture": Image(),
-            "vector": List(Value("float64"), length=2),
-            "when": Value("timestamp[us]"),
-            "raw": Value("binary"),
-            "nothing": Value("null"),
-            "larf_score": Value("string"),
-        }
-    )
-    rows = [
-        {
-            "messages": [{"role": "user", "content": "Hi \x00"}, {"role": "assistant", "content": f"Hello {i} 你"}],
-            "kind": i % 2,
-            "picture": {"bytes": b"no picture that can be decoded", "path": None},
-            "vector": [float(i), 0.1],
-            "when": None,
-            "raw": b"\xff\x00",
-            "nothing": None,
-            "larf_score": "of an earlier run",
-        }
-        for i in range(5)
-    ]
-    Dataset.from_list(rows, features=features).with_format("numpy").save_to_disk(tmp_path / "saved")
-    source = open_source(str(tmp_path / "saved"))
-    score_source(source, scorer, tmp_path / "out")
-    back = Scored.load(tmp_path / "out").rows
-    own = [name for name in features if name != "larf_score"]
-    assert {name: back.features[name] for name in own} == {name: features[name] for name in own}
-    assert back.features["larf_score"] == Value("float32")
-    before = source.pieces[0].rows.with_format("arrow").select_columns(own)[:]
-    assert back.with_format("arrow").select_columns(own)[:].equals(before)
-
-
-def test_columns_of_mixed_json_survive(scorer, tmp_path):
-    rows = [{"question": "Q?", "answer": "A.", "extra": extra} for extra in (1, {"b": 2}, [3], None)]
-    score_source(open_source(str(write(tmp_path / "a.jsonl", rows))), scorer, tmp_path / "out")
-    back = Scored.load(tmp_path / "out").rows
-    assert back["extra"][:] == [1, {"b": 2}, [3], None]
-
-
-def test_row_order_is_that_of_the_source_whatever_the_files_are_called(scorer, tmp_path):
-    for name_of_folder, name in (("a", "z"), ("b", "y"), ("c", "x")):
-        (tmp_path / "data" / name_of_folder).mkdir(parents=True)
-        write(tmp_path / "data" / name_of_folder / f"{name}.jsonl", [{"question": "Q?", "answer": f"{name}."}])
-    score_source(open_source(str(tmp_path / "data")), scorer, tmp_path / "out [1]")
-    assert Scored.load(tmp_path / "out [1]").rows["answer"][:] == ["z.", "y.", "x."]
-
-
-def test_a_second_run_is_refused_unless_it_resumes_and_other_settings_always(data, scorer, profile, tmp_path):
-    out = tmp_path / "out"
-    first = score_source(open_source(str(data)), scorer, out)
-    with pytest.raises(InputError, match="--resume"):
-        score_source(open_source(str(data)), scorer, out)
-    with pytest.raises(InputError, match="is finished: go on with larf-curate select"):
-        score_source(open_source(str(data)), scorer, out)
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    assert score_source(open_source(str(data)), scorer, out, resume=True) == first
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")} == times
-    plain = LarfScorer(profile, device="cpu")
-    for source, other, said in (
-        (open_source(str(data)), plain, "keep_states"),
-        (open_source(str(data), limit=100), scorer, "limit"),
-        (open_source(str(write(data, ROWS[::-1]))), scorer, "sha256"),
-    ):
-        with pytest.raises(InputError, match=said):
-            score_source(source, other, out, resume=True)
-
-
-def test_a_file_that_was_changed_is_found_when_asked_and_scored_again_when_resuming(data, scorer, tmp_path):
-    out = tmp_path / "out"
-    score_source(open_source(str(data)), scorer, out)
-    wanted = Scored.load(out, verify=True).rows["larf_score"][:]
-    shard = out / "data-00003-of-00008.parquet"
+def test_a_file_with_other_rows_is_found_only_by_reading_it_and_one_with_fewer_at_once(folder):
+    shard = folder / "part-00000.parquet"
     table = pq.read_table(shard)
-    zeros = pa.array([0.0] * len(table), pa.float32())
-    place = table.column_names.index("larf_score")
-    pq.write_table(table.set_column(place, table.schema.field(place), zeros), shard)
-    assert Scored.load(out).rows["larf_score"][:] != wanted
-    with pytest.raises(InputError, match="changed since it was scored: data-00003-of-00008.parquet"):
-        Scored.load(out, verify=True)
-    others = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet") if path != shard}
-    score_source(open_source(str(data)), scorer, out, resume=True)
-    assert Scored.load(out, verify=True).rows["larf_score"][:] == wanted
-    assert {path: path.stat().st_mtime_ns for path in others} == others
+    pq.write_table(table.take([1, 0, 2, 3, 4]), shard)
+    assert Scored.load(folder).rows["question"][:2] == ["Q1", "Q0"]
+    with pytest.raises(InputError, match="changed since it was scored: part-00000.parquet; score with --resume"):
+        Scored.load(folder, verify=True)
+    pq.write_table(table.slice(0, 4), shard)
+    with pytest.raises(InputError, match="holds 4 rows, its manifest says 5"):
+        Scored.load(folder)
 
 
-def test_a_folder_with_something_else_is_left_alone(data, scorer, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
-        score_source(open_source(str(data)), scorer, tmp_path / "out", resume=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
-
-
-def test_after_a_run_that_scored_nothing_other_settings_may_be_tried(data, profile, tmp_path):
-    rows = write(tmp_path / "odd.jsonl", [{"frage": row["question"], "antwort": row["answer"]} for row in ROWS[:3]])
-    with pytest.raises(ConversationError, match="--columns"):
-        score_source(open_source(str(rows)), LarfScorer(profile, device="cpu"), tmp_path / "out")
-    told = LarfScorer(profile, columns={"user": "frage", "assistant": "antwort"}, device="cpu")
-    assert score_source(open_source(str(rows)), told, tmp_path / "out")["rows"] == 3
-
-
-def test_a_folder_that_is_not_whole_cannot_be_read(data, scorer, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    score_source(open_source(str(data)), scorer, out)
-    shard = out / "data-00003-of-00008.parquet"
-    content = shard.read_bytes()
-    for damage in (lambda: shard.write_bytes(content[:-9]), shard.unlink):
-        damage()
-        with pytest.raises(InputError, match="--resume"):
-            Scored.load(out)
-        score_source(open_source(str(data)), scorer, out, resume=True)
-        check_whole(out)
-    (out / "manifest.json").unlink()
-    with pytest.raises(InputError, match="--resume"):
-        Scored.load(out)
-
-
-class BarThatKills:
-    """In the place of the progress bar: after the first piece it kills a worker process."""
-
-    def __init__(self, **_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, rows):
-        multiprocessing.active_children()[0].kill()
-
-
-def test_a_worker_that_is_killed_ends_the_run_and_resuming_completes_it(data, scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "tqdm", BarThatKills)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
-    with pytest.raises(ScoringError, match="--resume"):
-        score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
-    assert multiprocessing.active_children() == []
-    assert not list((tmp_path / "out").glob(".*"))
-    monkeypatch.undo()
-    monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
-    score_source(open_source(str(data)), scorer, tmp_path / "out", resume=True)
-    check_whole(tmp_path / "out")
-
-
-def test_workers_end_with_their_parent_and_what_they_wrote_is_what_one_process_writes(data, scorer, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(score_file, data, scorer, out, 2, log=log)
-    wait_until(lambda: list(out.glob("*.parquet")), process, log)
-    orphans = workers(process.pid)
-    process.kill()
-    process.join()
-    assert len(orphans) == 2
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
-    score_source(open_source(str(data)), scorer, out, resume=True)
-    score_source(open_source(str(data)), scorer, tmp_path / "one")
-    np.testing.assert_array_equal(check_whole(out), check_whole(tmp_path / "one"))
-
-
-def workers(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "spawn_main"], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
-
-def wait_until(condition, process=None, log=None, timeout=120):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        assert process is None or process.is_alive(), log.read_text()
-        time.sleep(0.002)
-
-
-def score_file(data, scorer, out, num_proc=1, limit=None):
-    """What runs in a process of its own: score a file, or go on with it; ``limit`` bounds the size of any file."""
-    sources.ROWS_PER_PIECE = PER_PIECE
-    source = open_source(str(data))
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    score_source(source, scorer, out, resume=True, num_proc=num_proc)
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer, tmp_path):
-    out, log, chance = tmp_path / "out", tmp_path / "log", random.Random(how)
-    halves = []
-
-    def is_writing(after):
-        return len(list(out.glob("*.parquet"))) >= after and list(out.glob(".*.tmp"))
-
-    for _ in range(7):
-        process = start(score_file, data, scorer, out, log=log)
-        goal = len(list(out.glob("*.parquet"))) + chance.choice((0, 1))
-        wait_until(partial(is_writing, goal), process, log)
-        time.sleep(chance.random() * 0.05)
-        os.kill(process.pid, how)
-        process.join()
-        assert process.exitcode == -how, log.read_text()
-        halves += out.glob(".*.tmp")
-        assert not (out / "manifest.json").exists()
-        for path in out.glob("*.parquet"):
-            assert pq.read_table(path)["larf_status"].null_count == 0
-    assert halves  # at least one of the kills came while a file was half written
-    process = start(score_file, data, scorer, out, log=log)
-    process.join()
-    assert process.exitcode == 0, log.read_text()
-    scores = check_whole(out)
-    score_source(open_source(str(data)), scorer, tmp_path / "one")
-    np.testing.assert_array_equal(scores, check_whole(tmp_path / "one"))
-
-
-def test_the_next_rows_are_tokenized_while_the_model_runs(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "BATCH_ROWS", 20)
-    started, waited = [threading.Event() for _ in range(4)], []
-    scorer = LarfScorer(profile, device="cpu")
-    render, columns_of = scorer.render, scorer.columns_of
-
-    def seen_render(*arguments):
-        next(event for event in started if not event.is_set()).set()
-        return render(*arguments)
-
-    def patient_columns(*arguments):
-        if len(waited) < 3:
-            waited.append(started[len(waited) + 1].wait(60))
-        return columns_of(*arguments)
-
-    monkeypatch.setattr(scorer, "render", seen_render)
-    monkeypatch.setattr(scorer, "columns_of", patient_columns)
-    score_source(open_source(str(write(tmp_path / "rows.jsonl", ROWS[:75]))), scorer, tmp_path / "out")
-    assert waited == [True] * 3
-    monkeypatch.undo()
-    score_source(open_source(str(tmp_path / "rows.jsonl")), LarfScorer(profile, device="cpu"), tmp_path / "one")
-    np.testing.assert_allclose(
-        check_whole(tmp_path / "out", ROWS[:75]), check_whole(tmp_path / "one", ROWS[:75]), atol=1e-5
-    )
-
-
-def test_a_full_disk_leaves_nothing_half_written_and_resuming_completes(data, scorer, tmp_path, monkeypatch):
-    written = []
-
-    def write_table(self, table, original=pq.ParquetWriter.write_table):
-        written.append(table)
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        original(self, table)
-
-    out = tmp_path / "out"
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
-    with pytest.raises(ScoringError, match="No space left on device; make room") as error:
-        score_source(open_source(str(data)), scorer, out)
-    assert "\n" not in str(error.value)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "data-00000-of-00008.parquet",
-        "data-00001-of-00008.parquet",
-        "plan.json",
-    ]
-    score_source(open_source(str(data)), scorer, out, resume=True)
-    check_whole(out)
-
-
-def test_a_limit_of_the_system_on_file_sizes_is_a_scoring_error(data, scorer, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(score_file, data, scorer, out, 1, 6000, log=log)
-    process.join()
-    assert process.exitcode == 1
-    assert log.read_text().splitlines()[-1].startswith("larf_curate.errors.ScoringError: cannot write ")
-    assert [path.name for path in out.iterdir()] == ["plan.json"]
-    score_source(open_source(str(data)), scorer, out, resume=True)
-    check_whole(out)
-
-
-def test_a_row_that_cannot_be_scored_keeps_its_place_and_its_reason_is_told(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_PER_PIECE", 2)
-    chats = [
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
-        [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": "Hello"}],
-        None,
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello again"}],
-        [{"role": "user", "content": "Anybody?"}],
-    ]
-    source = open_source(str(write(tmp_path / "a.jsonl", [{"messages": chat} for chat in chats])))
-    scorer = LarfScorer(profile, keep_states=True, device="cpu")
-    manifest = score_source(source, scorer, tmp_path / "out")
-    rows = Scored.load(tmp_path / "out").rows
-    assert rows["larf_status"][:] == ["ok", "malformed", "empty", "ok", "empty"]
-    assert [score is None for score in rows["larf_score"]] == [False, True, True, False, True]
-    assert [state is None for state in rows["larf_state"]] == [False, True, True, False, True]
-    assert manifest["status"] == {"empty": 2, "malformed": 1, "ok": 2}
-    reasons = first_reasons(source, tmp_path / "out", scorer)
-    assert [index for index, _ in reasons] == [1, 2, 4]
-    assert "wizard" in reasons[0][1]
-    assert "assistant turn" in reasons[2][1]
-    assert first_reasons(source, tmp_path / "out", scorer, most=1) == reasons[:1]
-
-
-def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_score(profile, tmp_path):
-    broken = {"bytes": b"no picture that can be decoded", "path": None}
-    columns = {"question": Value("string"), "answer": Value("string"), "one": Image(), "several": List(Image())}
-    rows = [{"question": "Q?", "answer": answer, "one": broken, "several": [broken]} for answer in ("A.", "")]
-    Dataset.from_list(rows, features=Features(columns)).save_to_disk(tmp_path / "saved")
-    source, scorer = open_source(str(tmp_path / "saved")), LarfScorer(profile, device="cpu")
-    score_source(source, scorer, tmp_path / "out")
-    assert Scored.load(tmp_path / "out").rows["larf_status"][:] == ["ok", "empty"]
-    assert [index for index, _ in first_reasons(source, tmp_path / "out", scorer)] == [1]
-
-
-def test_two_processes_never_score_into_one_folder(data, scorer, tmp_path):
-    with run._alone_in(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
-        score_source(open_source(str(data)), scorer, tmp_path / "out")
-    score_source(open_source(str(data)), scorer, tmp_path / "out")
-    check_whole(tmp_path / "out")
+def test_a_folder_that_is_not_whole_says_how_to_go_on(folder, tmp_path):
+    (folder / "part-00000.parquet").unlink()
+    with pytest.raises(InputError, match="cannot read .*score again with --resume"):
+        Scored.load(folder)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="not scored to its end: go on with larf-curate score --resume"):
+        Scored.load(tmp_path / "begun")
+    with pytest.raises(InputError, match="manifest.json is not there"):
+        Scored.load(tmp_path)

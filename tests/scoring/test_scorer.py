@@ -372,9 +372,8 @@ def main():
     if options.get("warm"):
         torch.randn(800, 800) @ torch.randn(800, 800)
         scorer.score([dataset[i] for i in range(len(dataset))])
-    calls = []
-    columns_of = LarfScorer.columns_of
-    LarfScorer.score = lambda self, rows, rank=None: (calls.append(len(rows)), score(self, rows, rank))[1]
+    calls, columns_of = [], LarfScorer.columns_of
+    LarfScorer.columns_of = lambda self, rows, rank=None: (calls.append(len(rows)), columns_of(self, rows, rank))[1]
     scored = dataset.map(scorer, batched=True, batch_size=4, num_proc=options.get("num_proc"))
     print(json.dumps({"rows": sum(calls), "scores": scored["larf_score"][:], "status": scored["larf_status"][:]}))
 
@@ -395,6 +394,7 @@ def run(own_caches, profile, *, timeout=150, threads="1", **options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_second_process_takes_the_scores_from_the_cache(own_caches, profile):
     Dataset.from_list(PLAIN).save_to_disk(own_caches.parent / "data")
     first = load_from_disk(own_caches.parent / "data").map(
@@ -403,6 +403,7 @@ def test_a_second_process_takes_the_scores_from_the_cache(own_caches, profile):
     second = run(own_caches, profile)
     assert second["rows"] == 0, "nothing was scored again"
     assert second["scores"] == first["larf_score"][:]
+    assert run(own_caches, profile, keep_states=True)["rows"] == len(PLAIN), "another setting is scored anew"
 
 
 def test_a_changed_setting_misses_the_cache(own_caches, profile, monkeypatch):
@@ -418,6 +419,7 @@ def test_a_changed_setting_misses_the_cache(own_caches, profile, monkeypatch):
         assert len(calls) == want
 
 
+@pytest.mark.slow
 def test_forked_workers_score_after_their_parent_has_used_torch_and_searched_faiss(own_caches, profile, refs):
     ExemplarIndex.build(profile, refs).save(own_caches.parent / "index")
     Dataset.from_list(PLAIN).save_to_disk(own_caches.parent / "data")

@@ -20,6 +20,7 @@ from larf_curate.server import EmbeddedServer
 from tests.fixtures.review_rows import questions, selection
 from tests.fixtures.server_client import Client, make_collection, owner_of
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 SECRET = "a row nobody may find in a log"
 
 

@@ -24,6 +24,8 @@ def run(*arguments, code=0):
     return result
 
 
+@pytest.mark.server
+@pytest.mark.slow
 def test_up_in_the_foreground_ends_its_server_when_it_is_ended(tmp_path):
     arguments = ["up", "--home", str(tmp_path), "--port", "0"]
     command = [sys.executable, "-c", SCRIPT, *arguments]
