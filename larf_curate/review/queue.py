@@ -25,7 +25,7 @@ from larf_curate.review.learning.rerank import Reranked, flag_more, overlooked, 
 from larf_curate.review.learning.snapshot import Standing
 from larf_curate.review.records.exemplar_texts import exemplar_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
-from larf_curate.review.records.near_duplicates import Groups
+from larf_curate.review.records.near_duplicates import NearDuplicates
 from larf_curate.review.records.push import Push, PushResult
 from larf_curate.review.records.record import RecordMaker
 from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
@@ -130,22 +130,24 @@ class ReviewQueue:
         rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
         reduction = reduction_for(rows.states, scored, profile)
-        groups = Groups.find(rows, reduction, share=group)
-        sent = rows.without(groups.served)
+        near_duplicates = NearDuplicates.find(rows, reduction, share=group)
+        sent = rows.without(near_duplicates.covered)
         store = self._store(create=True)
         store.add_missing_properties()
-        known = {record["external_id"]: record for record in store.records(responses=False)}
+        existing = {record["external_id"]: record for record in store.records(responses=False)}
         maker = RecordMaker(
             columns=columns,
             layers=scored.get("profile", {}).get("layers"),
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
             exemplars=exemplar_texts(scored) if exemplars is None else exemplars,
-            vectors=vectors_of(sent, reduction and _fitting(reduction, store, known, rows.ids)),
-            groups=groups.by_row,
+            vectors=vectors_of(sent, reduction and _compatible(reduction, store, existing, rows.ids)),
+            groups=near_duplicates.by_row,
         )
         progress = tqdm(sent, desc=f"push to {self.name}", unit="row", disable=None)
-        return Push(store=store, known=known, grouped=len(groups.served)).run(maker(row) for row in progress)
+        return Push(store=store, existing=existing, grouped=len(near_duplicates.covered)).run(
+            maker(row) for row in progress
+        )
 
     def status(self) -> QueueStatus:
         """How far the review has come."""
@@ -285,7 +287,7 @@ class ReviewQueue:
         return found
 
 
-def _fitting(
+def _compatible(
     reduction: Reduction, store: RecordStore, known: Mapping[str, object], row_ids: Sequence[str]
 ) -> Reduction | None:
     """The reduction if its vectors can stand beside those that the queue keeps, else None."""

@@ -14,7 +14,7 @@ import random
 
 import numpy as np
 
-from larf_curate.review.records.near_duplicates import ALIKE
+from larf_curate.review.records.near_duplicates import MIN_COSINE
 from larf_curate.review.records.vectors import Reduction, unit_rows
 
 NEAREST = 10
@@ -85,14 +85,14 @@ def edits(args):
         after = read([edit(*pair) for pair in pairs])
         cosines = (reduction.centred(before) * reduction.centred(after)).sum(axis=1)
         raw = (unit_rows(before) * unit_rows(after)).sum(axis=1)
-        share = (cosines >= ALIKE).mean()
+        share = (cosines >= MIN_COSINE).mean()
         print(
             f"| {name} | {cosines.min():.3f} | {np.median(cosines):.3f} | {np.median(raw):.3f} | {share:.0%} |",
             flush=True,
         )
     _, highest = nearest(reduction.centred(before))
     _, raw = nearest(unit_rows(before))
-    apart = f"{np.median(highest):.3f} | {np.median(raw):.3f} | {(highest >= ALIKE).mean():.0%}"
+    apart = f"{np.median(highest):.3f} | {np.median(raw):.3f} | {(highest >= MIN_COSINE).mean():.0%}"
     print(f"| (different rows, nearest) | | {apart} |")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from larf_curate.review.records.evidence import evidence
 from larf_curate.review.records.push import BATCH_BYTES, batched
-from larf_curate.review.records.record import CONTENT, RECORD, RecordMaker, chat_field, shown_turns
+from larf_curate.review.records.record import CONTENT_DIGEST, RECORD_DIGEST, RecordMaker, chat_field, shown_turns
 from tests.fixtures.review_rows import HOSTILE, questions, scored, selection
 
 
@@ -90,9 +90,9 @@ def test_digests_tell_a_changed_score_from_a_changed_content():
     rescored = RecordMaker()(row | {"larf_score": 0.25})["metadata"]
     rewritten = RecordMaker()(row | {"answer": "other"})["metadata"]
     assert RecordMaker()(dict(row))["metadata"] == first
-    assert rescored[CONTENT] == first[CONTENT]
-    assert len({first[RECORD], rescored[RECORD], rewritten[RECORD]}) == 3
-    assert rewritten[CONTENT] != first[CONTENT]
+    assert rescored[CONTENT_DIGEST] == first[CONTENT_DIGEST]
+    assert len({first[RECORD_DIGEST], rescored[RECORD_DIGEST], rewritten[RECORD_DIGEST]}) == 3
+    assert rewritten[CONTENT_DIGEST] != first[CONTENT_DIGEST]
 
 
 @pytest.mark.parametrize("score", [None, float("nan"), float("inf")])
@@ -109,7 +109,7 @@ def test_a_record_has_its_vector_and_another_digest_with_another_vector():
     vectors = [np.array(values, np.float32) for values in ([0.6, 0.8], [0.8, 0.6], [0, 0])]
     first, second, none = (RecordMaker(vectors={row["larf_row_id"]: vector})(row) for vector in vectors)
     assert first["vectors"] == {"state": [0.6, 0.8]}
-    assert first["metadata"][RECORD] != second["metadata"][RECORD]
+    assert first["metadata"][RECORD_DIGEST] != second["metadata"][RECORD_DIGEST]
     assert "vectors" not in none
     assert "vectors" not in RecordMaker(vectors={"another": vectors[0]})(row)
 

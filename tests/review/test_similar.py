@@ -133,7 +133,7 @@ def test_one_decision_serves_a_group_and_is_recorded_as_such(queue, profile, ali
     ids = list(alike.flagged["larf_row_id"])
     records = {r["external_id"]: r for r in queue._store().records(responses=False)}
     assert set(records) == {ids[0], ids[3], ids[5]}
-    assert "**Your decision serves 3 near-identical rows**" in records[ids[0]]["fields"]["evidence"]
+    assert "**Your decision applies to 3 near-identical rows**" in records[ids[0]]["fields"]["evidence"]
     assert queue.status().grouped == 3
 
     queue.submit({ids[0]: "remove"}, api_key=annotator_key)

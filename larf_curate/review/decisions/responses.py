@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from larf_curate.review.records.record import CONTENT, OUTDATED, SHARED
+from larf_curate.review.records.record import CONTENT_DIGEST, DECIDED_TOGETHER, OUTDATED_RESPONSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +71,18 @@ def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, s
         records: The server's records.
         usernames: User names by id; an unknown user goes by the id.
     """
-    return [_reviewed(record, usernames) for record in records if CONTENT in (record["metadata"] or {})]
+    return [_reviewed(record, usernames) for record in records if CONTENT_DIGEST in (record["metadata"] or {})]
 
 
 def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> Reviewed:
-    outdated = record["metadata"].get(OUTDATED) or {}
+    outdated = record["metadata"].get(OUTDATED_RESPONSES) or {}
     judgements = [_judgement(response, usernames, outdated) for response in record.get("responses") or []]
     return Reviewed(
         row_id=record["external_id"],
-        content_digest=record["metadata"][CONTENT],
+        content_digest=record["metadata"][CONTENT_DIGEST],
         done=record["status"] == "completed",
         judgements=tuple(sorted(judgements, key=lambda judgement: judgement.annotator)),
-        shared=record["metadata"].get(SHARED) or {},
+        shared=record["metadata"].get(DECIDED_TOGETHER) or {},
     )
 
 

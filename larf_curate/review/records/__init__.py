@@ -1,1 +1,1 @@
-"""Flagged rows as Argilla records, with their evidence."""
+"""Argilla records of flagged rows: conversation, evidence, vectors and groups of near-duplicates; and their push."""

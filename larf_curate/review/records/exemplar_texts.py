@@ -1,4 +1,4 @@
-"""The texts behind the nearest exemplars: ids alone tell a reviewer nothing."""
+"""Texts of the nearest exemplars, whose ids alone would tell a reviewer nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +10,23 @@ from larf_curate.errors import ReferenceSetError
 
 
 def exemplar_texts(scored: Mapping[str, Any]) -> dict[str, str]:
-    """Requests of the references that a selection's neighbours name, by exemplar id; none if they cannot be read.
+    """Requests of the profile's unsafe references, by exemplar id.
 
     Args:
-        scored: Manifest of the scored dataset; its references are ``builtin`` or a path on this machine, and unchanged.
+        scored: Manifest of the scored dataset, which records where its references come from.
+
+    Returns:
+        Empty unless the references are built in or in a file on this machine, and unchanged.
     """
-    described = (scored.get("profile") or {}).get("references") or {}
-    source = str(described.get("source", ""))
+    recorded = (scored.get("profile") or {}).get("references") or {}
+    source = str(recorded.get("source", ""))
     if source != "builtin" and not Path(source).exists():
         return {}
     try:
         references = ReferenceSet.load(source)
     except ReferenceSetError:
         return {}
-    if references.digest != described.get("digest"):
+    if references.digest != recorded.get("digest"):  # another text under the same id would mislead
         return {}
     requests = (next(m for m in to_messages(row) if m["role"] == "user") for row in references.unsafe)
     return {f"reference-{index}": str(request["content"]) for index, request in enumerate(requests)}

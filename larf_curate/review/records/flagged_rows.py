@@ -1,4 +1,4 @@
-"""The rows of a push, read once when they enter the review."""
+"""The flagged rows of a push, read once."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -16,13 +16,15 @@ from larf_curate.states import Vectors
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FlaggedRows:
-    """Flagged rows by column, as far as a push needs them all at once.
+    """Flagged rows; iterates over them as dicts, without their states.
+
+    Ids, scores and states are read by column: reading states row by row takes long.
 
     Args:
         ids: ``larf_row_id`` of each of n rows, unique.
-        scores: ``larf_score``, shape (n,), float64, NaN where there is none; high = unsafe.
+        scores: ``larf_score``, shape (n,), float64; NaN for rows without a score, higher is unsafe.
         states: ``larf_state``, shape (n, d), float32; None if no row has one.
-        rows: All other columns, media undecoded. States take long to read row by row, so they are left out.
+        rows: All columns but ``larf_state``, media undecoded.
     """
 
     ids: list[str]
@@ -34,17 +36,20 @@ class FlaggedRows:
     def read(cls, flagged: Dataset) -> "FlaggedRows":
         """Read the flagged rows of a selection.
 
+        Args:
+            flagged: Rows with ``larf_row_id`` and ``larf_score``.
+
         Raises:
-            InputError: If they have no unique ``larf_row_id``.
+            InputError: If ``larf_row_id`` is missing or not unique.
         """
         if ROW_ID not in flagged.column_names:
             raise InputError(
-                f"the rows have no column {ROW_ID}: push what select gives (a selection, or its flagged rows)"
+                f"the rows have no column {ROW_ID}: push a selection, or its flagged rows, as select returns them"
             )
         plain = flagged.with_format(None)
         ids = list(plain[ROW_ID][:])
         if len(set(ids)) < len(ids):
-            raise InputError(f"{ROW_ID} is not unique: each row must be in a selection once")
+            raise InputError(f"{ROW_ID} is not unique: remove the duplicate rows")
         scores = np.array([np.nan if score is None else score for score in plain["larf_score"][:]], np.float64)
         return cls(ids=ids, scores=scores, states=states_of(flagged), rows=undecoded(stateless(flagged)))
 
@@ -53,7 +58,7 @@ class FlaggedRows:
         return len(self.ids)
 
     def without(self, ids: Collection[str]) -> "FlaggedRows":
-        """The rows without some of them."""
+        """All rows except those with these ids."""
         if not ids:
             return self
         kept = [index for index, row in enumerate(self.ids) if row not in ids]
@@ -66,11 +71,11 @@ class FlaggedRows:
         )
 
     def digests(self, ids: Collection[str]) -> dict[str, str]:
-        """Content digest of some rows by id."""
+        """Content digests of the rows with these ids, by id."""
         indices = [index for index, row in enumerate(self.ids) if row in ids]
         rows = self.rows.select(indices)
         return {row[ROW_ID]: content_digest(row) for row in rows}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows one by one, without their states."""
+        """Iterate over the rows as dicts, without their states."""
         return iter(self.rows)

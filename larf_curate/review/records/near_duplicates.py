@@ -1,4 +1,4 @@
-"""Rows so much alike that one decision can serve them all."""
+"""Near-duplicate rows, which can share one decision, found by the cosine of their hidden states."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.vectors import Reduction
 from larf_curate.states import Vectors
 
-ALIKE = 0.98
-"""Cosine, the common part of all states taken off, from which rows count as near-identical.
+MIN_COSINE = 0.98
+"""Least cosine of near-duplicates' centred states.
 
-With SmolLM2 at a middle layer, about half of the rows that differ from another by one mistyped letter reach it; no two
-different rows of a mix of 750 came above 0.95.
+With SmolLM2 at a middle layer, about half of all rows with one mistyped letter reach it with the original row; no two
+different rows of a mix of 750 exceeded 0.95.
 """
-_BLOCK = 256
+_BLOCK = 256  # rows compared at once: bounds the memory for cosines to _BLOCK x n
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Near-identical rows of a queue.
+    """A group of near-duplicate rows.
 
     Args:
-        leader: Row id of the one that scores highest; every other row is near-identical to it.
+        leader: Row id of the row with the highest score; every other row is a near-duplicate of it.
         size: Number of rows, at least 2.
-        shared: Row id and content digest of the rows that the leader's decision serves; empty if each row is decided
-            by itself.
+        shared: Content digests by row id of the rows that the leader's decision also applies to; empty if each row is
+            decided separately.
     """
 
     leader: str
@@ -36,91 +36,94 @@ class Group:
 
     @property
     def name(self) -> str:
-        """What the group is called on the server: it stays as long as its leader does."""
+        """Name of the group on the server; the same in every push in which the leader is the same."""
         return self.leader[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Groups:
-    """The groups of near-identical rows of a push.
+class NearDuplicates:
+    """The groups of near-duplicate rows in a push.
 
     Args:
-        by_row: The group of each row that is sent and is in one.
-        served: Ids of the rows that are not sent, because the decision on their leader serves them.
+        by_row: Groups by row id, for the rows that are sent and are in a group.
+        covered: Ids of the rows that are not sent, because the decision on their leader applies to them.
     """
 
     by_row: Mapping[str, Group] = field(default_factory=dict)
-    served: frozenset[str] = frozenset()
+    covered: frozenset[str] = frozenset()
 
     @classmethod
-    def find(cls, rows: FlaggedRows, reduction: Reduction | None, *, share: bool) -> "Groups":
-        """Find the near-identical rows; none without a profile, since only it knows what all states have in common.
+    def find(cls, rows: FlaggedRows, reduction: Reduction | None, *, share: bool) -> "NearDuplicates":
+        """Find groups of near-duplicates among flagged rows.
+
+        None are found without a profile: all states of a model share a large common part, so that raw cosines are
+        high for any two rows, and only a profile tells what to subtract.
 
         Args:
-            rows: Flagged rows, with their states.
-            reduction: The reduction of the states.
-            share: Whether the decision on the worst row of a group serves the others.
+            rows: Flagged rows with their states.
+            reduction: Reduction of the states; its mean is subtracted, its directions are not used.
+            share: Whether the decision on the highest-scoring row of a group applies to the others.
 
         Raises:
-            InputError: If decisions are to be shared and there are no states, or there is no profile.
+            InputError: If decisions are to be shared and states or profile are missing.
         """
-        if rows.states is None or reduction is None or not reduction.is_of_profile:
+        if rows.states is None or reduction is None or not reduction.is_centred:
             if share:
-                wanted = (
+                missing = (
                     "a profile (give profile=…)" if rows.states is not None else "larf_state (score with keep_states)"
                 )
-                raise InputError(f"near-identical rows are known by the model's states: wanted rows with {wanted}")
+                raise InputError(f"near-identical rows are found by the model's states: wanted rows with {missing}")
             return cls()
-        order = np.argsort(-np.nan_to_num(rows.scores, nan=-np.inf), kind="stable")
-        found = groups_of([rows.ids[i] for i in order], reduction.centred(rows.states)[order])
+        worst_first = np.argsort(-np.nan_to_num(rows.scores, nan=-np.inf), kind="stable")
+        members = group_rows([rows.ids[i] for i in worst_first], reduction.centred(rows.states)[worst_first])
         if not share:
-            groups = [Group(leader=leader, size=1 + len(others)) for leader, others in found.items()]
-            return cls(by_row={row: g for g in groups for row in (g.leader, *found[g.leader])})
-        served = frozenset(row for others in found.values() for row in others)
-        digests = rows.digests(served)
-        shared = {leader: {row: digests[row] for row in others} for leader, others in found.items()}
+            groups = [Group(leader=leader, size=1 + len(others)) for leader, others in members.items()]
+            return cls(by_row={row: g for g in groups for row in (g.leader, *members[g.leader])})
+        covered = frozenset(row for others in members.values() for row in others)
+        digests = rows.digests(covered)
+        shared = {leader: {row: digests[row] for row in others} for leader, others in members.items()}
         by_row = {row: Group(leader=row, size=1 + len(others), shared=others) for row, others in shared.items()}
-        return cls(by_row=by_row, served=served)
+        return cls(by_row=by_row, covered=covered)
 
 
-def leaders(units: Vectors, *, alike: float = ALIKE) -> list[int]:
-    """Assign each row to the first row before it that it is near-identical to and that is not assigned itself.
+def leaders(units: Vectors, *, min_cosine: float = MIN_COSINE) -> list[int]:
+    """Greedy leader clustering: each row joins the first leader before it that it is near to, else becomes a leader.
 
-    Every row is thus near-identical to its leader; chains of rows, each like the next, are not followed, since their
-    ends may differ.
+    Every row is thus a near-duplicate of its leader. Chains are not followed (as single linkage would), because the
+    ends of a chain can differ.
 
     Args:
-        units: Unit vectors, shape (n, d), the rows that should lead first; a zero vector is like no other.
-        alike: Least cosine of near-identical rows.
+        units: Unit vectors, shape (n, d), in order of preference as leaders; a zero vector is near to no other.
+        min_cosine: Least cosine to a leader.
 
     Returns:
-        For each row the index of its leader; its own if it is one.
+        The index of each row's leader; a leader's own index.
     """
-    found = np.full(len(units), -1)
+    assigned = np.full(len(units), -1)
     for start in range(0, len(units), _BLOCK):
-        near = units[start : start + _BLOCK] @ units[start:].T >= alike
+        near = units[start : start + _BLOCK] @ units[start:].T >= min_cosine
         for row, hits in enumerate(near, start):
-            if found[row] < 0:
+            if assigned[row] < 0:  # near no leader before it
                 members = start + np.flatnonzero(hits)
                 members = members[members > row]
-                found[members[found[members] < 0]] = row
-                found[row] = row
-    return [int(leader) for leader in found]
+                assigned[members[assigned[members] < 0]] = row
+                assigned[row] = row
+    return [int(leader) for leader in assigned]
 
 
-def groups_of(row_ids: Sequence[str], units: Vectors, *, alike: float = ALIKE) -> dict[str, list[str]]:
-    """Groups of at least two near-identical rows.
+def group_rows(row_ids: Sequence[str], units: Vectors, *, min_cosine: float = MIN_COSINE) -> dict[str, list[str]]:
+    """Groups of at least two near-duplicate rows.
 
     Args:
-        row_ids: The rows' ids, those that should lead first.
-        units: Their unit vectors; see `leaders`.
-        alike: Least cosine of near-identical rows.
+        row_ids: Ids of n rows, in order of preference as leaders.
+        units: Their unit vectors, shape (n, d); see `leaders`.
+        min_cosine: Least cosine to a leader.
 
     Returns:
         The other rows of each group by its leader.
     """
-    found: dict[str, list[str]] = {}
-    for row, leader in enumerate(leaders(units, alike=alike)):
+    members: dict[str, list[str]] = {}
+    for row, leader in enumerate(leaders(units, min_cosine=min_cosine)):
         if leader != row:
-            found.setdefault(row_ids[leader], []).append(row_ids[row])
-    return found
+            members.setdefault(row_ids[leader], []).append(row_ids[row])
+    return members

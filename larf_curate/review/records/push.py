@@ -1,4 +1,4 @@
-"""Records to the server: in batches, again and again without doubling or losing anything."""
+"""Pushing records to the server in batches; repeated pushes neither duplicate records nor lose responses."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,23 +9,25 @@ from typing import Any
 
 from larf_curate.review.argilla.connection import RejectedError
 from larf_curate.review.argilla.dataset import MAX_FILTER_VALUES, RecordStore
-from larf_curate.review.records.record import CONTENT, OUTDATED, RECORD, Record
+from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES, RECORD_DIGEST, Record
 
 BATCH_ROWS = 500
+"""Records per request, the server's limit."""
 BATCH_BYTES = 8_000_000
+"""Size of a request that the server processes without trouble."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushResult:
-    """What a push did; the five counts add up to the rows given.
+    """Result of a push; the four counts and the failed rows add up to the rows given.
 
     Args:
-        pushed: Rows that were new on the server.
-        updated: Rows that had changed and were replaced; their responses stay.
-        unchanged: Rows that were already there.
-        failed: Rows that the server refuses: row id and reason.
-        grouped: Rows that were not sent because the decision on a near-identical one serves them.
-        url: The queue in the browser, worst first.
+        pushed: Number of rows that are new on the server.
+        updated: Number of rows that had changed and were replaced; their responses are kept.
+        unchanged: Number of rows that were on the server already.
+        failed: Row id and reason of each row that the server rejects.
+        grouped: Number of rows that were not sent because the decision on a near-duplicate applies to them.
+        url: Address of the queue in the browser, sorted worst first.
     """
 
     pushed: int
@@ -38,16 +40,16 @@ class PushResult:
 
 @dataclass
 class Push:
-    """One run over the rows.
+    """One push, with the counts of its `PushResult`.
 
     Args:
-        store: Where they go.
-        known: The records already there, by row id.
-        grouped: Rows that near-identical ones stand for.
+        store: The review dataset.
+        existing: Records on the server, by row id.
+        grouped: Number of rows that are not sent because a near-duplicate is.
     """
 
     store: RecordStore
-    known: Mapping[str, Mapping[str, Any]]
+    existing: Mapping[str, Mapping[str, Any]]
     grouped: int = 0
     pushed: int = 0
     updated: int = 0
@@ -55,16 +57,20 @@ class Push:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, records: Iterable[Record]) -> PushResult:
-        """Send what is new or changed.
+        """Send the records that are new or changed.
+
+        Args:
+            records: The records to push, made lazily.
 
         Raises:
-            ReviewServerError: If the server stops answering; what was sent stays, and the next run goes on.
+            ReviewServerError: If the server stops responding; what was sent stays there, and a later push sends the
+                rest.
         """
-        with ThreadPoolExecutor(1) as sender:  # the next batch is made while the server works on this one
+        with ThreadPoolExecutor(1) as sender:  # the next batch is made while the server processes this one
             sending: Future[None] | None = None
             for batch in batched(self._changed(records)):
                 if sending:
-                    sending.result()
+                    sending.result()  # one request at a time, and its errors are raised here
                 sending = sender.submit(self._send, batch)
             if sending:
                 sending.result()
@@ -78,35 +84,37 @@ class Push:
         )
 
     def _changed(self, records: Iterable[Record]) -> Iterator[Record]:
-        for group in grouped(records, MAX_FILTER_VALUES):
-            changed = [record for record in group if not self._is_there(record)]
-            self.unchanged += len(group) - len(changed)
-            rewritten = {record["external_id"] for record in changed if self._is_rewritten(record)}
-            answers = self.store.responses(sorted(rewritten)) if rewritten else {}
+        """The records to send; those whose content changed list the responses to the earlier content as outdated."""
+        for chunk in chunked(records, MAX_FILTER_VALUES):
+            changed = [record for record in chunk if not self._is_unchanged(record)]
+            self.unchanged += len(chunk) - len(changed)
+            rewritten = {record["external_id"] for record in changed if self._has_new_content(record)}
+            # Responses are read just before the content is replaced: reviewers may be working in the meantime.
+            responses = self.store.responses(sorted(rewritten)) if rewritten else {}
             for record in changed:
-                yield self._with_outdated(record, answers.get(record["external_id"], ()))
+                yield self._with_outdated_responses(record, responses.get(record["external_id"], ()))
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
-        """The metadata that the server has for a record."""
-        known = self.known.get(record["external_id"])
-        return (known and known["metadata"]) or {}
+        """Metadata of a record on the server; empty if it is new."""
+        existing = self.existing.get(record["external_id"])
+        return (existing and existing["metadata"]) or {}
 
-    def _is_there(self, record: Record) -> bool:
-        return bool(self._metadata(record).get(RECORD) == record["metadata"][RECORD])
+    def _is_unchanged(self, record: Record) -> bool:
+        return bool(self._metadata(record).get(RECORD_DIGEST) == record["metadata"][RECORD_DIGEST])
 
-    def _is_rewritten(self, record: Record) -> bool:
-        return record["external_id"] in self.known and (
-            self._metadata(record).get(CONTENT) != record["metadata"][CONTENT]
+    def _has_new_content(self, record: Record) -> bool:
+        return record["external_id"] in self.existing and (
+            self._metadata(record).get(CONTENT_DIGEST) != record["metadata"][CONTENT_DIGEST]
         )
 
-    def _with_outdated(self, record: Record, answers: Iterable[Mapping[str, Any]]) -> Record:
-        """Note which responses were given to an earlier content, so that they are never applied to this one."""
-        outdated = dict(self._metadata(record).get(OUTDATED) or {})
-        outdated |= {answer["id"]: answer["updated_at"] for answer in answers}
-        return record | {"metadata": record["metadata"] | {OUTDATED: outdated}} if outdated else record
+    def _with_outdated_responses(self, record: Record, responses: Iterable[Mapping[str, Any]]) -> Record:
+        """The record, with the responses to earlier contents in its metadata, so that they are never applied to it."""
+        outdated = dict(self._metadata(record).get(OUTDATED_RESPONSES) or {})
+        outdated |= {response["id"]: response["updated_at"] for response in responses}
+        return record | {"metadata": record["metadata"] | {OUTDATED_RESPONSES: outdated}} if outdated else record
 
     def _send(self, batch: list[tuple[str, bytes]]) -> None:
-        """Send a batch; when the server refuses it, send its halves, so that only the bad records stay out."""
+        """Send a batch; if the server rejects it, send each half, so that only the invalid records are left out."""
         try:
             self.store.upsert(b'{"items":[' + b",".join(body for _, body in batch) + b"]}")
         except RejectedError as error:
@@ -117,23 +125,25 @@ class Push:
             self._send(batch[:half])
             self._send(batch[half:])
         else:
-            updated = sum(row_id in self.known for row_id, _ in batch)
+            updated = sum(row_id in self.existing for row_id, _ in batch)
             self.updated += updated
             self.pushed += len(batch) - updated
 
 
-def grouped(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Cut a stream into lists of ``size``, the last one shorter."""
+def chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Split an iterable lazily into lists of ``size``; the last one may be shorter."""
     stream = iter(records)
-    while group := list(islice(stream, size)):
-        yield group
+    while chunk := list(islice(stream, size)):
+        yield chunk
 
 
 def batched(records: Iterable[Record]) -> Iterator[list[tuple[str, bytes]]]:
-    """Encode records and group them, within the server's number of records and a size it takes at once.
+    """Encode records as JSON in batches of at most ``BATCH_ROWS`` records and ``BATCH_BYTES`` bytes.
+
+    A single record may be larger than ``BATCH_BYTES``.
 
     Returns:
-        Lists of (row id, JSON).
+        Lists of pairs of row id and JSON.
     """
     batch: list[tuple[str, bytes]] = []
     size = 0
