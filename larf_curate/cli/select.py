@@ -54,7 +54,7 @@ def select(
     larf-curate select scored/ --top-ratio 0.05 -o selection/ --tokens 50 --profile profile/
     """
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scoring.explanation import explained
+    from larf_curate.scoring.explanation import explain_flagged
     from larf_curate.scoring.folder import Scored
     from larf_curate.scoring.selection import select as select_rows
 
@@ -80,7 +80,7 @@ def select(
         scored=data.manifest,
     )
     if tokens and profile:
-        selection = explained(selection, profile, rows=tokens, model=model, device=device)
+        selection = explain_flagged(selection, profile, rows=tokens, model=model, device=device)
     selection.save(output)
     summary = selection.summary()
     if as_json:

@@ -21,7 +21,7 @@ from larf_curate.publish import Publication, publish
 from larf_curate.report import write_report
 from larf_curate.review import Outcome, PushResult, ReviewQueue
 from larf_curate.scoring.exemplars import ExemplarIndex
-from larf_curate.scoring.explanation import explained
+from larf_curate.scoring.explanation import explain_flagged
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
@@ -74,7 +74,7 @@ class Demo:
         profile = self.folder / "profile"
         with self._step("select"), no_progress_bars():
             selection = select(scored.rows, top_ratio=TOP_RATIO, source=scored.source_id, scored=scored.manifest)
-            selection = explained(selection, SafetyProfile.from_pretrained(profile), rows=EXPLAINED_ROWS)
+            selection = explain_flagged(selection, SafetyProfile.from_pretrained(profile), rows=EXPLAINED_ROWS)
             selection.save(self.folder / "selection")
         with self._step("report"), no_progress_bars():
             write_report(self.folder / "selection", self.folder / "report.html", profile=profile)

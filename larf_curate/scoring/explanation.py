@@ -1,9 +1,10 @@
-"""Why this row: how far each token of a row moved its score.
+"""Explain a row's score: the contribution of each of its tokens.
 
-The running score of a row at a token is the score it would have if it ended there; before the answer begins, the token
-itself stands for the answer. The weight of a token is what it adds to the running score of the token before. So the
-weights and the start, which is the running score where the row's own text begins, add up to the row's score exactly,
-and all come out of one forward pass, since no token of a causal model sees what follows it.
+The running score at a token is the score that the row would have if it ended there; before the answer begins, the
+token itself counts as the answer. The weight of a token is the difference of its running score to that of the token
+before. So the score is exactly the sum of all weights and of the start, which is the running score where the row's own
+text begins. All running scores come from one forward pass, since the states of a causal model depend only on the tokens
+up to theirs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +27,12 @@ from larf_curate.states import POSITIONS, States
 COLUMN = "larf_tokens"
 TYPE = List({"text": Value("string"), "weight": Value("float32")})
 PROBES = ({"prompt": "0", "response": "0"}, {"prompt": "x", "response": "x"})
-"""Rows whose common beginning is what the chat template puts before a row's own text."""
+"""Two rows that differ from the first character: their common prefix is the text of the chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenWeight:
-    """A token's text, and how far it moved the score; positive is towards unsafe."""
+    """The text of a token, and its contribution to the score; positive means towards unsafe."""
 
     text: str
     weight: float
@@ -39,12 +40,12 @@ class TokenWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A row's score, taken apart.
+    """The score of a row, decomposed into tokens.
 
     Args:
-        score: The row's score: ``start`` and all weights together.
-        start: The running score where the row's own text begins.
-        tokens: Its tokens up to the end of the turn that scores highest.
+        score: The row's score, the sum of ``start`` and all weights; higher means closer to unsafe.
+        start: Running score at the first token of the row's own text.
+        tokens: The tokens of the row's own text up to the end of its highest-scoring turn.
     """
 
     score: float
@@ -60,39 +61,42 @@ def explain(
     model: str | None = None,
     device: str | None = None,
 ) -> list[Explanation | None]:
-    """Take the scores of some rows apart, token by token.
+    """Decompose the scores of rows, token by token.
 
     Args:
-        profile: What scores them.
+        profile: The profile to score with.
         rows: The rows.
-        columns: Column names by role, if they are not to be found.
-        model: Where the model lies now, if not where it lay when the profile was built.
-        device: A torch device; the first accelerator there is, if left out.
+        columns: Column names by role; default: inferred from the rows.
+        model: Model path, if the model has moved since the profile was built.
+        device: A torch device; default: the first available accelerator, else the CPU.
 
     Returns:
-        One a row; None for a row that cannot be scored.
+        One explanation per row, in order; None for a row that cannot be scored.
 
     Raises:
         ModelError: If the model cannot be loaded.
-        ProfileMismatchError: If it is not the profile's.
+        ProfileMismatchError: If the model is not the one of the profile.
     """
     reader = profile.reader(model=model, device=device)
     render = Renderer(reader.tokenizer, reader.max_length, columns)
-    heading = _heading(reader)
-    return [_explain(item.tokens, reader, profile, heading) if item.tokens else None for item in render(rows)]
+    prefix = _template_prefix(reader)
+    return [_explain(item.tokens, reader, profile, prefix) if item.tokens else None for item in render(rows)]
 
 
-def explained(
+def explain_flagged(
     selection: Selection, profile: SafetyProfile, *, rows: int, model: str | None = None, device: str | None = None
 ) -> Selection:
-    """Add a column ``larf_tokens`` to flagged rows: text and weight of their tokens, which the review shows shaded.
+    """Add a column ``larf_tokens`` to the flagged rows: text and weight of each token, which the review shades by it.
 
     Args:
-        selection: Flagged rows, worst first.
-        profile: What scored them.
-        rows: Of how many rows; the others have null.
-        model: Where the model lies now, if not where it lay when the profile was built.
-        device: A torch device; the first accelerator there is, if left out.
+        selection: The selection; its flagged rows are sorted worst first.
+        profile: The profile that scored the rows.
+        rows: Number of rows to explain, from the worst; the others get null.
+        model: Model path, if the model has moved since the profile was built.
+        device: A torch device; default: the first available accelerator, else the CPU.
+
+    Returns:
+        The selection with the new column; an existing one is replaced.
 
     Raises:
         ModelError: If the model cannot be loaded.
@@ -100,30 +104,33 @@ def explained(
     """
     check_profile(profile, selection.scored.get("profile"))
     flagged = selection.flagged
-    bare = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
-    own = bare.select_columns([name for name in bare.column_names if not name.startswith("larf_")])
-    first = list(undecoded(own.select(range(min(rows, len(own))))))
+    flagged = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
+    source = flagged.select_columns([name for name in flagged.column_names if not name.startswith("larf_")])
+    worst = list(undecoded(source.select(range(min(rows, len(source))))))
     columns = selection.scored.get("source", {}).get("columns")
-    found = explain(profile, first, columns=columns, model=model, device=device)
-    cells: list[Any] = [item and [vars(token) for token in item.tokens] for item in found]
-    return replace(selection, flagged=bare.add_column(COLUMN, cells + [None] * (len(bare) - len(cells)), feature=TYPE))
+    explanations = explain(profile, worst, columns=columns, model=model, device=device)
+    cells: list[Any] = [item and [vars(token) for token in item.tokens] for item in explanations]
+    cells += [None] * (len(flagged) - len(cells))
+    return replace(selection, flagged=flagged.add_column(COLUMN, cells, feature=TYPE))
 
 
-def _explain(tokens: Tokens, reader: StateReader, profile: SafetyProfile, heading: list[int]) -> Explanation | None:
+def _explain(tokens: Tokens, reader: StateReader, profile: SafetyProfile, prefix: list[int]) -> Explanation | None:
+    """Explain one row; ``prefix`` are the tokens of the chat template before a row's own text."""
     signal = profile.fit()
     turn = tokens.turns[0]
-    if len(tokens.turns) > 1:
+    if len(tokens.turns) > 1:  # the score of a row is that of its highest turn
         states = profile.fill_prompts(reader([tokens], POSITIONS), [tokens])
         turn = tokens.turns[int(signal(states).mean(axis=1).argmax())]
     ids = tokens.ids[: turn.end + 1]
-    first = min(len(commonprefix([heading, ids])), turn.end)
-    every = reader([Tokens(ids, tuple(Turn(place, place) for place in range(len(ids))))], ("last",))["last"]
-    if not np.isfinite(every).all():
+    first = min(len(commonprefix([prefix, ids])), turn.end)
+    # A turn per token makes the reader return the states of all tokens.
+    token_states = reader([Tokens(ids, tuple(Turn(index, index) for index in range(len(ids))))], ("last",))["last"]
+    if not np.isfinite(token_states).all():
         return None
-    ends = [Tokens(ids, (Turn(turn.start, place),)) for place in range(first, len(ids))]
-    scores = signal(profile.fill_prompts(_running(every, turn.start, first), ends)).mean(axis=1)
+    ends = [Tokens(ids, (Turn(turn.start, index),)) for index in range(first, len(ids))]
+    scores = signal(profile.fill_prompts(_running_states(token_states, turn.start, first), ends)).mean(axis=1)
     weights = np.diff(scores, prepend=scores[:1])
-    texts = _texts(reader.tokenizer, ids[first:])
+    texts = _token_texts(reader.tokenizer, ids[first:])
     return Explanation(
         score=float(scores[-1]),
         start=float(scores[0]),
@@ -131,35 +138,42 @@ def _explain(tokens: Tokens, reader: StateReader, profile: SafetyProfile, headin
     )
 
 
-def _running(states: Any, start: int, first: int) -> States:  # noqa: ANN401  shape (tokens, layers, d)
-    """States of the rows that end at every token from the first on, made of the states of all tokens."""
-    places = np.arange(first, len(states))
+def _running_states(states: Any, start: int, first: int) -> States:  # noqa: ANN401  an array
+    """States of the rows that would end at each token.
+
+    Args:
+        states: States of all tokens, shape (tokens, layers, d).
+        start: Index of the answer's first token.
+        first: Index of the first token at which a row ends.
+    """
+    ends = np.arange(first, len(states))
     sums = np.cumsum(np.concatenate([np.zeros_like(states[:1]), states], dtype=np.float64), axis=0)
-    begin = np.minimum(start, places)
-    counts = (places - begin + 1)[:, None, None]
-    length = np.repeat((places + 1.0)[:, None, None], states.shape[1], axis=1)
+    starts = np.minimum(start, ends)  # before the answer, the token itself counts as the answer
+    counts = (ends - starts + 1)[:, None, None]
+    length = np.repeat((ends + 1.0)[:, None, None], states.shape[1], axis=1)
     return {
-        "last": states[places],
-        "prompt": states[np.maximum(begin - 1, 0)],
-        "mean": ((sums[places + 1] - sums[begin]) / counts).astype(np.float32),
+        "last": states[ends],
+        "prompt": states[np.maximum(starts - 1, 0)],
+        "mean": ((sums[ends + 1] - sums[starts]) / counts).astype(np.float32),
         "length": length.astype(np.float32),
     }
 
 
-def _heading(reader: StateReader) -> list[int]:
-    """The tokens that a chat template puts before every row."""
+def _template_prefix(reader: StateReader) -> list[int]:
+    """Token ids that the chat template writes before the text of any row."""
     found = [item.tokens.ids for item in Renderer(reader.tokenizer, reader.max_length)(PROBES) if item.tokens]
     return list(commonprefix(found)) if len(found) == len(PROBES) else []
 
 
-def _texts(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:  # noqa: ANN401  any tokenizer of transformers
-    """The text of every token; of several that share one character, the last has it and the others are empty."""
-    open_ids: list[int] = []
-    for place, number in enumerate(ids):
-        open_ids.append(number)
-        text = str(tokenizer.decode(open_ids))
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(open_ids) < 4 and place + 1 < len(ids):
+def _token_texts(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:  # noqa: ANN401  any tokenizer of transformers
+    """Text of each token; if several tokens share a character, the last one gets it and the others are empty."""
+    pending: list[int] = []
+    for index, token in enumerate(ids):
+        pending.append(token)
+        text = str(tokenizer.decode(pending))
+        # Part of a UTF-8 character decodes to a replacement character; it has at most 4 bytes, so at most 4 tokens.
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(pending) < 4 and index + 1 < len(ids):
             yield ""
             continue
-        open_ids = []
+        pending = []
         yield text

@@ -1,4 +1,4 @@
-"""A scored dataset read back from its folder: Parquet shards and a manifest."""
+"""Load a scored dataset from its folder: Parquet shards and a manifest."""
 
 import glob
 import json
@@ -16,11 +16,11 @@ from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_manifest
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """A scored dataset read back.
+    """A scored dataset, loaded from its folder.
 
     Args:
         rows: All rows in order, with the ``larf_*`` columns.
-        manifest: What was scored and how; see `score_source`.
+        manifest: What was scored and how; see `larf_curate.manifests.ScoredManifest`.
     """
 
     rows: Dataset
@@ -28,22 +28,23 @@ class Scored:
 
     @property
     def source_id(self) -> str:
-        """What row ids are made from: the dataset, its configuration, split and revision or files."""
+        """Description of the source, as part of row ids: dataset, configuration, split, and revision or files."""
+        # Without the limit, so that a row keeps its id when more rows are scored.
         return json.dumps({k: v for k, v in self.manifest["source"].items() if k != "limit"}, sort_keys=True)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = False) -> "Scored":
-        """Read a folder that `score_source` wrote.
+        """Load a folder that `larf_curate.scoring.run.score_source` wrote.
 
         Args:
             folder: The folder.
-            verify: Whether to read every file to its end and compare its digest with the manifest's.
+            verify: Whether to read all shards completely and compare their digests with those in the manifest.
 
         Raises:
-            InputError: If it is not whole.
+            InputError: If the folder is incomplete, damaged or, with ``verify``, changed.
         """
         if not (Path(folder) / SCORED.file).exists() and (Path(folder) / PLAN).exists():
-            raise InputError(f"{folder} is not scored to its end: go on with larf-curate score --resume")
+            raise InputError(f"scoring into {folder} is not finished: continue with larf-curate score --resume")
         manifest = check_manifest(read_json(Path(folder) / SCORED.file), SCORED, folder)
         shards = [Path(folder) / shard["file"] for shard in manifest["shards"]]
         try:
@@ -52,7 +53,7 @@ class Scored:
         except (DatasetsError, OSError, ValueError) as error:
             raise InputError(f"cannot read {folder}: {error.__cause__ or error}; score again with --resume") from error
         if len(rows) != manifest["rows"]:
-            raise InputError(f"{folder} holds {len(rows)} rows, its manifest says {manifest['rows']}: score again")
+            raise InputError(f"{folder} has {len(rows)} rows, but its manifest has {manifest['rows']}: score again")
         recorded = shard_digests(manifest)
         changed = [path.name for path in shards if verify and sha256(path) != recorded[path.name]]
         if changed:
@@ -61,5 +62,5 @@ class Scored:
 
 
 def shard_digests(manifest: ScoredManifest) -> dict[str, str]:
-    """Hex SHA-256 of each shard by file name."""
+    """Hex SHA-256 of each shard, by file name."""
     return {shard["file"]: shard["sha256"] for shard in manifest["shards"]}

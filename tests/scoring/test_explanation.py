@@ -12,7 +12,7 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import SafetyProfile
 from larf_curate.review.records.evidence import evidence
-from larf_curate.scoring.explanation import explain, explained
+from larf_curate.scoring.explanation import explain, explain_flagged
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import Selection
 from larf_curate.signals import SIGNALS
@@ -136,4 +136,4 @@ def test_a_selection_takes_the_tokens_of_its_worst_rows_along(profile, tmp_path)
     assert second
     assert "larf_tokens" not in selection.kept.column_names
     with pytest.raises(ProfileMismatchError, match="another profile"):
-        explained(selection, replace(profile, signal="larf"), rows=1)
+        explain_flagged(selection, replace(profile, signal="larf"), rows=1)
