@@ -15,6 +15,7 @@ from larf_curate.publish.provenance import render_provenance
 from larf_curate.publish.shards import Shards
 
 CARD, PROVENANCE = "README.md", "provenance.json"
+# What `load_dataset` may load as data, compressed files included.
 DATA_SUFFIXES = (
     ".parquet",
     ".csv",
@@ -29,7 +30,7 @@ DATA_SUFFIXES = (
     ".bz2",
     ".zip",
 )
-SHA256_LENGTH = 64
+SHA256_LENGTH = 64  # hex digits; git's blob ids have 40
 Content: TypeAlias = Path | bytes
 
 

@@ -22,6 +22,7 @@ TAGS = ("larf-curate", "safety")
 UNKNOWN = "not recorded"
 MAX_LENGTH = 200
 _SECTION_RE = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*?" + re.escape(END))
+# Underscores within words are no emphasis, and colons matter only in URLs, which Markdown renderers turn into links.
 _MARKUP_CHARACTERS = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
@@ -42,7 +43,7 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
     """
     text = f"\n# {escape_inline(name)}\n" if existing is None else existing
     if not REGEX_YAML_BLOCK.search(text):
-        text = f"---\n\n---\n{text}"
+        text = f"---\n\n---\n{text}"  # DatasetCard requires a block of metadata
     try:
         card = DatasetCard(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -126,7 +127,7 @@ def render_section(kept_rows: KeptRows) -> str:
 
 def escape_inline(value: object) -> str:
     """Escape a value for a line of Markdown: no markup or HTML, one line, at most ``MAX_LENGTH`` characters."""
-    text = " ".join(str(value)[: 4 * MAX_LENGTH].split())
+    text = " ".join(str(value)[: 4 * MAX_LENGTH].split())  # values may be megabytes long
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     if len(text) > MAX_LENGTH:
         text = text[: MAX_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -165,6 +166,7 @@ def _merge_dataset_info(existing: object, shards: Shards) -> dict[str, Any] | li
     size = sum(path.stat().st_size for path in shards.files.values())
     info = DatasetInfo(features=shards.features, splits=splits, download_size=size, dataset_size=shards.num_bytes)
     ours: dict[str, Any] = info._to_yaml_dict()  # datasets has no public way to get the YAML form
+    # A card with one configuration has a mapping without its name, one with several has a list of named mappings.
     ours.pop("config_name", None)
     return [{"config_name": CONFIG, **ours}, *others] if others else ours
 

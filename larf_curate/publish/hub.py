@@ -81,7 +81,7 @@ class HubTarget:
         while True:
             try:
                 return self._attempt(assemble, dry_run=dry_run)
-            except LarfCurateError:
+            except LarfCurateError:  # PublishError is a RuntimeError, which the next clause would retry
                 raise
             except (TransportError, OSError, RuntimeError, ValueError) as error:
                 wait = retry_delay(error, waits.pop(0)) if waits else None
@@ -115,10 +115,10 @@ class HubTarget:
         """Read the head of the branch; creates the repository if it does not exist, except in a dry run."""
         try:
             info = self._info()
-        except GatedRepoError:
+        except GatedRepoError:  # a subclass of RepositoryNotFoundError, but the repository exists
             raise
         except RepositoryNotFoundError as error:
-            if status_of(error) != 404:
+            if status_of(error) != 404:  # the client raises this error for some 401 responses, too
                 raise
             if self.revision not in (None, "main"):
                 raise PublishError(
@@ -126,6 +126,7 @@ class HubTarget:
                 ) from error
             if dry_run:
                 return DestinationState(private=self.private, created=True)
+            # exist_ok: an earlier attempt may have created it before its response was lost.
             self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._created = True
             info = self._info()

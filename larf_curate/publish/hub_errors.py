@@ -37,6 +37,7 @@ def status_of(error: BaseException | None) -> int | None:
 def is_connection_error(error: BaseException | None) -> bool:
     """Whether the connection failed, or the response did not come from the Hub (it is not JSON)."""
     while error is not None:
+        # OfflineModeIsEnabled is a ConnectionError, but trying again would not help.
         if isinstance(error, JSONDecodeError | OfflineModeIsEnabled):
             return isinstance(error, JSONDecodeError)
         if isinstance(error, TransportError | ConnectionError) and not isinstance(error, HfHubHTTPError):
@@ -86,6 +87,7 @@ def to_publish_error(error: Exception, repo: str, *, token: str) -> Exception:
         )
     if isinstance(error, OSError):
         return PublishError(f"cannot publish to {repo}: {_sanitize(str(error), token)}")
+    # Before a commit the client lets the Hub validate the card, and reports errors as a plain ValueError.
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
         return PublishError(f"the Hub rejects the card's metadata: repair README.md ({_sanitize(str(error), token)})")
     return error

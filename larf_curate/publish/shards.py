@@ -52,7 +52,7 @@ def stage_shards(kept_rows: KeptRows, staging: Path) -> Shards:
     all_features = Features.from_arrow_schema(schemas[0])
     features = Features({name: all_features[name] for name in columns})
     paths = kept_rows.shards
-    if columns != schemas[0].names:
+    if columns != schemas[0].names:  # otherwise the files are published as they are
         paths = tuple(_copy_columns(path, features, staging / path.name) for path in kept_rows.shards)
     names = [f"data/train-{i:05d}-of-{len(paths):05d}.parquet" for i in range(len(paths))]
     rows, num_bytes = _totals(paths)

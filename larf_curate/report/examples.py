@@ -10,7 +10,7 @@ from larf_curate.conversation.schemas import Message, Row, to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 
-_FIRST_TURNS, _LAST_TURNS = 4, 12
+_FIRST_TURNS, _LAST_TURNS = 4, 12  # more of the end, as context of the last answer
 
 
 @dataclass(frozen=True)

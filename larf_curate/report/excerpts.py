@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+# C1 control characters and noncharacters, which HTML does not allow, and surrogates, which UTF-8 cannot encode.
 _REPLACED = re.compile("[\x80-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -45,7 +46,7 @@ def excerpt(text: str, *, head: int = 3000, tail: int = 1000) -> Excerpt:
 
 def one_line(text: str, *, limit: int = 160) -> str:
     """The start of a text with white space collapsed, followed by an ellipsis if it was cut."""
-    words = " ".join(text[: 4 * limit].split())
+    words = " ".join(text[: 4 * limit].split())  # a text of megabytes need not be split for one line
     return words if len(words) <= limit and len(text) <= 4 * limit else words[:limit] + "…"
 
 

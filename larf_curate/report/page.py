@@ -77,7 +77,7 @@ def write_report(
         )
     page = _environment().get_template("report.html.j2").render(context)
     with atomic_path(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+        temporary.write_text(page, encoding="utf-8", newline="\n")  # the same bytes on every system
     return Path(path)
 
 
@@ -86,7 +86,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("larf_curate", "templates"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt variable is an error, not an empty cell
         finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -154,7 +154,7 @@ def _summary(report_rows: ReportRows) -> list[tuple[str, str]]:
         "Blocks by": (profile.get("layer_choice") or {}).get("by"),
         "Signal": profile.get("signal"),
         "References": _references(references),
-        "Profile": profile.get("digest", "")[:16],
+        "Profile": profile.get("digest", "")[:16],  # enough to tell profiles apart
         "Rule": report_rows.rule,
         "Scored with": report_rows.manifest.get("package"),
     }

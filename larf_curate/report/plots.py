@@ -100,7 +100,7 @@ def score_against_length(statistics: Statistics, threshold: float | None) -> Mar
     """Draw score against length: a scatter plot for few rows, a hexagonal density plot for many."""
     known = statistics.scored & np.isfinite(statistics.lengths)
     flagged = known & statistics.flagged_scored
-    lengths = np.maximum(statistics.lengths, 1)
+    lengths = np.maximum(statistics.lengths, 1)  # a logarithmic axis has no 0
     with _drawing("length", "characters in the conversation", "score") as (axes, svg):
         axes.set_xscale("log")
         if known.sum() <= _MAX_POINTS:
@@ -121,6 +121,7 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
     flagged = statistics.flagged_scored
     groups = [(statistics.scored & ~flagged, _SCORE), (flagged, _FLAGGED)]
     groups = [(rows, color) for rows, color in groups if rows.any()]
+    # Up to 8 layers there is room for wide bars; beyond that the bars of adjacent layers would touch.
     thickness = 7.0 if len(labels) <= 8 else 3.0
     with _drawing("layers", "block of the model", "score at the block") as (axes, svg):
         for index, (rows, color) in enumerate(groups):
@@ -129,7 +130,7 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
             axes.vlines(x, low, high, color=color, linewidth=1)
             axes.vlines(x, first, third, color=color, linewidth=thickness)
             axes.plot(x, median, "_", markersize=1.8 * thickness, color=color, markeredgewidth=1.6)
-        step = -(-len(labels) // 16)
+        step = -(-len(labels) // 16)  # rounded up: at most 16 tick labels fit
         axes.set_xticks(range(0, len(labels), step), labels[::step])
         axes.set_xlim(-0.6, len(labels) - 0.4)
     return svg[0]
@@ -139,7 +140,8 @@ def _density(axes: Axes, lengths: Floats, scores: Floats) -> None:
     """Draw hexagons whose opacity grows with the logarithm of their number of rows."""
     hexagons: PolyCollection = axes.hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1, linewidths=0)
     counts = np.asarray(hexagons.get_array())
-    hexagons.set_array(None)
+    hexagons.set_array(None)  # otherwise a colour map would override the colours set below
+    # Logarithmic: most rows are in a few hexagons, and the others would be invisible.
     alphas = 0.15 + 0.85 * np.log1p(counts) / np.log1p(counts.max())
     hexagons.set_facecolor([(*to_rgba(_SCORE)[:3], alpha) for alpha in alphas])
 

@@ -91,7 +91,7 @@ def _from_folder(folder: Path) -> ReportRows:
 def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> ReportRows:
     return ReportRows(
         rows=concatenate_datasets([selection.flagged, selection.kept]),
-        manifest=selection.scored or manifest,
+        manifest=selection.scored or manifest,  # a selection made in memory may have no manifest
         rule=selection.rule,
         threshold=selection.threshold,
     )

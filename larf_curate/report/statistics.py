@@ -14,7 +14,7 @@ from larf_curate.stats import rank_correlation
 
 Floats = NDArray[np.float64]
 
-_BATCH = 1000
+_BATCH = 1000  # rows in memory at a time
 _UNUSED_COLUMNS = ("larf_state", "larf_neighbors", "larf_signals", "larf_reason")
 
 
@@ -82,7 +82,7 @@ class Statistics:
         """Pearson's r and Spearman's rho of score and length, in [-1, 1]; NaN if score or length is constant."""
         known = self.scored & np.isfinite(self.lengths)
         scores, lengths = self.scores[known], self.lengths[known]
-        ranked = rank_correlation(scores, lengths)
+        ranked = rank_correlation(scores, lengths)  # None if undefined, and then so is Pearson's r
         return (np.nan, np.nan) if ranked is None else (float(np.corrcoef(scores, lengths)[0, 1]), ranked)
 
 
@@ -99,6 +99,7 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
     Raises:
         InputError: If rows differ in their number of layer scores.
     """
+    # The arrow format returns cells as they are stored: features such as images would be decoded for nothing.
     table = rows.remove_columns([name for name in _UNUSED_COLUMNS if name in rows.column_names]).with_format("arrow")
     scores, lengths, layers, flagged = [], [], [], []
     statuses: Counter[str] = Counter()
@@ -114,6 +115,7 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
         lengths=np.array(lengths, dtype=np.float64),
         layer_scores=_stack_layer_scores(layers),
         flagged=np.array(flagged, dtype=np.bool_) if "larf_flagged" in rows.column_names else None,
+        # Equal counts in alphabetical order: the page must not depend on the order of the rows.
         statuses=dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))),
     )
 
@@ -132,6 +134,7 @@ def _stack_layer_scores(layers: list[NDArray[np.float32]]) -> NDArray[np.float32
     if len(widths) > 1:
         raise InputError(f"larf_layer_scores has rows of {sorted(widths)} layers: score all rows with the same profile")
     absent = np.full(max(widths, default=0), np.nan, dtype=np.float32)
+    # The reshape matters without rows: numpy would return shape (0,).
     return np.array([values if len(values) else absent for values in layers], dtype=np.float32).reshape(
         len(layers), len(absent)
     )

@@ -55,6 +55,7 @@ def shade_tokens(
     if not examples:  # do not load the model for nothing
         return {}
     positions = [example.position for example in examples]
+    # Without the user's format (numpy, torch, ...), and without our columns: the scorer takes rows as in the source.
     rows = report_rows.rows.with_format(None).select(positions)
     source_columns = [name for name in rows.column_names if not name.startswith("larf_")]
     explanations = explain(
