@@ -1,6 +1,7 @@
-"""A scoring run: a dataset scored shard by shard into a folder, resumable after any interruption.
+"""Score a dataset into a folder of Parquet shards; a run can be resumed after any interruption.
 
-Each shard of the source becomes one Parquet file, whole or absent; the manifest is written when all are there.
+Each piece of the source becomes one shard of the result. Shards are written atomically, and the manifest is written
+last, when all shards are complete.
 """
 
 import hashlib
@@ -27,17 +28,19 @@ from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
 from larf_curate.scoring.folder import shard_digests
-from larf_curate.scoring.workers import rank_and_kept, workers
+from larf_curate.scoring.workers import rank_and_payload, workers
 from larf_curate.version import __version__
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Rendered
-    from larf_curate.scoring.scorer import LarfScorer  # torch, which reading scored datasets needs not
+    from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
 BATCH_ROWS = 250
+"""Number of rows that are tokenized, scored and written together."""
+SCORED_STATUSES = ("ok", "truncated")
+"""Values of ``larf_status`` of rows with a score."""
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-SCORABLE = ("ok", "truncated")
+Result = TypeVar("Result")
 
 
 def score_source(
@@ -48,37 +51,40 @@ def score_source(
     resume: bool = False,
     num_proc: int = 1,
 ) -> ScoredManifest:
-    """Score a dataset piece by piece into a folder.
+    """Score a dataset into a folder: each piece of the source becomes one shard of the result.
 
-    A piece is written aside and renamed when it is whole, so that after any interruption ``resume`` scores only what is
-    missing: no row is lost or doubled.
+    Since shards are written atomically, ``resume`` scores only the missing ones after any interruption, and no row is
+    lost or duplicated.
 
     Args:
         source: The rows.
-        scorer: What scores them.
-        out: Folder for ``<piece>.parquet``, ``plan.json`` and, when all is done, ``manifest.json``.
-        resume: Whether to go on in a folder that another run began with the same settings.
-        num_proc: Number of processes; each loads the model, on the GPU of its rank where there are several.
+        scorer: The scorer.
+        out: Folder for one ``<piece>.parquet`` per piece, ``plan.json`` and, at the end, ``manifest.json``.
+        resume: Whether to continue a run with the same settings that was started in this folder.
+        num_proc: Number of worker processes; each loads the model, on the GPU of its rank if there are several.
 
     Returns:
-        The manifest: kind, source, profile, rows, status counts, shards with digests.
+        The manifest; see `larf_curate.manifests.ScoredManifest`.
 
     Raises:
-        InputError: If the folder is in use, by another process or for something else, or was begun with other settings.
-        ScoringError: If a worker process dies, or the disk is full.
+        InputError: If another process is scoring into the folder, the folder has other content, or the run in it was
+            started with other settings.
+        ConversationError: If the columns have no recognised conversation format.
+        ProfileMismatchError: If the model is not the one of the profile.
+        ScoringError: If a worker process dies, or a shard cannot be written.
     """
     folder = Path(out)
-    with _alone_in(folder):
+    with _locked(folder):
         return _score_into(folder, source, scorer, resume, num_proc)
 
 
 def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> ScoredManifest:
-    _begin(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
-    recorded = _recorded(folder)
-    todo = [piece for piece in source.pieces if not _is_done(shard_file(folder, piece), piece, recorded)]
-    done = source.rows - sum(len(piece.rows) for piece in todo)
+    _start_run(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
+    digests = _recorded_digests(folder)
+    missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, digests)]
+    done = source.rows - sum(len(piece.rows) for piece in missing)
     with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:
-        for rows in _run(todo, scorer, folder, num_proc):
+        for rows in _score_pieces(missing, scorer, folder, num_proc):
             bar.update(rows)
     manifest = _manifest(source, scorer, folder)
     write_json(folder / SCORED.file, manifest)
@@ -86,8 +92,9 @@ def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine out of a folder; the system lets go of the lock however this one ends."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes on this machine; the lock is released even if this process is killed."""
+    # The lock file is in the cache, since a result folder has only results.
     name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
     path = cache_home() / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,20 +102,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
         with FileLock(path, timeout=0):
             yield
     except Timeout as error:
-        raise InputError(f"another process is scoring into {folder}: wait for it, or name another folder") from error
+        raise InputError(
+            f"another process is scoring into {folder}: wait until it ends, or use another folder"
+        ) from error
 
 
 def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, most: int = 3) -> list[tuple[int, str]]:
-    """Say why rows could not be scored.
+    """Explain why the first unscored rows have no score.
 
     Args:
         source: The rows.
-        folder: Where `score_source` wrote them.
-        scorer: What scored them.
-        most: How many rows to explain.
+        folder: Folder that `score_source` wrote.
+        scorer: The scorer.
+        most: Maximum number of rows to explain.
 
     Returns:
-        Number and reason of the first rows without a score.
+        Index and reason of each of these rows.
     """
     reasons: list[tuple[int, str]] = []
     start = 0
@@ -116,35 +125,39 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
         for index, status in enumerate(_statuses(shard_file(Path(folder), piece))):
             if len(reasons) == most:
                 return reasons
-            if status not in SCORABLE:
-                reasons.append((start + index, _reason(undecoded(piece.rows.select([index]))[0], status, scorer)))
+            if status not in SCORED_STATUSES:
+                row = undecoded(piece.rows.select([index]))[0]
+                reasons.append((start + index, _reason(row, status, scorer)))
         start += len(piece.rows)
     return reasons
 
 
 def _reason(row: dict[str, Any], status: str, scorer: "LarfScorer") -> str:
+    """Why a row has no score: a shard has only its status, so its conversation is parsed again."""
     if status == "non_finite":
-        return f"the model's states are not finite in {scorer.profile.source.dtype}: build a profile in another dtype"
+        return (
+            f"the model's states are not finite in {scorer.profile.source.dtype}: build the profile with another dtype"
+        )
     try:
         to_conversation(row, scorer.columns)
     except ConversationError as error:
         return str(error)
-    return "the model's chat template refuses the conversation"
+    return "the model's chat template rejects the conversation"
 
 
-def _recorded(folder: Path) -> dict[str, str]:
-    """Hex SHA-256 of the shards by file name, if the folder was scored to its end."""
+def _recorded_digests(folder: Path) -> dict[str, str]:
+    """Hex SHA-256 of the shards by file name, from the manifest; empty if the run has not finished."""
     path = folder / SCORED.file
     return shard_digests(check_manifest(read_json(path), SCORED, folder)) if path.exists() else {}
 
 
-def _is_done(path: Path, piece: Piece, recorded: Mapping[str, str]) -> bool:
-    """Whether a piece is scored: its file is whole, and what the manifest says, if there is one."""
-    return _rows_in(path) == len(piece.rows) and recorded.get(path.name) in (None, sha256(path))
+def _is_scored(path: Path, piece: Piece, digests: Mapping[str, str]) -> bool:
+    """Whether the shard of a piece is complete, and as recorded in the manifest if there is one."""
+    return _row_count(path) == len(piece.rows) and digests.get(path.name) in (None, sha256(path))
 
 
-def _rows_in(path: Path) -> int | None:
-    """Number of rows of a Parquet file; None if it is not there or damaged."""
+def _row_count(path: Path) -> int | None:
+    """Number of rows of a Parquet file, from its metadata; None if it does not exist or is damaged."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException):
@@ -152,60 +165,63 @@ def _rows_in(path: Path) -> int | None:
 
 
 def _statuses(path: Path) -> list[str]:
+    """The column ``larf_status`` of a shard."""
     statuses: list[str] = pq.read_table(path, columns=["larf_status"])[0].to_pylist()
     return statuses
 
 
-def _begin(folder: Path, plan: dict[str, Any], resume: bool) -> None:
-    """Write the plan of a new folder, or check it against the one that was begun."""
-    plan = json.loads(json.dumps(plan))
+def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
+    """Write the plan of a new run, or compare it with the plan of the run to resume."""
+    plan = json.loads(json.dumps(plan))  # as it will be read back: tuples become lists
     if not (folder / PLAN).exists():
         if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty: name another folder")
+            raise InputError(f"{folder} is not empty: use another folder")
         write_json(folder / PLAN, plan)
-    elif not any(folder.glob("*.parquet")):  # nothing was scored: other settings may be tried
+    elif not any(folder.glob("*.parquet")):  # nothing has been scored yet, so other settings are fine
         write_json(folder / PLAN, plan)
     elif not resume and (folder / SCORED.file).exists():
         raise InputError(
-            f"{folder} is finished: go on with larf-curate select, check it with --resume, or name another folder"
+            f"{folder} is finished: continue with larf-curate select, check it with --resume, or use another folder"
         )
     elif not resume:
-        raise InputError(f"{folder} was begun before: go on with --resume, or name another folder")
-    elif changed := _changes(read_json(folder / PLAN), plan):
-        raise InputError(f"{folder} was begun with another {', '.join(changed)}: name another folder")
-    _sweep(folder)
+        raise InputError(f"{folder} has an unfinished run: continue it with --resume, or use another folder")
+    elif changed := _changed_settings(read_json(folder / PLAN), plan):
+        raise InputError(f"{folder} was started with another {', '.join(changed)}: use another folder")
+    _remove_temporary_files(folder)
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Which settings of two plans differ."""
-    old, new = ({**plan["source"], **plan["scorer"], "rows": plan["rows"]} for plan in (before, now))
+def _changed_settings(old_plan: dict[str, Any], new_plan: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ between two plans."""
+    old, new = ({**plan["source"], **plan["scorer"], "rows": plan["rows"]} for plan in (old_plan, new_plan))
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half written."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove the incomplete shards of killed processes."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
-def _run(todo: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int) -> Iterator[int]:
-    if num_proc <= 1 or len(todo) <= 1:
-        for piece in todo:
-            yield from score_shard(piece, scorer, folder)
+def _score_pieces(pieces: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int) -> Iterator[int]:
+    """Score pieces in this process or in workers; yields numbers of newly scored rows."""
+    if num_proc <= 1 or len(pieces) <= 1:
+        for piece in pieces:
+            yield from score_piece(piece, scorer, folder)
         return
     try:
-        with workers(min(num_proc, len(todo)), scorer) as pool:
-            for job in as_completed([pool.submit(_work, piece, folder) for piece in todo]):
+        with workers(min(num_proc, len(pieces)), scorer) as pool:
+            for job in as_completed([pool.submit(_score_in_worker, piece, folder) for piece in pieces]):
                 yield job.result()
     except BrokenProcessPool as error:
-        raise ScoringError("a worker process was killed, for lack of memory perhaps: go on with --resume") from error
+        raise ScoringError("a worker process was killed, perhaps for lack of memory: continue with --resume") from error
     finally:
-        _sweep(folder)
+        _remove_temporary_files(folder)
 
 
-def _work(piece: Piece, folder: Path) -> int:
-    rank, scorer = rank_and_kept()
-    return sum(score_shard(piece, scorer, folder, rank))
+def _score_in_worker(piece: Piece, folder: Path) -> int:
+    """Score a piece in a worker process; returns its number of rows."""
+    rank, scorer = rank_and_payload()
+    return sum(score_piece(piece, scorer, folder, rank))
 
 
 def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> ScoredManifest:
@@ -227,58 +243,65 @@ def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> ScoredManif
     }
 
 
-def score_shard(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | None = None) -> Iterator[int]:
-    """Score one piece into ``folder/<name>.parquet``; yields the number of rows after each batch.
+def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | None = None) -> Iterator[int]:
+    """Score one piece of the source into one shard, ``folder/<name>.parquet``.
+
+    Args:
+        piece: The rows.
+        scorer: The scorer.
+        folder: Folder of the result.
+        rank: Rank of this worker process, which selects the GPU; default: none.
+
+    Yields:
+        The number of rows of each batch, after it is written.
 
     Raises:
-        ScoringError: If the file cannot be written.
+        ScoringError: If the shard cannot be written.
     """
     features = scorer.features(piece.rows.features)
     path = shard_file(folder, piece)
     ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
     batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
     try:
-        with atomic_path(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
-            for table, rendered in _one_ahead(partial(_rendered, scorer, rank), batches):
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, features.arrow_schema) as writer:
+            for table, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
                 writer.write_table(_with_scores(table, scorer.columns_of(rendered, rank), features))
                 yield len(table)
     except OSError as error:
-        raise ScoringError(f"cannot write {path}: {error}; make room, then go on with --resume") from error
+        raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
 
 
 def shard_file(folder: Path, piece: Piece) -> Path:
-    """Where a piece is scored into."""
+    """Path of the shard of a piece."""
     return folder / f"{piece.name}.parquet"
 
 
 def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
-    """A batch's own columns as they are, and its rows made ready for the model."""
+    """The original columns of a batch as an Arrow table, and its tokenized rows."""
     text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
     return batch.with_format("arrow")[:], scorer.render(undecoded(batch.select_columns(text))[:], rank)
 
 
-def _one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """Make something of every item, at least one, beside what is done with the one before.
+def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Map a function over items, at least one, in a background thread that is one item ahead of the caller.
 
-    The first is made in this thread: what loads with it would else set the number of threads of the other one alone.
+    So the next batch is tokenized while the model scores the current one. The first item is processed in this thread,
+    since it loads the model, which sets the number of compute threads only for the thread that loads it.
     """
-    left = iter(items)
-    made = make(next(left))
+    remaining = iter(items)
+    result = function(next(remaining))
     with ThreadPoolExecutor(1) as thread:
-        for item in left:
-            upcoming = thread.submit(make, item)
-            yield made
-            made = upcoming.result()
-    yield made
+        for item in remaining:
+            upcoming = thread.submit(function, item)
+            yield result
+            result = upcoming.result()
+    yield result
 
 
 def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
-    """The batch's own columns, and the scorer's behind them."""
+    """The original columns of a batch, followed by those of the scorer, which replace columns of the same name."""
     schema = features.arrow_schema
-    own = [name for name in table.column_names if name not in added]
-    columns = {name: table[name] for name in own} | {n: _array(v, schema.field(n).type) for n, v in added.items()}
+    original = [name for name in table.column_names if name not in added]
+    columns = {name: table[name] for name in original}
+    columns |= {name: pa.array(list(values), schema.field(name).type) for name, values in added.items()}
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
-
-
-def _array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
-    return pa.array(list(values), dtype)

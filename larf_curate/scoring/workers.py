@@ -1,4 +1,4 @@
-"""Worker processes that share the cores and the GPUs, and end with their parent, however it ends."""
+"""Worker processes that share the CPU cores and GPUs, and always end with their parent, even if it is killed."""
 
 import multiprocessing
 import os
@@ -13,44 +13,50 @@ from larf_curate.models.threads import share_cores
 
 
 @contextmanager
-def workers(count: int, kept: object) -> Iterator[ProcessPoolExecutor]:
-    """Start processes, each with its share of the cores; all end with this one, and on any error.
+def workers(count: int, payload: object) -> Iterator[ProcessPoolExecutor]:
+    """Start a pool of processes that share the cores evenly; it is shut down at the end and on any error.
 
     Args:
-        count: How many.
-        kept: What each of them is to have; see `rank_and_kept`.
+        count: Number of processes.
+        payload: Picklable object that is sent to each process once; see `rank_and_payload`.
+
+    Yields:
+        The pool.
     """
+    # Not fork: it would copy locks that other threads hold, and CUDA does not work in a forked process.
     context = multiprocessing.get_context("spawn")
     ranks = context.Queue()
     for rank in range(count):
         ranks.put(rank)
-    theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(count, ranks, theirs, kept))
+    worker_end, parent_end = context.Pipe(duplex=False)
+    arguments = (count, ranks, worker_end, payload)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_initialize, initargs=arguments)
     try:
-        with ours:  # once it is closed, here or by the kernel, every worker ends at once
+        with parent_end:  # once it is closed, here or by the kernel if this process is killed, all workers exit
             yield pool
             pool.shutdown()
     finally:
         pool.shutdown(cancel_futures=True)
-        theirs.close()
+        worker_end.close()
 
 
-_own: list[tuple[int, Any]] = []
-"""What a worker process was started with."""
+_rank_and_payload: list[tuple[int, Any]] = []
+"""In a worker process: the one pair of its rank and payload."""
 
 
-def rank_and_kept() -> tuple[int, Any]:
-    """In a worker: its number from 0 on, and what it was given."""
-    return _own[0]
+def rank_and_payload() -> tuple[int, Any]:
+    """Return, in a worker process, its rank (from 0) and the payload."""
+    return _rank_and_payload[0]
 
 
-def _start(count: int, ranks: Any, parent: Connection, kept: object) -> None:  # noqa: ANN401  a queue
+def _initialize(count: int, ranks: Any, parent: Connection, payload: object) -> None:  # noqa: ANN401  a queue
+    """Initialize a worker process."""
     share_cores(count)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _own[:] = [(ranks.get(), kept)]
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    _rank_and_payload[:] = [(ranks.get(), payload)]
 
 
-def _end_with(parent: Connection) -> None:
-    """End this process when the other end of the pipe is closed."""
+def _exit_with(parent: Connection) -> None:
+    """Exit this process as soon as the parent's end of the pipe is closed."""
     wait([parent])
     os._exit(1)

@@ -37,7 +37,7 @@ def test_a_file_with_other_rows_is_found_only_by_reading_it_and_one_with_fewer_a
     with pytest.raises(InputError, match="changed since it was scored: part-00000.parquet; score with --resume"):
         Scored.load(folder, verify=True)
     pq.write_table(table.slice(0, 4), shard)
-    with pytest.raises(InputError, match="holds 4 rows, its manifest says 5"):
+    with pytest.raises(InputError, match="has 4 rows, but its manifest has 5"):
         Scored.load(folder)
 
 
@@ -47,7 +47,7 @@ def test_a_folder_that_is_not_whole_says_how_to_go_on(folder, tmp_path):
         Scored.load(folder)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json").write_text("{}")
-    with pytest.raises(InputError, match="not scored to its end: go on with larf-curate score --resume"):
+    with pytest.raises(InputError, match="is not finished: continue with larf-curate score --resume"):
         Scored.load(tmp_path / "begun")
     with pytest.raises(InputError, match="manifest.json is not there"):
         Scored.load(tmp_path)

@@ -168,7 +168,7 @@ def test_a_second_run_is_refused_unless_it_resumes_and_other_settings_always(dat
     first = score_source(open_source(str(data)), scorer, out)
     with pytest.raises(InputError, match="--resume"):
         score_source(open_source(str(data)), scorer, out)
-    with pytest.raises(InputError, match="is finished: go on with larf-curate select"):
+    with pytest.raises(InputError, match="is finished: continue with larf-curate select"):
         score_source(open_source(str(data)), scorer, out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert score_source(open_source(str(data)), scorer, out, resume=True) == first
@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_resuming_completes(data, sc
 
     out = tmp_path / "out"
     monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
-    with pytest.raises(ScoringError, match="No space left on device; make room") as error:
+    with pytest.raises(ScoringError, match="No space left on device; free disk space") as error:
         score_source(open_source(str(data)), scorer, out)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -427,7 +427,7 @@ def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_sc
 
 
 def test_two_processes_never_score_into_one_folder(data, scorer, tmp_path):
-    with run._alone_in(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
+    with run._locked(tmp_path / "out"), pytest.raises(InputError, match="another process is scoring"):
         score_source(open_source(str(data)), scorer, tmp_path / "out")
     score_source(open_source(str(data)), scorer, tmp_path / "out")
     check_whole(tmp_path / "out")
