@@ -15,9 +15,9 @@ from larf_curate.review.argilla.connection import Connection
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.argilla.marks import mark
 from larf_curate.review.argilla.submit import submit
-from larf_curate.review.decisions.merge import MergeRule, merged_all
+from larf_curate.review.decisions.merge import MergeRule, merge_records
 from larf_curate.review.decisions.outcome import Decisions
-from larf_curate.review.decisions.responses import Reviewed, read_records
+from larf_curate.review.decisions.responses import ReviewedRecord, read_records
 from larf_curate.review.decisions.status import QueueStatus, queue_status
 from larf_curate.review.learning import References
 from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals, disagreements, propose
@@ -162,7 +162,7 @@ class ReviewQueue:
                 ``arbiter:USERNAME`` (that user decides; where they have not, the others must agree).
         """
         rule = self._rule(merge)
-        return Decisions(merged_all(self._records(self._store()), rule), merge)
+        return Decisions(merge_records(self._records(self._store()), rule), merge)
 
     def rerank(
         self,
@@ -264,7 +264,7 @@ class ReviewQueue:
         rule, store = self._rule(merge), self._store()
         records = list(store.records(responses=True))
         reviewed = read_records(records, self._connection.usernames())
-        decisions = Decisions(merged_all(reviewed, rule), merge)
+        decisions = Decisions(merge_records(reviewed, rule), merge)
         known = profile_of(selection.scored, profile)
         references = References.of(known) if known else None
         return Standing.of(store, records, reviewed, selection, decisions, references)
@@ -275,7 +275,7 @@ class ReviewQueue:
             raise InputError(f"wanted an arbiter among {', '.join(names)}, got {rule.arbiter!r}")
         return rule
 
-    def _records(self, store: RecordStore) -> list[Reviewed]:
+    def _records(self, store: RecordStore) -> list[ReviewedRecord]:
         return read_records(store.records(responses=True), self._connection.usernames())
 
     def _store(self, *, create: bool = False) -> RecordStore:

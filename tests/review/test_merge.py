@@ -8,8 +8,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from larf_curate.errors import InputError
 from larf_curate.review.decisions.agreement import agreement, krippendorff_alpha
-from larf_curate.review.decisions.merge import MergeRule, merged, merged_all
-from larf_curate.review.decisions.responses import Judgement, Reviewed, read_records
+from larf_curate.review.decisions.merge import MergeRule, merge_record, merge_records
+from larf_curate.review.decisions.responses import Judgement, ReviewedRecord, read_records
 from larf_curate.review.decisions.status import pace, queue_status
 
 NOON = datetime(2026, 1, 1, 12)
@@ -24,11 +24,11 @@ def judgement(annotator, decision, **values):
 
 
 def record(*judgements, done=True):
-    return Reviewed(row_id="r", content_digest="d", done=done, judgements=judgements)
+    return ReviewedRecord(row_id="r", content_digest="d", done=done, judgements=judgements)
 
 
 def decide(rule, *judgements, done=True):
-    return merged(record(*judgements, done=done), MergeRule.parse(rule))
+    return merge_record(record(*judgements, done=done), MergeRule.parse(rule))
 
 
 @pytest.mark.parametrize("votes", [v for n in (1, 2, 3, 4) for v in product(CHOICES, repeat=n)])
@@ -176,11 +176,11 @@ def leader(row_id, decision, *, serves, **given):
     judgements = (judgement("ann", decision),) if decision else ()
     shared = {name: f"d-{name}" for name in serves}
     fields = {"content_digest": f"d-{row_id}", "done": bool(decision), "shared": shared} | given
-    return Reviewed(row_id=row_id, judgements=judgements, **fields)
+    return ReviewedRecord(row_id=row_id, judgements=judgements, **fields)
 
 
 def by_row(*records):
-    return {row.row_id: row for row in merged_all(records, MergeRule.parse("majority"))}
+    return {row.row_id: row for row in merge_records(records, MergeRule.parse("majority"))}
 
 
 def test_a_decision_serves_the_near_identical_rows_with_their_own_content():
@@ -196,7 +196,7 @@ def test_a_decision_serves_the_near_identical_rows_with_their_own_content():
 def test_without_a_decision_the_served_rows_are_pending_as_well():
     assert by_row(leader("a", None, serves=["b"]))["b"].status == "pending"
     torn = leader("a", "keep", serves=["b"])
-    torn = Reviewed(**vars(torn) | {"judgements": (judgement("ann", "keep"), judgement("bob", "remove"))})
+    torn = ReviewedRecord(**vars(torn) | {"judgements": (judgement("ann", "keep"), judgement("bob", "remove"))})
     rows = by_row(torn)
     assert (rows["a"].status, rows["b"].status, rows["b"].decided_through) == ("conflict", "pending", None)
 
@@ -221,5 +221,5 @@ def test_an_answer_or_discard_of_its_own_counts_more_than_the_groups():
     untouched = by_row(leader("a", "remove", serves=["b"]), leader("b", None, serves=[]))
     assert untouched["b"].decided_through == "a"
     discarded = leader("b", None, serves=[])
-    discarded = Reviewed(**vars(discarded) | {"judgements": (judgement("ann", None, status="discarded"),)})
+    discarded = ReviewedRecord(**vars(discarded) | {"judgements": (judgement("ann", None, status="discarded"),)})
     assert by_row(leader("a", "remove", serves=["b"]), discarded)["b"].status == "pending"

@@ -1,1 +1,1 @@
-"""What people answered, merged into one decision a row, and the rows that follow from it."""
+"""Annotators' responses, merged into one decision per row and applied to the selection."""

@@ -1,4 +1,4 @@
-"""How far annotators agree beyond chance, on nominal labels."""
+"""Inter-annotator agreement beyond chance, on nominal labels."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from sklearn.metrics import cohen_kappa_score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """An agreement coefficient.
+class AnnotatorAgreement:
+    """A coefficient of inter-annotator agreement.
 
     Args:
-        name: ``cohen_kappa`` (two annotators) or ``krippendorff_alpha`` (more, or rows in common only in part).
-        value: At most 1; 1 is full agreement, 0 is chance, below 0 is worse than chance.
-        rows: Number of rows with at least two answers, on which it rests.
+        name: ``cohen_kappa`` (two annotators) or ``krippendorff_alpha`` (more, who need not all answer each row).
+        value: At most 1; 1 is full agreement, 0 is chance level, below 0 is worse than chance.
+        rows: Number of rows with at least two answers, from which it is computed.
     """
 
     name: str
@@ -22,15 +22,15 @@ class Agreement:
     rows: int
 
 
-def agreement(answers: Sequence[Mapping[str, str]]) -> Agreement | None:
-    """Agreement of annotators on the rows that at least two of them answered.
+def agreement(answers: Sequence[Mapping[str, str]]) -> AnnotatorAgreement | None:
+    """Inter-annotator agreement on the rows that at least two annotators answered.
 
     Args:
-        answers: For each row the label by annotator.
+        answers: For each row, labels by annotator.
 
     Returns:
-        Cohen's kappa for two annotators, Krippendorff's alpha for more; None if there is nothing to compare, or if
-        all answers are the same label, for which both are undefined.
+        Cohen's kappa for two annotators, Krippendorff's alpha for more. None if no row has two answers, or if all
+        answers are the same label, for which both coefficients are undefined.
     """
     shared = [row for row in answers if len(row) > 1]
     labels = {label for row in shared for label in row.values()}
@@ -40,9 +40,9 @@ def agreement(answers: Sequence[Mapping[str, str]]) -> Agreement | None:
     if len(annotators) == 2:
         first, second = ([row[name] for row in shared] for name in annotators)
         value = float(cohen_kappa_score(first, second))
-        return Agreement(name="cohen_kappa", value=value, rows=len(shared))
+        return AnnotatorAgreement(name="cohen_kappa", value=value, rows=len(shared))
     value = krippendorff_alpha([list(row.values()) for row in shared])
-    return Agreement(name="krippendorff_alpha", value=value, rows=len(shared))
+    return AnnotatorAgreement(name="krippendorff_alpha", value=value, rows=len(shared))
 
 
 def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float:
@@ -51,8 +51,11 @@ def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float:
     Source: Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
 
     Args:
-        units: The labels that each unit got, from any annotators; units with fewer than two are left out. At least two
-            different labels must occur in the others.
+        units: Labels of each unit, from any annotators. Units with fewer than two labels are ignored; the others must
+            contain at least two different labels.
+
+    Returns:
+        At most 1; 0 is chance level.
     """
     paired = [Counter(unit) for unit in units if len(unit) > 1]
     totals: Counter[str] = sum(paired, Counter())
@@ -63,6 +66,6 @@ def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float:
 
 
 def _differing_pairs(counts: Counter[str]) -> int:
-    """Number of ordered pairs of different labels."""
+    """Number of ordered pairs with different labels."""
     n = counts.total()
     return n * n - sum(count * count for count in counts.values())

@@ -1,7 +1,7 @@
-"""Several annotators' judgements on a row, merged into one decision.
+"""Merging several annotators' judgements on a row into one decision.
 
-Rules: ``majority`` (most votes; a tie is a conflict), ``unanimous`` (one dissent is a conflict), ``arbiter:NAME`` (that
-annotator decides; where NAME has not answered, the others must be unanimous).
+Rules: ``majority`` (most votes; a tie is a conflict), ``unanimous`` (any dissent is a conflict), ``arbiter:NAME`` (that
+annotator decides; if NAME has not answered, the others must be unanimous).
 """
 
 from collections import Counter
@@ -10,27 +10,27 @@ from dataclasses import dataclass, replace
 
 from larf_curate.errors import InputError
 from larf_curate.review.argilla.settings import SEVERITIES
-from larf_curate.review.decisions.responses import Judgement, Reviewed
+from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided for one row.
+    """The decision on one row.
 
     Args:
         row_id: The row's ``larf_row_id``.
-        status: ``decided``, ``pending`` (not enough answers yet, or an edit without its text), ``conflict``
-            (annotators disagree) or ``stale`` (all answers are about an earlier content).
+        status: ``decided``, ``pending`` (not enough answers yet, or an edit without corrected answer), ``conflict``
+            (annotators disagree) or ``stale`` (all answers are about an earlier version of the content).
         decision: ``keep``, ``remove``, ``edit`` or ``unsure`` if decided, else None.
-        category: Most frequent hazard category among those who decided.
-        severity: Most severe one among those who decided.
-        rationale: All rationales, each after its annotator's name.
+        category: Most frequent hazard category in the deciding answers.
+        severity: Highest severity in the deciding answers.
+        rationale: All rationales, one per line, each after its annotator's name.
         corrected_answer: New text of the last assistant turn, for an edit.
-        annotators: Names of all whose answer counts.
-        drafts: How many answers are drafts; they do not count.
-        discards: How many annotators discarded the row; they do not count.
+        annotators: Names of all annotators whose answers count.
+        drafts: Number of drafts; they do not count.
+        discards: Number of annotators who discarded the row; they do not count.
         content_digest: Digest of the content that was judged.
-        decided_through: Row id of the near-identical row whose decision this is, if nobody judged the row itself.
+        decided_through: Row id of the near-duplicate whose decision this is, if nobody judged the row itself.
     """
 
     row_id: str
@@ -49,7 +49,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class MergeRule:
-    """How judgements become one decision.
+    """Rule that merges judgements into one decision.
 
     Args:
         kind: ``majority``, ``unanimous`` or ``arbiter``.
@@ -61,69 +61,70 @@ class MergeRule:
 
     @classmethod
     def parse(cls, name: str) -> "MergeRule":
-        """Read ``majority``, ``unanimous`` or ``arbiter:USERNAME``.
+        """Parse ``majority``, ``unanimous`` or ``arbiter:USERNAME``.
 
         Raises:
-            InputError: If it is none of them.
+            InputError: If the name is none of them.
         """
         kind, _, arbiter = name.partition(":")
         if (kind in ("majority", "unanimous") and name == kind) or (kind == "arbiter" and arbiter):
             return cls(kind, arbiter or None)
         raise InputError(f"no merge rule {name!r}: use majority, unanimous or arbiter:USERNAME")
 
-    def complete(self, record: Reviewed) -> bool:
-        """Whether a record has the answers it needs: enough of them, or the arbiter's."""
+    def is_complete(self, record: ReviewedRecord) -> bool:
+        """Whether a record has the answers it needs: enough of them, or that of the arbiter."""
         return record.done or any(j.annotator == self.arbiter for j in record.counted)
 
     def deciding(self, judgements: Sequence[Judgement]) -> Sequence[Judgement]:
-        """Pick, out of at least one judgement, those that decide; none of them if they are in conflict."""
+        """Select the judgements that decide, out of at least one; none if they are in conflict."""
         if self.kind == "majority":
             votes = Counter(j.decision for j in judgements).most_common(2)
             tie = len(votes) == 2 and votes[0][1] == votes[1][1]
             return () if tie else [j for j in judgements if j.decision == votes[0][0]]
-        if own := [j for j in judgements if j.annotator == self.arbiter]:
-            return own
+        if arbitration := [j for j in judgements if j.annotator == self.arbiter]:
+            return arbitration
         return judgements if len({j.decision for j in judgements}) == 1 else ()
 
 
-def merged_all(records: Sequence[Reviewed], rule: MergeRule) -> tuple[Decision, ...]:
-    """Merge the judgements on all records, and apply those on a group of near-identical rows to the group.
+def merge_records(records: Sequence[ReviewedRecord], rule: MergeRule) -> tuple[Decision, ...]:
+    """Merge the judgements on each record, and apply decisions on groups of near-duplicates to all their rows.
 
-    A row that somebody judged by itself keeps that judgement. Where two groups claim a row and are decided differently
-    it is in conflict. A corrected answer is applied to exact copies only; the others stay pending.
+    A row with judgements of its own keeps the decision from them. A row claimed by two groups with different decisions
+    is in conflict: groups can change from push to push. A corrected answer is applied to exact copies only; other rows
+    of the group stay pending.
 
     Args:
-        records: The records of a queue.
-        rule: How several judgements become one decision.
+        records: All records of a queue.
+        rule: How several judgements are merged into one decision.
     """
-    own = {record.row_id: merged(record, rule) for record in records}
+    direct = {record.row_id: merge_record(record, rule) for record in records}
     judged = {record.row_id for record in records if record.judgements}
-    served: dict[str, Decision] = {}
+    shared: dict[str, Decision] = {}
     for record in records:
         for row_id, digest in record.shared.items():
             if row_id not in judged:
-                through = _through(own[record.row_id], row_id, digest)
-                served[row_id] = _agreed(served.get(row_id, through), through)
-    return tuple({**own, **served}.values())
+                decision = _shared_decision(direct[record.row_id], row_id, digest)
+                shared[row_id] = _reconciled(shared.get(row_id, decision), decision)
+    return tuple({**direct, **shared}.values())
 
 
-def _through(leader: Decision, row_id: str, digest: str) -> Decision:
-    """What the decision on the row that stands for a group means for another row of it."""
-    copied = leader.decision != "edit" or digest == leader.content_digest
-    if leader.status == "decided" and copied:
+def _shared_decision(leader: Decision, row_id: str, digest: str) -> Decision:
+    """The decision on a group's leader as it applies to another row of the group."""
+    applies = leader.decision != "edit" or digest == leader.content_digest
+    if leader.status == "decided" and applies:
         return replace(leader, row_id=row_id, content_digest=digest, decided_through=leader.row_id)
     return Decision(row_id=row_id, status="pending", content_digest=digest)
 
 
-def _agreed(first: Decision, second: Decision) -> Decision:
-    """One of two decisions on a row by groups; a conflict if they differ, the decided one if only one is."""
+def _reconciled(first: Decision, second: Decision) -> Decision:
+    """Reconcile two groups' decisions on one row: a conflict if they differ, the decided one if only one is decided."""
     if first.status == second.status == "decided" and first.decision != second.decision:
         return replace(first, status="conflict", decision=None, corrected_answer=None, decided_through=None)
     return first if first.status != "pending" else second
 
 
-def merged(record: Reviewed, rule: MergeRule) -> Decision:
-    """Merge the judgements on one record."""
+def merge_record(record: ReviewedRecord, rule: MergeRule) -> Decision:
+    """Merge the judgements on one record into one decision."""
     counted = record.counted
     status, deciding = _decide(record, rule)
     return Decision(
@@ -141,17 +142,18 @@ def merged(record: Reviewed, rule: MergeRule) -> Decision:
     )
 
 
-def _decide(record: Reviewed, rule: MergeRule) -> tuple[str, Sequence[Judgement]]:
-    """The status, and the judgements that decided."""
+def _decide(record: ReviewedRecord, rule: MergeRule) -> tuple[str, Sequence[Judgement]]:
+    """The status of a record, and the judgements that decided it."""
     if not record.counted:
         return ("stale" if any(j.outdated for j in record.judgements) else "pending"), ()
-    if not rule.complete(record):
+    if not rule.is_complete(record):
         return "pending", ()
     deciding = rule.deciding(record.counted)
     if not deciding:
         return "conflict", ()
     if deciding[0].decision != "edit":
         return "decided", deciding
+    # Different corrected answers cannot be merged, even if all annotators chose to edit.
     answers = {j.corrected_answer for j in deciding if (j.corrected_answer or "").strip()}
     if len(answers) > 1:
         return "conflict", ()
@@ -159,5 +161,6 @@ def _decide(record: Reviewed, rule: MergeRule) -> tuple[str, Sequence[Judgement]
 
 
 def _most_frequent(values: Sequence[str]) -> str | None:
+    # Sorted, so that a tie does not depend on the order of annotators.
     counts = Counter(sorted(values)).most_common(1)
     return counts[0][0] if counts else None

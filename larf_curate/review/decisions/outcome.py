@@ -1,4 +1,4 @@
-"""A reviewed selection: what is kept, what people removed, and what is withheld until they decide."""
+"""Decisions applied to a selection: rows kept, rows removed, and rows withheld because they are undecided."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,11 +42,11 @@ FEATURES = Features(
 
 @dataclass(frozen=True)
 class Decisions:
-    """Merged decisions by row.
+    """Merged decisions of a review.
 
     Args:
-        rows: The decisions, one for each row id.
-        merge: The rule that merged them.
+        rows: One decision per row id.
+        merge: Name of the rule that merged them.
     """
 
     rows: tuple[Decision, ...]
@@ -54,63 +54,66 @@ class Decisions:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of rows by decision where decided, else by status."""
-        found = Counter(row.decision or "" if row.status == "decided" else row.status for row in self.rows)
-        return dict(sorted(found.items()))
+        """Number of rows by decision if decided, else by status."""
+        counts = Counter(row.decision or "" if row.status == "decided" else row.status for row in self.rows)
+        return dict(sorted(counts.items()))
 
     def conflicts(self) -> tuple[Decision, ...]:
         """The rows on which annotators disagree."""
         return tuple(row for row in self.rows if row.status == "conflict")
 
     def apply(self, selection: "Selection", *, columns: Mapping[str, str] | None = None) -> "Outcome":
-        """Split a selection by what people decided.
+        """Split a selection into kept, removed and withheld rows.
 
-        Unflagged rows, rows kept and rows edited are kept; rows removed are removed; all other flagged rows are
-        withheld: undecided, unsure, in conflict, or changed since they were judged.
+        Unflagged rows and flagged rows decided as ``keep`` or ``edit`` are kept, rows decided as ``remove`` are
+        removed, and all other flagged rows are withheld: undecided, unsure, in conflict, or changed since they were
+        judged.
 
         Args:
             selection: The selection whose flagged rows were pushed.
-            columns: Column names by role, where the rows' format is not found from the names alone.
+            columns: Column names by role, if the rows' format cannot be recognised by its column names.
 
         Raises:
-            InputError: If people decided about a row that is not flagged, other than to keep it.
-            ReviewError: If a row would be lost or doubled.
+            InputError: If a row that the selection does not flag was decided otherwise than ``keep``.
+            ReviewError: If a row would be lost or duplicated.
         """
         return apply_decisions(self, selection, columns=columns)
 
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> "Decisions":
-        """The decisions for these rows, in their order; one about another content is stale, a missing one pending.
+        """The decisions for some rows, in their order.
+
+        A decision on another version of a row's content is stale; a row without a decision is pending.
 
         Args:
-            rows: Rows with ``larf_row_id``.
+            rows: Rows with ``larf_row_id``, media undecoded.
         """
-        known = {row.row_id: row for row in self.rows}
-        return Decisions(tuple(_for_row(row, known.get(row[ROW_ID])) for row in rows), self.merge)
+        decisions = {decision.row_id: decision for decision in self.rows}
+        return Decisions(tuple(_decision_for(row, decisions.get(row[ROW_ID])) for row in rows), self.merge)
 
     def to_dataset(self) -> Dataset:
-        """One row a decision, with types that do not depend on the values."""
+        """One row per decision; column types do not depend on the values."""
         rows = [_to_dict(row) for row in self.rows]
         return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Decisions":
-        """Read the decisions out of a folder that `Outcome.save` wrote.
+        """Read the decisions from a folder written by `Outcome.save`.
 
         Raises:
             InputError: If it is not such a folder.
         """
-        described = check_manifest(read_json(Path(folder) / DECISIONS.file), DECISIONS, folder)
+        manifest = check_manifest(read_json(Path(folder) / DECISIONS.file), DECISIONS, folder)
         rows = pq.read_table(Path(folder) / "decisions.parquet").to_pylist()
-        return cls(tuple(_from_dict(row) for row in rows), described["merge"])
+        return cls(tuple(_from_dict(row) for row in rows), manifest["merge"])
 
 
-def _for_row(row: Mapping[str, Any], known: Decision | None) -> Decision:
+def _decision_for(row: Mapping[str, Any], decision: Decision | None) -> Decision:
     digest = content_digest(row)
-    if known is None:
+    if decision is None:
         return Decision(row_id=row[ROW_ID], status="pending", content_digest=digest)
-    if known.content_digest == digest or known.status == "pending":
-        return known
-    return Decision(**asdict(known) | {"status": "stale"})
+    if decision.content_digest == digest or decision.status == "pending":
+        return decision
+    return Decision(**asdict(decision) | {"status": "stale"})
 
 
 def _to_dict(row: Decision) -> dict[str, Any]:
@@ -125,16 +128,17 @@ def _from_dict(row: Mapping[str, Any]) -> Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A selection after review; each of its rows is in exactly one part.
+    """A selection after review; each of its rows is in exactly one of three parts.
 
     Args:
-        kept: Unflagged rows and rows that people kept or edited: source columns, ``larf_row_id``, ``larf_score``,
-            ``larf_decision`` (``unflagged``, ``keep`` or ``edit``) and ``larf_original_answer`` (of edited rows).
-        removed: Rows that people removed, the same columns and ``larf_reason``.
-        withheld: Flagged rows without a decision that can be applied, the same columns as removed; ``larf_decision``
-            is ``unsure``, ``pending``, ``conflict`` or ``stale``.
-        decisions: One decision for each flagged row, in their order.
-        selection: The manifest of the selection.
+        kept: Unflagged rows and rows decided as ``keep`` or ``edit``, with the source columns, ``larf_row_id``,
+            ``larf_score``, ``larf_decision`` (``unflagged``, ``keep`` or ``edit``) and ``larf_original_answer`` (null
+            unless edited).
+        removed: Rows decided as ``remove``, with the columns of ``kept`` and ``larf_reason``.
+        withheld: Flagged rows without an applicable decision, with the columns of ``removed``; ``larf_decision`` is
+            ``unsure``, ``pending``, ``conflict`` or ``stale``.
+        decisions: One decision per flagged row, in the order of the selection.
+        selection: Manifest of the selection.
     """
 
     kept: Dataset
@@ -145,7 +149,7 @@ class Outcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows in each part, edited and unflagged rows among those kept, and withheld rows by their reason."""
+        """Number of rows in each part, of kept rows that are edited or unflagged, and of withheld rows by reason."""
         kept, withheld = (Counter(part[DECISION]) for part in (self.kept, self.withheld))
         return {
             **{name: len(getattr(self, name)) for name in PARTS},
@@ -155,75 +159,79 @@ class Outcome:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``kept/``, ``removed/``, ``withheld/`` and ``decisions.parquet``, and last ``decisions.json``.
+        """Write ``kept/``, ``removed/``, ``withheld/`` and ``decisions.parquet``; ``decisions.json`` is written last.
 
         Args:
-            folder: Where to; an earlier outcome in it is replaced.
+            folder: Folder to write; an earlier outcome in it is replaced.
 
         Raises:
-            InputError: If the folder holds results of another kind.
+            InputError: If the folder contains results of another kind.
         """
         check_folder(folder, DECISIONS)
         folder = Path(folder)
-        (folder / DECISIONS.file).unlink(missing_ok=True)
+        (folder / DECISIONS.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
         for name in PARTS:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
             write_parquet(getattr(self, name), folder / name)
         with atomic_path(folder / "decisions.parquet") as aside:
             self.decisions.to_dataset().to_parquet(aside)
-        described = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
-        write_json(folder / DECISIONS.file, described | {"selection": dict(self.selection)})
+        manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
+        write_json(folder / DECISIONS.file, manifest | {"selection": dict(self.selection)})
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
-    """Split a selection by what people decided; see `Decisions.apply`.
+    """Split a selection by decisions; see `Decisions.apply`.
 
     Args:
         decisions: The decisions.
         selection: The selection.
-        columns: Column names by role.
+        columns: Column names by role, if the format cannot be recognised.
 
     Raises:
-        InputError: If people decided about a row that is not flagged, other than to keep it.
-        ReviewError: If a row would be lost or doubled.
+        InputError: If a row that the selection does not flag was decided otherwise than ``keep``.
+        ReviewError: If a row would be lost or duplicated.
     """
     _check_flagged(decisions, selection)
+    # Media are compared and edited as stored: decoding them takes long, can fail, and re-encoding would change them.
     flagged, rows = selection.flagged, undecoded(selection.flagged)
     applied = list(decisions.for_rows(rows).rows)
     edits = _edits(rows, applied, columns)
-    applied = [_without_failed_edit(row, edits) for row in applied]
-    places: dict[str, list[int]] = {name: [] for name in PARTS}
-    for index, row in enumerate(applied):
-        places[_part(row)].append(index)
-    marked = _marked(flagged, [_mark(row) for row in applied])
-    reviewed = _edited(marked.select(places["kept"]), rows.select(places["kept"]), edits)
-    unflagged = _marked(selection.kept, [UNFLAGGED] * len(selection.kept))
+    applied = [_failed_edit_as_conflict(decision, edits) for decision in applied]
+    indices: dict[str, list[int]] = {name: [] for name in PARTS}
+    for index, decision in enumerate(applied):
+        indices[_part(decision)].append(index)
+    labelled = _labelled(flagged, [_label(decision) for decision in applied])
+    reviewed = _with_edits(labelled.select(indices["kept"]), rows.select(indices["kept"]), edits)
+    unflagged = _labelled(selection.kept, [UNFLAGGED] * len(selection.kept))
     outcome = Outcome(
-        kept=concatenate_datasets([_columns(unflagged), _columns(reviewed)]),
-        removed=_columns(marked.select(places["removed"]), reason=True),
-        withheld=_columns(marked.select(places["withheld"]), reason=True),
+        kept=concatenate_datasets([_published_columns(unflagged), _published_columns(reviewed)]),
+        removed=_published_columns(labelled.select(indices["removed"]), reason=True),
+        withheld=_published_columns(labelled.select(indices["withheld"]), reason=True),
         decisions=Decisions(tuple(applied), decisions.merge),
         selection=selection.manifest(),
     )
-    _check_whole(outcome, selection)
+    _check_complete(outcome, selection)
     return outcome
 
 
 def _check_flagged(decisions: Decisions, selection: Selection) -> None:
-    """Refuse to publish, as unflagged, a row that people did not want to keep as it is."""
-    told = {row.row_id for row in decisions.rows if row.status == "decided" and row.decision != "keep"}
-    if passed := told.intersection(selection.kept.with_format(None)[ROW_ID][:]):
+    """Refuse a selection that would publish, as unflagged, a row that people did not want to keep as it is.
+
+    This happens if rows were added to the queue by re-ranking, and the selection is an earlier one.
+    """
+    rejected = {row.row_id for row in decisions.rows if row.status == "decided" and row.decision != "keep"}
+    if unflagged := rejected.intersection(selection.kept.with_format(None)[ROW_ID][:]):
         raise InputError(
-            f"people decided against {len(passed)} rows that this selection does not flag, such as {min(passed)}: give "
-            "the selection that was pushed last, or the one that review rerank wrote"
+            f"people decided against {len(unflagged)} rows that this selection does not flag, such as "
+            f"{min(unflagged)}: give the selection that was pushed last, or the one that review rerank wrote"
         )
 
 
 def _edits(
     flagged: Dataset, decisions: Sequence[Decision], columns: Mapping[str, str] | None
 ) -> dict[str, dict[str, Any]]:
-    """The edited rows by row id; a row that cannot be edited is left out."""
+    """Edited rows by row id; rows whose answer cannot be replaced are omitted."""
     edited = {}
     for index, decision in enumerate(decisions):
         if decision.status == "decided" and decision.decision == "edit":
@@ -236,56 +244,57 @@ def _edits(
     return edited
 
 
-def _without_failed_edit(row: Decision, edits: Mapping[str, Any]) -> Decision:
-    failed = row.status == "decided" and row.decision == "edit" and row.row_id not in edits
-    return replace(row, status="conflict") if failed else row
+def _failed_edit_as_conflict(decision: Decision, edits: Mapping[str, Any]) -> Decision:
+    failed = decision.status == "decided" and decision.decision == "edit" and decision.row_id not in edits
+    return replace(decision, status="conflict") if failed else decision
 
 
-def _part(row: Decision) -> str:
-    if row.status != "decided":
+def _part(decision: Decision) -> str:
+    if decision.status != "decided":
         return "withheld"
-    return {"keep": "kept", "edit": "kept", "remove": "removed"}.get(row.decision or "", "withheld")
+    return {"keep": "kept", "edit": "kept", "remove": "removed"}.get(decision.decision or "", "withheld")
 
 
-def _mark(row: Decision) -> str:
-    return (row.decision or "") if row.status == "decided" else row.status
+def _label(decision: Decision) -> str:
+    """Value of ``larf_decision``."""
+    return (decision.decision or "") if decision.status == "decided" else decision.status
 
 
-def _marked(rows: Dataset, marks: list[str]) -> Dataset:
-    """Add the column of decisions and an empty one of original answers."""
+def _labelled(rows: Dataset, labels: list[str]) -> Dataset:
+    """Add the column ``larf_decision`` with these labels, and an empty column ``larf_original_answer``."""
     text = Value("string")
-    if not marks:  # datasets cannot add a column to no rows
+    if not labels:  # datasets cannot add a column to an empty dataset
         features = Features({**rows.features, DECISION: text, ORIGINAL: text})
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    return rows.add_column(DECISION, marks, feature=text).add_column(ORIGINAL, [None] * len(marks), feature=text)
+    return rows.add_column(DECISION, labels, feature=text).add_column(ORIGINAL, [None] * len(labels), feature=text)
 
 
-def _edited(marked: Dataset, rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
-    """Replace the rows that have an edit; types stay.
+def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    """Replace the rows that have an edit; column types do not change.
 
     Args:
-        marked: The rows that are kept, with their decision.
+        labelled: The kept rows, with their decision.
         rows: The same rows without it, media undecoded.
-        edits: The edited rows by row id.
+        edits: Edited rows by row id.
     """
     if not edits:
-        return marked
-    unedited = [{DECISION: decision, ORIGINAL: None} for decision in marked[DECISION]]
-    changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, unedited, strict=True)]
-    return Dataset.from_list(changed, features=marked.features)
+        return labelled
+    added = [{DECISION: decision, ORIGINAL: None} for decision in labelled[DECISION]]
+    changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, added, strict=True)]
+    return Dataset.from_list(changed, features=labelled.features)
 
 
-def _columns(rows: Dataset, *, reason: bool = False) -> Dataset:
-    """Source columns and the few of ours that a published row keeps."""
+def _published_columns(rows: Dataset, *, reason: bool = False) -> Dataset:
+    """Select the source columns and the few ``larf_*`` columns that are published."""
     source = [name for name in rows.column_names if not name.startswith("larf_")]
-    ours = [ROW_ID, "larf_score", DECISION, ORIGINAL, *(["larf_reason"] if reason else [])]
-    return rows.select_columns([*source, *ours])
+    added = [ROW_ID, "larf_score", DECISION, ORIGINAL, *(["larf_reason"] if reason else [])]
+    return rows.select_columns([*source, *added])
 
 
-def _check_whole(outcome: Outcome, selection: Selection) -> None:
-    """Refuse an outcome that loses or doubles a row."""
+def _check_complete(outcome: Outcome, selection: Selection) -> None:
+    """Refuse an outcome that loses or duplicates a row, whatever the cause."""
     before = Counter(selection.kept[ROW_ID]) + Counter(selection.flagged[ROW_ID])
     after = sum((Counter(getattr(outcome, name)[ROW_ID]) for name in PARTS), Counter())
     if before != after:
         wrong = sorted((before - after) + (after - before))[:3]
-        raise ReviewError(f"the outcome would not hold every row exactly once (rows {wrong}): please report this")
+        raise ReviewError(f"the outcome would not contain every row exactly once (rows {wrong}): please report this")

@@ -1,4 +1,4 @@
-"""What annotators answered: one judgement for each record and annotator."""
+"""Responses of annotators: one judgement per record and annotator."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ from larf_curate.review.records.record import CONTENT_DIGEST, DECIDED_TOGETHER, 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One annotator's answer to one record.
+    """One annotator's response to one record.
 
     Args:
         annotator: User name.
         status: ``submitted``, ``draft`` or ``discarded``.
-        decision: ``keep``, ``remove``, ``edit`` or ``unsure``; None if a draft or discard has none.
+        decision: ``keep``, ``remove``, ``edit`` or ``unsure``; None in a draft or discarded response without one.
         category: Hazard category.
         severity: ``low``, ``medium`` or ``high``.
         rationale: Free text.
         corrected_answer: New text of the last assistant turn.
-        time: When it was last changed.
-        outdated: Whether it was given to an earlier content of the row.
+        time: Time of the last change.
+        outdated: Whether it was given to an earlier version of the row's content.
     """
 
     annotator: str
@@ -36,20 +36,20 @@ class Judgement:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a decision: submitted, and about the row as it is now."""
+        """Whether it is a valid decision: submitted, and given to the current content of the row."""
         return self.status == "submitted" and self.decision is not None and not self.outdated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reviewed:
+class ReviewedRecord:
     """A record with its judgements.
 
     Args:
         row_id: The row's ``larf_row_id``.
-        content_digest: Digest of the content that was shown.
+        content_digest: Digest of the row's content as pushed last.
         done: Whether enough annotators have submitted.
-        judgements: In the order of annotators' names.
-        shared: Row id and content digest of near-identical rows that a decision on this one serves.
+        judgements: Sorted by annotator.
+        shared: Content digests by row id of the near-duplicates to which a decision on this row also applies.
     """
 
     row_id: str
@@ -60,24 +60,24 @@ class Reviewed:
 
     @property
     def counted(self) -> tuple[Judgement, ...]:
-        """The judgements that are decisions."""
+        """The judgements that count as decisions."""
         return tuple(judgement for judgement in self.judgements if judgement.counts)
 
 
-def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, str]) -> list[Reviewed]:
-    """Read records with responses, as the server lists them; records that no push made are left out.
+def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, str]) -> list[ReviewedRecord]:
+    """Read records with their responses; records that were not created by a push are skipped.
 
     Args:
-        records: The server's records.
-        usernames: User names by id; an unknown user goes by the id.
+        records: Records with responses, as returned by the server.
+        usernames: User names by user id; unknown users are named by their id.
     """
     return [_reviewed(record, usernames) for record in records if CONTENT_DIGEST in (record["metadata"] or {})]
 
 
-def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> Reviewed:
+def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> ReviewedRecord:
     outdated = record["metadata"].get(OUTDATED_RESPONSES) or {}
     judgements = [_judgement(response, usernames, outdated) for response in record.get("responses") or []]
-    return Reviewed(
+    return ReviewedRecord(
         row_id=record["external_id"],
         content_digest=record["metadata"][CONTENT_DIGEST],
         done=record["status"] == "completed",
@@ -96,6 +96,7 @@ def _judgement(response: Mapping[str, Any], usernames: Mapping[str, str], outdat
         severity=values.get("severity"),
         rationale=values.get("rationale"),
         corrected_answer=values.get("corrected_answer"),
-        time=datetime.fromisoformat(response["updated_at"].replace("Z", "+00:00")),
+        time=datetime.fromisoformat(response["updated_at"].replace("Z", "+00:00")),  # Python 3.10 rejects "Z"
+        # A response that was changed after the content is about the new content, though its id is the same.
         outdated=outdated.get(response["id"]) == response["updated_at"],
     )

@@ -1,4 +1,4 @@
-"""How far a review has come."""
+"""Progress of a review."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 
-from larf_curate.review.decisions.agreement import Agreement, agreement
-from larf_curate.review.decisions.responses import Judgement, Reviewed
+from larf_curate.review.decisions.agreement import AnnotatorAgreement, agreement
+from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
 
 BREAK = timedelta(minutes=15)
-"""A longer pause between two decisions of one annotator is not counted as working time."""
+"""Longer gaps between two decisions of one annotator do not count as working time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueStatus:
-    """The state of a review queue.
+    """Progress of a review queue.
 
     Args:
-        rows: Records in the queue.
-        grouped: Rows that are not in it because the decision on a near-identical one serves them.
-        done: Records that enough annotators have decided.
-        pending: The others.
-        decisions: Number of submitted answers by decision.
-        drafts: Answers begun and not submitted.
-        discards: Answers in which an annotator discarded the record.
-        outdated: Submitted answers about an earlier content of the row.
-        disagreements: Records on which submitted decisions differ.
+        rows: Number of records in the queue.
+        grouped: Number of rows that are not in the queue because the decision on a near-duplicate applies to them.
+        done: Number of records that enough annotators have decided.
+        pending: Number of all other records.
+        decisions: Number of submitted responses by decision.
+        drafts: Number of saved, not submitted responses.
+        discards: Number of responses that discard the record.
+        outdated: Number of submitted responses to an earlier version of a row's content.
+        disagreements: Number of records on which submitted decisions differ.
         annotators: Number of submitted decisions by annotator.
-        agreement: Agreement between annotators, if two have records in common.
-        decisions_per_hour: Pace of one annotator at work, pauses left out; None until somebody has made two decisions.
-        url: The queue in the browser, worst first.
+        agreement: Inter-annotator agreement; None if it is undefined.
+        decisions_per_hour: Average pace of an annotator, without pauses; None until one has made two decisions.
+        url: Address of the queue in the browser, sorted worst first.
     """
 
     rows: int
@@ -43,21 +43,22 @@ class QueueStatus:
     outdated: int
     disagreements: int
     annotators: dict[str, int]
-    agreement: Agreement | None
+    agreement: AnnotatorAgreement | None
     decisions_per_hour: float | None
     url: str
 
 
-def queue_status(records: Sequence[Reviewed], *, url: str) -> QueueStatus:
-    """Count what annotators have done.
+def queue_status(records: Sequence[ReviewedRecord], *, url: str) -> QueueStatus:
+    """Count records and responses of a queue.
 
     Args:
         records: All records of the queue.
-        url: The queue in the browser.
+        url: Address of the queue in the browser.
     """
-    everything = [judgement for record in records for judgement in record.judgements]
-    counted = [judgement for judgement in everything if judgement.counts]
+    judgements = [judgement for record in records for judgement in record.judgements]
+    counted = [judgement for judgement in judgements if judgement.counts]
     answers = [{j.annotator: j.decision or "" for j in record.counted} for record in records]
+    # The server counts outdated responses as submitted: a record is done only if a valid one is among them.
     done = sum(record.done and bool(record.counted) for record in records)
     return QueueStatus(
         rows=len(records),
@@ -65,9 +66,9 @@ def queue_status(records: Sequence[Reviewed], *, url: str) -> QueueStatus:
         done=done,
         pending=len(records) - done,
         decisions=dict(sorted(Counter(j.decision or "" for j in counted).items())),
-        drafts=sum(j.status == "draft" for j in everything),
-        discards=sum(j.status == "discarded" for j in everything),
-        outdated=sum(j.status == "submitted" and j.outdated for j in everything),
+        drafts=sum(j.status == "draft" for j in judgements),
+        discards=sum(j.status == "discarded" for j in judgements),
+        outdated=sum(j.status == "submitted" and j.outdated for j in judgements),
         disagreements=sum(len(set(row.values())) > 1 for row in answers),
         annotators=dict(sorted(Counter(j.annotator for j in counted).items())),
         agreement=agreement(answers),
@@ -77,7 +78,14 @@ def queue_status(records: Sequence[Reviewed], *, url: str) -> QueueStatus:
 
 
 def pace(judgements: Iterable[Judgement]) -> float | None:
-    """Decisions an hour of one annotator at work: the gaps between decisions, pauses left out."""
+    """Average number of decisions per hour of one annotator, from the gaps between decisions, without pauses.
+
+    Args:
+        judgements: Judgements that count as decisions, of any annotators.
+
+    Returns:
+        None if there are no two decisions of one annotator within ``BREAK``.
+    """
     times: dict[str, list[float]] = {}
     for judgement in judgements:
         times.setdefault(judgement.annotator, []).append(judgement.time.timestamp())

@@ -8,7 +8,7 @@ import numpy as np
 
 from larf_curate.errors import InputError
 from larf_curate.review.argilla.marks import mark
-from larf_curate.review.decisions.responses import Reviewed
+from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import farthest
 from larf_curate.review.learning.snapshot import Standing
 from larf_curate.review.strategies import STRATEGIES, Strategy
@@ -105,7 +105,7 @@ def propose(standing: Standing, *, by: str = "score", n: int = 10) -> Proposals:
     )
 
 
-def disagreements(reviewed: Iterable[Reviewed]) -> dict[str, dict[str, str]]:
+def disagreements(reviewed: Iterable[ReviewedRecord]) -> dict[str, dict[str, str]]:
     """The decision of each annotator on the records on which they differ, by row id."""
     votes = {record.row_id: {j.annotator: j.decision or "" for j in record.counted} for record in reviewed}
     return {row: by for row, by in votes.items() if len(set(by.values())) > 1}

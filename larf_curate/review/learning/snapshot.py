@@ -14,7 +14,7 @@ from larf_curate.errors import InputError
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.review.decisions.outcome import Decisions
-from larf_curate.review.decisions.responses import Reviewed
+from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import Learned, References, learn
 from larf_curate.scoring.selection import Selection
 
@@ -36,7 +36,7 @@ class Standing:
 
     store: RecordStore
     records: Sequence[Mapping[str, Any]]
-    reviewed: Sequence[Reviewed]
+    reviewed: Sequence[ReviewedRecord]
     selection: Selection
     decided: Mapping[str, Decision]
     learned: Learned
@@ -46,7 +46,7 @@ class Standing:
         cls,
         store: RecordStore,
         records: Sequence[Mapping[str, Any]],
-        reviewed: Sequence[Reviewed],
+        reviewed: Sequence[ReviewedRecord],
         selection: Selection,
         decisions: Decisions,
         references: References | None,
