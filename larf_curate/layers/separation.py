@@ -41,9 +41,9 @@ def measure_separation(subject: Subject, references: ReferenceSet) -> BlockSepar
         ReferenceSetError: If a side has fewer references than there are folds.
     """
     sides = [reference_states(subject, references, side) for side in ("unsafe", "safe")]
-    if min(map(len, sides)) < FOLDS:
+    if (fewest := min(map(len, sides))) < FOLDS:
         raise ReferenceSetError(
-            f"wanted at least {FOLDS} references per side for cross-validation, got {len(sides[1])}: add references"
+            f"wanted at least {FOLDS} references per side for cross-validation, got {fewest}: add references"
         )
     unsafe, safe = held_out_projections(*sides)
     resampled = [bootstrap_weights(len(side)) for side in (unsafe, safe)]

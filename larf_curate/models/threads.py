@@ -19,7 +19,7 @@ def share_cores(workers: int) -> None:
         workers: Number of processes that compute at the same time.
     """
     share = max(1, _cores() // workers)
-    os.environ[THREADS_VARIABLE] = str(min(share, int(os.environ.get(THREADS_VARIABLE) or share)))
+    os.environ[THREADS_VARIABLE] = str(min(share, _limit() or share))
 
 
 def worker_threads() -> int | None:
@@ -33,7 +33,13 @@ def worker_threads() -> int | None:
     if not libraries:
         return None
     forked = any(type(library.current_process()).__name__ == "ForkProcess" for library in libraries)
-    return 1 if forked else int(os.environ.get(THREADS_VARIABLE) or 1)
+    return 1 if forked else _limit() or 1
+
+
+def _limit() -> int | None:
+    """The limit in the environment: OpenMP also allows one number per nesting level, of which the first counts here."""
+    first = os.environ.get(THREADS_VARIABLE, "").split(",")[0].strip()
+    return int(first) if first.isdigit() else None
 
 
 def _cores() -> int:

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from larf_curate.conversation.schemas import Row, to_messages
-from larf_curate.signals.held_out import fold_of
+from larf_curate.signals.held_out import FOLDS, fold_of
 
 Scores = NDArray[np.float32]
 Baseline = Callable[[Sequence[str]], Scores]
@@ -63,7 +63,7 @@ def held_out_texts(
     Returns:
         Scores of each side, texts in their order.
     """
-    folds = min(5, *map(len, sides))
+    folds = min(FOLDS, *map(len, sides))
     fold_numbers = [fold_of(len(side), folds) for side in sides]
     scores = [np.zeros(len(side), np.float32) for side in sides]
     for fold in range(folds):

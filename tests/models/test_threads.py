@@ -31,7 +31,7 @@ def test_workers_get_equal_shares_of_at_least_one_core(monkeypatch, count, share
 
 def test_a_limit_that_the_user_set_is_kept(monkeypatch):
     monkeypatch.setattr(threads, "_cores", lambda: 8)
-    for before, after in (("1", "1"), ("6", "4")):
+    for before, after in (("1", "1"), ("6", "4"), ("3,2", "3"), ("dynamic", "4")):
         monkeypatch.setenv("OMP_NUM_THREADS", before)
         threads.share_cores(2)
         assert os.environ["OMP_NUM_THREADS"] == after
