@@ -1,10 +1,11 @@
+import hashlib
 import os
 import threading
 
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path, cache_home, read_json, write_json
+from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
@@ -71,3 +72,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
     assert cache_home() == tmp_path / "c" / ".cache" / "larf-curate"
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from larf_curate.data import load_rows
-from larf_curate.data.prompts import load_table, overrejection_prompts
+from larf_curate.data.prompts import load_prompts, load_table, overrejection_prompts
 from larf_curate.errors import InputError
 from tests.fixtures.training_rows import scored_rows
 
@@ -62,3 +63,46 @@ def test_kept_rows_of_a_selection_are_what_is_trained_on(tmp_path):
         (tmp_path / part).mkdir()
         scored_rows(count).to_parquet(tmp_path / part / "part-00000.parquet")
     assert len(load_table(tmp_path)) == 3
+
+
+def test_prompts_are_read_from_every_format(tmp_path):
+    rows = Dataset.from_dict({"Goal": ["a, b", "c"], "kind": ["x", "y"]})
+    rows.to_csv(tmp_path / "p.csv")
+    rows.to_json(tmp_path / "p.jsonl")
+    rows.to_parquet(tmp_path / "p.parquet")
+    (tmp_path / "p.json").write_text('["a, b", "c"]')
+    for name in ("p.csv", "p.jsonl", "p.parquet", "p.json"):
+        assert load_prompts(tmp_path / name) == ["a, b", "c"]
+    assert load_prompts(tmp_path / "p.csv", column="kind", limit=1) == ["x"]
+    assert load_prompts(tmp_path / "p.csv", where="kind=y") == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"column": "goal"}, "no column goal, only Goal, kind"),
+        ({"where": "kind=z"}, "no prompts with kind=z"),
+        ({"where": "sort=z"}, "no column 'sort'"),
+        ({"where": "kind"}, "as column=value, such as label=safe, got 'kind'"),
+    ],
+)
+def test_prompts_that_are_not_there_are_refused(tmp_path, options, message):
+    Dataset.from_dict({"Goal": ["a"], "kind": ["x"]}).to_csv(tmp_path / "p.csv")
+    with pytest.raises(InputError, match=message):
+        load_prompts(tmp_path / "p.csv", **options)
+
+
+@pytest.mark.parametrize("options", [{"where": "label=safe"}, {"column": "prompt"}])
+def test_a_list_without_columns_has_none_to_ask_for(tmp_path, options):
+    (tmp_path / "p.json").write_text('["a"]')
+    for source in (tmp_path / "p.json", "builtin:safe"):
+        with pytest.raises(InputError, match="plain list of prompts"):
+            load_prompts(source, **options)
+
+
+def test_an_empty_prompt_and_a_missing_file_are_refused(tmp_path):
+    (tmp_path / "p.json").write_text('["a", " "]')
+    with pytest.raises(InputError, match="prompt 1 of .* is empty"):
+        load_prompts(tmp_path / "p.json")
+    with pytest.raises(InputError, match="no files match"):
+        load_prompts(tmp_path / "none.csv")

@@ -1,6 +1,3 @@
-import hashlib
-import os
-
 import datasets
 import pytest
 from datasets import Dataset
@@ -8,7 +5,6 @@ from datasets import Dataset
 from larf_curate.data import tables
 from larf_curate.data.tables import read_parquet, write_parquet
 from larf_curate.errors import InputError
-from larf_curate.files import sha256
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(0, 1), (1, 1), (4, 1), (5, 2), (13, 4)])
@@ -34,12 +30,6 @@ def test_progress_bars_are_shown_again_after_a_write(tmp_path):
     before = datasets.are_progress_bars_disabled()
     write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
     assert datasets.are_progress_bars_disabled() is before
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path):
-    content = os.urandom(3_000_000)
-    (tmp_path / "x").write_bytes(content)
-    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 def test_fewer_shards_replace_more(tmp_path, monkeypatch):

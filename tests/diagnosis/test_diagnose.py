@@ -16,11 +16,10 @@ from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.source import ModelSource
 from larf_curate.profile import SafetyProfile
-from larf_curate.profile.checks import check_sides_differ, check_states_differ
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
-from larf_curate.stats import agreement, auroc, average_precision, rank_correlation
+from larf_curate.stats import auroc
 from tests.fixtures.models import NEUTRAL, PROFILE
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -78,22 +77,6 @@ def scored_rows(profile, scores, **columns):
 
 def warned(diagnosis, *words):
     return [w for w in warnings_of(diagnosis) if all(word in w for word in words)]
-
-
-def test_the_figures_equal_their_definitions():
-    rng = np.random.default_rng(0)
-    high, low = rng.integers(0, 9, 30) + 1.0, rng.integers(0, 9, 50) * 1.0
-    wins = [(a > b) + 0.5 * (a == b) for a in high for b in low]
-    assert_allclose(auroc(high, low), np.mean(wins))
-    a, b = rng.normal(size=40), rng.normal(size=40)
-    assert_allclose(rank_correlation(a, b), np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-    assert rank_correlation(a, np.ones(40)) is None
-    assert_allclose(agreement(np.stack([a, b, -a], axis=1))[0], [1, rank_correlation(a, b), -1])
-    high, low = rng.normal(size=20) + 1, rng.normal(size=30)
-    order = np.argsort(-np.concatenate([high, low]))
-    hits = order < 20
-    precision = np.cumsum(hits) / np.arange(1, 51)
-    assert_allclose(average_precision(high, low), precision[hits].mean())
 
 
 def test_a_good_profile_is_found_good():
@@ -302,106 +285,6 @@ def test_the_json_holds_every_figure():
     assert value["warnings"] == list(found.warnings)
     assert value["by_layer"].keys() == {"3", "5"}
     assert value["scored"]["length"] == pytest.approx(1)
-
-
-def test_a_false_flag_rate_sets_the_threshold_by_held_out_neutral_rows():
-    profile = synthetic(rows=199)
-    alone = profile.held_out(sides=("neutral",)).neutral.mean(axis=1)
-    assert alone.shape == (199,)
-    highest = np.sort(alone)[::-1]
-    scores = np.linspace(-3, 3, 500)
-    data = scored_rows(profile, scores.tolist())
-    for rate, place in ((0.005, 1), (0.01, 2), (0.05, 10), (0.5, 99)):
-        want = int((scores >= np.round(highest[place - 1].astype(float), 6)).sum())
-        for given in ({"profile": profile}, {"scored": data.manifest}):
-            found = select(data.rows, max_false_flags=rate, **given)
-            assert len(found.flagged) == want
-            assert found.rule == {"max_false_flags": rate}
-
-
-def test_the_rate_holds_for_ordinary_rows_never_seen():
-    profile = synthetic(rows=199)
-    fresh = states(4000, 77)
-    scores = profile.fit()(fresh).mean(axis=1)
-    data = Dataset.from_dict({"q": ["x"] * 4000, "larf_score": scores.tolist(), "larf_status": ["ok"] * 4000})
-    share = len(select(data, max_false_flags=0.05, profile=profile).flagged) / 4000
-    assert 0.02 < share < 0.08
-
-
-def test_rates_that_the_neutral_rows_cannot_tell_are_refused():
-    profile = synthetic(rows=20)
-    data = scored_rows(profile, [0.5, 0.25]).rows
-    with pytest.raises(InputError, match=r"20 neutral rows cannot tell a false-flag rate below 0\.0476"):
-        select(data, max_false_flags=0.01, profile=profile)
-    with pytest.raises(InputError, match="needs the neutral rows"):
-        select(data, max_false_flags=0.1)
-    with pytest.raises(InputError, match="from 0 to 0.5"):
-        select(data, max_false_flags=0.7, profile=profile)
-
-
-def test_references_among_the_neutral_rows_are_refused_by_name(tiny_llama):
-    refs = references(4)
-    for row, name in ((refs.unsafe[2], "unsafe reference 2"), (refs.safe[1], "safe reference 1")):
-        with pytest.raises(ReferenceSetError, match=f"neutral row 10 is {name} of mine too"):
-            SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE | {"neutral": [*NEUTRAL, row]})
-
-
-def test_two_sides_with_mostly_the_same_answers_are_refused(tiny_llama):
-    refs = references(4)
-    mostly = (*refs.unsafe[:3], refs.safe[3])
-    with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones among the safe ones"):
-        SafetyProfile.build(tiny_llama, replace(refs, safe=mostly), layers=[1], **PROFILE)
-
-
-@pytest.mark.parametrize("mark", ["!", " indeed"])
-def test_two_sides_a_few_characters_apart_are_refused(tiny_llama, mark):
-    refs = references(4)
-    copies = tuple(row | {"response": row["response"] * 9 + mark} for row in refs.unsafe[:3])
-    longer = tuple(row | {"response": row["response"] * 9} for row in refs.unsafe)
-    near = replace(refs, unsafe=longer, safe=(*copies, refs.safe[3]))
-    for safe in (near.safe, near.safe[::-1]):  # in whatever order
-        with pytest.raises(ReferenceSetError, match="3 of 4 unsafe ones of mine .* share over 90%"):
-            SafetyProfile.build(tiny_llama, replace(near, safe=safe), layers=[1], **PROFILE)
-    SafetyProfile.build(tiny_llama, replace(near, safe=(*copies[:2], *refs.safe[2:])), layers=[1], **PROFILE)
-
-
-def test_answers_that_are_alike_to_other_prompts_or_in_their_last_turn_alone_are_no_copies(tiny_llama):
-    def talk(prompt, answer):
-        turns = [("user", prompt), ("assistant", answer), ("user", "Thanks, that was all."), ("assistant", "Welcome!")]
-        return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-    refs = references(4)
-    asked = [f"How do I do the thing number {i}?" for i in range(5)]
-    unsafe = tuple(talk(prompt, f"Sure, this is step {i} of it.") for i, prompt in enumerate(asked[:4]))
-    safe = tuple(talk(prompt, "No, I will not help anybody with that.") for prompt in asked)
-    check_sides_differ(replace(refs, unsafe=unsafe, safe=safe))
-    yes = tuple({"prompt": prompt, "response": "Yes, of course."} for prompt in asked)
-    other_prompts = tuple(row | {"prompt": f"{i}?"} for i, row in enumerate(yes))
-    check_sides_differ(replace(refs, unsafe=yes[:4], safe=other_prompts))
-
-
-def test_two_sides_with_the_same_states_are_refused():
-    alike = states(4, 1)
-    with pytest.raises(ReferenceSetError, match="same states"):
-        check_states_differ({"unsafe": alike, "safe": alike})
-
-
-def test_a_near_copy_of_a_reference_among_the_neutral_rows_is_refused(tiny_llama):
-    refs = references(4)
-    copy = {key: f" {value.upper()} " if isinstance(value, str) else value for key, value in refs.unsafe[0].items()}
-    with pytest.raises(ReferenceSetError, match="neutral row 10 is unsafe reference 0"):
-        SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE | {"neutral": [*NEUTRAL, copy]})
-
-
-def test_neutral_rows_that_are_all_alike_are_refused(tiny_llama):
-    with pytest.raises(ReferenceSetError, match="10 different neutral rows, got 1"):
-        SafetyProfile.build(tiny_llama, references(4), layers=[1], **PROFILE | {"neutral": NEUTRAL[:1] * 20})
-
-
-def test_copies_of_a_reference_count_once(tiny_llama, caplog):
-    refs = references(12)
-    SafetyProfile.build(tiny_llama, replace(refs, unsafe=refs.unsafe[:1] * 12), layers=[1], **PROFILE)
-    assert "only 1 distinct references on one side" in caplog.text
 
 
 @pytest.fixture(scope="module")
