@@ -1,4 +1,4 @@
-"""``larf-curate demo``: the whole loop on packaged data, on a laptop."""
+"""``larf-curate demo``: the complete workflow on packaged data."""
 
 import time
 import webbrowser
@@ -22,20 +22,20 @@ STEPS = {
     "select": "Flagging the highest scores",
     "report": "Writing the report",
     "push": "Pushing the flagged rows to Argilla",
-    "decide": "Deciding on every flagged row by script, as a reviewer called demo-reviewer",
+    "decide": "Deciding on every flagged row by script, as a reviewer named demo-reviewer",
     "pull": "Pulling the decisions",
-    "publish": "Publishing what was kept",
+    "publish": "Publishing the kept rows",
 }
 
 
 @click.command()
 @click.option("-o", "--output", type=FOLDER, default="larf-demo", show_default=True, help="Folder for all results.")
-@click.option("--model", help="A chat model of your own, a folder or a Hub id.")
-@click.option("--layers", callback=read_layers, help="0-based decoder blocks.  [default: three about the middle]")
-@click.option("--no-browser", is_flag=True, help="Open no browser and decide by script, from the known truth.")
+@click.option("--model", help="Chat model, a folder or a Hub id.  [default: SmolLM2-135M-Instruct]")
+@click.option("--layers", callback=read_layers, help="0-based decoder blocks.  [default: three near the middle]")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser; decide by script, from the known labels.")
 @click.option("--publish-to", metavar="ORG/NAME", help="Publish to this Hub dataset instead of a folder.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the review server.  [default: any free]"
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the review server.  [default: any free port]"
 )
 @json_option
 def demo(
@@ -47,9 +47,10 @@ def demo(
     port: int,
     as_json: bool,
 ) -> None:
-    """Run the whole loop: profile, score, select, report, review in Argilla, pull, publish.
+    """Run the complete workflow on packaged data.
 
-    Without --no-browser the review page opens and the demo waits for your decisions.
+    Builds a profile, scores, selects, reports, reviews in Argilla, pulls the decisions and publishes. Without
+    --no-browser the review page opens and the demo waits for your decisions.
 
     \b
     larf-curate demo
@@ -77,22 +78,22 @@ def demo(
             outcome = run.pull(queue, selection)
     finally:
         started_here = server.started_here
-        if started_here:  # one that ran before goes on: somebody else may be at work
+        if started_here:  # leave a server that ran before running: others may be using it
             server.stop()
-    done = run.publish(publish_to or output.resolve() / "published")
+    publication = run.publish(publish_to or output.resolve() / "published")
     result = {
         "counts": {**selection.summary()["counts"], **outcome.counts},
-        "harmful": _found(selection),
+        "harmful": _harmful_counts(selection),
         "review_page": page,
         "report": str(output / "report.html"),
-        "published": done.url,
+        "published": publication.url,
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
         "total_seconds": round(time.monotonic() - started, 1),
     }
     if as_json:
         echo_json(result)
         return
-    harmful = _found(selection)
+    harmful = _harmful_counts(selection)
     echo_table(
         "What happened",
         ("", "rows"),
@@ -106,25 +107,25 @@ def demo(
         ],
     )
     click.echo(f"Report:      {result['report']}\nPublished:   {result['published']}\nReview page: {page}")
-    ended = "has stopped; `larf-curate review up` starts it" if started_here else "goes on, as it ran before"
+    ended = "has stopped; `larf-curate review up` starts it" if started_here else "is still running, as it was before"
     click.echo(f"Took {result['total_seconds']:.0f} s. The review server {ended}.")
 
 
 def _wait_for_person(server: "EmbeddedServer", queue: "ReviewQueue", page: str) -> None:
-    """Open the page and wait until the person says that they are done."""
+    """Open the review page and wait until the reviewer confirms that they have finished."""
     owner = server.credentials.owner
-    click.echo(f"  Sign in as {owner.username} with the password {owner.password}", err=True)
+    click.echo(f"  Sign in as {owner.username} with password {owner.password}", err=True)
     webbrowser.open(page)
     while True:
         click.prompt(
             "Decide on the rows, then press Enter", default="", show_default=False, prompt_suffix=" ", err=True
         )
         state = queue.status()
-        if not state.pending or click.confirm(f"{state.pending} rows are not decided; go on without them?", err=True):
+        if not state.pending or click.confirm(f"{state.pending} rows are undecided; continue without them?", err=True):
             return
 
 
-def _found(selection: "Selection") -> dict[str, int]:
-    """How many of the rows known to be harmful were flagged."""
+def _harmful_counts(selection: "Selection") -> dict[str, int]:
+    """Number of rows labelled harmful, flagged and in all."""
     flagged, kept = (sum(part["is_harmful"]) for part in (selection.flagged, selection.kept))
     return {"flagged": flagged, "all": flagged + kept}

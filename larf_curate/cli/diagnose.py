@@ -1,4 +1,4 @@
-"""``larf-curate diagnose``: what a profile's score means, and when it means something else than safety."""
+"""``larf-curate diagnose``: figures and warnings about what a profile's score measures."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from larf_curate.cli.output import echo_json, json_option, visible
 @click.command()
 @click.argument("profile_name", metavar="PROFILE")
 @click.argument("scored", metavar="[SCORED]", type=EXISTING_FOLDER, required=False)
-@click.option("--references", help="The profile's references, to judge their words: a file, a folder or a Hub id.")
-@click.option("--unsafe", help="Its unsafe references, where they came as two files; together with --safe.")
-@click.option("--safe", help="Its safe references, where they came as two files; together with --unsafe.")
-@click.option("--neutral", help="Its neutral rows: a file, folder or Hub id.")
-@click.option("--float32", is_flag=True, help="Load the model in float32 too, and compare the ranks.")
-@click.option("--model", help="Where the model lies now, if not where the profile was built; for --float32.")
+@click.option("--references", help="The profile's references, for the text-only baselines: a file, folder or Hub id.")
+@click.option("--unsafe", help="The unsafe references, if they came as two files; together with --safe.")
+@click.option("--safe", help="The safe references, if they came as two files; together with --unsafe.")
+@click.option("--neutral", help="The profile's neutral rows: a file, folder or Hub id.")
+@click.option("--float32", is_flag=True, help="Also load the model in float32 and compare the rankings.")
+@click.option("--model", help="Model path, if it has moved since the profile was built; for --float32.")
 @device_option
 @json_option
 def diagnose(
@@ -31,9 +31,10 @@ def diagnose(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Judge PROFILE by its own references, left out in turn, and by the rows of SCORED, which score wrote.
+    """Evaluate what the score of a profile measures.
 
-    Warns in plain words, for example where the score follows the length of rows.
+    Uses the references of PROFILE, held out by cross-validation, and, if given, the rows of SCORED, which score wrote.
+    Prints warnings in plain words, for example if the score follows the length of rows.
 
     \b
     larf-curate diagnose profile/
@@ -41,16 +42,18 @@ def diagnose(
     larf-curate diagnose profile/ --unsafe unsafe.jsonl --safe safe.jsonl
     """
     from larf_curate.data.references import ReferenceSet
-    from larf_curate.diagnosis import diagnose as judge
+    from larf_curate.diagnosis import diagnose as diagnose_profile
 
     if bool(unsafe) != bool(safe):
-        raise click.UsageError("--unsafe and --safe go together")
+        raise click.UsageError("--unsafe and --safe go together: give both")
     if references and unsafe:
-        raise click.UsageError("give --references, or --unsafe and --safe")
+        raise click.UsageError("wanted --references, or --unsafe and --safe, got both")
     refs = ReferenceSet.load(references) if references else None
     refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else refs
-    found = judge(profile_name, scored, references=refs, neutral=neutral, float32=float32, model=model, device=device)
+    diagnosis = diagnose_profile(
+        profile_name, scored, references=refs, neutral=neutral, float32=float32, model=model, device=device
+    )
     if as_json:
-        echo_json(found.to_json())
+        echo_json(diagnosis.to_json())
         return
-    click.echo(visible(str(found)))
+    click.echo(visible(str(diagnosis)))

@@ -1,4 +1,4 @@
-"""``larf-curate explain``: which tokens of a row moved its score."""
+"""``larf-curate explain``: how much each token of a row contributes to its score."""
 
 from typing import TYPE_CHECKING
 
@@ -9,28 +9,30 @@ from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
     from larf_curate.conversation.schemas import Row
-    from larf_curate.scoring.explanation import Explanation, TokenWeight
+    from larf_curate.scoring.explanation import Explanation
 
-SHOWN = 15
+SHOWN = 15  # tokens per row
 
 
 @click.command()
 @click.argument("dataset")
 @click.option("--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of a profile.")
 @click.option(
-    "--row", "places", type=click.IntRange(min=0), multiple=True, default=(0,), help="Row, from 0; repeatable."
+    "--row", "indices", type=click.IntRange(min=0), multiple=True, default=(0,), help="Row index, from 0; repeatable."
 )
-@click.option("--split", help="Split, where the dataset has several.")
+@click.option("--split", help="Split, if the dataset has several.")
 @click.option("--config", help="Configuration of a Hub dataset.")
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
-@click.option("--columns", callback=read_columns, help="Columns by role, as in user=question,assistant=answer.")
-@click.option("--model", help="Where the model lies now, if not where it lay when the profile was built.")
+@click.option(
+    "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
+)
+@click.option("--model", help="Model path, if it has moved since the profile was built.")
 @device_option
 @json_option
 def explain(
     dataset: str,
     profile_name: str,
-    places: tuple[int, ...],
+    indices: tuple[int, ...],
     split: str | None,
     config: str | None,
     revision: str | None,
@@ -39,7 +41,9 @@ def explain(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Take the scores of some rows of DATASET apart: how far each token moved them.
+    """Attribute the scores of rows to their tokens.
+
+    The contributions of the tokens of a row of DATASET add up to its score.
 
     \b
     larf-curate explain data.jsonl --profile profile/ --row 3 --row 7
@@ -48,26 +52,28 @@ def explain(
 
     from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
-    from larf_curate.scoring.explanation import explain as take_apart
+    from larf_curate.scoring.explanation import explain as explain_rows
 
-    source = open_source(dataset, split=split, config=config, revision=revision, limit=max(places) + 1)
+    source = open_source(dataset, split=split, config=config, revision=revision, limit=max(indices) + 1)
     rows = [row for piece in source.pieces for row in piece.rows]
-    if max(places) >= len(rows):
-        raise click.BadParameter(f"wanted rows below {len(rows)}, got {max(places)}", param_hint="--row")
+    if max(indices) >= len(rows):
+        raise click.BadParameter(f"wanted rows below {len(rows)}, got {max(indices)}", param_hint="--row")
     profile = SafetyProfile.from_pretrained(profile_name)
-    found = take_apart(profile, [rows[place] for place in places], columns=columns, model=model, device=device)
+    selected = [rows[index] for index in indices]
+    explanations = explain_rows(profile, selected, columns=columns, model=model, device=device)
     if as_json:
-        told = [asdict(item) if item else {"score": None} for item in found]
-        echo_json({"rows": [{"row": place, **item} for place, item in zip(places, told, strict=True)]})
+        results = [asdict(item) if item else {"score": None} for item in explanations]
+        echo_json({"rows": [{"row": index, **result} for index, result in zip(indices, results, strict=True)]})
         return
-    for place, item in zip(places, found, strict=True):
+    for index, item in zip(indices, explanations, strict=True):
         if item is None:
-            click.echo(visible(f"Row {place} has no score: {_reason(rows[place], columns)}"))
+            click.echo(visible(f"Row {index} has no score: {_reason(rows[index], columns)}"))
         else:
-            _show(place, item)
+            _echo_explanation(index, item)
 
 
 def _reason(row: "Row", columns: dict[str, str] | None) -> str:
+    """Why a row has no score."""
     from larf_curate.conversation.schemas import to_messages
     from larf_curate.errors import ConversationError
 
@@ -75,16 +81,13 @@ def _reason(row: "Row", columns: dict[str, str] | None) -> str:
         to_messages(row, columns)
     except ConversationError as error:
         return str(error)
-    return "nothing of it can be scored, or the model gives no numbers"
+    return "it has no text that can be scored, or the model returns NaN"
 
 
-def _show(place: int, item: "Explanation") -> None:
-    """The tokens that moved the score most, in their order."""
+def _echo_explanation(index: int, item: "Explanation") -> None:
+    """Print the tokens with the largest absolute weights, in the order of the text."""
     by_weight = sorted(enumerate(item.tokens), key=lambda numbered: -abs(numbered[1].weight))
-    cells = [(str(i), repr(token.text), f"{token.weight:+.3f}") for i, token in sorted(by_weight[:SHOWN], key=_number)]
-    title = f"Row {place}: score {item.score:.3f}, {item.start:+.3f} of it before the row's own text; strongest tokens"
-    echo_table(title, ("token", "text", "moved the score by"), cells)
-
-
-def _number(numbered: "tuple[int, TokenWeight]") -> int:
-    return numbered[0]
+    strongest = sorted(by_weight[:SHOWN], key=lambda numbered: numbered[0])
+    cells = [(str(number), repr(token.text), f"{token.weight:+.3f}") for number, token in strongest]
+    title = f"Row {index}: score {item.score:.3f}, {item.start:+.3f} of it before the row's own text; strongest tokens"
+    echo_table(title, ("token", "text", "contribution"), cells)

@@ -1,4 +1,4 @@
-"""``larf-curate layers``: the blocks that a model's refusals depend on."""
+"""``larf-curate layers``: find the blocks that a model's refusals depend on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,15 @@ from larf_curate.models.dtypes import DTYPES
 if TYPE_CHECKING:
     from larf_curate.layers import LayerReport
 
-SHOWN = 10
+SHOWN = 10  # blocks of the ranking
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[float] | None:
+def _read_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[float] | None:
+    """Click callback: parse ``0.7,1.3`` into numbers."""
     try:
         return None if value is None else [float(part) for part in value.split(",")]
     except ValueError:
-        raise click.BadParameter(f"wanted numbers with commas between them, got {value!r}") from None
+        raise click.BadParameter(f"wanted numbers separated by commas, got {value!r}") from None
 
 
 @click.command()
@@ -30,14 +31,14 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A folder (gets layers.json and layers.png), or a .json file with the plot beside it.",
+    help="A folder, for layers.json and layers.png, or a .json file; the plot is written next to it.",
 )
 @click.option(
     "--method",
     type=click.Choice(METHOD_NAMES),
     default="gradient",
     show_default=True,
-    help="gradient: the fastest. forward: a grid without decoding. sweep: LARF's own. separation: for models that "
+    help="gradient: fastest. forward: a grid without decoding. sweep: LARF's own method. separation: for models that "
     "never or always refuse.",
 )
 @click.option(
@@ -52,30 +53,39 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--alphas",
-    callback=_numbers,
-    help="Scales, as many below 1 as above.  [default: 0.7,0.8,0.9,1.1,1.2,1.3 for sweep, else 0.7,1.3]",
+    callback=_read_numbers,
+    help="Scaling factors of blocks, equally many below and above 1.  [default: 0.7,0.8,0.9,1.1,1.2,1.3 for sweep, "
+    "else 0.7,1.3]",
 )
 @click.option(
-    "--max-prompts", type=click.IntRange(min=1), help="Most prompts to use.  [default: 48 for gradient, else all]"
+    "--max-prompts", type=click.IntRange(min=1), help="Maximum number of prompts.  [default: 48 for gradient, else all]"
 )
 @click.option(
     "--keywords",
     type=click.Choice(list(KEYWORDS)),
     default="default",
     show_default=True,
-    help="What counts as a refusal; larf: the authors' four keywords.",
+    help="What counts as a refusal; larf: the LARF authors' four keywords.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Most layers to recommend.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Maximum number of layers to recommend."
+)
 @click.option("--revision", help="Commit, tag or branch of a Hub id.")
-@click.option("--device", help="A torch device, such as cpu or cuda:1.  [default: an accelerator if there is one]")
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
-@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
+@click.option("--device", help="Torch device, such as cpu or cuda:1.  [default: the first available accelerator]")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="auto: bfloat16 if the hardware supports it natively, else float32.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @json_option
 def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Find the blocks of MODEL, a folder or Hub id, that its refusals depend on.
+    """Find the blocks that a model's refusals depend on.
 
-    A sweep that was interrupted goes on where it stopped when the same command runs again. The exit code is 1 if no
-    block stands out from chance.
+    MODEL is a folder or a Hub id. An interrupted sweep resumes when the same command is run again. The exit code is 1
+    if no block stands out from chance.
 
     Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
     """
@@ -85,17 +95,17 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
 
     file = report_file(output)
     if file.is_dir():
-        raise InputError(f"wanted a file or a new folder to write to, got the folder {file}: give another name")
-    if file.exists() and (held := LayerReport.load(file).method) != options["method"]:
-        raise InputError(f"{file} holds what {held} found: name another output, or delete it")
-    file.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take hours
+        raise InputError(f"wanted a file or a new folder for the report, got the folder {file}: give another name")
+    if file.exists() and (recorded := LayerReport.load(file).method) != options["method"]:
+        raise InputError(f"{file} is a report of the method {recorded}: use another output, or delete it")
+    file.parent.mkdir(parents=True, exist_ok=True)  # fail before the work, which may take hours
     report = find_safety_layers(model, checkpoint=file.with_suffix(".cells.jsonl"), **options)
     report.save(file)
     plot = report.plot(file.with_suffix(".png"))
     if as_json:
         echo_json({**_summary(report), "report": str(file), "plot": str(plot)})
     else:
-        _show(report)
+        _echo_report(report)
         click.echo(f"Written to {file} and {plot}")
     if report.advice:
         click.echo(report.advice, err=True)
@@ -103,12 +113,13 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
 
 
 def _summary(report: "LayerReport") -> dict[str, Any]:
+    """The report as JSON values."""
     keys = ("method", "model", "layers", "broken", "ranking", "scores", "low", "high", "prompts", "refused", "seconds")
     return {key: getattr(report, key) for key in keys}
 
 
-def _show(report: "LayerReport") -> None:
-    refused = "" if report.refused is None else f", {report.refused} of {report.prompts} prompts refused as it is"
+def _echo_report(report: "LayerReport") -> None:
+    refused = "" if report.refused is None else f", {report.refused} of {report.prompts} prompts refused"
     rows = [
         (
             block,

@@ -1,4 +1,4 @@
-"""``larf-curate review next``, ``rerank`` and ``conflicts``: the ranking learns from people."""
+"""``larf-curate review next``, ``rerank`` and ``conflicts``: rank rows by what people decided so far."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from larf_curate.review import Reranked, ReviewQueue
     from larf_curate.scoring.selection import Selection
 
-SHOWN = 20
+SHOWN = 20  # conflicts
 
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what to learn from."""
+    """Add the options that define what to learn from."""
     options = (
         click.argument("selection", metavar="[SEL]", type=FOLDER, required=False),
         click.option(
             "--profile",
             metavar="PROFILE",
             type=FOLDER,
-            help="Profile that scored the rows, where this machine does not have it: its references teach too.",
+            help="Profile that scored the rows, if this machine does not have it; its references are learned from.",
         ),
         click.option(
             "--merge",
             default="majority",
             show_default=True,
             metavar="RULE",
-            help="How several answers become one: majority, unanimous or arbiter:USERNAME.",
+            help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
         ),
     )
     for option in reversed(options):
@@ -50,10 +50,10 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(STRATEGIES),
     default="score",
     show_default=True,
-    help="score: highest learned score. uncertain: annotators disagree, or the chance of removal is nearest to even. "
-    "different: most unlike all that was decided.",
+    help="score: highest learned score. uncertain: annotators disagree, or the probability of removal is closest to "
+    "one half. different: least similar to all decided rows.",
 )
-@click.option("-n", "count", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=10, show_default=True, help="Number of rows.")
 @_learning_options
 @json_option
 def next_rows(
@@ -65,27 +65,28 @@ def next_rows(
     address: QueueAddress,
     as_json: bool,
 ) -> None:
-    """Propose what to look at next, and why, with a link that shows these rows alone.
+    """Propose which rows to review next, and why.
 
-    The proposal learns from every decision so far. SEL is the folder that was pushed; by default the one last pushed to
-    this queue from this machine. Its rows must have been scored with their states (not with --no-states).
+    Prints a link that shows only these rows. The proposal learns from all decisions so far. SEL is the folder that was
+    pushed; default: the one last pushed to this queue from this machine. Its rows must have been scored with their
+    states (not with --no-states).
 
     \b
     larf-curate review next
     larf-curate review next --by uncertain -n 20
     """
     with address.open() as queue:
-        chosen, scored_by, _ = _loaded(queue, selection, profile)
-        proposals = queue.propose(chosen, by=by, n=count, profile=scored_by, merge=merge)
+        loaded, scored_by, _ = _load(queue, selection, profile)
+        proposals = queue.propose(loaded, by=by, n=count, profile=scored_by, merge=merge)
     if as_json:
         echo_json(asdict(proposals))
         return
     lines = [(row.row_id, _number(row.score), _number(row.machine_score), row.why) for row in proposals.rows]
-    echo_table(f"Next, by {by}", ("row", "learned", "machine", "why"), lines)
+    echo_table(f"Rows to review next, by {by}", ("row", "learned", "machine", "why"), lines)
     _echo_held_out(proposals.summary)
     click.echo(f"Review these: {proposals.url}")
     if proposals.conflicts_url:
-        click.echo(f"Decide again, each annotator their own: {proposals.conflicts_url}")
+        click.echo(f"Conflicts to decide again, each annotator their own: {proposals.conflicts_url}")
 
 
 @click.command()
@@ -94,14 +95,14 @@ def next_rows(
     "--output",
     metavar="SEL2",
     type=FOLDER,
-    help="Folder to write: the selection with larf_learned_score, and exemplars/ with the rows that people removed.",
+    help="Folder to write: the selection with larf_learned_score, and exemplars/ with the removed rows.",
 )
 @click.option(
     "--add",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Put the N unflagged rows with the highest learned score before reviewers too; needs -o.",
+    help="Also add the N unflagged rows with the highest learned score to the queue; needs -o.",
 )
 @_learning_options
 @json_option
@@ -114,12 +115,12 @@ def rerank(
     address: QueueAddress,
     as_json: bool,
 ) -> None:
-    """Rank what is left of the queue anew by what people decided so far; no model is needed.
+    """Re-rank the undecided rows by the decisions so far.
 
-    The page then shows the undecided rows by their learned score, worst first; no answer is touched, and larf_score
-    stays in the data. SEL is the folder that was pushed; by default the one last pushed to this queue from this
-    machine. Its rows must have been scored with their states (not with --no-states). With --add go
-    on with SEL2: it has the added rows flagged.
+    No model is needed. The page then shows the undecided rows by their learned score, worst first. Answers are not
+    changed, and larf_score stays in the data. SEL is the folder that was pushed; default: the one last pushed to this
+    queue from this machine. Its rows must have been scored with their states (not with --no-states). After --add,
+    continue with SEL2, in which the added rows are flagged.
 
     \b
     larf-curate review rerank
@@ -127,33 +128,33 @@ def rerank(
     larf-curate score other.jsonl --profile profile/ --exemplars learned/exemplars -o scored/
     """
     if add and output is None:
-        raise InputError("wanted a folder for the selection with the added rows: give -o SEL2")
+        raise InputError("--add needs a folder for the selection with the added rows: give -o SEL2")
     from larf_curate.manifests import SELECTION, check_folder
 
     with address.open() as queue:
-        chosen, scored_by, folder = _loaded(queue, selection, profile)
+        loaded, scored_by, folder = _load(queue, selection, profile)
         if output is not None and output.resolve() == folder.resolve():
-            raise InputError(f"{output} is the selection that is read: give another folder to write")
+            raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
-            check_folder(output, SELECTION)  # before rows are added to the queue
-        result = queue.rerank(chosen, profile=scored_by, merge=merge, add=add)
+            check_folder(output, SELECTION)  # fail before rows are added to the queue
+        result = queue.rerank(loaded, profile=scored_by, merge=merge, add=add)
         if output is not None:
             result.save(output)
             remember(queue, output)
-    grown = output and _save_exemplars(result, chosen, scored_by, output)
+    exemplars = output and _save_exemplars(result, loaded, scored_by, output)
     if as_json:
-        echo_json({**result.summary(), "selection": str(output) if output else None, "exemplars": grown})
+        echo_json({**result.summary(), "selection": str(output) if output else None, "exemplars": exemplars})
         return
-    held = result.learned
-    lines = [("decided rows learned from", held.removed + held.kept), ("removed or edited", held.removed)]
-    lines += [("kept", held.kept), ("undecided rows with a new score", result.updated)]
+    learned = result.learned
+    lines = [("decided rows learned from", learned.removed + learned.kept), ("removed or edited", learned.removed)]
+    lines += [("kept", learned.kept), ("undecided rows with a new score", result.updated)]
     lines += [("rows added to the queue", len(result.added))] if add else []
-    echo_table("Ranked anew", ("", ""), lines)
+    echo_table("Re-ranked", ("", ""), lines)
     _echo_held_out(result.summary())
     if result.overlooked:
         click.echo(
             f"{result.overlooked:,} rows outside the queue are more likely than not to be removed: "
-            f"look at them with --add {result.overlooked} -o SEL2"
+            f"add them with --add {result.overlooked} -o SEL2"
         )
     if output is not None:
         click.echo(f"Written to {output}")
@@ -164,10 +165,11 @@ def rerank(
 @queue_options
 @json_option
 def conflicts(address: QueueAddress, as_json: bool) -> None:
-    """List the rows on which annotators disagree, and send them back to those who answered.
+    """Send rows with disagreement back to their annotators.
 
-    The link shows each annotator the conflicts that they answered, to answer anew. Run it again to drop from the link
-    what they agree on by then; for what stays, pull --merge arbiter:USERNAME lets one of them decide.
+    Lists these rows. The link shows each annotator the conflicts that they answered, to answer again. Run the command
+    again to drop from the link what they agree on by then; for the rest, pull --merge arbiter:USERNAME lets one of them
+    decide.
 
     \b
     larf-curate review conflicts
@@ -177,7 +179,7 @@ def conflicts(address: QueueAddress, as_json: bool) -> None:
     if as_json:
         echo_json(asdict(found))
         return
-    lines = [(row, ", ".join(f"{who} {said}" for who, said in votes.items())) for row, votes in found.votes.items()]
+    lines = [(row, ", ".join(f"{who} {vote}" for who, vote in votes.items())) for row, votes in found.votes.items()]
     echo_table(f"Conflicts: {len(lines)}", ("row", "decisions"), lines[:SHOWN])
     if lines:
         click.echo(f"Decide again, each annotator their own: {found.url}")
@@ -186,9 +188,10 @@ def conflicts(address: QueueAddress, as_json: bool) -> None:
 commands = (next_rows, rerank, conflicts)
 
 
-def _loaded(
+def _load(
     queue: "ReviewQueue", selection: Path | None, profile: Path | None
 ) -> tuple["Selection", "SafetyProfile | None", Path]:
+    """The selection, the profile if given, and the selection's folder, which by default is the last pushed one."""
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection
 
@@ -202,27 +205,27 @@ def _save_exemplars(
     profile: "SafetyProfile | None",
     output: Path,
 ) -> str | None:
-    """Write the profile's exemplars and the removed rows; returns the folder, None without a profile."""
+    """Save the profile's exemplars together with the removed rows; returns the folder, or None without a profile."""
     from larf_curate.profile.cache import profile_of
     from larf_curate.scoring.exemplars import ExemplarIndex
 
-    known = profile_of(selection.scored, profile)
-    if known is None:
+    scored_by = profile_of(selection.scored, profile)
+    if scored_by is None:
         return None
-    result.exemplars(ExemplarIndex.of_profile(known)).save(output / "exemplars")
+    result.exemplars(ExemplarIndex.of_profile(scored_by)).save(output / "exemplars")
     return str(output / "exemplars")
 
 
 def _echo_held_out(summary: Mapping[str, Any]) -> None:
-    """Say how well the ranking predicts decisions it has not seen, or that nobody can tell yet."""
+    """Print how well the ranking predicts held-out decisions, or that there are too few to tell."""
     held_out = summary["held_out"]
     if held_out is None or not held_out["enough"]:
         sides = f"{summary['removed']} removed, {summary['kept']} kept"
-        click.echo(f"How good the learned ranking is cannot be told yet: {sides}; wanted 10 of each.")
+        click.echo(f"The learned ranking cannot be evaluated yet: {sides}; wanted 10 of each.")
         return
     click.echo(
-        f"Decisions it had not seen ({summary['removed']} removed, {summary['kept']} kept): AUROC "
-        f"{held_out['auroc']:.3f}, average precision {held_out['average_precision']:.3f}; the machine alone "
+        f"Held-out decisions ({summary['removed']} removed, {summary['kept']} kept): AUROC "
+        f"{held_out['auroc']:.3f}, average precision {held_out['average_precision']:.3f}; the machine score alone "
         f"{held_out['machine_auroc']:.3f}, {held_out['machine_average_precision']:.3f}."
     )
 

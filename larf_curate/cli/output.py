@@ -1,4 +1,4 @@
-"""What commands print: tables for people on a terminal, one JSON object with ``--json``."""
+"""Output of commands: tables for people, or one JSON object with ``--json``."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ json_option: Callable[..., Any] = click.option(
 
 
 def echo_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on standard output."""
+    """Print one JSON object to standard output."""
     click.echo(json.dumps(value, ensure_ascii=True, indent=2))
 
 
 def echo_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; cells are shown as they are, never read as markup, control characters made visible."""
+    """Print a table; cells are never interpreted as markup, and control characters are replaced."""
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
         table.add_row(*(Text(visible(str(cell))) for cell in row))
@@ -28,5 +28,5 @@ def echo_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def visible(text: str) -> str:
-    """Replace control characters and lone surrogates, so that row text cannot steer a terminal."""
+    """Replace control characters and lone surrogates, so that row text cannot control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""``larf-curate profile``: what a scoring needs, from a model and references."""
+"""``larf-curate profile``: build a safety profile from a model and references."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,13 +13,13 @@ from larf_curate.models.dtypes import DTYPES, Dtype
 def _read_layers(
     ctx: click.Context, param: click.Parameter, value: str
 ) -> "list[int] | Literal['all', 'auto'] | Path | None":
-    """A layer report that exists as its path, anything else as `read_layers` reads it."""
+    """Click callback: the path of an existing layer report, or what `read_layers` returns."""
     if value and Path(value).exists():
         return Path(value)
     try:
         return read_layers(ctx, param, value)
     except click.BadParameter as error:
-        raise click.BadParameter(f"{error.message}, auto, or what the layers command wrote; got {value}") from None
+        raise click.BadParameter(f"{error.message}, auto, or output of the layers command; got {value}") from None
 
 
 @click.command()
@@ -30,52 +30,57 @@ def _read_layers(
     default="auto",
     show_default=True,
     callback=_read_layers,
-    help="0-based decoder blocks, as in 9,14; all; auto: three of the middle half, by held-out references and by what "
-    "refusals depend on; or a folder or layers.json of the layers command, to go by that instead.",
+    help="0-based decoder blocks, for example 9,14; all; auto: three of the middle half, by separation of held-out "
+    "references and by what refusals depend on; or the folder or layers.json that the layers command wrote.",
 )
 @click.option(
     "--references",
     default="builtin",
     show_default=True,
-    help="Pairs of an unsafe and a safe answer: builtin, a file, a folder or a Hub dataset id.",
+    help="Pairs of an unsafe and a safe answer: builtin, a file, folder or Hub id.",
 )
 @click.option(
     "--match-lengths/--whole",
     "match_lengths",
     default=None,
-    help="Cut reference answers of over 1.5 times their counterpart's tokens, or leave them.  [default: cut, but for "
-    "--signal larf]",
+    help="Cut reference answers of more than 1.5 times the tokens of their counterpart, or keep them whole.  [default: "
+    "cut, except for --signal larf]",
 )
-@click.option("--unsafe", help="Unsafe references alone, a file of conversations; together with --safe.")
-@click.option("--safe", help="Safe references alone, a file of conversations; together with --unsafe.")
+@click.option("--unsafe", help="Unsafe references as a file of conversations; together with --safe.")
+@click.option("--safe", help="Safe references as a file of conversations; together with --unsafe.")
 @click.option(
-    "--neutral", default="builtin", show_default=True, help="Ordinary rows: builtin, a file, folder or Hub id."
+    "--neutral",
+    default="builtin",
+    show_default=True,
+    help="Neutral rows, which calibrate the score: builtin, a file, folder or Hub id.",
 )
 @click.option(
     "--signal",
     default="combined",
     show_default=True,
-    help="Signal that gives larf_score; larf is the published one. Experimental: logistic, larf_whitened.",
+    help="Signal of larf_score; larf is the published one. Experimental: logistic, larf_whitened.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), help="Reference pairs that count in the LARF score.  [default: all]"
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Number of reference pairs that count in the LARF score.  [default: all]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
-    help="auto is bfloat16 where the hardware computes in it, float32 elsewhere.",
+    help="auto: bfloat16 if the hardware supports it natively, else float32.",
 )
 @click.option("--revision", help="Commit, tag or branch of a Hub model.")
 @click.option(
     "--chat-template",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with a Jinja chat template to use instead of the model's own.",
+    help="File with a Jinja chat template, used instead of the model's own.",
 )
 @max_length_option
 @device_option
-@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @json_option
 def profile(
     model: str,
@@ -96,7 +101,9 @@ def profile(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Compute the reference states of MODEL, a folder or a Hub id, and save them as a safety profile.
+    """Build a safety profile of a model.
+
+    Computes the hidden states of MODEL, a folder or Hub id, for references and neutral rows, and saves them.
 
     \b
     larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
@@ -108,12 +115,12 @@ def profile(
     from larf_curate.profile import SafetyProfile
 
     if bool(unsafe) != bool(safe):
-        raise click.UsageError("--unsafe and --safe go together")
+        raise click.UsageError("--unsafe and --safe go together: give both")
     if unsafe and references != "builtin":
         raise click.UsageError("wanted --references, or --unsafe and --safe, got all three")
-    with no_progress_bars():  # `datasets` shows one for every small file
+    with no_progress_bars():  # `datasets` shows one for each small file
         refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else ReferenceSet.load(references)
-        made = SafetyProfile.build(
+        built = SafetyProfile.build(
             model,
             refs,
             layers=LayerReport.load(layers) if isinstance(layers, Path) else layers,
@@ -128,15 +135,15 @@ def profile(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-    made.save_pretrained(output)
+    built.save_pretrained(output)
     if as_json:
-        echo_json({"profile": str(output), **made.summary()})
+        echo_json({"profile": str(output), **built.summary()})
         return
-    cut = sum(made.references["cut"].values())
-    told = f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"
-    facts = made.summary() | {
-        "references": f"{told}, {cut} cut to the length of their counterparts" if cut else told,
-        "layers by": made.choice["by"],
+    cut = sum(built.references["cut"].values())
+    described = f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"
+    facts = built.summary() | {
+        "references": f"{described}, {cut} cut to the length of their counterparts" if cut else described,
+        "layers by": built.choice["by"],
     }
     shown = ("model", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
     echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts[key] is not None])

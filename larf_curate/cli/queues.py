@@ -1,4 +1,4 @@
-"""Which queue on which server: the options of every review command, and the folder that was pushed to it."""
+"""Options of all review commands: the queue and its server, and the selection last pushed to the queue."""
 
 import os
 from collections.abc import Callable
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueAddress:
-    """Which queue on which server, as the options say.
+    """A queue and its server, as given by the options.
 
     Args:
-        name: Name of the queue.
+        name: Name of the queue, an Argilla dataset.
         workspace: Workspace of the server.
-        url: Address of the server.
-        api_key_file: File with the key.
-        home: Home of the server that ``review up`` started.
+        url: URL of the server; None for the embedded one.
+        api_key_file: File with the API key; None for ``ARGILLA_API_KEY`` or the embedded server's key.
+        home: Home of the embedded server; None for the default one.
     """
 
     name: str
@@ -35,10 +35,13 @@ class QueueAddress:
     home: Path | None
 
     def open(self, *, annotators: int = 1) -> "ReviewQueue":
-        """Connect; without address and key to the server that ``review up`` started.
+        """Connect to the queue; without URL and key, on the embedded server that ``review up`` started.
 
         Args:
-            annotators: How many people must decide each row of a queue that is created.
+            annotators: Number of people who must decide each row, if the queue is created.
+
+        Raises:
+            ReviewServerError: If the server is not running or cannot be reached.
         """
         from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
@@ -49,7 +52,7 @@ class QueueAddress:
 
 
 def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which queue on which server; the command gets them as one ``address``."""
+    """Add the options of `QueueAddress` to a command, which receives them as one argument ``address``."""
 
     @wraps(command)
     def addressed(**given: Any) -> Any:  # noqa: ANN401  the options of the command
@@ -59,17 +62,17 @@ def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--name", default="larf-review", show_default=True, help="Name of the queue on the server."),
         click.option("--workspace", default="argilla", show_default=True, help="Workspace of the server."),
-        click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="Address of the Argilla server."),
+        click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="URL of the Argilla server."),
         click.option(
             "--api-key-file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="File with the API key of an owner or admin; or set ARGILLA_API_KEY.",
+            help="File with the API key of an owner or admin, instead of ARGILLA_API_KEY.",
         ),
         click.option(
             "--home",
             envvar="LARF_CURATE_ARGILLA_HOME",
             type=FOLDER,
-            help="Home of the server that review up started, if it is not the usual one.",
+            help="Home of the server that review up started.  [default: argilla in the platform's data folder]",
         ),
     )
     wrapped: Callable[..., Any] = addressed
@@ -79,13 +82,14 @@ def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _read_key(file: Path) -> str:
+    """The API key in a file."""
     if not (key := file.read_text(encoding="utf-8", errors="replace").strip()):
         raise InputError(f"{file} is empty: wanted the API key of an owner or admin")
     return key
 
 
 def _embedded(home: Path | None) -> tuple[str, str]:
-    """Address and key of the server that ``review up`` started."""
+    """URL and API key of the server that ``review up`` started."""
     from larf_curate.server import EmbeddedServer
 
     server = EmbeddedServer(home)
@@ -93,36 +97,36 @@ def _embedded(home: Path | None) -> tuple[str, str]:
     if state.url is None:
         option = f" --home {home}" if home else ""
         raise ReviewServerError(
-            f"no server of {server.home.path} is running: start it with: larf-curate review up{option} --detach; or "
-            "give --home of another, or --url and a key"
+            f"no server of {server.home.path} is running: start it with larf-curate review up{option} --detach, or "
+            "give --home of another one, or --url and a key"
         )
     return state.url, server.api_key
 
 
 def remember(queue: "ReviewQueue", selection: Path) -> None:
-    """Note which folder was pushed to a queue last."""
+    """Record which folder was last pushed to a queue."""
     from larf_curate.files import write_json
 
-    write_json(_memory(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
+    write_json(_record_file(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
 
 
 def remembered(queue: "ReviewQueue") -> Path:
-    """The folder that was pushed to a queue last from this machine.
+    """The folder that was last pushed to a queue from this machine.
 
     Raises:
         InputError: If there is none.
     """
     from larf_curate.files import read_json
 
-    if not _memory(queue).exists():
+    if not _record_file(queue).exists():
         raise InputError(
-            f"no selection was pushed to {queue!r} from this machine: name the folder, review pull SEL -o DEC"
+            f"no selection was pushed to {queue!r} from this machine: name its folder, as in review pull SEL -o DEC"
         )
-    return Path(read_json(_memory(queue))["selection"])
+    return Path(read_json(_record_file(queue))["selection"])
 
 
-def _memory(queue: "ReviewQueue") -> Path:
-    """The file that remembers which folder was pushed to a queue."""
+def _record_file(queue: "ReviewQueue") -> Path:
+    """The file that records which folder was last pushed to a queue."""
     from larf_curate.files import data_folder
 
     return data_folder("queues") / f"{queue.dataset_id}.json"

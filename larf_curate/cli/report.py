@@ -1,4 +1,4 @@
-"""``larf-curate report``: a page about a scored dataset."""
+"""``larf-curate report``: write an HTML report of a scored dataset."""
 
 from pathlib import Path
 
@@ -15,24 +15,24 @@ from larf_curate.cli.output import echo_json, json_option
     "--output",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The HTML file to write.",
+    help="HTML file to write.",
 )
 @click.option(
     "--examples",
     type=click.IntRange(min=0),
     default=50,
     show_default=True,
-    help="How many of the highest-scoring rows to show, and how many of those without a score.",
+    help="Number of highest-scoring rows to show, and of rows without a score.",
 )
-@click.option("--profile", metavar="PROFILE", help="What scored the rows: the page then says what the score means.")
+@click.option("--profile", metavar="PROFILE", help="Profile that scored the rows; adds a diagnosis of the score.")
 @click.option(
     "--tokens",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of so many of the highest rows, shade the tokens by how far each moved the score; loads the model.",
+    help="Number of highest-scoring rows whose tokens are shaded by their contribution; loads the model.",
 )
-@click.option("--model", help="Where the model lies now, if not where the profile was built; for --tokens.")
+@click.option("--model", help="Model path, if it has moved since the profile was built; for --tokens.")
 @device_option
 @json_option
 def report(
@@ -45,7 +45,9 @@ def report(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Write a self-contained HTML page about the folder OUT that score or select wrote.
+    """Write an HTML report of scored rows.
+
+    The page is self-contained. OUT is the folder that score or select wrote.
 
     \b
     larf-curate report selection/ -o report.html

@@ -1,4 +1,4 @@
-"""``larf-curate review``: flagged rows to people, their decisions back."""
+"""``larf-curate review``: push flagged rows to Argilla, and pull people's decisions."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +14,15 @@ from larf_curate.cli.queues import QueueAddress, queue_options, remember, rememb
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
 
-SHOWN = 20
+SHOWN = 20  # rows of a table
 
 
 @click.group()
 def review() -> None:
     """Have people decide on flagged rows, in Argilla.
 
-    A server is found by --url and the key in ARGILLA_API_KEY (or --api-key-file); without them it is the one that
-    `larf-curate review up` started on this machine.
+    The server is given by --url and the key in ARGILLA_API_KEY or --api-key-file; default: the one that `larf-curate
+    review up` started on this machine.
     """
 
 
@@ -34,18 +34,18 @@ def review() -> None:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many people must decide each row; set when the queue is created.",
+    help="Number of people who must decide each row; set when the queue is created.",
 )
 @click.option(
     "--profile",
     metavar="PROFILE",
     type=FOLDER,
-    help="Profile that scored the rows, where this machine does not have it: for find similar and near-identical rows.",
+    help="Profile that scored the rows, if this machine does not have it; for Find similar and near-identical rows.",
 )
 @click.option(
     "--group",
     is_flag=True,
-    help="Show only the worst of near-identical rows; the decision on it serves the others, and pull records so.",
+    help="Show one of each group of near-identical rows; its decision applies to all of them, which pull records.",
 )
 @json_option
 def push(
@@ -56,9 +56,10 @@ def push(
     group: bool,
     as_json: bool,
 ) -> None:
-    """Put the flagged rows of the folder SEL, which select wrote, before reviewers.
+    """Add flagged rows to the review queue.
 
-    Run it again at any time: what is there stays, what changed is replaced, no answer is lost.
+    SEL is the folder that select wrote. The command can be run again at any time: existing records stay, changed ones
+    are updated, and no answer is lost.
 
     \b
     larf-curate review push selection/
@@ -67,19 +68,19 @@ def push(
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection
 
-    chosen = Selection.load(selection)
+    loaded = Selection.load(selection)
     scored_by = SafetyProfile.from_pretrained(profile) if profile else None
     with address.open(annotators=annotators) as queue:
-        result = queue.push(chosen, profile=scored_by, group=group)
+        result = queue.push(loaded, profile=scored_by, group=group)
         remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
     else:
         counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
-        echo_table("Review queue", ("rows", ""), [*counts, *grouped, ("refused", len(result.failed))])
+        echo_table("Review queue", ("rows", ""), [*counts, *grouped, ("rejected", len(result.failed))])
         if result.failed:
-            echo_table("Refused by the server", ("row", "reason"), result.failed[:SHOWN])
+            echo_table("Rejected by the server", ("row", "reason"), result.failed[:SHOWN])
         click.echo(f"Review, worst first: {result.url}")
     if result.failed:
         raise click.exceptions.Exit(1)
@@ -89,15 +90,15 @@ def push(
 @queue_options
 @json_option
 def status(address: QueueAddress, as_json: bool) -> None:
-    """Show how far the review has come."""
+    """Show the progress of the review."""
     with address.open() as queue:
         state = queue.status()
     if as_json:
         echo_json(asdict(state))
     else:
-        echo_table(f"Review queue {address.name}", ("", ""), _lines(state))
+        echo_table(f"Review queue {address.name}", ("", ""), _status_lines(state))
         if state.disagreements:
-            click.echo("Send rows with disagreement back: larf-curate review conflicts")
+            click.echo("To send back rows on which annotators disagree: larf-curate review conflicts")
         click.echo(f"Review, worst first: {state.url}")
 
 
@@ -109,7 +110,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
     default="majority",
     show_default=True,
     metavar="RULE",
-    help="How several answers become one: majority, unanimous or arbiter:USERNAME.",
+    help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
 )
 @queue_options
 @json_option
@@ -120,10 +121,10 @@ def pull(
     address: QueueAddress,
     as_json: bool,
 ) -> None:
-    """Bring people's decisions back and split the selection by them.
+    """Fetch the decisions and split the selection by them.
 
-    SEL is the folder that was pushed; by default the one last pushed to this queue from this machine. DEC gets kept/,
-    removed/ and withheld/ (not decided, unsure, in conflict, or changed since), and decisions.parquet.
+    SEL is the folder that was pushed; default: the one last pushed to this queue from this machine. DEC gets kept/,
+    removed/ and withheld/ (undecided, unsure, in conflict, or changed since the review), and decisions.parquet.
 
     \b
     larf-curate review pull -o decisions/
@@ -132,8 +133,8 @@ def pull(
     from larf_curate.scoring.selection import Selection
 
     with address.open() as queue:
-        rows = Selection.load(selection or remembered(queue))
-        outcome = queue.pull(merge=merge).apply(rows)
+        loaded = Selection.load(selection or remembered(queue))
+        outcome = queue.pull(merge=merge).apply(loaded)
     outcome.save(output)
     if as_json:
         echo_json({"decisions": str(output), "counts": outcome.counts})
@@ -142,11 +143,12 @@ def pull(
         if conflicts := outcome.decisions.conflicts():
             lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts[:SHOWN]]
             echo_table("Conflicts", ("row", "annotators"), lines)
-            click.echo("Send them back to those who answered: larf-curate review conflicts")
+            click.echo("To send them back to those who answered: larf-curate review conflicts")
         click.echo(f"Written to {output}")
 
 
-def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
+def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
+    """The status as labels and values; lines that do not apply are left out."""
     pace = state.decisions_per_hour
     return [
         ("rows", state.rows),
@@ -157,10 +159,10 @@ def _lines(state: "QueueStatus") -> list[tuple[str, object]]:
         ("disagreements", state.disagreements),
         ("drafts", state.drafts),
         ("discarded", state.discards),
-        ("about an earlier text", state.outdated),
+        ("answers to an earlier text", state.outdated),
         *((f"annotator {name}", count) for name, count in state.annotators.items()),
         *([(state.agreement.name.replace("_", " "), f"{state.agreement.value:.3f}")] if state.agreement else []),
-        ("decisions an hour, each", "-" if pace is None else f"{pace:.0f}"),
+        ("decisions per hour and annotator", "-" if pace is None else f"{pace:.0f}"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""``larf-curate score``: a dataset in, a scored dataset on disk."""
+"""``larf-curate score``: score a dataset and write it to a folder."""
 
 from pathlib import Path
 
@@ -14,14 +14,18 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
     "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
 )
 @click.option("-o", "--output", metavar="OUT", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--split", help="Split, where the dataset has several.")
+@click.option("--split", help="Split, if the dataset has several.")
 @click.option("--config", help="Configuration of a Hub dataset.")
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
-@click.option("--columns", callback=read_columns, help="Column names by role, as in user=question,assistant=answer.")
-@click.option("--limit", type=click.IntRange(min=1), help="Score only this many rows, from the beginning.")
+@click.option(
+    "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Number of rows to score, from the beginning.  [default: all]"
+)
 @click.option(
     "--signals",
-    help="Signals written into larf_signals, with commas; also the baselines length and tfidf.  [default: "
+    help="Signals for larf_signals, separated by commas; also the baselines length and tfidf.  [default: "
     "harmful,erosion for the default signal, else the profile's own]",
 )
 @click.option(
@@ -29,26 +33,34 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Nearest exemplars to write as evidence; 0 for none.",
+    help="Number of nearest exemplars to store as evidence; 0 for none.",
 )
-@click.option("--exemplars", type=EXISTING_FOLDER, help="Folder of an exemplar index.  [default: the references]")
+@click.option(
+    "--exemplars", type=EXISTING_FOLDER, help="Folder of an exemplar index.  [default: the profile's unsafe references]"
+)
 @click.option(
     "--keep-states/--no-states",
     default=True,
     show_default=True,
-    help="Keep each row's state, for review and re-scoring.",
+    help="Store each row's state, for review and re-ranking.",
 )
-@click.option("--model", help="Where the model lies now, if not where the profile was built.")
-@click.option("--trust-remote-code", is_flag=True, help="Let code from the model's repository run.")
+@click.option("--model", help="Model path, if it has moved since the profile was built.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @device_option
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=0),
     default=0,
-    help="Most tokens of one forward pass, padding included.  [default: what suits the device]",
+    help="Maximum number of tokens per forward pass, including padding.  [default: depends on the device]",
 )
-@click.option("--num-proc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; one GPU each.")
-@click.option("--resume", is_flag=True, help="Go on where an earlier run stopped.")
+@click.option(
+    "--num-proc",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes, each with one GPU.",
+)
+@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 @json_option
 def score(
     dataset: str,
@@ -71,7 +83,9 @@ def score(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Score DATASET: a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
+    """Score the rows of DATASET and write them to a folder.
+
+    DATASET is a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
 
     \b
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/

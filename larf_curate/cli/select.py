@@ -1,4 +1,4 @@
-"""``larf-curate select``: split a scored dataset by score."""
+"""``larf-curate select``: split a scored dataset into kept and flagged rows."""
 
 from pathlib import Path
 
@@ -13,22 +13,22 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("-o", "--output", metavar="SEL", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--top-ratio", type=click.FloatRange(0, 1), help="Flag this share of the scored rows.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
-@click.option("--threshold", type=float, help="Flag scores at or above it.")
+@click.option("--threshold", type=float, help="Flag scores at or above this value.")
 @click.option("--percentile", type=click.FloatRange(0, 100), help="Flag scores at or above this percentile.")
 @click.option(
     "--max-false-flags",
     type=click.FloatRange(0, 0.5, min_open=True),
-    help="Flag scores that at most this share of ordinary rows reach, by the profile's neutral rows.",
+    help="Flag scores that at most this share of rows like the profile's neutral ones reach.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of so many of the highest rows, say how far each token moved the score, for the review; loads the model.",
+    help="Number of highest-scoring rows whose token contributions are added for the review; loads the model.",
 )
-@click.option("--profile", "profile_name", metavar="PROFILE", help="What scored the rows; for --tokens.")
-@click.option("--model", help="Where the model lies now, if not where the profile was built; for --tokens.")
+@click.option("--profile", "profile_name", metavar="PROFILE", help="Profile that scored the rows; for --tokens.")
+@click.option("--model", help="Model path, if it has moved since the profile was built; for --tokens.")
 @device_option
 @json_option
 def select(
@@ -45,9 +45,10 @@ def select(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Split the folder OUT, which score wrote, into kept/ and flagged/ rows with reasons.
+    """Split scored rows into kept and flagged ones.
 
-    Rows that could not be scored are flagged too: a person should look at them. Give exactly one rule.
+    OUT is the folder that score wrote. SEL gets kept/ and flagged/, with a reason for each flagged row. Rows that could
+    not be scored are flagged too, so that a person looks at them. Give exactly one rule.
 
     \b
     larf-curate select scored/ --top-ratio 0.05 -o selection/
@@ -63,9 +64,9 @@ def select(
         options = "--top-ratio, --top-k, --threshold, --percentile or --max-false-flags"
         raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
     if tokens and not profile_name:
-        raise click.UsageError("wanted the profile that scored the rows, to tell which tokens moved a score: --profile")
+        raise click.UsageError("--tokens needs the profile that scored the rows: give --profile")
     if output.resolve() == scored.resolve():
-        raise click.UsageError(f"wanted another folder than {scored}, which holds the scored rows: name it with -o")
+        raise click.UsageError(f"wanted another folder than {scored}, which holds the scored rows: give it with -o")
     data = Scored.load(scored)
     profile = SafetyProfile.from_pretrained(profile_name) if profile_name else None
     selection = select_rows(

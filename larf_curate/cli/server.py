@@ -1,4 +1,4 @@
-"""``larf-curate review up``, ``down``, ``doctor`` and ``user``: the embedded Argilla server."""
+"""``larf-curate review up``, ``down``, ``doctor`` and ``user``: manage the embedded Argilla server."""
 
 import signal
 from collections.abc import Callable
@@ -17,25 +17,26 @@ _home_option: Callable[..., Any] = click.option(
     help="Folder of the server's data.  [default: argilla in the platform's data folder]",
 )
 _port_option: Callable[..., Any] = click.option(
-    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="Port; 0 takes any free one."
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="Port; 0 for any free port."
 )
 
 
 @click.command()
 @_home_option
 @_port_option
-@click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on until `down`.")
+@click.option("--detach", is_flag=True, help="Return when the server is ready; it runs until `down`.")
 @json_option
 def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
-    """Start the embedded Argilla server and show its address.
+    """Start the embedded Argilla server.
 
-    The first start installs Argilla 2.8.0 beside this package and makes random credentials. Without --detach the
-    server ends with this command (Ctrl-C).
+    Prints its URL and how to sign in. The first start installs Argilla 2.8.0 in an environment of its own and creates
+    random credentials. Without --detach, the server stops together with this command (Ctrl-C).
 
     Example: larf-curate review up --detach
     """
     server = EmbeddedServer(home, port=port, say=_say)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end of this command ends the server too
+    # Terminating this command then stops the server too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server.start()
     _show_started(server, as_json)
     if detach or not server.started_here:
@@ -50,24 +51,27 @@ def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
 
 
 def _show_started(server: EmbeddedServer, as_json: bool) -> None:
-    kept, owner, url = server.home.credentials, server.credentials.owner, server.url
+    """Print the URL and how to sign in."""
+    file, owner, url = server.home.credentials, server.credentials.owner, server.url
     if as_json:
-        state = {"url": url, "username": owner.username, "credentials": str(kept), "home": str(server.home.path)}
+        state = {"url": url, "username": owner.username, "credentials": str(file), "home": str(server.home.path)}
         echo_json({**state, "already_running": not server.started_here})
         return
     click.echo(f"Argilla {'is ready' if server.started_here else 'runs already'}: {url}")
     click.echo(f"  user      {owner.username}")
     if server.new_credentials:
-        click.echo(f"  password  {owner.password}  (shown this once; kept with the API key in {kept})")
+        click.echo(f"  password  {owner.password}  (shown only once; stored with the API key in {file})")
     else:
-        click.echo(f"  password  in {kept}, with the API key")
+        click.echo(f"  password  in {file}, with the API key")
 
 
 @click.command()
 @_home_option
 @json_option
 def down(home: Path | None, as_json: bool) -> None:
-    """Stop the embedded Argilla server; all records and answers stay on disk.
+    """Stop the embedded Argilla server.
+
+    All records and answers stay on disk.
 
     Example: larf-curate review down
     """
@@ -84,7 +88,9 @@ def down(home: Path | None, as_json: bool) -> None:
 @_port_option
 @json_option
 def doctor(home: Path | None, port: int, as_json: bool) -> None:
-    """Say what is wrong with the embedded server and what to do; exit code 1 if anything is.
+    """Check the embedded server.
+
+    Prints what to do about each problem; the exit code is 1 if there is one.
 
     Example: larf-curate review doctor
     """
@@ -100,11 +106,15 @@ def doctor(home: Path | None, port: int, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--workspace", default=WORKSPACE, show_default=True, help="Workspace to join; made if it is not there.")
+@click.option(
+    "--workspace", default=WORKSPACE, show_default=True, help="Workspace to join; created if it does not exist."
+)
 @_home_option
 @json_option
 def user(name: str, workspace: str, home: Path | None, as_json: bool) -> None:
-    """Give an annotator called NAME an account, or show the one they have; the server must run.
+    """Create or show an annotator's account.
+
+    NAME is the user name. The server must be running.
 
     Example: larf-curate review user alice
     """

@@ -130,7 +130,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     assert "--top-ratio" in error("select", tmp_path, "-o", tmp_path / "sel", "--top-ratio", 2)
     assert "role=column" in error("score", rows, "--profile", profile, "-o", tmp_path / "out", "--columns", "a")
     said = error("profile", "m", "-o", tmp_path / "p", "--layers", "nine")
-    assert "block numbers from 0 on, as in 9,14, or all, auto, or what the layers command wrote; got nine" in said
+    assert "block numbers from 0, for example 9,14, or all, auto, or output of the layers command; got nine" in said
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)
     both = ("--unsafe", rows, "--safe", rows, "--references", rows)
     assert "got all three" in error("profile", "m", "-o", tmp_path / "p", *both)

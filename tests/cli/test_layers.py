@@ -82,7 +82,7 @@ def test_what_another_method_found_is_not_overwritten(files, tmp_path):
     for _ in range(2):
         assert run(files, "-o", str(tmp_path / "out"), "--method", "forward").exit_code == 0
     refused = run(files, "-o", str(tmp_path / "out"), "--method", "gradient").exception
-    assert "holds what forward found" in str(refused)
+    assert "is a report of the method forward" in str(refused)
     assert LayerReport.load(tmp_path / "out").method == "forward"
     (tmp_path / "mine.json").write_text("[1]")
     assert "is not a layer report" in str(run(files, "-o", str(tmp_path / "mine.json")).exception)

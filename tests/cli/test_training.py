@@ -67,7 +67,7 @@ def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start,
         invoke(evaluate, *command, "--against", tmp_path / "before")
     judges = ["--guard", "a", "--classifier", "b"]
     result = CliRunner().invoke(evaluate, [str(part) for part in [*command, *judges]])
-    assert "two judges: take one" in result.stderr
+    assert "two judges: use one" in result.stderr
     assert not (tmp_path / "after").exists()
 
 

@@ -289,7 +289,7 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
     assert json.loads(run("conflicts", "--json"))["votes"].keys() == {ids[12]}
     assert "metadata=proposed.conflict" in run("conflicts")
 
-    assert "cannot be told yet" in run("rerank", "--profile", tmp_path / "profile")
+    assert "cannot be evaluated yet" in run("rerank", "--profile", tmp_path / "profile")
     run("rerank", "--add", 2, code=2)
     run("rerank", "-o", tmp_path / "selection", code=2)
     told = json.loads(

@@ -18,7 +18,7 @@ from larf_curate.training import SapConfig
         ({"contrastive_max_length": -1}, "wanted contrastive_max_length > 0, got -1"),
         ({"probe_step": "adam"}, "wanted probe_step 'sign' or 'unit', got 'adam'"),
         ({"refusals": "theirs"}, "wanted refusals 'given' or 'own', got 'theirs'"),
-        ({"fp16": True}, "does not run in fp16"),
+        ({"fp16": True}, "does not support fp16"),
         ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, "set use_reentrant=False"),
     ],
 )
