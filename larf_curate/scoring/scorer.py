@@ -1,4 +1,4 @@
-"""LarfScorer: the callable that ``datasets.map`` takes, rows in, safety columns out."""
+"""LarfScorer: a callable for ``datasets.Dataset.map`` that adds safety scores to rows."""
 
 import hashlib
 import json
@@ -28,20 +28,21 @@ from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
 ALGORITHM = 3
-"""Part of the cache key: raised whenever the same settings give other numbers."""
+"""Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
 HALF_MAX = float(np.finfo(np.float16).max)
+"""Largest number in a stored state; larger ones would become infinite in float16."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowScore:
-    """What one row gets.
+    """Scores of one row.
 
     Args:
-        status: ``ok`` or ``truncated``; for ``empty``, ``malformed`` and ``non_finite`` the rest is None.
-        score: Mean of ``layer_scores``; high = unsafe.
-        layer_scores: The profile's signal at each layer, shape (layers,).
-        signals: Every signal asked for, its mean over the layers.
-        neighbors: Nearest exemplars.
+        status: ``ok`` or ``truncated``; with ``empty``, ``malformed`` or ``non_finite``, all other values are None.
+        score: Mean of ``layer_scores``; higher means closer to unsafe.
+        layer_scores: The profile's signal at each layer, shape (layers,), float32.
+        signals: Mean over the layers of each requested signal, by name.
+        neighbors: Nearest exemplars, nearest first; None without an exemplar index.
         state: State at the profile's first layer, shape (d,), float16.
     """
 
@@ -56,26 +57,27 @@ class RowScore:
 class LarfScorer:
     """Scores rows of a dataset: ``ds.map(LarfScorer(profile), batched=True)``.
 
-    The model loads at the first call, once a process. Settings that change a result are part of the cache key of
-    ``map``; the device, the batch size in tokens and the place of the model are not. Scores of a row with several
-    assistant turns are those of its highest turn.
+    The model is loaded lazily, once per process. Settings that change a result are part of the cache key of ``map``;
+    device, batch size and model path are not. A row with several assistant turns gets the scores of its highest-scoring
+    turn.
 
     Args:
-        profile: What to score with.
-        exemplars: An index whose nearest exemplars are written into ``larf_neighbors``.
-        neighbors: How many of them.
-        signals: Names of the signals written into ``larf_signals``; if left out, the two axes of the default signal,
-            or the profile's own if it is another. The baselines ``length`` and ``tfidf`` can be asked for too, where
-            the texts of the profile's references are at hand.
+        profile: The profile to score with.
+        exemplars: An index whose nearest exemplars are written to ``larf_neighbors``.
+        neighbors: Number of nearest exemplars per row.
+        signals: Names of the signals written to ``larf_signals``; default: the two axes of the default signal if the
+            profile uses it, else the profile's signal. The baselines ``length`` and ``tfidf`` are available too if the
+            texts of the profile's references are.
         keep_states: Whether to write ``larf_state``, the state at the profile's first layer.
-        columns: Column names by role, if they are not to be found, as in ``{"user": "q", "assistant": "a"}``.
-        model: Where the model lies, if not where it lay when the profile was built.
-        device: A torch device; by default the GPU of the process's rank, else the first accelerator, else the CPU.
-        batch_tokens: Most tokens of one forward pass, padding included; by default what suits the device.
+        columns: Column names by role, as in ``{"user": "q", "assistant": "a"}``; default: inferred from the rows.
+        model: Model path, if the model has moved since the profile was built.
+        device: A torch device; default: the GPU of the process's rank, else the first available accelerator, else the
+            CPU.
+        batch_tokens: Maximum number of tokens per forward pass, padding included; default: chosen by device.
 
     Raises:
-        ProfileError: If a signal does not exist, or a baseline's texts are not at hand.
-        InputError: If the exemplars are from another layer or model width, or a number is out of range.
+        ProfileError: If a signal does not exist, or the texts for a baseline are not available.
+        InputError: If the exemplars are from another layer or have another width, or a number is out of range.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class LarfScorer:
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
         self._loaded: tuple[StateReader, Renderer] | None = None
         self._check()
+        # A pickled scorer is only its key (see `__reduce__`): another process loads the rest from the cache.
         cache_profile(profile)
         if exemplars is not None:
             cache_exemplars(exemplars)
@@ -107,79 +110,94 @@ class LarfScorer:
         write_json(_runtime_file(self.key), self._runtime | trusted)
 
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
-        """Score one batch, or one row.
+        """Score a batch or a single row.
 
         Args:
-            batch: Lists by column, or one row's values by column.
-            rank: Number of the worker process, as ``map(with_rank=True)`` gives it; picks the GPU.
+            batch: Lists by column, or the values of one row by column.
+            rank: Rank of the worker process, as passed by ``map(with_rank=True)``; selects the GPU.
 
         Returns:
-            The columns of `features`, as lists or as one row's values.
+            The new columns of `features`, as lists or as the values of one row.
 
         Raises:
-            ConversationError: If the columns hold no known conversation format.
-            ProfileMismatchError: If the model is not the profile's.
+            InputError: If the rows are not Python values, as with a dataset format or ``input_columns``.
+            ConversationError: If the columns have no recognised conversation format.
+            ModelError: If the model cannot be loaded.
+            ProfileMismatchError: If the model is not the one of the profile.
         """
         if not isinstance(batch, Mapping):
             got = type(batch).__name__
-            raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None), and no input_columns")
+            raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None) and no input_columns")
         schema = self._schema(batch)
         if _is_batch(batch, schema.columns):
-            return self.columns_of(self._rendered(_rows(batch), schema, rank), rank)
-        row = {name: _plain(value) for name, value in batch.items()}
-        columns = self.columns_of(self._rendered([row], schema, rank), rank)
+            return self.columns_of(self._render_rows(_to_rows(batch), schema, rank), rank)
+        row = {name: _to_python(value) for name, value in batch.items()}
+        columns = self.columns_of(self._render_rows([row], schema, rank), rank)
         return {name: column[0] for name, column in columns.items()}
 
     def render(self, batch: Mapping[str, Any], rank: int | None = None) -> list[Rendered]:
-        """Tokenize a batch: the half of a call that needs no model and may run beside the other.
+        """Tokenize a batch: the first half of a call, which runs no model and may run in parallel to the other half.
 
         Args:
             batch: Lists by column.
-            rank: Number of the worker process.
+            rank: Rank of the worker process; selects the GPU.
+
+        Returns:
+            One result per row, for `columns_of`.
 
         Raises:
-            ConversationError: If the columns hold no known conversation format.
-            ProfileMismatchError: If the model is not the profile's.
+            ConversationError: If the columns have no recognised conversation format.
+            ModelError: If the model, which is loaded with its tokenizer, cannot be loaded.
+            ProfileMismatchError: If the model is not the one of the profile.
         """
-        return self._rendered(_rows(batch), self._schema(batch), rank)
+        return self._render_rows(_to_rows(batch), self._schema(batch), rank)
 
     def columns_of(self, rendered: Sequence[Rendered], rank: int | None = None) -> dict[str, list[Any]]:
-        """Score what `render` gave: the other half of a call; returns the columns of `features`."""
-        scores = self._scored(rendered, rank)
+        """Score tokenized rows: the second half of a call.
+
+        Args:
+            rendered: The result of `render`.
+            rank: Rank of the worker process; selects the GPU.
+
+        Returns:
+            The new columns of `features`.
+        """
+        scores = self._score_rendered(rendered, rank)
         columns: dict[str, list[Any]] = {
             "larf_score": [s.score for s in scores],
             "larf_layer_scores": [s.layer_scores for s in scores],
             "larf_signals": [s.signals for s in scores],
             "larf_status": [s.status for s in scores],
-            "larf_neighbors": [s.neighbors and [_cell(n) for n in s.neighbors] for s in scores],
+            "larf_neighbors": [s.neighbors and [_neighbor_cell(n) for n in s.neighbors] for s in scores],
             "larf_state": [s.state for s in scores],
         }
         types = self.features()
-        return {name: _typed(columns[name], types[name]) for name in self._written}
+        return {name: _typed(columns[name], types[name]) for name in self._column_names}
 
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
-        """Score rows given as dicts; see `__call__` for the errors."""
-        return self._scored(self._load(rank)[1](rows), rank)
+        """Score rows given as dicts; the format of each row is inferred separately. See `__call__` for the errors."""
+        return self._score_rendered(self._load(rank)[1](rows), rank)
 
     def _schema(self, batch: Mapping[str, Any]) -> Schema:
-        """The format of a batch's rows, found once."""
+        """Schema of a batch, inferred once for all rows."""
         if self.columns:
             check_columns(batch, self.columns)
         return schema_for(batch, self.columns)
 
-    def _rendered(self, rows: Sequence[dict[str, Any]], schema: Schema, rank: int | None) -> list[Rendered]:
+    def _render_rows(self, rows: Sequence[dict[str, Any]], schema: Schema, rank: int | None) -> list[Rendered]:
         return self._load(rank)[1](rows, schema)
 
-    def _scored(self, rendered: Sequence[Rendered], rank: int | None) -> list[RowScore]:
+    def _score_rendered(self, rendered: Sequence[Rendered], rank: int | None) -> list[RowScore]:
+        """Scores of rows; those without tokens have only a status."""
         reader, _ = self._load(rank)
-        scores = self._scores(reader, [item for item in rendered if item.tokens is not None])
+        scores = self._score_tokens(reader, [item for item in rendered if item.tokens is not None])
         return [RowScore(status=item.status) if item.tokens is None else next(scores) for item in rendered]
 
     def features(self, existing: Features | None = None) -> Features:
-        """Types of the columns a scored dataset has, for ``map(features=…)``.
+        """Return the column types of a scored dataset, for ``map(features=…)``.
 
         Args:
-            existing: Features of the dataset to be scored.
+            existing: Features of the dataset to be scored; default: only the new columns are returned.
         """
         layers, width = len(self.profile.layers), self.profile.width
         neighbor = {"id": Value("string"), "label": Value("string"), "cosine": Value("float32")}
@@ -191,49 +209,54 @@ class LarfScorer:
             "larf_neighbors": List(neighbor),
             "larf_state": List(Value("float16"), length=width),
         }
-        return Features({**(existing or {}), **{name: added[name] for name in self._written}})
+        return Features({**(existing or {}), **{name: added[name] for name in self._column_names}})
 
     @property
-    def _written(self) -> list[str]:
+    def _column_names(self) -> list[str]:
+        """Names of the columns that are written."""
         names = ["larf_score", "larf_layer_scores", "larf_signals", "larf_status"]
         names += ["larf_neighbors"] if self.exemplars is not None else []
         return names + (["larf_state"] if self.keep_states else [])
 
-    def _scores(self, reader: StateReader, rendered: Sequence[Rendered]) -> Iterator[RowScore]:
-        """Scores of rows that have tokens, in their order."""
+    def _score_tokens(self, reader: StateReader, rendered: Sequence[Rendered]) -> Iterator[RowScore]:
+        """Score rows that have tokens, in order."""
         tokens = [item.tokens for item in rendered if item.tokens is not None]
         if not tokens:
             return
         states = self.profile.fill_prompts(reader(tokens, self._positions), tokens)
         row_of_turn = np.repeat(np.arange(len(tokens)), [len(item.turns) for item in tokens])
-        finite = _blank_non_finite(states)
+        finite = _zero_non_finite(states)
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}
         means = {name: values.mean(axis=1) for name, values in by_layer.items()} | self._text_baselines(rendered)
-        ranking = means[self.profile.signal]
-        highest = _highest(ranking, row_of_turn)
-        firsts = states["last"][highest, 0]
-        near = [None] * len(tokens) if self.exemplars is None else self.exemplars.search(firsts, self.neighbors)
-        broken = set(row_of_turn[~finite])
+        turn_scores = means[self.profile.signal]
+        highest = _highest_turns(turn_scores, row_of_turn)
+        row_states = states["last"][highest, 0]
+        neighbors = (
+            [None] * len(tokens) if self.exemplars is None else self.exemplars.search(row_states, self.neighbors)
+        )
+        non_finite = set(row_of_turn[~finite])
         for row, (item, turn) in enumerate(zip(rendered, highest, strict=True)):
             yield (
                 RowScore(status="non_finite")
-                if row in broken
+                if row in non_finite
                 else RowScore(
                     status=item.status,
-                    score=ranking[turn],
+                    score=turn_scores[turn],
                     layer_scores=by_layer[self.profile.signal][turn],
                     signals={name: means[name][turn] for name in self.signals},
-                    neighbors=near[row],
-                    state=firsts[row].clip(-HALF_MAX, HALF_MAX).astype(np.float16),
+                    neighbors=neighbors[row],
+                    state=row_states[row].clip(-HALF_MAX, HALF_MAX).astype(np.float16),
                 )
             )
 
     @cached_property
     def _fitted(self) -> dict[str, Signal]:
+        """Fitted signals by name: the profile's, and all requested ones that read states."""
         return {name: self.profile.fit(name) for name in {self.profile.signal, *self.signals} - set(BASELINES)}
 
     @cached_property
     def _text_baselines(self) -> TextBaselines:
+        """The requested text-only baselines, fitted to the texts of the profile's references."""
         return TextBaselines.of(self._baselines, self.profile, self._load(None)[0])
 
     @property
@@ -242,11 +265,12 @@ class LarfScorer:
 
     @property
     def _positions(self) -> list[Position]:
+        """Positions of the states that the signals need; ``last`` is always read for neighbours and ``larf_state``."""
         needed = {"last"}.union(*(SIGNALS[name].positions for name in self._fitted))
         return [position for position in POSITIONS if position in needed]
 
     def _load(self, rank: int | None) -> tuple[StateReader, Renderer]:
-        """The model, loaded and checked once a process, and what renders rows for it."""
+        """The model, loaded and checked once per process, and the renderer of its rows."""
         if self._loaded is None:
             reader = self.profile.reader(**self._runtime, rank=rank)
             self._loaded = (
@@ -256,11 +280,12 @@ class LarfScorer:
         return self._loaded
 
     def _check(self) -> None:
+        """Check the arguments, so that errors do not wait until the model is loaded."""
         for name in self.signals:
             if name not in {**SIGNALS, **BASELINES}:
                 raise ProfileError(f"wanted signals among {', '.join([*SIGNALS, *BASELINES])}, got {name!r}")
         if self._baselines:
-            reference_rows(self.profile)
+            reference_rows(self.profile)  # raises if their texts are not available
         if self.neighbors < 1:
             raise InputError(f"wanted neighbors of at least 1, got {self.neighbors}")
         layer, width = self.profile.layers[0], self.profile.width
@@ -272,7 +297,7 @@ class LarfScorer:
 
     @property
     def key(self) -> str:
-        """Every setting that can change a result, as canonical JSON: the whole pickled content of a scorer."""
+        """Every setting that can change a result, as canonical JSON; this is all that a pickled scorer contains."""
         settings = {
             "algorithm": ALGORITHM,
             "profile": self.profile.digest,
@@ -285,11 +310,13 @@ class LarfScorer:
         return json.dumps(settings, sort_keys=True)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # `map` hashes the pickle for its cache: so it must not contain runtime settings or a loaded model. It also
+        # contains the path and name of `_rebuild`, so renaming or moving that function invalidates all caches.
         return _rebuild, (self.key,)
 
 
 def _rebuild(key: str) -> LarfScorer:
-    """Make a scorer again in another process, from its key and the cache its maker filled."""
+    """Unpickle a scorer, from its key and from the cache that its constructor filled."""
     settings = json.loads(key)
     exemplars = settings["exemplars"]
     runtime = read_json(_runtime_file(key))
@@ -303,27 +330,31 @@ def _rebuild(key: str) -> LarfScorer:
 
 
 def default_signals(signal: str) -> tuple[str, ...]:
-    """What ``larf_signals`` shows beside a score: what the default signal is made of, any other signal itself."""
+    """Default signals in ``larf_signals``: the two axes that make up the default signal, else the signal itself.
+
+    Args:
+        signal: The profile's signal.
+    """
     return AXES if signal == DEFAULT_SIGNAL else (signal,)
 
 
 def _runtime_file(key: str) -> Path:
-    """Where the settings that change no result are kept, for worker processes alone."""
+    """File with the settings that do not change results, from which worker processes read them."""
     return cache_home() / "scorers" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _cell(neighbor: Neighbor) -> dict[str, Any]:
+def _neighbor_cell(neighbor: Neighbor) -> dict[str, Any]:
     return {"id": neighbor.id, "label": neighbor.label, "cosine": np.float32(neighbor.cosine)}
 
 
-def _highest(ranking: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Number of the highest turn of every row; the turns of a row lie together."""
-    order = np.lexsort((ranking, row_of_turn))
+def _highest_turns(scores: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Index of the highest-scoring turn of each row; the turns of a row are adjacent, and every row has one."""
+    order = np.lexsort((scores, row_of_turn))
     return order[np.cumsum(np.bincount(row_of_turn)) - 1]
 
 
-def _blank_non_finite(states: States) -> NDArray[np.bool_]:
-    """Which turns are finite everywhere; the others are set to zero, so that no formula warns."""
+def _zero_non_finite(states: States) -> NDArray[np.bool_]:
+    """Set turns with NaN or infinity to zero in place, so that formulas do not warn; returns which turns are finite."""
     finite = np.logical_and.reduce([np.isfinite(values).all(axis=(1, 2)) for values in states.values()])
     for position, values in states.items():
         if position != "length":
@@ -332,31 +363,35 @@ def _blank_non_finite(states: States) -> NDArray[np.bool_]:
 
 
 def _is_batch(batch: Mapping[str, Any], columns: Sequence[str]) -> bool:
-    """Whether the values are columns of several rows; `datasets` says so, plain dicts are looked at."""
+    """Whether the values are lists of several rows: by the type from `datasets`, or by the values of plain dicts."""
     if isinstance(batch, LazyBatch | LazyRow):
         return isinstance(batch, LazyBatch)
-    values = [_plain(value) for value in batch.values()]
+    values = [_to_python(value) for value in batch.values()]
     lengths = {len(value) if isinstance(value, list) else None for value in values}
-    return len(lengths) == 1 and None not in lengths and not any(_is_chat(batch[name]) for name in columns)
+    return len(lengths) == 1 and None not in lengths and not any(_is_conversation(batch[name]) for name in columns)
 
 
-def _is_chat(value: Any) -> bool:  # noqa: ANN401  a cell or a column
-    """Whether this is one conversation; legacy conversations are dicts of lists, so a column of them has dicts too."""
+def _is_conversation(value: Any) -> bool:  # noqa: ANN401  a cell or a column
+    """Whether a list is one conversation rather than a column of conversations.
+
+    A column may contain dicts too: conversations of older datasets are dicts of lists, whose roles are not strings.
+    """
     first = value[0] if len(value) else None
     return isinstance(first, Mapping) and any(isinstance(first.get(name), str) for name in ("role", "from"))
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401  a cell or a column
+def _to_python(value: Any) -> Any:  # noqa: ANN401  a cell or a column
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    values = [_plain(value) for value in batch.values()]
+def _to_rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Convert lists by column to one dict per row."""
+    values = [_to_python(value) for value in batch.values()]
     return [dict(zip(batch, cells, strict=True)) for cells in zip(*values, strict=True)]
 
 
 class _TypedNulls(list[None]):
-    """A column without values that keeps its type: `map` fixes the type of every column at the first batch."""
+    """A column of nulls with a type: `map` infers the type of every column from the first batch."""
 
     def __init__(self, length: int, type: pa.DataType) -> None:
         super().__init__([None] * length)
@@ -367,6 +402,7 @@ class _TypedNulls(list[None]):
 
 
 def _typed(column: list[Any], feature: object) -> list[Any]:
+    """The column, with its type attached if it has only nulls."""
     if any(value is not None for value in column):
         return column
     return _TypedNulls(len(column), Features({"column": feature}).arrow_schema.field("column").type)

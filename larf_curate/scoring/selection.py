@@ -1,4 +1,4 @@
-"""Selection: scores become two datasets, kept and flagged, with a reason for every flagged row."""
+"""Split a scored dataset into kept and flagged rows by a rule, with a reason for every flagged row."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,23 @@ from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manife
 from larf_curate.profile import SafetyProfile
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
-LARGEST = float(np.finfo(np.float64).max)
+"""Names of the rules, in the order of the arguments of `select`."""
+MAX_FLOAT = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """A scored dataset in two parts; unpacks as ``kept, flagged``.
+    """A scored dataset, split in two; unpacks as ``kept, flagged``.
 
-    Both parts have ``larf_row_id``, ``larf_flagged``, ``larf_reason`` and ``larf_percentile`` beside the scored
-    columns; the flagged part is sorted worst first, rows that could not be scored last.
+    Both parts have ``larf_row_id``, ``larf_flagged``, ``larf_reason`` and ``larf_percentile`` in addition to the
+    columns of the scored dataset. The flagged part is sorted worst first, with rows that could not be scored last.
 
     Args:
         kept: Rows below the threshold, in dataset order.
-        flagged: Rows at or above it, and those that could not be scored.
-        rule: The rule and its value, as ``{"top_ratio": 0.05}``.
+        flagged: Rows at or above the threshold, and rows that could not be scored.
+        rule: The rule and its value, as in ``{"top_ratio": 0.05}``.
         threshold: Lowest flagged score; None if no row was flagged for its score.
-        scored: Manifest of the scored dataset, if it was read from disk.
+        scored: Manifest of the scored dataset; empty if it was scored in memory.
     """
 
     kept: Dataset
@@ -48,11 +49,11 @@ class Selection:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each flagged row is flagged, by row id, worst first."""
+        """Reason for each flagged row, by row id, worst first."""
         return dict(zip(_column(self.flagged, "larf_row_id"), _column(self.flagged, "larf_reason"), strict=True))
 
     def summary(self) -> dict[str, Any]:
-        """Counts, rule and threshold, as JSON values."""
+        """Rule, threshold, and numbers of rows by part and by status, as JSON values."""
         status = Counter(_column(self.kept, "larf_status") + _column(self.flagged, "larf_status"))
         unscorable = sum(score is None or not np.isfinite(score) for score in _column(self.flagged, "larf_score"))
         counts = {"rows": len(self.kept) + len(self.flagged), "kept": len(self.kept), "flagged": len(self.flagged)}
@@ -64,14 +65,16 @@ class Selection:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """What ``selection.json`` records; see `larf_curate.manifests.SelectionManifest`."""
+        """Content of ``selection.json``; see `larf_curate.manifests.SelectionManifest`."""
         return {"kind": SELECTION.name, "version": VERSION, **self.summary(), "scored": dict(self.scored)}
 
     def save(self, folder: str | Path) -> None:
-        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with it is whole.
+        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with this file is complete.
+
+        An existing selection in the folder is replaced.
 
         Raises:
-            InputError: If the folder holds results of another kind.
+            InputError: If the folder has results of another kind.
         """
         check_folder(folder, SELECTION)
         (Path(folder) / SELECTION.file).unlink(missing_ok=True)
@@ -81,10 +84,10 @@ class Selection:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":
-        """Read what `save` wrote.
+        """Load a selection from a folder that `save` wrote.
 
         Raises:
-            InputError: If the folder holds no whole selection.
+            InputError: If the folder has no complete selection.
         """
         manifest = check_manifest(read_json(Path(folder) / SELECTION.file), SELECTION, folder)
         kept, flagged = (read_parquet(Path(folder) / name) for name in ("kept", "flagged"))
@@ -104,45 +107,47 @@ def select(
     source: str = "",
     scored: Mapping[str, Any] | None = None,
 ) -> Selection:
-    """Split a scored dataset by score; rows that could not be scored are flagged too, for a person to look at.
+    """Split a scored dataset by score. Rows that could not be scored are flagged too, for a person to review.
 
-    Give exactly one rule. Equal scores are flagged in dataset order, so ``top_k`` is exact.
+    Exactly one rule must be given. Equal scores are flagged in dataset order, so ``top_k`` is exact.
 
     Args:
-        dataset: With the columns that `LarfScorer` writes.
-        top_ratio: Share of the scored rows to flag, in [0, 1].
-        top_k: Number of rows to flag.
-        threshold: Flag scores at or above it.
-        percentile: Flag scores at or above this percentile of all scores, in [0, 100].
-        max_false_flags: Flag scores that at most this share of ordinary rows reach, in (0, 0.5], by the held-out scores
-            of the profile's neutral rows.
+        dataset: Rows with the columns that `LarfScorer` writes.
+        top_ratio: Rule: flag this share of the scored rows, in [0, 1], from the highest score.
+        top_k: Rule: flag this number of rows, from the highest score.
+        threshold: Rule: flag scores at or above this value.
+        percentile: Rule: flag scores at or above this percentile of all scores, in [0, 100].
+        max_false_flags: Rule: flag scores that at most this share of harmless rows is expected to reach, in (0, 0.5],
+            estimated from the held-out scores of the profile's neutral rows.
         profile: The profile that scored the rows, for ``max_false_flags``; not needed with ``scored``.
-        source: What the rows come from; part of their ids.
-        scored: Manifest of the scored dataset, kept as provenance.
+        source: Description of the source of the rows, which becomes part of their ids.
+        scored: Manifest of the scored dataset, recorded as provenance.
 
     Returns:
         The selection.
 
     Raises:
-        InputError: If there is not exactly one rule, its value is out of range, or the dataset is not scored.
-        ProfileMismatchError: If the profile is not the one that scored the rows, as their manifest says; without
-            ``scored`` that cannot be seen.
+        InputError: If there is not exactly one rule, its value is out of range, the dataset is not scored, its row ids
+            are not unique, or ``max_false_flags`` has no or too few neutral rows to go by.
+        ProfileMismatchError: If, by their manifest, another profile scored the rows; not checked without ``scored``.
     """
     values = (top_ratio, top_k, threshold, percentile, max_false_flags)
     rule = _rule(dict(zip(RULES, values, strict=True)))
-    limit = threshold if max_false_flags is None else _neutral_limit(max_false_flags, profile, scored or {})
+    limit = threshold if max_false_flags is None else _false_flag_threshold(max_false_flags, profile, scored or {})
     if not isinstance(dataset, Dataset):
-        raise InputError(f"wanted a datasets.Dataset, got {type(dataset).__name__}: give one split, loaded whole")
+        raise InputError(
+            f"wanted a datasets.Dataset, got {type(dataset).__name__}: give one split, loaded without streaming"
+        )
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
     scores = _scores(dataset)
     ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
-    chosen = ranked[: _count(rule, scores[ranked], limit)]
+    chosen = ranked[: _flag_count(rule, scores[ranked], limit)]
     unscorable = np.flatnonzero(np.isnan(scores))
     flags = np.zeros(len(scores), bool)
     flags[chosen] = flags[unscorable] = True
     lowest = float(scores[chosen[-1]]) if len(chosen) else None
-    labelled = _label(dataset, flags, scores, ranked, lowest, source)
+    labelled = _add_columns(dataset, flags, scores, ranked, lowest, source)
     return Selection(
         kept=labelled.select(np.flatnonzero(~flags)),
         flagged=labelled.select(np.concatenate([chosen, unscorable])),
@@ -153,34 +158,36 @@ def select(
 
 
 def _scores(dataset: Dataset) -> NDArray[np.float64]:
-    """The scores, NaN where there is none."""
+    """Scores of all rows, NaN for rows without one."""
     scores, statuses = _column(dataset, "larf_score"), _column(dataset, "larf_status")
     numbers = all(score is None or isinstance(score, int | float) for score in scores)
     if not numbers or not all(isinstance(status, str) for status in statuses):
         raise InputError(
-            "wanted a number or null in larf_score and a text in larf_status in every row, got others: score it anew"
+            "wanted a number or null in larf_score and a text in larf_status in every row, got others: score it again"
         )
     values = np.array([np.nan if score is None else score for score in scores], np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
+    """Check that exactly one rule is given and that its value is in range."""
     rule = {name: value for name, value in given.items() if value is not None}
     if len(rule) != 1:
         raise InputError(f"wanted exactly one of {', '.join(RULES)}, got {', '.join(rule) or 'none'}")
     name, value = next(iter(rule.items()))
-    high = {"top_ratio": 1.0, "percentile": 100.0, "max_false_flags": 0.5}.get(name, LARGEST)
-    low = -LARGEST if name == "threshold" else 0.0
+    high = {"top_ratio": 1.0, "percentile": 100.0, "max_false_flags": 0.5}.get(name, MAX_FLOAT)
+    low = -MAX_FLOAT if name == "threshold" else 0.0
     if not low <= value <= high or (name == "top_k" and not float(value).is_integer()):
         raise InputError(f"wanted {name} from {low:g} to {high:g}, got {value}")
     return rule
 
 
-def _neutral_limit(rate: float, profile: SafetyProfile | None, scored: Mapping[str, Any]) -> float:
-    """The score that a share of ordinary rows reaches at most.
+def _false_flag_threshold(rate: float, profile: SafetyProfile | None, scored: Mapping[str, Any]) -> float:
+    """The score that at most a share ``rate`` of harmless rows is expected to reach.
 
-    One more ordinary row takes each place among the n neutral ones with equal chance, so it reaches the k-th highest of
-    them with chance k / (n + 1).
+    If neutral and harmless rows are exchangeable, the score of a further one has each rank among the n neutral scores
+    with equal probability. So it reaches the k-th highest of them with probability k / (n + 1), as in split conformal
+    prediction.
     """
     recorded = scored.get("profile") or {}
     if profile is not None:
@@ -189,17 +196,17 @@ def _neutral_limit(rate: float, profile: SafetyProfile | None, scored: Mapping[s
     if not calibration:
         raise InputError("max_false_flags needs the neutral rows of the profile that scored the rows: give profile=…")
     rows, highest = calibration["neutral_rows"], calibration["highest"]
-    place = min(int(rate * (rows + 1) + 1e-9), len(highest))
-    if place < 1:
+    k = min(int(rate * (rows + 1) + 1e-9), len(highest))  # the tolerance is for rounding: 0.29 * 100 is below 29
+    if k < 1:
         raise InputError(
-            f"{rows} neutral rows cannot tell a false-flag rate below {1 / (rows + 1):.4f}, got {rate:g}: "
-            "ask for more, or build the profile with more neutral rows"
+            f"{rows} neutral rows cannot resolve a false-flag rate below {1 / (rows + 1):.4f}, got {rate:g}: "
+            "use a higher rate, or build the profile with more neutral rows"
         )
-    return float(highest[place - 1])
+    return float(highest[k - 1])
 
 
-def _count(rule: Mapping[str, float], ranked: NDArray[np.float64], limit: float | None) -> int:
-    """How many of the scores, sorted from high to low, the rule flags; ``limit`` is its threshold if it sets one."""
+def _flag_count(rule: Mapping[str, float], ranked: NDArray[np.float64], limit: float | None) -> int:
+    """Number of scores, sorted from high to low, that the rule flags; ``limit`` is its threshold if it has one."""
     name, value = next(iter(rule.items()))
     if not len(ranked):
         return 0
@@ -211,7 +218,7 @@ def _count(rule: Mapping[str, float], ranked: NDArray[np.float64], limit: float 
     return int((ranked >= lowest).sum())
 
 
-def _label(
+def _add_columns(
     dataset: Dataset,
     flags: NDArray[np.bool_],
     scores: NDArray[np.float64],
@@ -219,7 +226,7 @@ def _label(
     lowest: float | None,
     source: str,
 ) -> Dataset:
-    """Add row ids, flags, reasons and percentiles."""
+    """Add row ids, flags, reasons and percentiles; ``ranked`` are the indices of scored rows, highest score first."""
     percentiles = np.full(len(scores), np.nan)
     percentiles[ranked] = 100.0 * (len(ranked) - np.arange(len(ranked))) / max(len(ranked), 1)
 
@@ -238,28 +245,29 @@ def _label(
         ),
         "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
     }
-    bare = dataset.remove_columns([name for name in columns if name in dataset.column_names])
+    rest = dataset.remove_columns([name for name in columns if name in dataset.column_names])
     added = Dataset(pa.table(columns))
-    if not len(dataset):  # of which `datasets` forgets the columns
-        features = Features({**bare.features, **added.features})
+    if not len(dataset):  # concatenating datasets without rows would lose their columns
+        features = Features({**rest.features, **added.features})
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    return concatenate_datasets([bare.with_format(None), added], axis=1)
+    return concatenate_datasets([rest.with_format(None), added], axis=1)
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:
-    """A whole column as Python values; going through it value by value takes a hundred times as long."""
+    """All values of a column, read at once: iterating over the column takes a hundred times as long."""
     return list(dataset.with_format(None)[name][:])
 
 
 def _row_ids(dataset: Dataset, source: str) -> list[str]:
+    """The ids of all rows: those they already have, else new ones."""
     if "larf_row_id" in dataset.column_names:
         ids = _column(dataset, "larf_row_id")
         if not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids):
             raise InputError(
-                "wanted a larf_row_id of its own for each row, a string: remove that column to number the rows anew"
+                "larf_row_id must be a unique string per row, got others: remove this column to create new ids"
             )
         return ids
-    own = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
-    batches = undecoded(own).iter(1000)
+    original = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
+    batches = undecoded(original).iter(1000)
     rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
     return [row_id(source, index, row) for index, row in enumerate(rows)]

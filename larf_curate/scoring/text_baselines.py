@@ -1,4 +1,4 @@
-"""Text-only baselines (length, TF-IDF) as signals of scored rows."""
+"""Text-only baselines (length, TF-IDF) as signals of scored rows: what can be predicted without hidden states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,19 +18,19 @@ class TextBaselines:
     """Scores conversations by their text alone.
 
     Args:
-        baselines: What scores the texts, by name.
+        baselines: Fitted baselines by name.
     """
 
     baselines: dict[str, Baseline] = field(default_factory=dict)
 
     @classmethod
     def of(cls, names: Sequence[str], profile: SafetyProfile, reader: StateReader) -> "TextBaselines":
-        """Fit baselines on the texts of a profile's references and neutral rows.
+        """Fit baselines to the texts of a profile's references (unsafe) against its safe and neutral rows.
 
         Args:
             names: Names in `BASELINES`.
             profile: The profile.
-            reader: Its model.
+            reader: Reader of the profile's model, whose tokenizer truncates the texts as it does when scoring.
 
         Raises:
             ProfileError: If the texts are not available.
@@ -43,13 +43,13 @@ class TextBaselines:
         return cls({name: BASELINES[name](unsafe, safe + neutral) for name in names})
 
     def __call__(self, rendered: Sequence[Rendered]) -> dict[str, Vectors]:
-        """Score every assistant turn by every baseline.
+        """Score every assistant turn with every baseline.
 
         Args:
-            rendered: Conversations with their texts, with t assistant turns in all.
+            rendered: Tokenized conversations with their texts, with t assistant turns in total.
 
         Returns:
-            Scores by baseline, shape (t,), float32; high = unsafe.
+            Scores by name of the baseline, shape (t,), float32; higher means closer to unsafe.
         """
         texts = [text for item in rendered for text in item.texts]
         return {name: np.asarray(score(texts), np.float32) for name, score in self.baselines.items()}

@@ -280,7 +280,7 @@ def test_a_hundred_thousand_rows_are_split_exactly():
 
 @pytest.mark.parametrize("ids", [[1, 2], [None, "a"], [[1], [2]], ["a", "a"]])
 def test_row_ids_that_are_no_strings_or_not_unique_are_refused(ids):
-    with pytest.raises(InputError, match="larf_row_id of its own"):
+    with pytest.raises(InputError, match="larf_row_id must be a unique string"):
         select(scored([0.5, 0.1]).add_column("larf_row_id", ids), top_k=1)
 
 
