@@ -1,4 +1,4 @@
-"""The review queue: flagged rows to Argilla, people's decisions back."""
+"""ReviewQueue: push flagged rows to Argilla, pull people's decisions, and learn from them."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,15 @@ from larf_curate.review.decisions.responses import ReviewedRecord, read_records
 from larf_curate.review.decisions.status import QueueStatus, queue_status
 from larf_curate.review.learning import References
 from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals, disagreements, propose
-from larf_curate.review.learning.rerank import Reranked, flag_more, overlooked, removed_rows, resorted, update_scores
-from larf_curate.review.learning.snapshot import Standing
+from larf_curate.review.learning.rerank import (
+    Reranked,
+    flag_more,
+    overlooked,
+    removed_rows,
+    sorted_by_learned_score,
+    update_scores,
+)
+from larf_curate.review.learning.snapshot import Snapshot
 from larf_curate.review.records.exemplar_texts import exemplar_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import NearDuplicates
@@ -38,18 +45,21 @@ logger = logging.getLogger(__name__)
 
 
 class ReviewQueue:
-    """A queue of flagged rows that people decide on, in an Argilla server; usable in a ``with`` statement.
+    """A queue of flagged rows on an Argilla server, on which people decide.
+
+    It is a context manager that closes the connection to the server.
 
     Args:
-        name: Name of the dataset on the server; it is created at the first push.
-        workspace: Workspace of the server.
-        url: Address of the server; default: the environment's ``ARGILLA_API_URL``.
-        api_key: Key of an owner or admin; default: the environment's ``ARGILLA_API_KEY``.
-        min_submitted: How many annotators must decide a row; used when the dataset is created.
-        timeout: Seconds to wait for one answer of the server.
+        name: Name of the dataset on the server; it is created by the first push.
+        workspace: Name of the workspace on the server.
+        url: Address of the server; default: the environment variable ``ARGILLA_API_URL``.
+        api_key: API key of an owner or admin; default: the environment variable ``ARGILLA_API_KEY``.
+        min_submitted: Number of annotators who must decide each row; set when the dataset is created.
+        timeout: Seconds to wait for each response of the server.
 
     Raises:
-        ReviewServerError: If the server is not given, down, refuses the key, or has no such workspace.
+        InputError: If the address or the key is malformed.
+        ReviewServerError: If either is missing, or the server is down, rejects the key or has no such workspace.
     """
 
     def __init__(
@@ -83,7 +93,7 @@ class ReviewQueue:
 
     @property
     def url(self) -> str:
-        """The queue in the browser, worst first.
+        """Address of the queue in the browser, sorted worst first.
 
         Raises:
             ReviewError: If nothing has been pushed yet.
@@ -92,7 +102,7 @@ class ReviewQueue:
 
     @property
     def dataset_id(self) -> str:
-        """The id of the dataset on the server.
+        """Id of the dataset on the server.
 
         Raises:
             ReviewError: If nothing has been pushed yet.
@@ -108,24 +118,30 @@ class ReviewQueue:
         profile: "SafetyProfile | None" = None,
         group: bool = False,
     ) -> PushResult:
-        """Send flagged rows to the server; run it again at any time: nothing is doubled, no response is touched.
+        """Send flagged rows to the server.
+
+        It can be repeated at any time: unchanged records are not sent again, changed ones are updated, and responses
+        are never changed.
 
         Args:
-            flagged: A selection, or its flagged rows alone; only a selection says which layers and signal were used.
-            columns: Column names by role, where the rows' format is not found from the names alone.
-            exemplars: Texts of exemplars by id, shown beside the nearest ones; by default those of the profile's
-                references.
-            profile: The profile that scored the rows, if this machine does not have it; *find similar* and
-                near-identical rows follow from it.
-            group: Send only the worst of near-identical rows; the decision on it serves the others, which say so.
+            flagged: A selection, or only its flagged rows, which do not record layers, signal and profile.
+            columns: Column names by role, if the rows' format cannot be recognised by its column names.
+            exemplars: Texts of exemplars by id, shown for the nearest ones; default: the requests of the profile's
+                references, if they are available.
+            profile: The profile that scored the rows; default: looked up in this machine's cache. Without it *find
+                similar* is less exact, and near-duplicate rows are not found.
+            group: Send only the row with the highest score of each group of near-duplicates. The decision on it applies
+                to the others, and is recorded as such (`Decision.decided_through`).
 
         Returns:
-            What was done; rows that the server refuses are in it, with the reason.
+            Counts and link; rows that the server rejects are listed with the reason.
 
         Raises:
-            InputError: If the rows have no unique ``larf_row_id``, or are to be grouped without states or profile.
+            InputError: If ``larf_row_id`` is missing or not unique, or ``group`` is set without states or profile.
             ProfileMismatchError: If another profile scored the rows.
-            ReviewServerError: If the server stops answering; what was sent stays there.
+            ReviewError: If the queue's vectors have another number of dimensions, or the dataset on the server is not a
+                review queue.
+            ReviewServerError: If the server stops responding; what was sent stays there.
         """
         rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
@@ -150,16 +166,19 @@ class ReviewQueue:
         )
 
     def status(self) -> QueueStatus:
-        """How far the review has come."""
+        """Progress of the review: counts, agreement and pace."""
         store = self._store()
         return queue_status(self._records(store), url=store.url)
 
     def pull(self, *, merge: str = "majority") -> Decisions:
-        """Read what people decided; drafts and discarded records are not decisions.
+        """Fetch the decisions; drafts and discarded records do not count.
 
         Args:
-            merge: How several annotators' answers become one: ``majority`` (a tie is a conflict), ``unanimous``, or
-                ``arbiter:USERNAME`` (that user decides; where they have not, the others must agree).
+            merge: Rule that merges several annotators' answers: ``majority`` (a tie is a conflict), ``unanimous``, or
+                ``arbiter:USERNAME`` (that user decides; if they have not answered, the others must agree).
+
+        Raises:
+            InputError: If there is no such rule, or no such user.
         """
         rule = self._rule(merge)
         return Decisions(merge_records(self._records(self._store()), rule), merge)
@@ -172,35 +191,37 @@ class ReviewQueue:
         merge: str = "majority",
         add: int = 0,
     ) -> Reranked:
-        """Learn from what people decided so far: undecided records get a learned score, by which the page sorts.
+        """Re-rank by the decisions so far: undecided records get a learned score, by which the page sorts.
 
-        No response is touched, no model is needed. A record that is pushed anew has the machine's score again.
+        Responses are not changed, and no model is loaded. A later push that updates a record restores its machine
+        score.
 
         Args:
             selection: The selection that was pushed; its rows have ``larf_state``.
-            profile: The profile that scored the rows, if this machine does not have it; without one the decisions teach
-                alone.
-            merge: How several annotators' answers become one; see `pull`.
-            add: So many rows that are not flagged, those with the highest learned score, join the queue.
+            profile: The profile that scored the rows; default: looked up in this machine's cache. Without it, only the
+                decisions are learned from.
+            merge: Rule that merges several annotators' answers; see `pull`.
+            add: Number of unflagged rows to add to the queue, those with the highest learned scores.
 
         Raises:
             InputError: If the rows have no states.
             ProfileMismatchError: If another profile scored the rows.
         """
-        standing = self._standing(selection, profile, merge)
-        added = tuple(standing.row_ids[place] for place in standing.outside[:add])
-        moved = flag_more(standing, (*standing.queued_unflagged, *added))
+        snapshot = self._snapshot(selection, profile, merge)
+        added = tuple(snapshot.row_ids[index] for index in snapshot.unqueued[:add])
+        # Rows that earlier re-rankings added are flagged too, should their selection not have been saved.
+        newly_flagged = flag_more(snapshot, (*snapshot.queued_unflagged, *added))
         if added:
-            self.push(moved, profile=profile)
-            standing = replace(standing, records=list(standing.store.records(responses=True)))
+            self.push(newly_flagged, profile=profile)
+            snapshot = replace(snapshot, records=list(snapshot.store.records(responses=True)))
         return Reranked(
-            learned=standing.learned,
-            updated=update_scores(standing),
+            learned=snapshot.learned,
+            updated=update_scores(snapshot),
             added=added,
-            overlooked=overlooked(standing, added),
-            selection=resorted(standing, moved.flagged),
-            removed=removed_rows(standing),
-            url=standing.store.url,
+            overlooked=overlooked(snapshot, added),
+            selection=sorted_by_learned_score(snapshot, newly_flagged.flagged),
+            removed=removed_rows(snapshot),
+            url=snapshot.store.url,
         )
 
     def propose(
@@ -212,27 +233,27 @@ class ReviewQueue:
         profile: "SafetyProfile | None" = None,
         merge: str = "majority",
     ) -> Proposals:
-        """Say what to look at next, and mark it on the server so that a link shows it alone.
+        """Propose what to review next, and mark it on the server so that a link shows only these records.
 
         Args:
             selection: The selection that was pushed; its rows have ``larf_state``.
-            by: ``score`` (highest learned score), ``uncertain`` (annotators disagree, or the chance of removal is
-                nearest to one half) or ``different`` (farthest from all decided rows and from each other).
-            n: How many.
-            profile: The profile that scored the rows, if this machine does not have it.
-            merge: How several annotators' answers become one; see `pull`.
+            by: Strategy: ``score`` (highest learned score), ``uncertain`` (annotators disagree, or the probability of
+                removal is closest to 1/2) or ``different`` (farthest from all decided rows and from each other).
+            n: Number of records, at least 1.
+            profile: The profile that scored the rows; default: looked up in this machine's cache.
+            merge: Rule that merges several annotators' answers; see `pull`.
 
         Raises:
-            InputError: If the rows have no states, or there is no such way.
+            InputError: If the rows have no states, ``by`` is not a strategy, or n is below 1.
             ProfileMismatchError: If another profile scored the rows.
         """
-        return propose(self._standing(selection, profile, merge), by=by, n=n)
+        return propose(self._snapshot(selection, profile, merge), by=by, n=n)
 
     def send_back(self) -> Conflicts:
-        """Mark the records on which annotators disagree, and no others; a link shows each annotator theirs again.
+        """Mark the records on which annotators disagree, so that a link shows each annotator theirs again.
 
-        A record that enough annotators have answered leaves everybody's queue, so those who answered decide it anew;
-        run it again to drop what they agree on by then.
+        A record that enough annotators have answered is in nobody's queue any more, so only those who answered can
+        resolve a conflict, by changing their answers. Call it again to remove the marks of conflicts resolved since.
         """
         store = self._store()
         records = list(store.records(responses=True))
@@ -244,12 +265,12 @@ class ReviewQueue:
         """Submit decisions by script, as the web page does for a person.
 
         Args:
-            decisions: ``keep``, ``remove``, ``edit`` or ``unsure`` by row id; rows answered before are answered anew.
-            api_key: Key of the user who decides; the queue's own key only finds the records.
+            decisions: ``keep``, ``remove``, ``edit`` or ``unsure`` by row id; earlier answers of the user are replaced.
+            api_key: API key of the user who decides; the key of the queue is used to find the records only.
 
         Raises:
             InputError: If a row is not in the queue.
-            ReviewError: If the server refuses an answer.
+            ReviewError: If the server rejects an answer.
         """
         records = {record["external_id"]: record["id"] for record in self._store().records(responses=False)}
         annotator = Connection(
@@ -260,14 +281,14 @@ class ReviewQueue:
         finally:
             annotator.close()
 
-    def _standing(self, selection: "Selection", profile: "SafetyProfile | None", merge: str) -> Standing:
+    def _snapshot(self, selection: "Selection", profile: "SafetyProfile | None", merge: str) -> Snapshot:
         rule, store = self._rule(merge), self._store()
         records = list(store.records(responses=True))
         reviewed = read_records(records, self._connection.usernames())
         decisions = Decisions(merge_records(reviewed, rule), merge)
-        known = profile_of(selection.scored, profile)
-        references = References.of(known) if known else None
-        return Standing.of(store, records, reviewed, selection, decisions, references)
+        scored_by = profile_of(selection.scored, profile)
+        references = References.of(scored_by) if scored_by else None
+        return Snapshot.of(store, records, reviewed, selection, decisions, references)
 
     def _rule(self, merge: str) -> MergeRule:
         rule = MergeRule.parse(merge)
@@ -288,16 +309,17 @@ class ReviewQueue:
 
 
 def _compatible(
-    reduction: Reduction, store: RecordStore, known: Mapping[str, object], row_ids: Sequence[str]
+    reduction: Reduction, store: RecordStore, existing: Mapping[str, object], row_ids: Sequence[str]
 ) -> Reduction | None:
-    """The reduction if its vectors can stand beside those that the queue keeps, else None."""
+    """The reduction if its vectors can be compared with those in the queue after this push, else None."""
     space = store.vector_space()
     if space is not None and space.dimensions != reduction.dimensions:
         raise ReviewError(
-            f"the queue has vectors of {space.dimensions} dimensions, these rows give {reduction.dimensions}: "
+            f"the queue's vectors have {space.dimensions} dimensions, those of these rows {reduction.dimensions}: "
             "they were scored with another model; push them to a queue of another name"
         )
-    if space is None or (space.name != reduction.name and set(known) <= set(row_ids)):  # all vectors are replaced
+    replaces_all = set(existing) <= set(row_ids)
+    if space is None or (space.name != reduction.name and replaces_all):
         store.set_vector_space(reduction.name, reduction.dimensions)
     elif space.name != reduction.name:
         logger.warning(

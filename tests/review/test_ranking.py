@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from larf_curate.errors import InputError
 from larf_curate.review.learning import References, StoredRows, farthest, learn, rank
-from larf_curate.review.learning.regression import most_probable
+from larf_curate.review.learning.regression import map_estimate
 from larf_curate.review.learning.space import Space
 
 WIDTH = 12
@@ -123,7 +123,7 @@ def test_the_weights_are_those_of_the_highest_posterior():
         return -likelihood + (((weights - mean) / spread) ** 2).sum() / 2
 
     want = minimize(loss, mean, tol=1e-12).x
-    assert_allclose(most_probable(features, targets, counts, mean=mean, spread=spread), want, atol=1e-4)
+    assert_allclose(map_estimate(features, targets, counts, prior_mean=mean, prior_std=spread), want, atol=1e-4)
 
 
 def test_projected_states_are_centred_unit_vectors():

@@ -1,4 +1,4 @@
-"""What scoring and the profile have left: numbers and states, no model and no text."""
+"""Stored scores and states used for re-ranking: those of scored rows and of a profile's references."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class References:
-    """States of a profile's references at its first layer, each of shape (m, d), float32.
+    """Last-token states of a profile's references at its first layer, each of shape (m, d), float32.
 
     Args:
-        unsafe: Of compliant answers to harmful prompts.
-        safe: Of refusals.
-        neutral: Of ordinary rows; their mean is the centre of the space.
+        unsafe: States of compliant answers to harmful prompts.
+        safe: States of refusals.
+        neutral: States of neutral rows; their mean is the centre of the space.
     """
 
     unsafe: NDArray[np.float32]
@@ -30,20 +30,21 @@ class References:
 
     @classmethod
     def of(cls, profile: SafetyProfile) -> "References":
-        """The references of a profile, at the layer whose states scoring keeps."""
+        """The references of a profile, at the layer whose states scoring stores."""
         unsafe, safe, neutral = (profile.states[side]["last"][:, 0] for side in ("unsafe", "safe", "neutral"))
         return cls(unsafe=unsafe, safe=safe, neutral=neutral)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredRows:
-    """What scoring has left of n rows.
+    """Stored scores and states of n scored rows.
 
     Args:
-        scores: ``larf_score``, shape (n,), NaN where a row could not be scored; high = bad.
-        signals: ``larf_signals``, shape (n, s); NaN where there is none.
-        states: ``larf_state`` of the rows that have one, shape (k, d), float16.
-        has_state: Which rows have one, shape (n,), k of them true.
+        scores: ``larf_score``, shape (n,), float64; NaN for rows that could not be scored, higher is worse.
+        signals: ``larf_signals``, shape (n, s), float64; NaN if missing.
+        states: ``larf_state`` of the k rows that have one, shape (k, d), float16, as stored: a float32 copy would
+            double the memory.
+        has_state: Whether each row has a state, shape (n,).
     """
 
     scores: Floats
@@ -55,8 +56,11 @@ class StoredRows:
     def of(cls, dataset: Dataset) -> "StoredRows":
         """Read the columns of a scored dataset.
 
+        Args:
+            dataset: Rows with ``larf_score`` and ``larf_state``; ``larf_signals`` is optional.
+
         Raises:
-            InputError: If it has no scores or no states.
+            InputError: If scores or states are missing.
         """
         names = [name for name in ("larf_score", "larf_signals", "larf_state") if name in dataset.column_names]
         if "larf_score" not in names or "larf_state" not in names:
@@ -66,7 +70,7 @@ class StoredRows:
             )
         table = dataset.select_columns(names).with_format("arrow")[:]
         return cls(
-            scores=_column(table["larf_score"]),
+            scores=_floats(table["larf_score"]),
             signals=_signals(table["larf_signals"]) if "larf_signals" in names else np.empty((len(table), 0)),
             states=_states(table["larf_state"]),
             has_state=np.asarray(table["larf_state"].is_valid()),
@@ -75,16 +79,17 @@ class StoredRows:
 
 def _signals(column: pa.ChunkedArray) -> Floats:
     names = [field.name for field in column.type]
-    return np.column_stack([_column(pc.struct_field(column, name)) for name in names] or [np.empty((len(column), 0))])
+    # The empty array gives the right number of rows if there are no signals.
+    return np.column_stack([_floats(pc.struct_field(column, name)) for name in names] or [np.empty((len(column), 0))])
 
 
-def _column(column: pa.ChunkedArray) -> Floats:
-    """A column of numbers; null becomes NaN."""
+def _floats(column: pa.ChunkedArray) -> Floats:
+    """A column as float64; null becomes NaN."""
     return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
 
 
 def _states(column: pa.ChunkedArray) -> NDArray[np.float16]:
-    """The states of the rows that have one, shape (k, d)."""
-    known = int(column.length()) - column.null_count
+    """States of the k rows that have one, shape (k, d), float16."""
+    count = int(column.length()) - column.null_count
     parts = [np.asarray(chunk.flatten().to_numpy(zero_copy_only=False), np.float16) for chunk in column.chunks]
-    return np.concatenate(parts).reshape(known, -1) if known else np.empty((0, 0), np.float16)
+    return np.concatenate(parts).reshape(count, -1) if count else np.empty((0, 0), np.float16)

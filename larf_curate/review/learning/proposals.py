@@ -1,4 +1,4 @@
-"""What to look at next, and why."""
+"""Proposals of records to review next, with the reason for each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from larf_curate.errors import InputError
 from larf_curate.review.argilla.marks import mark
 from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import farthest
-from larf_curate.review.learning.snapshot import Standing
+from larf_curate.review.learning.snapshot import Snapshot
 from larf_curate.review.strategies import STRATEGIES, Strategy
 from larf_curate.signals.protocol import unit
 
@@ -19,16 +19,16 @@ CONFLICT = "conflict"
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A record to look at.
+    """A record proposed for review.
 
     Args:
-        row_id: Its ``larf_row_id``.
-        record_id: Its id on the server.
+        row_id: The row's ``larf_row_id``.
+        record_id: Id of the record on the server.
         why: The reason, in words.
-        score: Learned score; None if the row could not be scored.
-        machine_score: ``larf_score``.
-        chance: Estimated chance that a person removes it.
-        conflict: Whether all have answered and disagree: those who did find it under *submitted*.
+        score: Learned score, higher is worse; None if the row could not be scored.
+        machine_score: ``larf_score``; None if the row could not be scored.
+        chance: Estimated probability that a person removes the row, in [0, 1]; None if it could not be scored.
+        conflict: Whether enough annotators have answered and they disagree; they find it under *submitted*.
     """
 
     row_id: str
@@ -42,14 +42,14 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals:
-    """What to look at next.
+    """Records proposed for review.
 
     Args:
-        by: How the records were chosen: ``score``, ``uncertain`` or ``different``.
-        rows: The records, first ones first.
-        url: The undecided ones in the browser, and no others.
-        conflicts_url: Those on which annotators disagree, in the browser; None if there are none among them.
-        summary: Decisions and held-out figures of the ranking.
+        by: Strategy that chose the records: ``score``, ``uncertain`` or ``different``.
+        rows: The records, in the order in which to review them.
+        url: Link that shows the undecided ones among them, and no others.
+        conflicts_url: Link that shows those on which annotators disagree; None if there are none.
+        summary: Number of decisions and held-out accuracy of the ranking; see `Learned.summary`.
     """
 
     by: str
@@ -64,99 +64,102 @@ class Conflicts:
     """Records on which annotators disagree, sent back to those who answered.
 
     Args:
-        votes: The decision of each annotator, by row id.
-        url: These records in the browser: each annotator finds those that they answered, to answer them anew.
+        votes: Decisions by annotator, by row id.
+        url: Link that shows each annotator the ones that they answered, to answer again.
     """
 
     votes: Mapping[str, Mapping[str, str]]
     url: str
 
 
-def propose(standing: Standing, *, by: str = "score", n: int = 10) -> Proposals:
-    """Choose undecided records of the queue, and mark them on the server so that a link shows them alone.
+def propose(snapshot: Snapshot, *, by: str = "score", n: int = 10) -> Proposals:
+    """Choose undecided records of the queue, and mark them on the server so that a link shows only them.
 
     Args:
-        standing: The queue and its ranking.
-        by: ``score``: highest learned score. ``uncertain``: annotators disagree, else a chance of removal nearest to
-            one half. ``different``: farthest, in the space of states, from all decided rows and from each other.
-        n: How many, at least 1.
+        snapshot: The queue and its ranking.
+        by: ``score``: highest learned score. ``uncertain``: annotators disagree, or else the probability of removal is
+            closest to 1/2. ``different``: farthest, in the space of states, from all decided rows and from each other.
+        n: Number of records, at least 1; fewer if not so many are undecided.
 
     Raises:
-        InputError: If there is no such way, or n is below 1.
+        InputError: If ``by`` is not a strategy, or n is below 1.
     """
     if by not in STRATEGIES or n < 1:
         raise InputError(f"wanted at least 1 row by one of {', '.join(STRATEGIES)}, got {n} by {by!r}")
-    pending = [r["external_id"] for r in standing.records if r["status"] != "completed"]
-    undecided = [row for row in pending if row in standing.places and row not in standing.decided]
-    told = disagreements(standing.reviewed) if by == "uncertain" else {}
-    chosen = [*list(told)[:n]]
-    rest = [row for row in undecided if row not in told]
+    pending = [r["external_id"] for r in snapshot.records if r["status"] != "completed"]
+    undecided = [row for row in pending if row in snapshot.indices and row not in snapshot.decided]
+    conflicts = disagreements(snapshot.reviewed) if by == "uncertain" else {}
+    chosen = [*list(conflicts)[:n]]
+    rest = [row for row in undecided if row not in conflicts]
     choose = CHOOSERS[by]
-    chosen += choose(standing, rest, n - len(chosen)) if n > len(chosen) else []
-    done = {record.row_id for record in standing.reviewed if record.done}
-    rows = _explained(standing, by, chosen, told, done)
-    mark(standing.store, standing.records, by, chosen)
+    chosen += choose(snapshot, rest, n - len(chosen)) if n > len(chosen) else []
+    done = {record.row_id for record in snapshot.reviewed if record.done}
+    rows = _proposals(snapshot, by, chosen, conflicts, done)
+    mark(snapshot.store, snapshot.records, by, chosen)
     return Proposals(
         by=by,
         rows=rows,
-        url=standing.store.link(proposed=by),
-        conflicts_url=standing.store.link(status="submitted", proposed=by) if any(r.conflict for r in rows) else None,
-        summary=standing.learned.summary(),
+        url=snapshot.store.link(proposed=by),
+        # A completed record is in nobody's pending queue; those who answered find it under "submitted".
+        conflicts_url=snapshot.store.link(status="submitted", proposed=by) if any(r.conflict for r in rows) else None,
+        summary=snapshot.learned.summary(),
     )
 
 
 def disagreements(reviewed: Iterable[ReviewedRecord]) -> dict[str, dict[str, str]]:
-    """The decision of each annotator on the records on which they differ, by row id."""
+    """Decisions by annotator, by row id, on the records on which annotators disagree."""
     votes = {record.row_id: {j.annotator: j.decision or "" for j in record.counted} for record in reviewed}
-    return {row: by for row, by in votes.items() if len(set(by.values())) > 1}
+    return {row: by_annotator for row, by_annotator in votes.items() if len(set(by_annotator.values())) > 1}
 
 
-def _highest(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
-    """By learned score; rows that could not be scored last."""
-    scores = np.array([standing.learned.scores[standing.places[row]] for row in rows])
+def _highest(snapshot: Snapshot, rows: Sequence[str], n: int) -> list[str]:
+    """The n rows with the highest learned score; rows that could not be scored come last."""
+    scores = np.array([snapshot.learned.scores[snapshot.indices[row]] for row in rows])
     return [rows[i] for i in np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[:n]]
 
 
-def _least_certain(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
-    """By how near their chance of removal is to one half; rows that could not be scored last."""
-    chances = np.array([standing.learned.chances[standing.places[row]] for row in rows])
+def _least_certain(snapshot: Snapshot, rows: Sequence[str], n: int) -> list[str]:
+    """The n rows with a probability of removal closest to 1/2; rows that could not be scored come last."""
+    chances = np.array([snapshot.learned.chances[snapshot.indices[row]] for row in rows])
     return [rows[i] for i in np.argsort(np.nan_to_num(abs(chances - 0.5), nan=1.0), kind="stable")[:n]]
 
 
-def _most_different(standing: Standing, rows: Sequence[str], n: int) -> list[str]:
-    known = [standing.places[row] for row in standing.decided]
-    places = [standing.places[row] for row in _highest(standing, rows, len(rows))]
-    places = [place for place in places if standing.learned.directions[place].any()]
-    return [standing.row_ids[place] for place in farthest(standing.learned.directions, known, places, n)]
+def _most_different(snapshot: Snapshot, rows: Sequence[str], n: int) -> list[str]:
+    """The n rows least similar to decided rows and to each other; rows without a state are left out."""
+    decided = [snapshot.indices[row] for row in snapshot.decided]
+    # By score, because `farthest` starts with the first candidate if nothing is decided, and breaks ties by order.
+    candidates = [snapshot.indices[row] for row in _highest(snapshot, rows, len(rows))]
+    candidates = [index for index in candidates if snapshot.learned.directions[index].any()]
+    return [snapshot.row_ids[index] for index in farthest(snapshot.learned.directions, decided, candidates, n)]
 
 
-CHOOSERS: dict[Strategy, Callable[[Standing, Sequence[str], int], list[str]]] = {
+CHOOSERS: dict[Strategy, Callable[[Snapshot, Sequence[str], int], list[str]]] = {
     "score": _highest,
     "uncertain": _least_certain,
     "different": _most_different,
 }
 
 
-def _explained(
-    standing: Standing, by: str, chosen: Sequence[str], told: Mapping[str, Mapping[str, str]], done: set[str]
+def _proposals(
+    snapshot: Snapshot, by: str, chosen: Sequence[str], conflicts: Mapping[str, Mapping[str, str]], done: set[str]
 ) -> tuple[Proposal, ...]:
-    ids = {record["external_id"]: record["id"] for record in standing.records}
-    machine = dict(zip(standing.row_ids, standing.machine_scores, strict=True))
+    ids = {record["external_id"]: record["id"] for record in snapshot.records}
+    machine_scores = dict(zip(snapshot.row_ids, snapshot.machine_scores, strict=True))
     rows = []
     for row in chosen:
-        place = standing.places.get(row)
+        index = snapshot.indices.get(row)  # None for a conflict on a row that is not in the selection
         score, chance = (
             (None, None)
-            if place is None
-            else (_number(standing.learned.scores[place]), _number(standing.learned.chances[place]))
+            if index is None
+            else (_number(snapshot.learned.scores[index]), _number(snapshot.learned.chances[index]))
         )
         rows.append(
             Proposal(
                 row_id=row,
                 record_id=ids[row],
-                why=_why(standing, by, row, told.get(row), score, chance),
+                why=_reason(snapshot, by, row, conflicts.get(row), score, chance),
                 score=score,
-                machine_score=machine.get(row),
+                machine_score=machine_scores.get(row),
                 chance=chance,
                 conflict=row in done,
             )
@@ -164,8 +167,8 @@ def _explained(
     return tuple(rows)
 
 
-def _why(
-    standing: Standing,
+def _reason(
+    snapshot: Snapshot,
     by: str,
     row: str,
     votes: Mapping[str, str] | None,
@@ -175,27 +178,29 @@ def _why(
     if votes:
         return "annotators disagree: " + ", ".join(f"{name} {decision}" for name, decision in votes.items())
     if score is None or chance is None:
-        return "could not be scored: only a person can tell"
-    near = _nearest(standing, row)
+        return "could not be scored: only a person can judge it"
+    near = _nearest(snapshot, row)
     if by == "different":
-        return f"unlike all that was decided: {near}" if near else "nothing decided yet: unlike the rows before it"
-    first = {
+        return f"unlike all decided rows: {near}" if near else "nothing decided yet: unlike the rows before it"
+    reason = {
         "score": f"learned score {score:.2f}, chance of removal {chance:.0%}",
-        "uncertain": f"chance of removal {chance:.0%}, nearest to even",
+        "uncertain": f"chance of removal {chance:.0%}, close to even",
     }[by]
-    return f"{first}; {near}" if near else first
+    return f"{reason}; {near}" if near else reason
 
 
-def _nearest(standing: Standing, row: str) -> str:
-    """The decided row that is most like a row, in words; empty if there is none."""
-    known = list(standing.decided)
-    own = standing.learned.directions[standing.places[row]]
-    if not known or not own.any():
+def _nearest(snapshot: Snapshot, row: str) -> str:
+    """The decided row that is most similar to a row, in words; empty if there is none or the row has no state."""
+    decided = list(snapshot.decided)
+    direction = snapshot.learned.directions[snapshot.indices[row]]
+    if not decided or not direction.any():
         return ""
-    cosines = unit(standing.learned.directions[[standing.places[other] for other in known]]) @ unit(own)
+    cosines = unit(snapshot.learned.directions[[snapshot.indices[other] for other in decided]]) @ unit(direction)
     best = int(cosines.argmax())
-    return f"nearest is {known[best][:12]}, {standing.decided[known[best]].decision} (cosine {cosines[best]:.2f})"
+    nearest = snapshot.decided[decided[best]]
+    return f"nearest is {decided[best][:12]}, {nearest.decision} (cosine {cosines[best]:.2f})"
 
 
 def _number(value: np.floating[Any]) -> float | None:
+    """A finite number; None for NaN and infinities, which JSON cannot represent."""
     return float(value) if np.isfinite(value) else None

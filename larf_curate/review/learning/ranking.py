@@ -1,4 +1,4 @@
-"""Rows ranked anew, and how far to trust that."""
+"""Re-ranking of scored rows by decisions, with its held-out accuracy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from larf_curate.review.learning.regression import Regression
 from larf_curate.review.learning.space import Space
 
 LEARNED = "larf_learned_score"
-BAD = ("remove", "edit")
-"""Decisions after which a row is not published as it is."""
-GOOD = ("keep",)
+POSITIVE = ("remove", "edit")
+"""Decisions of the positive class: the row is not published as it is."""
+NEGATIVE = ("keep",)
 FOLDS = 5
-FEWEST = 10
-"""Decisions a side below which held-out figures say little."""
+MIN_PER_CLASS = 10
+"""Number of decisions per class below which held-out figures are too uncertain to report."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """How well decisions are predicted that the ranking has not seen (5-fold cross-validation over the decisions).
+class HeldOutAccuracy:
+    """How well the ranking predicts held-out decisions, by cross-validation over the decisions (at most 5 folds).
 
-    It is about the rows that people looked at, which are mostly those that ranked high.
+    It is measured on the rows that people decided, which are mostly those that ranked high. All values are in [0, 1].
 
     Args:
-        auroc: Chance that a removed row ranks above a kept one, by the learned score.
-        average_precision: Of the learned score.
-        machine_auroc: The same of ``larf_score``.
-        machine_average_precision: The same of ``larf_score``.
-        enough: Whether there are at least 10 decisions a side; with fewer the figures say little.
+        auroc: AUROC of the learned score: the probability that it ranks a removed row above a kept one.
+        average_precision: Average precision of the learned score.
+        machine_auroc: AUROC of ``larf_score``.
+        machine_average_precision: Average precision of ``larf_score``.
+        enough: Whether there are at least 10 decisions per class; with fewer the figures are too uncertain.
     """
 
     auroc: float
@@ -49,17 +49,16 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Learned:
-    """A ranking that has learned from people.
+    """A ranking learned from decisions.
 
     Args:
-        scores: Shape (n,), float32, in the unit of ``larf_score`` and equal to it without decisions; NaN where a row
-            could not be scored; high = bad.
-        chances: Estimated chance that a person removes the row, shape (n,), in [0, 1].
-        directions: The rows' states as unit vectors less the centre, in their main directions, shape (n, k), float32;
-            zero where there is none.
-        removed: Number of decisions that a row is bad.
-        kept: Number of decisions that a row is fine.
-        held_out: How well it predicts decisions; None with fewer than two decisions a side.
+        scores: Learned scores, shape (n,), float32, higher is worse. They are in units of ``larf_score``, and equal to
+            it without decisions; NaN for rows that could not be scored.
+        chances: Estimated probability that a person removes each row, shape (n,), in [0, 1]; NaN as in ``scores``.
+        directions: Projected states of the rows, shape (n, k), float32; zero for rows without a state.
+        removed: Number of decisions to remove or edit that were learned from.
+        kept: Number of decisions to keep that were learned from.
+        held_out: Held-out accuracy; None with fewer than two decisions per class.
     """
 
     scores: NDArray[np.float32]
@@ -67,92 +66,102 @@ class Learned:
     directions: NDArray[np.float32]
     removed: int
     kept: int
-    held_out: HeldOut | None
+    held_out: HeldOutAccuracy | None
 
     def add_to(self, dataset: Dataset) -> Dataset:
-        """The dataset with a column ``larf_learned_score``; ``larf_score`` stays as it is."""
-        bare = dataset.remove_columns([LEARNED]) if LEARNED in dataset.column_names else dataset
+        """The dataset with a column ``larf_learned_score``; ``larf_score`` is not changed.
+
+        Args:
+            dataset: The n rows that were ranked, in their order.
+        """
+        others = dataset.remove_columns([LEARNED]) if LEARNED in dataset.column_names else dataset
         values = [None if np.isnan(score) else float(score) for score in self.scores]
-        return bare.add_column(LEARNED, values, feature=Value("float32"))
+        return others.add_column(LEARNED, values, feature=Value("float32"))
 
     def summary(self) -> dict[str, Any]:
-        """Decisions and held-out figures, as JSON values."""
+        """Number of decisions and held-out accuracy, as JSON values."""
         held_out = None if self.held_out is None else dict(vars(self.held_out))
         return {"decisions": self.removed + self.kept, "removed": self.removed, "kept": self.kept, "held_out": held_out}
 
 
 def learn(dataset: Dataset, decisions: Mapping[str, str], *, references: References | None = None) -> Learned:
-    """Rank scored rows anew by people's decisions.
+    """Re-rank scored rows by people's decisions.
 
     Args:
-        dataset: Rows with ``larf_row_id``, ``larf_score`` and ``larf_state``, and ``larf_signals`` if there are.
-        decisions: By row id: ``remove`` and ``edit`` say that a row is bad, ``keep`` that it is fine; other values and
-            rows that are not in the dataset say nothing.
-        references: Those of the profile that scored the rows; without them decisions alone teach.
+        dataset: Rows with ``larf_row_id``, ``larf_score`` and ``larf_state``; ``larf_signals`` is optional.
+        decisions: Decisions by row id. ``remove`` and ``edit`` are the positive class, ``keep`` the negative one; other
+            decisions, and rows that are not in the dataset, are ignored.
+        references: References of the profile that scored the rows; default: only the decisions are learned from.
 
     Raises:
-        InputError: If columns are missing, or the references are of another width than the states.
+        InputError: If columns are missing, or the references have another width than the states.
     """
     if ROW_ID not in dataset.column_names:
         raise InputError(f"wanted rows with {ROW_ID}, got columns {dataset.column_names}: run larf-curate select first")
     ids = dataset.with_format(None)[ROW_ID][:]
-    told = [(index, decisions[row]) for index, row in enumerate(ids) if decisions.get(row) in (*BAD, *GOOD)]
-    places = np.array([index for index, _ in told], np.intp)
-    return rank(StoredRows.of(dataset), places, np.array([said in BAD for _, said in told], bool), references)
+    labels = {
+        index: decisions[row] in POSITIVE
+        for index, row in enumerate(ids)
+        if decisions.get(row) in (*POSITIVE, *NEGATIVE)
+    }
+    decided, positive = np.array(list(labels), np.intp), np.array(list(labels.values()), bool)
+    return rank(StoredRows.of(dataset), decided, positive, references)
 
 
 def rank(
     rows: StoredRows,
-    places: NDArray[np.intp],
-    bad: NDArray[np.bool_],
+    decided: NDArray[np.intp],
+    positive: NDArray[np.bool_],
     references: References | None = None,
     *,
     judge: bool = True,
 ) -> Learned:
-    """Rank stored rows anew; see `learn`.
+    """Re-rank stored rows; see `learn`.
 
     Args:
-        rows: The rows.
-        places: Which of them are decided, shape (m,).
-        bad: Whether those are bad, shape (m,).
-        references: Those of the profile that scored the rows.
-        judge: Whether to compute held-out figures.
+        rows: The n rows.
+        decided: Indices of the decided rows, shape (m,); rows without a score are ignored.
+        positive: Whether each of them was decided to be removed or edited, shape (m,).
+        references: References of the profile that scored the rows.
+        judge: Whether to compute the held-out accuracy, which takes up to five more fits.
 
     Raises:
-        InputError: If the references are of another width than the states.
+        InputError: If the references have another width than the states.
     """
     scored = np.isfinite(rows.scores)
-    bad, places = bad[scored[places]], places[scored[places]]
-    space = Space.of(rows, places, references)
+    positive, decided = positive[scored[decided]], decided[scored[decided]]
+    space = Space.of(rows, decided, references)
     directions = np.zeros((len(rows.scores), space.basis.shape[1]), np.float32)
     directions[rows.has_state] = space(rows.states)
     regression = Regression.of(rows, directions, space, references)
-    weights = regression.fit(places, bad)
-    added = regression.features[:, 1:] @ (weights - regression.mean)[1:].astype(np.float32)
+    weights = regression.fit(decided, positive)
+    # What the decisions changed, without the constant: it shifts all rows alike, and scores should stay comparable.
+    correction = regression.features[:, 1:] @ (weights - regression.prior_mean)[1:].astype(np.float32)
     return Learned(
-        scores=(rows.scores + regression.unit * added).astype(np.float32),
+        scores=(rows.scores + regression.score_std * correction).astype(np.float32),
         chances=np.where(scored, expit(regression.features @ weights.astype(np.float32)), np.nan),
         directions=directions,
-        removed=int(bad.sum()),
-        kept=int((~bad).sum()),
-        held_out=_held_out(regression, rows.scores, places, bad) if judge else None,
+        removed=int(positive.sum()),
+        kept=int((~positive).sum()),
+        held_out=_held_out_accuracy(regression, rows.scores, decided, positive) if judge else None,
     )
 
 
-def _held_out(
-    regression: Regression, scores: Floats, places: NDArray[np.intp], bad: NDArray[np.bool_]
-) -> HeldOut | None:
-    fewest = min(int(bad.sum()), int((~bad).sum()))
-    if fewest < 2:
+def _held_out_accuracy(
+    regression: Regression, scores: Floats, decided: NDArray[np.intp], positive: NDArray[np.bool_]
+) -> HeldOutAccuracy | None:
+    smaller_class = min(int(positive.sum()), int((~positive).sum()))
+    if smaller_class < 2:
         return None
-    learned = np.empty(len(places))
-    for train, test in StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0).split(places, bad):
-        weights = regression.fit(places[train], bad[train])
-        learned[test] = regression.features[places[test]] @ weights
-    return HeldOut(
-        auroc=float(roc_auc_score(bad, learned)),
-        average_precision=float(average_precision_score(bad, learned)),
-        machine_auroc=float(roc_auc_score(bad, scores[places])),
-        machine_average_precision=float(average_precision_score(bad, scores[places])),
-        enough=fewest >= FEWEST,
+    learned = np.empty(len(decided))
+    folds = StratifiedKFold(min(FOLDS, smaller_class), shuffle=True, random_state=0)
+    for train, test in folds.split(decided, positive):
+        weights = regression.fit(decided[train], positive[train])
+        learned[test] = regression.features[decided[test]] @ weights
+    return HeldOutAccuracy(
+        auroc=float(roc_auc_score(positive, learned)),
+        average_precision=float(average_precision_score(positive, learned)),
+        machine_auroc=float(roc_auc_score(positive, scores[decided])),
+        machine_average_precision=float(average_precision_score(positive, scores[decided])),
+        enough=smaller_class >= MIN_PER_CLASS,
     )

@@ -1,4 +1,4 @@
-"""Logistic regression whose priors are the machine's ranking."""
+"""Logistic regression whose prior is the ranking by machine score; see `larf_curate.review.learning`."""
 
 from dataclasses import dataclass
 
@@ -9,116 +9,131 @@ from scipy.special import expit
 from larf_curate.review.learning.inputs import Floats, References, StoredRows
 from larf_curate.review.learning.space import Space
 
-EVEN = 2.0
-"""Standard deviations above the median score at which the machine's odds are even."""
-STATE_SPREAD = 4.0
-"""Standard deviation, a priori, of the log odds that a row's state adds."""
-DOUBT = 0.05
-"""Share of clicks that may be wrong."""
+EVEN_ODDS_AT = 2.0
+"""Score, in standard deviations above the median, at which removal has probability 1/2 a priori."""
+STATE_PRIOR_STD = 4.0
+"""Prior standard deviation of each weight of the state, and thus of the log-odds that a unit state adds."""
+LABEL_SMOOTHING = 0.05
+"""Assumed share of mistaken decisions: a decision counts as 95 % certain."""
 REFERENCE_WEIGHT = 10.0
-"""How many decisions the references count as, altogether."""
+"""Number of decisions as which all references together count."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regression:
-    """Logistic regression with a Gaussian prior on every weight; the first feature is the constant.
+    """Logistic regression with independent Gaussian priors on its weights.
 
     Args:
-        features: Of all rows, shape (n, p).
-        mean: What each weight is a priori, shape (p,).
-        spread: Its standard deviation a priori, shape (p,).
-        anchors: Features of the references, shape (r, p).
-        anchor_targets: 1 for unsafe ones, 0 for the others.
-        anchor_weights: What each counts; 10 together.
-        unit: Standard deviation of the scores.
+        features: Features of all n rows, shape (n, p), float32: a constant 1, the standardised score, the standardised
+            signals, the projected state.
+        prior_mean: Prior mean of each weight, shape (p,).
+        prior_std: Prior standard deviation of each weight, shape (p,).
+        reference_features: Features of r references, shape (r, p).
+        reference_targets: 1 for unsafe references, 0 for the others, shape (r,).
+        reference_weights: Number of decisions as which each reference counts, shape (r,); the sum is 10.
+        score_std: Standard deviation of the scores, which converts standardised scores into units of ``larf_score``.
     """
 
     features: NDArray[np.float32]
-    mean: Floats
-    spread: Floats
-    anchors: Floats
-    anchor_targets: Floats
-    anchor_weights: Floats
-    unit: float
+    prior_mean: Floats
+    prior_std: Floats
+    reference_features: Floats
+    reference_targets: Floats
+    reference_weights: Floats
+    score_std: float
 
     @classmethod
     def of(
         cls, rows: StoredRows, directions: NDArray[np.float32], space: Space, references: References | None
     ) -> "Regression":
-        """Of all rows, their states already projected.
+        """Assemble the features and priors for all rows.
 
         Args:
-            rows: The rows.
-            directions: Their states in the space, shape (n, k).
-            space: The space, for the references.
-            references: Those of the profile.
+            rows: The n rows.
+            directions: Their projected states, shape (n, k), float32; zero for rows without a state.
+            space: The space of ``directions``, into which the references are projected.
+            references: References of the profile, if available.
         """
-        machine, scale = _standardised(np.column_stack([rows.scores, rows.signals]))
+        machine, stds = _standardised(np.column_stack([rows.scores, rows.signals]))
         signals, k = machine.shape[1] - 1, directions.shape[1]
+        # Two sides of equal weight, however many references each has.
         sides = [] if references is None else [references.unsafe, np.concatenate([references.safe, references.neutral])]
-        anchors = np.concatenate([np.zeros((0, k)), *(space(side) for side in sides)]) if k else np.zeros((0, 0))
+        projected = np.concatenate([np.zeros((0, k)), *(space(side) for side in sides)]) if k else np.zeros((0, 0))
         counts = [len(side) for side in sides] if k else []
         return cls(
             features=np.column_stack([np.ones(len(machine), np.float32), machine.astype(np.float32), directions]),
-            mean=np.array([-EVEN, 1.0, *np.zeros(signals + k)]),
-            spread=np.array([EVEN, 1.0, *np.ones(signals), *np.full(k, STATE_SPREAD)]),
-            anchors=np.column_stack([np.zeros((len(anchors), 2 + signals)), anchors]),
-            anchor_targets=np.repeat([1.0, 0.0][: len(counts)], counts),
-            anchor_weights=np.repeat([REFERENCE_WEIGHT / 2 / count for count in counts], counts),
-            unit=float(scale[0]),
+            prior_mean=np.array([-EVEN_ODDS_AT, 1.0, *np.zeros(signals + k)]),
+            prior_std=np.array([EVEN_ODDS_AT, 1.0, *np.ones(signals), *np.full(k, STATE_PRIOR_STD)]),
+            # Constant and scores are zero, so that references affect the weights of the state only.
+            reference_features=np.column_stack([np.zeros((len(projected), 2 + signals)), projected]),
+            reference_targets=np.repeat([1.0, 0.0][: len(counts)], counts),
+            reference_weights=np.repeat([REFERENCE_WEIGHT / 2 / count for count in counts], counts),
+            score_std=float(stds[0]),
         )
 
-    def fit(self, places: NDArray[np.intp], bad: NDArray[np.bool_]) -> Floats:
-        """The most probable weights given these decisions, shape (p,)."""
-        if not len(places):
-            return self.mean
-        fade = len(places) / (len(places) + REFERENCE_WEIGHT)
-        features = np.concatenate([self.features[places].astype(np.float64), self.anchors])
-        targets = np.concatenate([np.where(bad, 1 - DOUBT, DOUBT), self.anchor_targets])
-        counts = np.concatenate([np.ones(len(places)), fade * self.anchor_weights])
-        return most_probable(features, targets, counts, mean=self.mean, spread=self.spread)
+    def fit(self, decided: NDArray[np.intp], positive: NDArray[np.bool_]) -> Floats:
+        """MAP estimate of the weights given some decisions; without any, the prior means.
+
+        Args:
+            decided: Indices of the decided rows, shape (m,).
+            positive: Whether each was decided to be removed or edited, shape (m,).
+
+        Returns:
+            Shape (p,), float64.
+        """
+        if not len(decided):
+            return self.prior_mean
+        # References fade in with the decisions: the ranking leaves that of the machine score gradually.
+        reference_share = len(decided) / (len(decided) + REFERENCE_WEIGHT)
+        features = np.concatenate([self.features[decided].astype(np.float64), self.reference_features])
+        labels = np.where(positive, 1 - LABEL_SMOOTHING, LABEL_SMOOTHING)
+        targets = np.concatenate([labels, self.reference_targets])
+        counts = np.concatenate([np.ones(len(decided)), reference_share * self.reference_weights])
+        return map_estimate(features, targets, counts, prior_mean=self.prior_mean, prior_std=self.prior_std)
 
 
-def most_probable(features: Floats, targets: Floats, counts: Floats, *, mean: Floats, spread: Floats) -> Floats:
-    """Logistic regression with independent Gaussian priors, by Newton's method with step halving.
+def map_estimate(features: Floats, targets: Floats, counts: Floats, *, prior_mean: Floats, prior_std: Floats) -> Floats:
+    """MAP estimate of logistic regression with independent Gaussian priors, by Newton's method with backtracking.
 
     Args:
         features: Shape (m, p).
         targets: Shape (m,), in [0, 1].
-        counts: How many observations each row stands for, shape (m,).
-        mean: Prior means, shape (p,).
-        spread: Prior standard deviations, shape (p,).
+        counts: Number of observations that each row represents, shape (m,).
+        prior_mean: Prior means, shape (p,).
+        prior_std: Prior standard deviations, shape (p,).
 
     Returns:
-        The weights of the highest posterior density, shape (p,).
+        The weights with the highest posterior density, shape (p,).
     """
-    precision = spread**-2.0
+    precision = prior_std**-2.0
 
     def loss(weights: Floats) -> float:
-        odds = features @ weights
-        fit = counts @ (np.logaddexp(0, odds) - targets * odds)
-        return float(fit + precision @ (weights - mean) ** 2 / 2)
+        log_odds = features @ weights
+        fit = counts @ (np.logaddexp(0, log_odds) - targets * log_odds)
+        return float(fit + precision @ (weights - prior_mean) ** 2 / 2)
 
-    weights = mean.copy()
+    weights = prior_mean.copy()
     for _ in range(100):
-        chance = expit(features @ weights)
-        downhill = features.T @ (counts * (targets - chance)) - precision * (weights - mean)
-        curvature = (features * (counts * chance * (1 - chance))[:, None]).T @ features + np.diag(precision)
-        step = np.linalg.solve(curvature, downhill)
-        gain = float(downhill @ step)
-        if gain < 1e-10:
+        probabilities = expit(features @ weights)
+        descent = features.T @ (counts * (targets - probabilities)) - precision * (weights - prior_mean)
+        curvature = counts * probabilities * (1 - probabilities)
+        hessian = (features * curvature[:, None]).T @ features + np.diag(precision)
+        step = np.linalg.solve(hessian, descent)
+        decrement = float(descent @ step)  # squared Newton decrement: twice the expected decrease of the loss
+        if decrement < 1e-10:
             break
         size, before = 1.0, loss(weights)
-        while loss(weights + size * step) > before - size * gain / 4 and size > 1e-6:
+        # Full Newton steps can overshoot where the sigmoid is flat; halve them until the loss decreases (Armijo).
+        while loss(weights + size * step) > before - size * decrement / 4 and size > 1e-6:
             size /= 2
         weights = weights + size * step
     return weights
 
 
 def _standardised(values: Floats) -> tuple[Floats, Floats]:
-    """Columns less their median, in standard deviations, and these; a missing value becomes the median."""
+    """Columns as ``(x - median) / standard deviation``, and their standard deviations; missing values become 0."""
     finite = np.where(np.isfinite(values), values, np.nan)
     finite[:, np.isnan(finite).all(axis=0)] = 0
-    spread = np.nanstd(finite, axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    return np.nan_to_num((finite - np.nanmedian(finite, axis=0)) / scale), scale
+    deviations = np.nanstd(finite, axis=0)
+    stds = np.where(deviations > 0, deviations, 1.0)  # a constant column stays 0
+    return np.nan_to_num((finite - np.nanmedian(finite, axis=0)) / stds), stds

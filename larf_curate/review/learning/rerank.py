@@ -1,4 +1,4 @@
-"""The rest of a queue ranked anew by what people decided, in place."""
+"""Re-ranking of a queue and its selection by the decisions so far."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -13,32 +13,34 @@ from larf_curate.columns import ROW_ID
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.review.argilla.settings import MACHINE_SCORE, MACHINE_SCORE_TITLE, SCORE
 from larf_curate.review.learning import LEARNED, Learned
-from larf_curate.review.learning.snapshot import Standing
+from larf_curate.review.learning.snapshot import Snapshot
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.selection import Selection
 
-TYPES = {
+ADDED_TYPES = {
     "larf_flagged": Value("bool"),
     "larf_reason": Value("string"),
     "category": Value("string"),
     LEARNED: Value("float32"),
 }
 LIKELY = 0.5
-"""Chance of removal above which a row outside the queue is worth a look."""
+"""Probability of removal above which a row outside the queue counts as overlooked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reranked:
-    """What learning from people did.
+    """Result of re-ranking a queue.
 
     Args:
-        learned: The ranking, of flagged and then kept rows as they were before.
-        updated: Undecided records of the queue whose score changed on the server.
-        added: Row ids that were not flagged before and now are in the queue.
-        overlooked: How many rows outside the queue are more likely than not to be removed.
-        selection: The selection with ``larf_learned_score``, flagged rows sorted by it, and with the added ones.
-        removed: Rows that people removed, with their ``category`` if they named one.
-        url: The queue in the browser, worst first.
+        learned: The learned ranking: of the flagged rows, then the kept rows of the selection that was given.
+        updated: Number of undecided records whose score changed on the server.
+        added: Row ids of unflagged rows that were added to the queue.
+        overlooked: Number of rows outside the queue that are more likely than not to be removed.
+        selection: The selection with the column ``larf_learned_score``; rows that were added to the queue are flagged,
+            and flagged rows are sorted by it, worst first.
+        removed: Rows that people removed: ``larf_row_id``, ``larf_state`` and ``category``, which is null if none was
+            given.
+        url: Address of the queue in the browser, sorted worst first.
     """
 
     learned: Learned
@@ -50,124 +52,133 @@ class Reranked:
     url: str
 
     def summary(self) -> dict[str, Any]:
-        """Counts, held-out figures and link, as JSON values."""
+        """Counts, held-out accuracy and link, as JSON values."""
         counts = {"updated": self.updated, "added": list(self.added), "overlooked": self.overlooked}
         return {**self.learned.summary(), **counts, "url": self.url}
 
     def exemplars(self, index: ExemplarIndex) -> ExemplarIndex:
-        """An index with the removed rows beside its own: the nearest known-bad rows of what is scored next.
+        """Extend an index by the removed rows, so that they are among the nearest exemplars of rows scored later.
 
         Args:
-            index: Exemplars at the layer whose states scoring kept.
+            index: Exemplars at the layer whose states scoring stored.
         """
-        known = set(index.ids)
-        rows = [row for row in self.removed if row[ROW_ID] not in known and row["larf_state"] is not None]
+        present = set(index.ids)
+        rows = [row for row in self.removed if row[ROW_ID] not in present and row["larf_state"] is not None]
         return index.add(rows) if rows else index
 
     def save(self, folder: str | Path) -> None:
-        """Write the selection, for ``review pull`` and ``report``."""
+        """Save the selection to a folder, for ``review pull`` and ``report``."""
         self.selection.save(folder)
 
 
-def update_scores(standing: Standing) -> int:
-    """Give undecided records the learned score, by which the page sorts; the machine's stays beside it.
+def update_scores(snapshot: Snapshot) -> int:
+    """Replace the score of undecided records, by which the page sorts, by the learned one.
+
+    The machine score stays in the metadata of these records, under another name.
 
     Args:
-        standing: The queue and its ranking.
+        snapshot: The queue and its ranking.
 
     Returns:
-        How many records changed.
+        Number of changed records.
     """
     changed = {}
-    for record in standing.records:
-        place = standing.places.get(record["external_id"])
+    for record in snapshot.records:
+        index = snapshot.indices.get(record["external_id"])
         metadata = dict(record["metadata"] or {})
-        if place is None or record["status"] == "completed" or SCORE not in metadata:
+        if index is None or record["status"] == "completed" or SCORE not in metadata:
             continue
-        score = float(standing.learned.scores[place])
+        score = float(snapshot.learned.scores[index])
+        # Compared as float32, the type of learned scores, so that a repeated re-ranking changes nothing.
         if np.isfinite(score) and score != np.float32(metadata[SCORE]):
-            machine = metadata.get(MACHINE_SCORE, metadata[SCORE])
-            changed[record["external_id"]] = metadata | {SCORE: score, MACHINE_SCORE: machine}
+            machine_score = metadata.get(MACHINE_SCORE, metadata[SCORE])  # SCORE may be a learned one already
+            changed[record["external_id"]] = metadata | {SCORE: score, MACHINE_SCORE: machine_score}
     if changed:
-        standing.store.add_property(MACHINE_SCORE, MACHINE_SCORE_TITLE, "float")
-        standing.store.update_metadata(changed)
+        snapshot.store.add_property(MACHINE_SCORE, MACHINE_SCORE_TITLE, "float")
+        snapshot.store.update_metadata(changed)
     return len(changed)
 
 
-def overlooked(standing: Standing, added: Collection[str] = ()) -> int:
-    """How many rows outside the queue are more likely than not to be removed.
+def overlooked(snapshot: Snapshot, added: Collection[str] = ()) -> int:
+    """Number of rows outside the queue that are more likely than not to be removed.
 
     Args:
-        standing: The queue and its ranking.
-        added: Row ids that have joined the queue since.
+        snapshot: The queue and its ranking.
+        added: Row ids that were added to the queue since.
     """
-    places = [place for place in standing.outside if standing.row_ids[place] not in added]
-    return int((standing.learned.chances[places] > LIKELY).sum())
+    indices = [index for index in snapshot.unqueued if snapshot.row_ids[index] not in added]
+    return int((snapshot.learned.chances[indices] > LIKELY).sum())
 
 
-def flag_more(standing: Standing, row_ids: Sequence[str]) -> Selection:
-    """A selection whose flagged part is these rows of the kept one, with their reason, and nothing else.
+def flag_more(snapshot: Snapshot, row_ids: Sequence[str]) -> Selection:
+    """A selection whose flagged part consists of only these kept rows, with a reason each; it can be pushed.
 
     Args:
-        standing: The queue and its ranking.
-        row_ids: The rows to flag.
+        snapshot: The queue and its ranking.
+        row_ids: Ids of the kept rows to flag.
     """
-    start = len(standing.selection.flagged)
-    places = [standing.places[row] for row in row_ids]
-    decided = standing.learned.removed + standing.learned.kept
-    reasons = [f"learned score {standing.learned.scores[place]:.4f} after {decided} decisions" for place in places]
-    rows = standing.selection.kept.select([place - start for place in places])
-    return replace(
-        standing.selection, flagged=_with(rows, {"larf_flagged": [True] * len(rows), "larf_reason": reasons})
-    )
+    start = len(snapshot.selection.flagged)
+    indices = [snapshot.indices[row] for row in row_ids]
+    decisions = snapshot.learned.removed + snapshot.learned.kept
+    scores = snapshot.learned.scores
+    reasons = [f"learned score {scores[index]:.4f} after {decisions} decisions" for index in indices]
+    rows = snapshot.selection.kept.select([index - start for index in indices])
+    columns = {"larf_flagged": [True] * len(rows), "larf_reason": reasons}
+    return replace(snapshot.selection, flagged=_with_columns(rows, columns))
 
 
-def resorted(standing: Standing, moved: Dataset) -> Selection:
-    """The selection with the column of learned scores, flagged rows sorted by it, unscored ones last.
+def sorted_by_learned_score(snapshot: Snapshot, newly_flagged: Dataset) -> Selection:
+    """The selection with a column of learned scores; flagged rows are sorted by it, unscored ones last.
 
     Args:
-        standing: The selection and its ranking.
-        moved: Kept rows that are flagged now, as `flag_more` made them.
+        snapshot: The selection and its ranking.
+        newly_flagged: Kept rows that move to the flagged ones, as returned by `flag_more`.
     """
-    selection, scores = standing.selection, standing.learned.scores
+    selection, scores = snapshot.selection, snapshot.learned.scores
     start = len(selection.flagged)
-    ids = moved.with_format(None)[ROW_ID][:]
-    places = np.array([standing.places[row] for row in ids], np.intp)
-    flagged = [_with(part, {LEARNED: scores[at]}) for part, at in ((selection.flagged, slice(start)), (moved, places))]
-    joined = concatenate_datasets([part for part in flagged if len(part)] or flagged[:1])
-    order = np.concatenate([scores[:start], scores[places]])
-    kept = np.setdiff1d(np.arange(start, len(scores)), places)
+    ids = newly_flagged.with_format(None)[ROW_ID][:]
+    moved = np.array([snapshot.indices[row] for row in ids], np.intp)
+    parts = [
+        _with_columns(selection.flagged, {LEARNED: scores[:start]}),
+        _with_columns(newly_flagged, {LEARNED: scores[moved]}),
+    ]
+    flagged = concatenate_datasets([part for part in parts if len(part)] or parts[:1])
+    flagged_scores = np.concatenate([scores[:start], scores[moved]])
+    kept = np.setdiff1d(np.arange(start, len(scores)), moved)
     return replace(
         selection,
-        flagged=joined.select(np.argsort(-np.nan_to_num(order, nan=-np.inf), kind="stable")),
-        kept=_with(selection.kept.select(kept - start), {LEARNED: scores[kept]}),
+        flagged=flagged.select(np.argsort(-np.nan_to_num(flagged_scores, nan=-np.inf), kind="stable")),
+        kept=_with_columns(selection.kept.select(kept - start), {LEARNED: scores[kept]}),
     )
 
 
-def removed_rows(standing: Standing) -> Dataset:
-    """The rows that people removed, each with its hazard category as ``category``.
+def removed_rows(snapshot: Snapshot) -> Dataset:
+    """The rows that people removed: ``larf_row_id``, ``larf_state`` and the hazard category as ``category``.
 
     Args:
-        standing: The selection and what people decided.
+        snapshot: The selection and its decisions.
     """
-    known = {row: decision for row, decision in standing.decided.items() if decision.decision == "remove"}
+    removed = {row: decision for row, decision in snapshot.decided.items() if decision.decision == "remove"}
     parts = []
-    for part in (standing.selection.flagged, standing.selection.kept):
+    for part in (snapshot.selection.flagged, snapshot.selection.kept):
         ids = part.with_format(None)[ROW_ID][:]
-        places = [place for place, row in enumerate(ids) if row in known]
+        indices = [index for index, row in enumerate(ids) if row in removed]
         columns = [name for name in (ROW_ID, "larf_state") if name in part.column_names]
-        categories = [known[ids[place]].category for place in places]
-        parts.append(_with(part.select_columns(columns).select(places), {"category": categories}))
+        categories = [removed[ids[index]].category for index in indices]
+        parts.append(_with_columns(part.select_columns(columns).select(indices), {"category": categories}))
     return concatenate_datasets([part for part in parts if len(part)] or parts[:1])
 
 
-def _with(rows: Dataset, columns: dict[str, Any]) -> Dataset:
-    """The rows with these columns, replacing those of the same name in their place."""
+def _with_columns(rows: Dataset, columns: dict[str, Any]) -> Dataset:
+    """The rows with these columns added, or replaced at their position if they exist.
+
+    Types come from ``ADDED_TYPES``, since values that are all null have none.
+    """
     order = list(dict.fromkeys([*rows.column_names, *columns]))
-    if not len(rows):  # datasets cannot add a column to no rows
-        features = Features({name: TYPES[name] if name in columns else rows.features[name] for name in order})
+    if not len(rows):  # datasets cannot add a column to an empty dataset
+        features = Features({name: ADDED_TYPES[name] if name in columns else rows.features[name] for name in order})
         return Dataset.from_dict({name: [] for name in order}, features=features)
-    new = {name: pa.array(values, TYPES[name].pa_type, from_pandas=True) for name, values in columns.items()}
+    new = {name: pa.array(values, ADDED_TYPES[name].pa_type, from_pandas=True) for name, values in columns.items()}
     with no_progress_bars():
         others = rows.select_columns([name for name in rows.column_names if name not in columns]).with_format(None)
         return concatenate_datasets([others, Dataset(pa.table(new))], axis=1).select_columns(order)

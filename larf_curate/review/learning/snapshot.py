@@ -1,4 +1,4 @@
-"""Where a review stands: what people decided, and how all rows of the selection rank after that."""
+"""Snapshot of a review: its decisions and the ranking learned from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,22 @@ from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import Learned, References, learn
 from larf_curate.scoring.selection import Selection
 
-LEARNED_FROM = (ROW_ID, "larf_score", "larf_signals", "larf_state")
+LEARNING_COLUMNS = (ROW_ID, "larf_score", "larf_signals", "larf_state")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standing:
-    """A queue and its selection at one moment.
+class Snapshot:
+    """A queue and its selection at one point in time.
+
+    Rows are numbered as in the ranking: first the flagged rows of the selection, then the kept ones.
 
     Args:
-        store: The queue.
-        records: Its records as the server gave them.
-        reviewed: The same with their judgements.
+        store: The review dataset.
+        records: Its records, as returned by the server.
+        reviewed: The same records with their judgements.
         selection: The selection that was pushed.
-        decided: What people decided, each about the row as it is, by row id.
-        learned: How flagged and then kept rows rank after these decisions.
+        decided: Decisions on the current content of rows, by row id.
+        learned: The ranking learned from these decisions.
     """
 
     store: RecordStore
@@ -50,73 +52,74 @@ class Standing:
         selection: Selection,
         decisions: Decisions,
         references: References | None,
-    ) -> "Standing":
-        """Learn from the decisions about the selection's rows.
+    ) -> "Snapshot":
+        """Learn a ranking from the decisions on the selection's rows.
 
         Args:
-            store: The queue.
-            records: Its records.
-            reviewed: The same with their judgements.
+            store: The review dataset.
+            records: Its records, as returned by the server.
+            reviewed: The same records with their judgements.
             selection: The selection that was pushed.
-            decisions: What people decided.
-            references: Those of the profile that scored the rows.
+            decisions: Merged decisions.
+            references: References of the profile that scored the rows, if available.
 
         Raises:
-            InputError: If the rows have no states.
+            InputError: If the rows have no states, or there are no rows.
         """
-        told = {row.row_id for row in decisions.rows if row.status == "decided"}
+        decided_ids = {row.row_id for row in decisions.rows if row.status == "decided"}
         decided: dict[str, Decision] = {}
         for part in (selection.flagged, selection.kept):
-            places = [index for index, row in enumerate(part.with_format(None)[ROW_ID][:]) if row in told]
-            known = decisions.for_rows(undecoded(part.select(places))).rows
-            decided |= {row.row_id: row for row in known if row.status == "decided"}
-        learned = learn(
-            _both(selection), {row: of.decision or "" for row, of in decided.items()}, references=references
-        )
+            indices = [index for index, row in enumerate(part.with_format(None)[ROW_ID][:]) if row in decided_ids]
+            # Compared with the rows' content: decisions on an earlier version of a row become stale here.
+            current = decisions.for_rows(undecoded(part.select(indices))).rows
+            decided |= {row.row_id: row for row in current if row.status == "decided"}
+        labels = {row_id: decision.decision or "" for row_id, decision in decided.items()}
+        learned = learn(_learning_rows(selection), labels, references=references)
         return cls(
             store=store, records=records, reviewed=reviewed, selection=selection, decided=decided, learned=learned
         )
 
     @cached_property
     def row_ids(self) -> list[str]:
-        """By place in the ranking: flagged and then kept rows."""
+        """Row ids, by row number."""
         return self._column(ROW_ID)
 
     @cached_property
     def machine_scores(self) -> list[float | None]:
-        """``larf_score`` by place."""
+        """``larf_score``, by row number."""
         return self._column("larf_score")
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Place in the ranking by row id."""
-        return {row: place for place, row in enumerate(self.row_ids)}
+    def indices(self) -> dict[str, int]:
+        """Row numbers by row id."""
+        return {row: index for index, row in enumerate(self.row_ids)}
 
     @property
     def queued_unflagged(self) -> list[str]:
-        """Row ids of kept rows that are in the queue: added to it when the selection was ranked anew earlier."""
+        """Row ids of kept rows that are in the queue, because an earlier re-ranking added them."""
         start = len(self.selection.flagged)
-        return [record["external_id"] for record in self.records if self.places.get(record["external_id"], -1) >= start]
+        queued = [record["external_id"] for record in self.records]
+        return [row for row in queued if self.indices.get(row, -1) >= start]
 
     @property
-    def outside(self) -> list[int]:
-        """Places of the rows that are neither flagged nor in the queue and have a score, highest learned one first."""
+    def unqueued(self) -> list[int]:
+        """Numbers of the scored rows that are neither flagged nor in the queue, highest learned score first."""
         start = len(self.selection.flagged)
         scores = self.learned.scores[start:]
         ranked = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[: int(np.isfinite(scores).sum())]
         queued = {record["external_id"] for record in self.records}
-        return [int(start + place) for place in ranked if self.row_ids[start + place] not in queued]
+        return [int(start + index) for index in ranked if self.row_ids[start + index] not in queued]
 
     def _column(self, name: str) -> list[Any]:
         parts = (self.selection.flagged, self.selection.kept)
         return [value for part in parts for value in part.with_format(None)[name][:]]
 
 
-def _both(selection: Selection) -> Dataset:
-    """What learning needs of flagged and then kept rows."""
+def _learning_rows(selection: Selection) -> Dataset:
+    """Flagged and then kept rows, with the columns that learning needs."""
     parts = [part for part in (selection.flagged, selection.kept) if len(part)]
     if not parts:
         raise InputError("the selection has no rows: there is nothing to rank")
     return concatenate_datasets(
-        [part.select_columns([name for name in LEARNED_FROM if name in part.column_names]) for part in parts]
+        [part.select_columns([name for name in LEARNING_COLUMNS if name in part.column_names]) for part in parts]
     )
