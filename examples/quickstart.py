@@ -1,4 +1,4 @@
-"""Score a dataset in ten lines; the README shows this file and what it prints."""
+"""Score a dataset in ten lines; the README shows this file and its output."""
 
 import sys
 
@@ -7,7 +7,7 @@ from datasets import load_dataset
 from larf_curate import ExemplarIndex, LarfScorer, SafetyProfile, select
 
 model, rows = sys.argv[1:]  # a chat model, and a json, jsonl, csv or parquet file
-profile = SafetyProfile.build(model, references="builtin", layers=[12, 14, 16])  # or chosen, if left out
+profile = SafetyProfile.build(model, references="builtin", layers=[12, 14, 16])  # default: chosen automatically
 larf_score = LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), neighbors=1)
 
 ds = load_dataset("json", data_files=rows, split="train").map(larf_score, batched=True)
