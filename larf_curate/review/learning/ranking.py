@@ -135,7 +135,7 @@ def rank(
     directions[rows.has_state] = space(rows.states)
     regression = Regression.of(rows, directions, space, references)
     weights = regression.fit(decided, positive)
-    # What the decisions changed, without the constant: it shifts all rows alike, and scores should stay comparable.
+    # What the decisions changed, without the constant: it shifts all rows equally, and scores should stay comparable.
     correction = regression.features[:, 1:] @ (weights - regression.prior_mean)[1:].astype(np.float32)
     return Learned(
         scores=(rows.scores + regression.score_std * correction).astype(np.float32),

@@ -69,10 +69,9 @@ class NearDuplicates:
         """
         if rows.states is None or reduction is None or not reduction.is_centred:
             if share:
-                missing = (
-                    "a profile (give profile=…)" if rows.states is not None else "larf_state (score with keep_states)"
-                )
-                raise InputError(f"near-identical rows are found by the model's states: wanted rows with {missing}")
+                states = rows.states is not None
+                missing = "their profile: give profile=…" if states else "larf_state: score with keep_states"
+                raise InputError(f"near-identical rows cannot be grouped without {missing}")
             return cls()
         worst_first = np.argsort(-np.nan_to_num(rows.scores, nan=-np.inf), kind="stable")
         members = group_rows([rows.ids[i] for i in worst_first], reduction.centred(rows.states)[worst_first])
