@@ -73,7 +73,7 @@ class Diagnosis:
             ("layer", "AUROC", *layers),
             agreement,
         )
-        yield "Length and drift", ("", ""), list(self._facts())
+        yield "Length, drift and coverage", ("", ""), list(self._facts())
         if self.scored is not None and self.scored.beyond:
             title = "Largest clusters of rows without an unsafe reference"
             clusters: list[tuple[str, ...]] = [(" · ".join(c.texts), f"{c.rows:,}") for c in self.scored.beyond]
