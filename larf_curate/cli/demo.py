@@ -60,6 +60,7 @@ def demo(
     from larf_curate.review import ReviewQueue
     from larf_curate.server import EmbeddedServer
 
+    # Progress goes to standard error, so that standard output has only the result.
     started = time.monotonic()
     run = Demo(folder=output, model=model, layers=layers, say=lambda step: click.echo(f"• {STEPS[step]}", err=True))
     scored = run.score()

@@ -54,6 +54,7 @@ def explain(
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.explanation import explain as explain_rows
 
+    # No further than the last row asked for: a Hub dataset may be streamed.
     source = open_source(dataset, split=split, config=config, revision=revision, limit=max(indices) + 1)
     rows = [row for piece in source.pieces for row in piece.rows]
     if max(indices) >= len(rows):

@@ -39,7 +39,7 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
         ),
     )
-    for option in reversed(options):
+    for option in reversed(options):  # decorators apply from the inside out
         command = option(command)
     return queue_options(command)
 

@@ -37,6 +37,7 @@ def read_layers(
         return None
     if value == "all":
         return "all"
+    # The demo shares this callback but does not choose layers automatically.
     if value == "auto" and param.default == "auto":
         return "auto"
     try:

@@ -16,6 +16,7 @@ json_option: Callable[..., Any] = click.option(
 
 def echo_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object to standard output."""
+    # ASCII only, so that the output survives any terminal encoding and lone surrogates.
     click.echo(json.dumps(value, ensure_ascii=True, indent=2))
 
 

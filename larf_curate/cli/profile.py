@@ -139,6 +139,7 @@ def profile(
     if as_json:
         echo_json({"profile": str(output), **built.summary()})
         return
+    # Worth telling: a score from cut references cannot be compared with one from complete ones.
     cut = sum(built.references["cut"].values())
     described = f"{len(refs.unsafe)} unsafe, {len(refs.safe)} safe ({refs.source})"
     facts = built.summary() | {

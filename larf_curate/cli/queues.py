@@ -46,6 +46,7 @@ class QueueAddress:
         from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
         url, key = self.url, _read_key(self.api_key_file) if self.api_key_file else None
+        # A key in the environment belongs to another server than the embedded one.
         if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
             url, key = _embedded(self.home)
         return ReviewQueue(self.name, workspace=self.workspace, url=url, api_key=key, min_submitted=annotators)
@@ -127,6 +128,7 @@ def remembered(queue: "ReviewQueue") -> Path:
 
 def _record_file(queue: "ReviewQueue") -> Path:
     """The file that records which folder was last pushed to a queue."""
+    # By id, not by name: a deleted queue of the same name on another server is a different one.
     from larf_curate.files import data_folder
 
     return data_folder("queues") / f"{queue.dataset_id}.json"

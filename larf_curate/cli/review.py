@@ -82,7 +82,7 @@ def push(
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed[:SHOWN])
         click.echo(f"Review, worst first: {result.url}")
-    if result.failed:
+    if result.failed:  # scripts must not take an incomplete push for a complete one
         raise click.exceptions.Exit(1)
 
 
@@ -166,5 +166,6 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
     ]
 
 
+# Defined in modules of their own, but commands of this group.
 for _command in (*learning.commands, *server.commands):
     review.add_command(_command)

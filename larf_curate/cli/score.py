@@ -112,6 +112,7 @@ def score(
         batch_tokens=batch_tokens,
     )
     manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc)
+    # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
     if as_json:
         unscorable = [{"row": row, "reason": reason} for row, reason in reasons]

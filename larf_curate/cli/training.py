@@ -189,6 +189,7 @@ def evaluate(
         suite = replace(suite, judge=GuardJudge.load(guard))
     if classifier:
         suite = replace(suite, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
+    # After all inputs are checked, since loading takes longest.
     loaded, tokenizer = load_model(model)
     result = {"model": model, "options": {**checks, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}

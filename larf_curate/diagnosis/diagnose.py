@@ -61,11 +61,13 @@ def diagnose(
         scored = Scored.load(scored)
     scored_rows = None if scored is None else read_scored(profile, scored)
     texts = find_rows(profile, references, neutral)
+    # Raised before the slow part: without the texts the float32 model has nothing to read.
     if float32 and not isinstance(texts, Rows):
         raise InputError(f"cannot compare with float32: {texts}")
     names = dict.fromkeys((profile.signal, *AXES))  # its own signal first; both axes are always reported
     held_out = {name: profile.held_out(name) for name in names}
     own = held_out[profile.signal]
+    # The references as the signal was fitted to them, which may be cut in length.
     references_used = profile.references_for()
     lengths = {side: getattr(references_used, side)["length"][:, 0, 0] for side in SIDES}
     diagnosis = Diagnosis(

@@ -56,6 +56,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
+        # JSON keys are strings: converted here, so that the result equals what is read back.
         by_layer = {str(layer): value for layer, value in self.by_layer.items()}
         return {**asdict(self), "by_layer": by_layer, "notes": list(self.notes), "warnings": list(self.warnings)}
 

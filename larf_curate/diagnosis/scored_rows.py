@@ -108,6 +108,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     if missing := {"larf_score", "larf_status", "larf_layer_scores"} - set(data.column_names):
         raise InputError(f"the dataset has no {', '.join(sorted(missing))}: score it first")
     kind = data.data.schema.field("larf_score").type
+    # A column of nulls only has the type null.
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise InputError("the column larf_score is not numeric: score the rows again")
     all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
@@ -204,6 +205,7 @@ def _drift(profile: SafetyProfile, rows: list[Row]) -> Drift | None:
     # In-sample distances would be too small, since the covariance is fitted to the same few rows.
     limit = np.percentile(_held_out_distances(neutral), FAR_PERCENTILE)
     shift = np.linalg.norm(states.mean(axis=0) - neutral.mean(axis=0))
+    # Neutral rows with equal states have no spread; the distance itself is then reported.
     spread = float(np.sqrt(neutral.var(axis=0).sum())) or 1.0
     return Drift(shift=float(shift) / spread, far=float((_distances(neutral, states) > limit).mean()))
 
@@ -228,6 +230,7 @@ def _uncovered_clusters(profile: SafetyProfile, rows: list[Row], columns: Column
 def _excerpt(row: Row, columns: Columns) -> str:
     """First characters of a row's text, with whitespace collapsed."""
     try:
+        # Cut before splitting, since a row may be megabytes long.
         return " ".join(text_of(row, columns)[: 4 * EXCERPT].split())[:EXCERPT]
     except ConversationError:
         return "(not a conversation)"

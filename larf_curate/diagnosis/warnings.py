@@ -76,6 +76,7 @@ def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
                 f"score (AUROC {metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do not "
                 "show that the score captures more than that. Evaluate it on labelled rows of your own."
             )
+    # None marks an undefined correlation, for example of a constant score, which is no disagreement.
     pairs = [value for row in diagnosis.agreement for value in row if value is not None]
     if pairs and min(pairs) < MIN_LAYER_AGREEMENT:
         yield (
@@ -99,6 +100,7 @@ def _of_references(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _of_scored(scored: ScoredRows, signal: str) -> Iterator[str]:
+    # Scores of a handful of rows say nothing about a distribution, but shares of failures always matter.
     if scored.rows * (1 - scored.unscorable) >= MIN_ROWS:
         yield from _of_distribution(scored, signal)
     if scored.unscorable > MAX_UNSCORABLE:

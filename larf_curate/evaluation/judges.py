@@ -35,6 +35,7 @@ class ClassifierJudge:
         """
         from transformers import pipeline
 
+        # Truncation, since classifiers have short context windows and a refusal shows at the beginning.
         classify = pipeline("text-classification", model=model, truncation=True)
         labels = list((classify.model.config.id2label or {}).values())
         # A label that never occurs would count no refusal at all, which looks like a result.

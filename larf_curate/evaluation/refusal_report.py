@@ -58,6 +58,7 @@ class RefusalReport:
 
     def save(self, path: str | Path) -> None:
         """Write the figures and all answers as JSON."""
+        # The figures are stored for readers of the file; `load` computes them again from the rows.
         rows = zip(self.prompts, self.answers, self.refused, self.off_topic, strict=True)
         names = ("prompt", "answer", "refused", "off_topic")
         write_json(path, {**self.summary(), "rows": [dict(zip(names, row, strict=True)) for row in rows]})
@@ -127,6 +128,7 @@ def evaluate_refusals(
     answers = generate_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system
     )
+    # Judges read the message that is answered, not the turns before it.
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
     return RefusalReport(
         model=name,
@@ -158,6 +160,7 @@ def compare_refusals(one: RefusalReport, other: RefusalReport) -> dict[str, Any]
         raise InputError(
             f"the two reports have different judges, {one.judge} and {other.judge}: use one judge for both"
         )
+    # Both models answered the same prompts: paired differences vary less than the two rates.
     change = [float(b) - float(a) for a, b in zip(one.refused, other.refused, strict=True)]
     return {
         "models": [one.model, other.model],
@@ -182,6 +185,7 @@ def plot_refusals(reports: Mapping[str, RefusalReport], path: str | Path) -> Non
     names = [name.replace("$", r"\$") for name in reports]  # matplotlib reads text between dollar signs as a formula
     rates = [100 * report.rate for report in reports.values()]
     bounds = [report.interval for report in reports.values()]
+    # Clipped at 0, since matplotlib rejects negative error bars, which rounding can cause at 0 and 100 %.
     spread = [
         [max(rate - 100 * low, 0) for rate, (low, _) in zip(rates, bounds, strict=True)],
         [max(100 * high - rate, 0) for rate, (_, high) in zip(rates, bounds, strict=True)],

@@ -55,6 +55,7 @@ class EvaluationSuite:
         for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
             if prompts:
                 reports[name] = RefusalReport.load(folder / f"{name}.json")
+                # McNemar's test needs pairs: rates on other prompts could differ because of the prompts.
                 if reports[name].prompts != prompts:
                     raise InputError(
                         f"{folder} was evaluated on other {name} prompts: evaluate both models on the same set"

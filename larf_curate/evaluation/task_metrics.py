@@ -18,6 +18,7 @@ from larf_curate.models.generation import generate_answers, window_of
 from larf_curate.models.likelihood import answer_log_probs
 from larf_curate.stats import bootstrap_interval
 
+# With thousands separators, as in 1,234; a full stop counts only if digits follow, since it may end the sentence.
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
@@ -68,6 +69,7 @@ def load_questions(source: str, *, split: str | None = None, limit: int | None =
         raise InputError(f"{source} has no column {', '.join(missing)}, only {', '.join(table.column_names)}")
     table = table.select(range(min(limit, len(table)))) if limit is not None else table
     rows = list(zip(table["question"], table["answer"], strict=True))
+    # Checked here, before a model spends hours on answers that could not be compared.
     for index, (question, answer) in enumerate(rows):
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"question {index} of {source} is empty or not text: drop the row")
