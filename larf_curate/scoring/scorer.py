@@ -27,7 +27,7 @@ from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
-ALGORITHM = 3
+ALGORITHM = 4
 """Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
 HALF_MAX = float(np.finfo(np.float16).max)
 """Largest number in a stored state; larger ones would become infinite in float16."""
