@@ -157,7 +157,7 @@ class Experiment:
             changed = [key for key in identity if key != "recipes" and known.get(key) != identity[key]]
             # Recipes accumulate: a later call may add a method, but not change the recipe of one.
             mine, theirs = identity["recipes"], known.get("recipes", {})
-            changed += [f"the {m} recipe" for m in mine if m in theirs and mine[m] != theirs[m]]  # type: ignore[attr-defined,index]
+            changed += [f"{m} recipe" for m in mine if m in theirs and mine[m] != theirs[m]]  # type: ignore[attr-defined,index]
             if changed:
                 raise InputError(f"{self.folder} holds runs with another {', '.join(changed)}: use a new folder")
             identity["recipes"] = {**theirs, **mine}  # type: ignore[dict-item]

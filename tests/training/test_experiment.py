@@ -70,7 +70,7 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
         experiment(start, tmp_path, checks=EvaluationSuite(harmful=("Kill it",), max_new_tokens=4))._check_identity()
     with pytest.raises(InputError, match="another rows"):
         experiment(start, tmp_path, rows=9)._check_identity()
-    with pytest.raises(InputError, match="another the sft recipe"):
+    with pytest.raises(InputError, match="another sft recipe"):
         experiment(start, tmp_path, recipes=(Recipe(),))._check_identity()
     known = read_json(tmp_path / "verify.json")
     write_json(tmp_path / "verify.json", known | {"weights": "those of yesterday"})
