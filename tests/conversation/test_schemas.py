@@ -229,11 +229,26 @@ VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["messages", "conversations", "prompt", "completion", "text"]), VALUES))
-def test_any_row_is_read_or_refused_with_our_own_error(row):
-    try:
-        messages = to_messages(row)
-    except ConversationError:
-        return
-    assert all(isinstance(message["content"], str) for message in messages)
-    assert any(message["role"] == "assistant" for message in messages)
+ROLES = st.sampled_from(["user", "assistant", "gpt", "system", "tool", "wizard"])
+TURNS = st.lists(st.fixed_dictionaries({"role": ROLES, "content": st.text(max_size=5) | VALUES}), max_size=4)
+COLUMNS = st.sampled_from(["messages", "conversations", "prompt", "completion", "text"])
+
+
+def test_any_row_is_read_or_refused_with_our_own_error():
+    read, refused = [], []
+
+    @given(st.dictionaries(COLUMNS, VALUES | TURNS | st.text(max_size=5), max_size=3))
+    def check(row):
+        try:
+            messages = to_messages(row)
+        except ConversationError as error:
+            refused.append(error)
+            return
+        read.append(messages)
+        assert all(isinstance(message["content"], str) for message in messages)
+        assert {message["role"] for message in messages} <= {"user", "assistant", "system", "tool"}
+        assert any(message["role"] == "assistant" for message in messages)
+
+    check()
+    assert len(read) > 5
+    assert len(refused) > 5

@@ -26,10 +26,22 @@ def test_a_folder_without_parquet_is_refused(tmp_path):
         read_parquet(tmp_path)
 
 
-def test_progress_bars_are_shown_again_after_a_write(tmp_path):
+def test_progress_bars_are_hidden_during_a_write_and_as_they_were_after_it(tmp_path, monkeypatch):
+    during = []
+    to_parquet = Dataset.to_parquet
+
+    def watched(self, *arguments, **options):
+        during.append(datasets.are_progress_bars_disabled())
+        return to_parquet(self, *arguments, **options)
+
+    monkeypatch.setattr(Dataset, "to_parquet", watched)
     before = datasets.are_progress_bars_disabled()
-    write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
-    assert datasets.are_progress_bars_disabled() is before
+    for disable, hidden in ((datasets.enable_progress_bars, False), (datasets.disable_progress_bars, True)):
+        disable()
+        write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
+        assert datasets.are_progress_bars_disabled() is hidden
+    (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
+    assert during == [True, True]
 
 
 def test_fewer_shards_replace_more(tmp_path, monkeypatch):

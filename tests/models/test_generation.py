@@ -11,7 +11,7 @@ TOKENIZER = byte_tokenizer()
 PROMPTS = ["How?", "Write a very long story about a dragon and its hoard of gold", "Say hello", "Why is \ud800 odd"]
 
 
-def greedy_one_by_one(model, prompt, new):
+def greedy_one_by_one(model, prompt, new, stops=(TOKENIZER.eos_token_id,)):
     """Decoding without batch, padding, cache or generate()."""
     text = TOKENIZER.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -20,9 +20,9 @@ def greedy_one_by_one(model, prompt, new):
     answer = []
     for _ in range(new):
         token = int(model(torch.tensor([ids + answer])).logits[0, -1].argmax())
-        if token == TOKENIZER.eos_token_id:
-            break
         answer.append(token)
+        if token in stops:
+            break
     return TOKENIZER.decode(answer, skip_special_tokens=True).strip()
 
 
@@ -34,6 +34,20 @@ def test_batched_answers_equal_answers_one_by_one(batch_size):
         want = [greedy_one_by_one(model, prompt, 8) for prompt in PROMPTS]
     assert got == want
     assert len(set(got)) > 1
+
+
+def test_answers_end_at_a_token_that_the_model_or_its_tokenizer_ends_them_with():
+    model = byte_model(dtype=torch.float64).eval()
+    tokenizer = byte_tokenizer()
+    first, second = TOKENIZER.convert_tokens_to_ids(["T", "#"])
+    model.generation_config.eos_token_id = first
+    tokenizer.eos_token = "#"
+    with torch.no_grad():
+        whole = [greedy_one_by_one(model, prompt, 40) for prompt in PROMPTS]
+        want = [greedy_one_by_one(model, prompt, 40, (first, second)) for prompt in PROMPTS]
+    assert any("T" in text for text in whole)
+    assert any("#" in text for text in whole)
+    assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=40) == want
 
 
 def test_a_sampling_configuration_of_the_model_is_not_used_and_its_mode_is_kept():

@@ -239,8 +239,12 @@ def test_flash_attention_is_for_halves_on_a_gpu_that_has_it_and_given_up_where_a
     monkeypatch.setattr("larf_curate.models.devices.is_flash_attn_2_available", lambda: True)
     cases = [("cuda:0", "bfloat16"), ("cuda:0", "float32"), ("cpu", "bfloat16")]
     assert [supports_flash_attention(device, dtype) for device, dtype in cases] == [True, False, False]
-    monkeypatch.setattr("larf_curate.models.loading.supports_flash_attention", lambda *_: True)
+    asked = []
+    monkeypatch.setattr(
+        "larf_curate.models.loading.supports_flash_attention", lambda *given: asked.append(given) or True
+    )
     assert reader_of(tiny_llama, (2,), max_length=99).model.config._attn_implementation == "sdpa"
+    assert asked == [("cpu", "float32")]
 
 
 def test_a_reader_is_of_the_asked_model_only(tiny_llama, tiny_qwen2):

@@ -28,7 +28,9 @@ def rows(count=12, first=0):
 
 
 def lora(trainer):
-    return {name: value.detach().clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
+    found = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
+    assert found
+    return found
 
 
 def train(start, folder, table=None, **options):

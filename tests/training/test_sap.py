@@ -268,11 +268,15 @@ def test_it_learns_otherwise_than_sft_and_evaluates_without_probes(tmp_path):
 
 
 def test_checkpointed_activations_give_the_same_update(tmp_path):
-    models = []
+    models, passes = [], []
     for checkpointing in (False, True):
         subject = trainer(tmp_path, activation_checkpointing=checkpointing, peft_config=sap_lora(), max_steps=1)
+        runs = []
+        subject.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         subject.train()
         models.append(weights_of(subject.model))
+        passes.append(len(runs))
+    assert passes[1] > passes[0], "activations are computed again"
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=1e-5, atol=1e-6)
 
