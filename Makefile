@@ -1,0 +1,7 @@
+.PHONY: install lint types quick test
+
+install: ; pip install -e ".[cpu,train,demo,dev]" && pre-commit install
+lint: ; ruff check . && ruff format --check . && deptry .
+types: ; mypy && lint-imports
+quick: ; pytest -m "not server and not browser and not slow" -n auto --dist loadfile
+test: ; .ci/run
