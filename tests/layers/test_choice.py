@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
-from larf_curate.layers.choice import best_layers, cumulative_share, separation
+from larf_curate.errors import ReferenceSetError
+from larf_curate.layers.choice import best_layers, check_enough_rows, cumulative_share, middle_half, separation
 from larf_curate.signals import SIGNALS, ReferenceStates
 from tests.fixtures.reference_states import drawn_references
 from tests.signals.test_held_out import naive_held_out
@@ -87,3 +88,45 @@ def test_a_layer_where_one_of_two_signals_says_nothing_is_not_chosen():
     fits = [lambda _refs, i=i: lambda rows: rows["last"][:, :, i] for i in range(2)]
     assert best_layers(fits[:1], refs, blocks) == (3, 4, 5)
     assert best_layers(fits, refs, blocks) == (6, 7, 8)
+
+
+def test_layers_come_from_the_middle_half_of_which_there_is_always_one():
+    assert {blocks: middle_half(blocks).tolist() for blocks in (1, 2, 4, 5, 8, 11, 12, 30)} == {
+        1: [0],
+        2: [0, 1],
+        4: [1, 2],
+        5: [1, 2, 3],
+        8: [2, 3, 4, 5],
+        11: [*range(2, 9)],
+        12: [*range(3, 9)],
+        30: [*range(7, 23)],
+    }
+
+
+def test_five_references_a_side_are_enough_and_four_are_not():
+    check_enough_rows(range(5), range(9))
+    with pytest.raises(ReferenceSetError, match="at least 5 .* got 4"):
+        check_enough_rows(range(9), range(4))
+
+
+def test_scores_that_never_vary_do_not_separate():
+    flat = {"last": np.zeros((6, 2, 1), np.float32)}
+    refs = ReferenceStates(unsafe=flat, safe=flat, neutral=flat)
+    assert_array_equal(separation(lambda _refs: lambda rows: rows["last"][:, :, 0], refs), [0, 0])
+
+
+def test_a_signal_that_separates_less_in_all_counts_as_much_and_a_negative_separation_as_none():
+    rng = np.random.default_rng(0)
+    strong, weak = np.array([9.0, 8, 0, 8, 0, 0, 0, 9]), np.array([0.0, 0, 0, 1.5, 2, 1.5, -9, 9])
+
+    def states(count, shift):
+        return {"last": (rng.normal(size=(count, 8, 2)) + shift).astype(np.float32)}
+
+    unsafe = states(200, np.stack([strong, weak], axis=1))
+    refs = ReferenceStates(unsafe=unsafe, safe=states(200, 0), neutral=states(200, 0))
+    fits = [lambda _refs, i=i: lambda rows: rows["last"][:, :, i] for i in range(2)]
+    shares = [
+        np.maximum(values, 0) / values.max() for values in (separation(fit, refs)[2:6].astype(float) for fit in fits)
+    ]
+    want = sorted(2 + np.argsort(-np.mean(shares, axis=0))[:3])
+    assert best_layers(fits, refs, 8) == tuple(want) == (3, 4, 5)

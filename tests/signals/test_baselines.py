@@ -14,6 +14,7 @@ def test_the_length_baseline_points_to_the_longer_side():
     rising = length(UNSAFE, OTHERS)(["a", "a" * 10, ""])
     assert_allclose(rising, np.log([2, 11, 1]), rtol=1e-6)
     assert_allclose(length(OTHERS, UNSAFE)(["a", "a" * 10, ""]), -rising)
+    assert_allclose(length(UNSAFE, UNSAFE)(["a", "a" * 10, ""]), rising)
 
 
 def words(text):
@@ -49,8 +50,8 @@ def test_left_out_texts_are_scored_by_a_baseline_that_never_saw_them():
 
     def fit(unsafe, others):
         seen = {*unsafe, *others}
-        assert all(text[0] == "u" for text in unsafe)
-        assert not any(text[0] == "u" for text in others)
+        assert {text[0] for text in unsafe} == {"u"}
+        assert {text[0] for text in others} == {"s", "n"}
         return lambda texts: np.array([text in seen for text in texts], np.float32)
 
     for side, scores in zip(sides, held_out_texts(fit, sides), strict=True):

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from larf_curate.signals import SIGNALS
 from larf_curate.signals.combined import calibrated as calibrated_signal
 from larf_curate.signals.held_out import held_out
-from larf_curate.signals.logistic import COMPONENT_SIGNALS, INVERSE_STRENGTHS
+from larf_curate.signals.logistic import COMPONENT_SIGNALS, INVERSE_STRENGTHS, _fit
 from tests.fixtures.reference_states import LAYERS, drawn_references, drawn_rows
 
 
@@ -23,6 +23,21 @@ def refs():
 @pytest.fixture(scope="module")
 def rows():
     return drawn_rows()
+
+
+def test_features_of_any_scale_count_alike_and_one_that_never_varies_for_nothing():
+    rng = np.random.default_rng(0)
+    unsafe, neutral = (rng.normal(size=(n, 2, 2)) * [1, 0.01] + shift for n, shift in ((25, [0.5, 0.004]), (40, 0)))
+    weights, offset = _fit(unsafe, neutral)
+    larger, same = _fit(unsafe * [1, 1000], neutral * [1, 1000])
+    assert_allclose(larger * [1, 1000], weights, rtol=1e-3)
+    assert same == pytest.approx(offset, rel=1e-3)
+    assert np.isfinite(weights).all()
+    for part in (unsafe, neutral):
+        part[:, 0, 0] = 0
+    weights, offset = _fit(unsafe, neutral)
+    assert np.isfinite([*weights.ravel(), offset]).all()
+    assert weights[0, 0] == 0
 
 
 def test_the_logistic_signal_is_the_log_odds_of_a_model_of_left_out_scores(refs, rows):
