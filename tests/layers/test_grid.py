@@ -16,6 +16,12 @@ def test_blocks_rank_by_the_widest_pair_of_scales_and_ties_by_the_narrower_ones(
     np.testing.assert_array_equal(Grid(alphas, values).effects.sum(1), [4, 4, 3, -3])
 
 
+def test_gains_that_differ_by_rounding_alone_are_ties_and_ties_of_all_go_by_block_number():
+    gains = np.array([0.3, 0.1 + 0.2, 0.5])
+    assert rank_blocks(gains, np.array([1.0, 0.0, 0.0])) == [2, 0, 1]
+    assert rank_blocks(gains) == [2, 0, 1]
+
+
 @pytest.mark.parametrize(
     "alphas", [[], [0.7], [0.7, 0.8, 1.3], [0.0, 1.3], [0.7, 1.0, 1.3], [-1, 2], [0.7, math.inf], [0.7, math.nan]]
 )

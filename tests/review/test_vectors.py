@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
 
-from larf_curate.columns import states_of
 from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import cache_profile
 from larf_curate.profile.cache import profile_of
@@ -77,17 +75,6 @@ def test_an_unusable_state_becomes_zero():
     reduced = reduction(given)
     assert (reduced[:3] == 0).all()
     assert np.linalg.norm(reduced[3]) == pytest.approx(1)
-
-
-def test_states_are_read_as_they_are_stored():
-    values = [[1.0, 2.0], None, [3.0], [5.0, 6.0]]
-    features = Features({"larf_state": List(Value("float16")), "x": Value("int64")})
-    rows = Dataset.from_dict({"larf_state": values, "x": [0, 1, 2, 3]}, features=features)
-    want = np.array([[5, 6], [1, 2], [np.nan] * 2, [np.nan] * 2], np.float32)
-    np.testing.assert_array_equal(states_of(rows.select([3, 0, 1, 2])), want)
-    assert states_of(rows.select([1])) is None
-    assert states_of(rows.remove_columns("larf_state")) is None
-    assert states_of(rows.select([])) is None
 
 
 def test_the_profile_is_the_one_given_or_the_one_kept(tmp_path, monkeypatch):

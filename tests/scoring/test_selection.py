@@ -3,7 +3,6 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from numpy.testing import assert_allclose
 
-from larf_curate.columns import content_digest, row_id
 from larf_curate.errors import InputError
 from larf_curate.scoring.selection import Selection, select
 
@@ -201,15 +200,6 @@ def test_ids_do_not_change_with_scores_or_rule():
 
 def ids_by_question(selection):
     return {q: i for part in selection for q, i in zip(part["question"], part["larf_row_id"], strict=True)}
-
-
-def test_an_id_is_the_digest_of_place_and_content():
-    row = {"question": "Q", "larf_score": 0.5}
-    assert content_digest(row) == content_digest({"question": "Q", "larf_score": 0.1})
-    assert content_digest(row) != content_digest({"question": "q"})
-    assert content_digest({"a": "\ud800"}) != content_digest({"a": "\ud801"})
-    assert len({row_id("s", 0, row), row_id("s", 1, row), row_id("t", 0, row)}) == 3
-    assert len(row_id("s", 0, row)) == 32
 
 
 def test_selecting_again_keeps_the_ids_and_replaces_the_verdicts():
