@@ -1,6 +1,6 @@
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from larf_curate.conversation.schemas import (
@@ -237,6 +237,8 @@ COLUMNS = st.sampled_from(["messages", "conversations", "prompt", "completion", 
 def test_any_row_is_read_or_refused_with_our_own_error():
     read, refused = [], []
 
+    @example({"messages": ASKED})
+    @example({"messages": 3})
     @given(st.dictionaries(COLUMNS, VALUES | TURNS | st.text(max_size=5), max_size=3))
     def check(row):
         try:
@@ -250,5 +252,5 @@ def test_any_row_is_read_or_refused_with_our_own_error():
         assert any(message["role"] == "assistant" for message in messages)
 
     check()
-    assert len(read) > 5
-    assert len(refused) > 5
+    assert read
+    assert refused
