@@ -42,12 +42,22 @@ def test_an_empty_table_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '["ok", ""]', "[1]", "{", "7", '"ab"', '[{"name": "x"}]', '{"prompts": ["x"]}']
+    ("content", "said"),
+    [
+        ("[]", "no rows"),
+        ('["ok", ""]', "prompt 1 .* empty"),
+        ("[1]", "prompt 0 .* not text"),
+        ("{", "cannot read p.*json"),
+        ("7", "cannot read p.*json"),
+        ('"ab"', "cannot read p.*json"),
+        ('[{"name": "x"}]', "no column of prompts, only name"),
+        ('{"prompts": ["x"]}', "no column of prompts, only prompts"),
+    ],
 )
-def test_files_without_usable_prompts_are_refused(tmp_path, content):
+def test_files_without_usable_prompts_are_refused(tmp_path, content, said):
     path = tmp_path / "prompts.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=said):
         overrejection_prompts(path)
 
 

@@ -38,10 +38,19 @@ def test_a_report_is_the_same_after_saving_and_loading_from_a_folder_or_a_file(t
     assert (tmp_path / "profile" / "layers.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"kind": "layers", "format": 1, "x": 2}', '{"kind": "layers"}', "x"])
-def test_files_that_are_no_report_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "not a layer report"),
+        ("[]", "not a layer report"),
+        ('{"kind": "layers"}', "not a layer report of format 1"),
+        ('{"kind": "layers", "format": 1, "x": 2}', "damaged"),
+        ("x", "not valid JSON"),
+    ],
+)
+def test_files_that_are_no_report_are_refused(tmp_path, content, said):
     (tmp_path / "layers.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=said):
         LayerReport.load(tmp_path)
 
 

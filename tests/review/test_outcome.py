@@ -56,10 +56,16 @@ def test_named_columns_are_replaced():
 
 
 @pytest.mark.parametrize(
-    "row", [{"messages": []}, {"messages": CHAT[:1]}, {"x": 1}, {"question": None, "answer": None}]
+    ("row", "said"),
+    [
+        ({"messages": []}, "wanted messages"),
+        ({"messages": CHAT[:1]}, "wanted an assistant turn"),
+        ({"x": 1}, "no known conversation format"),
+        ({"question": None, "answer": None}, "wanted text"),
+    ],
 )
-def test_a_row_without_an_answer_cannot_be_edited(row):
-    with pytest.raises(ConversationError):
+def test_a_row_without_an_answer_cannot_be_edited(row, said):
+    with pytest.raises(ConversationError, match=said):
         replace_answer(row, "better")
 
 

@@ -1,5 +1,6 @@
 import html
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -24,7 +25,7 @@ def within_limits(conversation):
     return (
         1 <= len(conversation) <= 500
         and all(1 <= len(m["role"]) <= 20 and 1 <= len(m["content"]) <= 20_000 for m in conversation)
-        and json.dumps(conversation, ensure_ascii=False).encode("utf-8") is not None
+        and not re.search("[\ud800-\udfff]", json.dumps(conversation, ensure_ascii=False))  # what UTF-8 cannot hold
     )
 
 
