@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from larf_curate.conversation.schemas import ROLES, schema_for, to_messages
+from larf_curate.conversation.messages import role_name
+from larf_curate.conversation.schemas import schema_for, to_messages
 from larf_curate.errors import ConversationError
 
 Row = dict[str, Any]
@@ -80,7 +81,7 @@ def _message_keys(message: object) -> tuple[str, str]:
 
 def _last_assistant(roles: list[Any]) -> int:
     """Index of the last assistant message."""
-    found = [i for i, role in enumerate(roles) if isinstance(role, str) and ROLES.get(role.lower()) == "assistant"]
+    found = [i for i, role in enumerate(roles) if role_name(role) == "assistant"]
     if not found:
         raise ConversationError("wanted an assistant turn, got none: there is no answer to correct")
     return found[-1]

@@ -1,56 +1,29 @@
 """Render and tokenize conversations with the model's own chat template, and locate their assistant turns.
 
-A chat template does not report positions. So it is rendered once per sequence of roles with placeholder contents; the
-literal text around the placeholders then locates the real contents in a rendered conversation, and the tokenizer's
-character offsets convert these spans to token positions.
+One encoding for scoring, explanations, review, evaluation and training: token ids, and the tokens of every assistant
+turn that a trainer learns. `TurnFinder` locates the turns in the rendered text, and the tokenizer's character offsets
+convert these spans to token positions.
 """
 
-import hashlib
+import json
+import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from os.path import commonprefix
-from typing import Any, Literal, Protocol
+from datetime import date
+from functools import cached_property, partial
+from typing import Any, Literal
 
-from jinja2 import TemplateError
-
-from larf_curate.conversation.schemas import (
-    Conversation,
-    EmptyConversationError,
-    Message,
-    Row,
-    Schema,
-    clean,
-    to_conversation,
-)
+from larf_curate.conversation.messages import EmptyConversationError, UnsupportedContentError, is_learned
+from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation
+from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
+from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
-Status = Literal["ok", "truncated", "empty", "malformed", "non_finite"]
-
-
-class Tokenizer(Protocol):
-    """The interface of a fast transformers tokenizer that this package uses."""
-
-    is_fast: bool
-    chat_template: str | dict[str, str] | None
-
-    def __call__(self, text: Sequence[str], **options: bool) -> Mapping[str, Any]:
-        """Tokenize texts."""
-        ...
-
-    def apply_chat_template(self, conversation: Sequence[Message], **options: object) -> Any:  # noqa: ANN401
-        """Render a conversation."""
-        ...
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Added tokens by id, each with an attribute ``special``."""
-        ...
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Convert token ids to text."""
-        ...
+logger = logging.getLogger(__name__)
+Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
+MAX_FINDERS = 256
+"""Most sets of template arguments whose finder of turns is remembered."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +89,29 @@ class Renderer:
             and the end of its last turn (three quarters) are kept; see `truncate`.
         columns: Column names by role; default: inferred from the rows. See `to_conversation`.
         keep_texts: Whether `Rendered.texts` is filled, for text-only baselines.
+        day: Day of dates that the template writes; default: today.
 
     Raises:
-        ModelError: If the tokenizer has no chat template, or is a slow one, which gives no character offsets.
+        ModelError: If the tokenizer has no usable chat template, or is a slow one, which gives no character offsets.
     """
 
     tokenizer: Tokenizer
     max_length: int
     columns: Mapping[str, str] | None = None
     keep_texts: bool = False
-    _literals: dict[tuple[str, ...], list[str] | None] = field(default_factory=dict, repr=False)
+    day: date | None = None
+    _finders: dict[str, TurnFinder] = field(default_factory=dict, repr=False)
+    _told: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
             raise ModelError("wanted a fast tokenizer (tokenizer.json), got a slow one: convert it with transformers")
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                "the model has no chat template, so conversations cannot be formatted: "
-                "use an instruct or chat model, or pass a template (chat_template=…, --chat-template FILE)"
-            )
+        _ = self.template  # raises if there is none
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        return ChatTemplate(self.tokenizer, self.day)
 
     @cached_property
     def template_digest(self) -> str:
@@ -165,71 +142,53 @@ class Renderer:
             return self._render(conversation)
         except EmptyConversationError as error:
             return Rendered(status="empty", reason=str(error))
+        except UnsupportedContentError as error:
+            return Rendered(status="unsupported", reason=str(error))
         except ConversationError as error:
             return Rendered(status="malformed", reason=str(error))
 
     def _render(self, conversation: Conversation) -> _RenderedText:
         if conversation.text is not None:
-            return _RenderedText(conversation.text, [(0, len(conversation.text))])
-        text = self._apply(conversation.messages)
-        return _RenderedText(text, self._spans(conversation.messages, text))
+            text = conversation.text
+            text = text if text.startswith(self._text_start) else self._text_start + text
+            return _RenderedText(text, [(0, len(text))])
+        messages, arguments = conversation.messages, conversation.arguments
+        text = self.template(messages, arguments=arguments)
+        turns = self._finder(arguments)(messages, text)
+        learned = [span for index, span in turns.spans.items() if is_learned(messages[index])]
+        if not learned:
+            raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
+        self._tell(conversation, turns)
+        return _RenderedText(text, learned)
 
-    def _apply(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        except (TemplateError, TypeError, KeyError) as error:
-            raise ConversationError(f"the model's chat template rejects the conversation: {error}") from error
-        return clean(str(text))  # tool calls and names have not been cleaned yet
+    @cached_property
+    def _text_start(self) -> str:
+        """The token that training writes at the start of plain text; empty if there is none."""
+        bos = self.tokenizer.bos_token
+        [with_start], [without] = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (True, False))
+        if not bos or len(with_start) == len(without):
+            return ""
+        [first, *_] = self.tokenizer([bos], add_special_tokens=False)["input_ids"][0]
+        return bos if with_start[0] == first else ""
 
-    def _spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """Character spans of the assistant turns; only of the last one if the template changes the contents."""
-        spans = self._align(messages, text)
-        if not spans:
-            # The last answer begins where the conversation first differs from its prompt with a generation prompt.
-            answer = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-            prompt = self._apply(messages[:answer], generation_prompt=True) if answer else ""
-            return [(len(commonprefix([prompt, text])), len(text))]
-        return spans
+    def _finder(self, arguments: Mapping[str, Any]) -> TurnFinder:
+        """The finder of turns for rows with these arguments of the template."""
+        key = json.dumps(arguments, sort_keys=True) if arguments else ""
+        if key not in self._finders:
+            if len(self._finders) == MAX_FINDERS:
+                self._finders.clear()
+            render = partial(self.template, arguments=arguments)
+            self._finders[key] = TurnFinder(render, learns_header=learns_header(self.template_digest))
+        return self._finders[key]
 
-    def _align(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-        """Align the template's literal text with a rendered conversation; None if it does not match."""
-        roles = tuple(message["role"] for message in messages)
-        literals = self._literals_around(roles)
-        if literals is None:
-            return None
-        spans, cursor = [], len(literals[0])
-        for index, (message, after) in enumerate(zip(messages, literals[1:], strict=True)):
-            content = _rendered_content(message["content"], after, text, cursor)
-            if content is None:
-                return None
-            if message["role"] == "assistant" and content:
-                # ``after`` may also open the next turn; a conversation that ends here shows the end-of-turn mark alone.
-                closing = self._literals_around(roles[: index + 1])
-                end_mark = closing[-1] if closing and after.startswith(closing[-1]) else ""
-                spans.append((cursor, cursor + len(content) + len(end_mark)))
-            cursor += len(content) + len(after)
-        return spans if cursor == len(text) else None
-
-    def _literals_around(self, roles: tuple[str, ...]) -> list[str] | None:
-        """The template's literal text before, between and after messages of these roles; None if it has none."""
-        if roles not in self._literals:
-            self._literals[roles] = self._probe(roles)
-        return self._literals[roles]
-
-    def _probe(self, roles: tuple[str, ...]) -> list[str] | None:
-        """Render placeholders, and split the result at them."""
-        contents = [f"\N{SNOWMAN}{index}\N{SNOWMAN}" for index in range(len(roles))]
-        try:
-            text = self._apply([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
-        except ConversationError:
-            return None
-        literals = []
-        for content in contents:
-            before, found, text = text.partition(content)
-            if not found:
-                return None
-            literals.append(before)
-        return [*literals, text]
+    def _tell(self, conversation: Conversation, turns: Turns) -> None:
+        """Say once what the template leaves out of conversations, which a trainer would not see either."""
+        roles = sorted({conversation.messages[index]["role"] for index in turns.hidden})
+        unread = self.template.unread(conversation.messages, conversation.arguments)
+        for what in [*unread, *(f"the text of some {role} turns" for role in roles)]:
+            if what not in self._told:
+                self._told.add(what)
+                logger.warning("the chat template leaves out %s: it is not scored, and training would not see it", what)
 
     def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
         """Convert character spans of the turns to token positions, and truncate."""
@@ -282,13 +241,6 @@ def truncate(tokens: Tokens, length: int) -> Tokens:
     return Tokens(tokens.ids[:head] + tokens.ids[head + gap :], tuple(shifted))
 
 
-def template_digest(tokenizer: Tokenizer) -> str:
-    """Hex SHA-256 of a tokenizer's chat template."""
-    template = tokenizer.chat_template
-    text = template if isinstance(template, str) else repr(sorted((template or {}).items()))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """Remove spans of characters, which may overlap, from a text."""
     parts, cursor = [], 0
@@ -301,11 +253,3 @@ def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
 def _shifted(position: int, head: int, gap: int) -> int:
     """Position of a token after ``gap`` tokens from ``head`` on are removed."""
     return position if position < head else max(position - gap, head)
-
-
-def _rendered_content(content: str, after: str, text: str, cursor: int) -> str | None:
-    """The content as the template renders it at ``cursor``, unchanged or stripped, if ``after`` follows; else None."""
-    for rendered in (content, content.strip()):
-        if text.startswith(rendered, cursor) and text.startswith(after, cursor + len(rendered)):
-            return rendered
-    return None

@@ -1,35 +1,63 @@
-"""Parse dataset rows as conversations: schemas by column names, normalised roles and contents.
+"""Parse dataset rows as conversations: schemas by column names.
 
-Recognised columns: ``messages``, ``conversations`` (ShareGPT), ``prompt``/``completion`` and ``prompt``/``chosen``
-(TRL), ``prompt``/``response``, ``instruction``/``input``/``output`` (Alpaca), ``instruction``/``context``/``response``
-(Dolly), ``question``/``answer`` (GSM8K), ``text``, or columns named by the user.
+Recognised columns: ``messages``, ``conversations`` (ShareGPT), ``conversation``, ``prompt``/``completion`` and
+``prompt``/``chosen`` (TRL), ``chosen`` alone (the prompt is part of it), ``prompt``/``response``,
+``instruction``/``input``/``output`` (Alpaca), ``instruction``/``context``/``response`` (Dolly), ``question``/``answer``
+(GSM8K), ``question``/``response``, ``inputs``/``targets``, ``text``, or columns named by the user. Beside them the
+columns in `EXTRAS` are read, as trainers read them.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from larf_curate.conversation.messages import (
+    ROLES,
+    THOUGHT_KEYS,
+    EmptyConversationError,
+    Message,
+    clean,
+    json_value,
+    message_of,
+    messages_of,
+    parsed,
+    text_of,
+    wrong,
+)
 from larf_curate.errors import ConversationError
 
 Row = Mapping[str, Any]
-Message = dict[str, Any]
-"""A chat message: ``role``, ``content`` (a string) and optional keys that templates read (``tool_calls``, ``name``)."""
+Reader = Callable[[Row], list[Message]]
 
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
-"""Normalised role by the name that a dataset may use, in lower case."""
+SYSTEM = ("system", "system_prompt")
+"""Columns with the system prompt of a row."""
+HISTORY = "history"
+"""Column with the earlier turns of a row of Alpaca's format, as LLaMA-Factory reads it: pairs of texts."""
+ARGUMENTS = ("tools", "documents")
+"""Columns that are arguments of the chat template."""
+MORE_ARGUMENTS = "chat_template_kwargs"
+"""Column with further arguments of the chat template, as in TRL."""
+EXTRAS = (*SYSTEM, *ARGUMENTS, MORE_ARGUMENTS, *THOUGHT_KEYS)
+"""Columns that are read beside those of any schema."""
+SEEMINGLY_USED = (
+    *EXTRAS,
+    HISTORY,
+    "functions",
+    "input",
+    "context",
+    "images",
+    "image",
+    "audio",
+    "videos",
+    "instruction",
+)
+"""Columns that look like part of a conversation: a user is told if one is not read."""
 
-MESSAGE_KEYS = (("role", "from"), ("content", "value"))
-"""Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
-
-
-class EmptyConversationError(ConversationError):
-    """A row has no assistant turn with text, so there is nothing to score."""
+ROLE = "role:"
+"""Prefix of keys of ``columns`` that name a further role of messages: ``role:narrator=user``."""
+NAMED = ("system", "user", "assistant", "messages", "text")
+"""Keys of ``columns`` that name a column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +68,12 @@ class Conversation:
         messages: The chat messages with normalised roles and contents; at least one assistant message has text or tool
             calls.
         text: Text of a row that is already rendered (a ``text`` column), to be used without a chat template; else None.
+        arguments: Further arguments of the chat template: ``tools``, ``documents``, and those that a row names.
     """
 
     messages: list[Message]
     text: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,11 +84,13 @@ class Schema:
         columns: The required columns, with the column of the answer last.
         read: Function that reads the messages of a row.
         plain: Whether rows are already rendered as text, so that no chat template is applied.
+        reads: Further columns that ``read`` reads.
     """
 
     columns: tuple[str, ...]
-    read: Callable[[Row], list[Message]]
+    read: Reader
     plain: bool = False
+    reads: tuple[str, ...] = ()
 
 
 def to_conversation(
@@ -68,8 +100,8 @@ def to_conversation(
 
     Args:
         row: A dataset row.
-        columns: Column names by role (``{"user": "q", "assistant": "a"}``; also ``system``, ``messages`` and ``text``);
-            default: inferred from the row's column names.
+        columns: Column names by role (``{"user": "q", "assistant": "a"}``; also ``system``, ``messages`` and ``text``,
+            and ``role:NAME`` for a further role of messages); default: inferred from the row's column names.
         schema: The row's format, if already known: it is the same for all rows of a dataset. Takes precedence over
             ``columns``.
 
@@ -83,17 +115,19 @@ def to_conversation(
     if row is None:
         raise EmptyConversationError("wanted a row, got None: remove or fill it")
     if not isinstance(row, Mapping):
-        raise _wrong("a row with named columns", row)
+        raise wrong("a row with named columns", row)
     schema = schema or schema_for(row, columns)
-    messages = [message | {"content": clean(message["content"])} for message in schema.read(row)]
-    if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
+    messages = clean(schema.read(row))
+    if not any(_says_something(message) for message in messages if message["role"] == "assistant"):
         raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
-    return Conversation(messages=messages, text=messages[0]["content"] if schema.plain else None)
+    if schema.plain:
+        return Conversation(messages=messages, text=messages[0]["content"])
+    return Conversation(messages=_with_extras(messages, row, schema), arguments=_arguments(row))
 
 
 def to_messages(row: Row, columns: Mapping[str, str] | None = None) -> list[Message]:
-    """Parse a row as chat messages; see `to_conversation` for arguments and errors."""
-    return to_conversation(row, columns).messages
+    """Parse a row as chat messages, all contents as text; see `to_conversation` for arguments and errors."""
+    return [message | {"content": text_of(message)} for message in to_conversation(row, columns).messages]
 
 
 def schema_for(available: Iterable[str], columns: Mapping[str, str] | None) -> Schema:
@@ -106,29 +140,49 @@ def schema_for(available: Iterable[str], columns: Mapping[str, str] | None) -> S
     Raises:
         ConversationError: If no schema matches.
     """
-    return _named_schema(columns) if columns else detect_schema(available)
+    columns = columns or {}
+    roles = {key.removeprefix(ROLE).lower(): role for key, role in columns.items() if key.startswith(ROLE)}
+    named = {key: column for key, column in columns.items() if not key.startswith(ROLE)}
+    return _named_schema(named, roles) if named else detect_schema(available, roles)
 
 
-def detect_schema(columns: Iterable[str]) -> Schema:
-    """Infer the schema from column names: the first of `SCHEMAS` whose columns are all present.
+def detect_schema(columns: Iterable[str], roles: Mapping[str, str] | None = None) -> Schema:
+    """Infer the schema from column names: the first whose columns are all present.
+
+    Args:
+        columns: Column names of the rows.
+        roles: Normalised roles by further names.
 
     Raises:
         ConversationError: If no schema matches.
     """
     present = set(columns)
-    for schema in SCHEMAS:
+    schemas = _schemas(roles or {})
+    for schema in schemas:
         if present.issuperset(schema.columns):
             return schema
-    wanted = ", ".join("+".join(schema.columns) for schema in SCHEMAS)
+    wanted = ", ".join("+".join(schema.columns) for schema in schemas)
     raise ConversationError(
         f"no known conversation format in the columns {sorted(present)}: wanted one of {wanted}, "
         "or name the columns (columns={'user': …, 'assistant': …}; on the command line --columns user=…,assistant=…)"
     )
 
 
-def clean(text: str) -> str:
-    """Join surrogate pairs and replace lone surrogates, which fast tokenizers reject."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None = None) -> list[str]:
+    """Columns that look like part of the conversation but are not read.
+
+    Args:
+        available: Column names of the rows.
+        columns: Column names by role, if the user named any.
+
+    Raises:
+        ConversationError: If no schema matches.
+    """
+    present = set(available)
+    schema = schema_for(present, columns)
+    others = {column for other in _schemas({}) for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
+    used = {*schema.columns, *schema.reads, *(() if schema.plain else EXTRAS)}
+    return sorted(present & others - used)
 
 
 def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
@@ -142,139 +196,166 @@ def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
         ConversationError: If a role is unknown, no column is named for the answer, or a column is missing.
     """
     present = set(available)
-    if unknown := set(columns) - {"system", "user", "assistant", "messages", "text"}:
+    named = {key: column for key, column in columns.items() if not key.startswith(ROLE)}
+    if unknown := set(named) - set(NAMED):
         raise ConversationError(
             f"unknown roles in columns: {sorted(unknown)}; use system, user, assistant, messages or text"
         )
-    if not columns.keys() & {"assistant", "messages", "text"}:
+    if wrong_roles := sorted(set(columns.values()) - set(named.values()) - set(ROLES.values())):
+        raise ConversationError(f"unknown roles {wrong_roles}: use {', '.join(dict.fromkeys(ROLES.values()))}")
+    if named and not named.keys() & {"assistant", "messages", "text"}:
         raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
-    if missing := set(columns.values()) - present:
+    if missing := set(named.values()) - present:
         raise ConversationError(
             f"columns {sorted(missing)} are not in the dataset, which has {sorted(present)}: name some of these"
         )
 
 
-def _named_schema(columns: Mapping[str, str]) -> Schema:
+def _says_something(message: Message) -> bool:
+    return bool(text_of(message).strip() or any(message.get(key) for key in ("tool_calls", *THOUGHT_KEYS)))
+
+
+def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Message]:
+    """Messages with the system prompt and the thought that are in columns of their own."""
+    columns = [column for column in EXTRAS if column not in schema.columns and row.get(column)]
+    if not columns:
+        return messages
+    if (thoughts := {key: row[key] for key in THOUGHT_KEYS if key in columns}) and messages[-1]["role"] == "assistant":
+        messages = [*messages[:-1], {**thoughts, **messages[-1]}]
+    system = next((row[column] for column in SYSTEM if column in columns), None)
+    if system and messages[0]["role"] != "system":
+        messages = [message_of("system", system), *messages]
+    return list(clean(messages))
+
+
+def _history(value: object) -> list[Message]:
+    """Earlier turns: a list of pairs, or messages."""
+    turns = parsed(value, "a list of pairs of texts") if isinstance(value, str) else value
+    if not isinstance(turns, list | tuple):
+        raise wrong("a list of pairs of texts", turns)
+    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+        return messages_of(turns)
+    return [message_of(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+
+
+def _arguments(row: Row) -> dict[str, Any]:
+    """The arguments that a row has for the chat template."""
+    found: dict[str, Any] = {}
+    if more := _value(row, MORE_ARGUMENTS):
+        if not isinstance(more, Mapping):
+            raise wrong(f"a dict of arguments in column {MORE_ARGUMENTS}", more)
+        found = dict(more)
+    for column in ARGUMENTS:
+        if value := _value(row, column):
+            if not isinstance(value, list):
+                raise wrong(f"a list in column {column}", value)
+            found[column] = [_item(item, column) if isinstance(item, str) else item for item in value]
+    return found
+
+
+def _value(row: Row, column: str) -> Any:  # noqa: ANN401  any JSON value
+    """The value of a column, parsed if it is JSON; None if there is none."""
+    value = row.get(column)
+    if isinstance(value, str):
+        value = parsed(value, f"JSON in column {column}") if value.strip() else None
+    return clean(json_value(value))
+
+
+def _item(text: str, column: str) -> Any:  # noqa: ANN401  any JSON value
+    return parsed(text, f"JSON in column {column}") if column == "tools" else {"text": text}
+
+
+def _named_schema(columns: Mapping[str, str], roles: Mapping[str, str]) -> Schema:
     """Schema of the columns that the user named."""
     if "text" in columns:
         text = columns["text"]
-        return Schema((text,), lambda row: [_message("assistant", row.get(text))], plain=True)
+        return Schema((text,), lambda row: [_turn("assistant", row.get(text))], plain=True)
     if "messages" in columns:
         messages = columns["messages"]
-        return Schema((messages,), lambda row: _chat(row.get(messages)))
+        return Schema((messages,), lambda row: _dialog(row.get(messages), roles))
+    user, assistant, system = columns.get("user"), columns.get("assistant", ""), columns.get("system")
 
     def read(row: Row) -> list[Message]:
-        roles = [role for role in ("system", "user", "assistant") if role in columns]
-        return [_message(r, row.get(columns[r])) for r in roles if r != "system" or row.get(columns[r])]
+        before = _side("user", row.get(user), roles) if user else []
+        after = _side("assistant", row.get(assistant), roles)
+        first = [_turn("system", row[system])] if system and row.get(system) else []
+        return [*first, *_joined(before, after)]
 
-    return Schema(tuple(columns[role] for role in ("system", "user", "assistant") if role in columns), read)
-
-
-def _chat(value: object) -> list[Message]:
-    """Parse a list of role/content or from/value dicts, or the dict of lists that older `datasets` versions return."""
-    if value is None:
-        raise EmptyConversationError("wanted messages, got none: there is nothing to score")
-    if isinstance(value, Mapping):
-        value = _transpose(value)
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _wrong("a list of messages", value)
-    return [_chat_message(item) for item in value]
+    return Schema(tuple(column for column in (system, user, assistant) if column), read)
 
 
-def _chat_message(item: object) -> Message:
-    if isinstance(item, str):  # a JSON column
-        item = _parse(item)
-    if not isinstance(item, Mapping):
-        raise _wrong("a message with role and content", item)
-    # Rows of mixed origin have both spellings, one of them null: take the one with a value.
-    role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
-    message = _message(role, content, optional=bool(item.get("tool_calls")))
-    return message | {key: item[key] for key in ("tool_calls", "tool_call_id", "name") if item.get(key)}
+def _turn(role: str, value: object) -> Message:
+    """A message of a column with text; a list is no text, or the parts of one."""
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value) and len(value) != 1:
+        raise wrong(f"text for the {role} turn", value)
+    return message_of(role, value)
 
 
-def _message(role: object, content: object, *, optional: bool = False) -> Message:
-    """A message with normalised role and text; ``optional`` allows a message without content, as of tool calls."""
-    known = ROLES.get(role.lower()) if isinstance(role, str) else None
-    if known is None:
-        raise ConversationError(f"unknown role {role!r:.80}: wanted one of {', '.join(ROLES)}")
-    if content is None and optional:
-        return {"role": known, "content": ""}
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(_part(part) for part in content)
-    if content is None:
-        raise EmptyConversationError(f"wanted text for the {known} turn, got none: fill or remove the row")
-    if not isinstance(content, str):
-        raise _wrong(f"text for the {known} turn", content)
-    return {"role": known, "content": content}
+def _side(role: str, value: object, roles: Mapping[str, str]) -> list[Message]:
+    """The messages of a column that has a text or a list of messages."""
+    is_chat = isinstance(value, Mapping) or isinstance(value, list | tuple) and not _are_parts(value)
+    return messages_of(value, roles) if is_chat else [_turn(role, value)]
 
 
-def _part(part: object) -> str:
-    """The text of one part of a content list; other modalities are not supported."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise _wrong("a text part of a message", part)
+def _are_parts(value: Iterable[object]) -> bool:
+    return all(isinstance(item, str) or isinstance(item, Mapping) and "type" in item for item in value)
 
 
-def _transpose(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Convert a dict of lists to a list of dicts."""
-    columns = list(value.values())
-    if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
-        raise _wrong("a list of messages", value)
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+def _joined(before: list[Message], after: list[Message]) -> list[Message]:
+    """A prompt and what follows; preference data sets often repeat the prompt in ``chosen``."""
+    return after if after[: len(before)] == before else before + after
 
 
-def _parse(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise _wrong("a message with role and content", text) from None
+def _pair(user: str, assistant: str) -> Reader:
+    return lambda row: [_turn("user", row[user]), _turn("assistant", row[assistant])]
 
 
-def _pair(user: str, assistant: str) -> Callable[[Row], list[Message]]:
-    return lambda row: [_message("user", row[user]), _message("assistant", row[assistant])]
+def _with_input(extra: str, answer: str) -> Reader:
+    """Alpaca and Dolly: the user turn is the instruction, followed on a line of its own by the input if there is one.
 
-
-def _with_input(extra: str, answer: str) -> Callable[[Row], list[Message]]:
-    """Alpaca and Dolly: the user turn is the instruction, followed by a blank line and the input if there is one."""
+    LARF's authors and LLaMA-Factory have one line break there; the latter also reads earlier turns.
+    """
 
     def read(row: Row) -> list[Message]:
         parts = [row["instruction"], *([row[extra]] if row.get(extra) else [])]
-        user = [_message("user", part)["content"] for part in parts]
-        system = [_message("system", row["system"])] if row.get("system") else []
-        return [*system, _message("user", "\n\n".join(user)), _message("assistant", row[answer])]
+        user = [text_of(_turn("user", part)) for part in parts]
+        earlier = _history(row[HISTORY]) if row.get(HISTORY) else []
+        return [*earlier, message_of("user", "\n".join(user)), _turn("assistant", row[answer])]
 
     return read
 
 
-def _prompt_and(answer: str) -> Callable[[Row], list[Message]]:
+def _prompt_and(answer: str, roles: Mapping[str, str]) -> Reader:
     """TRL: prompt and answer are each a text or a list of messages."""
-
-    def read(row: Row) -> list[Message]:
-        prompt, reply = row["prompt"], row[answer]
-        before = [_message("user", prompt)] if isinstance(prompt, str) or prompt is None else _chat(prompt)
-        after = [_message("assistant", reply)] if isinstance(reply, str) or reply is None else _chat(reply)
-        # Preference data sets often repeat the prompt in ``chosen``.
-        return after if after[: len(before)] == before else before + after
-
-    return read
+    return lambda row: _joined(_side("user", row["prompt"], roles), _side("assistant", row[answer], roles))
 
 
-# The first match counts. Rows may match several: preference data sets can have ``messages`` beside ``prompt`` and
-# ``chosen``, and rows of any format can have a ``text`` column.
-SCHEMAS = (
-    Schema(("messages",), lambda row: _chat(row["messages"])),
-    Schema(("conversations",), lambda row: _chat(row["conversations"])),
-    Schema(("prompt", "completion"), _prompt_and("completion")),
-    Schema(("prompt", "chosen"), _prompt_and("chosen")),
-    Schema(("prompt", "response"), _prompt_and("response")),
-    Schema(("instruction", "output"), _with_input("input", "output")),
-    Schema(("instruction", "response"), _with_input("context", "response")),
-    Schema(("question", "answer"), _pair("question", "answer")),
-    Schema(("text",), lambda row: [_message("assistant", row["text"])], plain=True),
-)
+def _dialog(value: object, roles: Mapping[str, str]) -> list[Message]:
+    """Messages, or a dialog as one text, as in the preference data of Anthropic's hh-rlhf."""
+    if isinstance(value, str) and (turns := re.split(r"\n\n(Human|Assistant): ?", f"\n\n{value.lstrip()}")[1:]):
+        names = {"Human": "user", "Assistant": "assistant"}
+        return [message_of(names[name], text) for name, text in zip(turns[::2], turns[1::2], strict=True)]
+    return messages_of(value, roles)
 
 
-def _wrong(wanted: str, got: object) -> ConversationError:
-    return ConversationError(f"wanted {wanted}, got {type(got).__name__} {got!r:.80}")
+def _schemas(roles: Mapping[str, str]) -> tuple[Schema, ...]:
+    """The schemas; the first match counts.
+
+    Rows may match several: preference data sets can have ``messages`` beside ``prompt`` and ``chosen``, and rows of any
+    format can have a ``text`` column.
+    """
+    return (
+        *(Schema((name,), _list_reader(name, roles)) for name in ("messages", "conversations", "conversation")),
+        *(Schema(("prompt", answer), _prompt_and(answer, roles)) for answer in ("completion", "chosen", "response")),
+        Schema(("chosen",), _list_reader("chosen", roles)),
+        Schema(("instruction", "output"), _with_input("input", "output"), reads=("input", HISTORY)),
+        Schema(("instruction", "response"), _with_input("context", "response"), reads=("context", HISTORY)),
+        Schema(("question", "answer"), _pair("question", "answer")),
+        Schema(("question", "response"), _pair("question", "response")),
+        Schema(("inputs", "targets"), _pair("inputs", "targets")),
+        Schema(("text",), lambda row: [_turn("assistant", row["text"])], plain=True),
+    )
+
+
+def _list_reader(column: str, roles: Mapping[str, str]) -> Reader:
+    return lambda row: _dialog(row[column], roles)

@@ -12,8 +12,9 @@ import torch
 from jinja2 import TemplateError
 from torch import nn
 
-from larf_curate.conversation.chat_template import Renderer, template_digest
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.templates import template_digest
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
 from larf_curate.models.devices import check_device, resolve_device, resolve_dtype

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from larf_curate.conversation.chat_template import Tokenizer
+from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
 from larf_curate.models.blocks import has_same_blocks, truncate_config

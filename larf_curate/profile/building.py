@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from larf_curate.conversation.chat_template import template_digest
 from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.templates import template_digest
 from larf_curate.data.references import ReferenceSet, load_neutral
 from larf_curate.errors import ModelError, ProfileError
 from larf_curate.layers.choice import check_enough_rows

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from larf_curate.conversation.chat_template import Tokenizer
-from larf_curate.conversation.schemas import Row, to_conversation, to_messages
+from larf_curate.conversation.messages import text_of
+from larf_curate.conversation.schemas import MORE_ARGUMENTS, Row, to_conversation, to_messages
+from larf_curate.conversation.templates import Tokenizer
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ConversationError
 
@@ -65,8 +66,10 @@ def _truncate(row: Row, ends: Sequence[int], length: int) -> Row:
     conversation = to_conversation(row)
     *before, last = conversation.messages
     # Cut at a character offset: decoding tokens would not always give the original characters.
-    kept = last["content"][: ends[length - 1]].rstrip()
-    return {"text": kept} if conversation.text is not None else {"messages": [*before, {**last, "content": kept}]}
+    kept = text_of(last)[: ends[length - 1]].rstrip()
+    if conversation.text is not None:
+        return {"text": kept}
+    return {"messages": [*before, {**last, "content": kept}], MORE_ARGUMENTS: dict(conversation.arguments)}
 
 
 def _answer(row: Row) -> str:

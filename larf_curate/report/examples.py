@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from larf_curate.conversation.schemas import Message, Row, to_messages
+from larf_curate.conversation.messages import Message
+from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 

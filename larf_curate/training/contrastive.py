@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from larf_curate.conversation.chat_template import Rendered, Renderer, Tokenizer
+from larf_curate.conversation.chat_template import Rendered, Renderer
 from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.training_rows import IGNORED, UNLIMITED
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ReferenceSetError

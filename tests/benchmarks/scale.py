@@ -33,7 +33,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from larf_curate.conversation.schemas import EmptyConversationError, to_messages
+from larf_curate.conversation.messages import EmptyConversationError
+from larf_curate.conversation.schemas import to_messages
 from larf_curate.files import sha256
 
 COMMAND = [sys.executable, "-m", "larf_curate"]

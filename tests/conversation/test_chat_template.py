@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from larf_curate.conversation.chat_template import Renderer, Tokens, Turn, template_digest, truncate
+from larf_curate.conversation.chat_template import Renderer, Tokens, Turn, truncate
+from larf_curate.conversation.templates import template_digest
 from larf_curate.errors import ModelError
 from tests.fixtures.tiny import CHATML, bpe_tokenizer
 
@@ -122,7 +123,7 @@ def test_a_turn_without_end_mark_ends_with_the_last_token_of_its_last_character(
     assert [text.strip() for text in texts_of_turns(tokenizer, item.tokens)] == [text.strip() for text in answers]
 
 
-def test_a_template_that_drops_thoughts_gives_the_last_turn_whole():
+def test_a_template_that_drops_thoughts_of_earlier_answers_gives_every_turn_as_it_is_shown():
     tokenizer = tokenizer_with(NO_THOUGHTS)
     chat = [
         {"role": "user", "content": "One?"},
@@ -132,7 +133,7 @@ def test_a_template_that_drops_thoughts_gives_the_last_turn_whole():
     ]
     (item,) = render(tokenizer, [{"messages": chat}])
     assert item.tokens.ids == ids_of(tokenizer, chat)
-    assert texts_of_turns(tokenizer, item.tokens) == ["<think>\nso\n</think>\n\nTwo.<|im_end|>\n"]
+    assert texts_of_turns(tokenizer, item.tokens) == ["One.<|im_end|>\n", "<think>\nso\n</think>\n\nTwo.<|im_end|>\n"]
 
 
 def test_a_template_that_adds_thoughts_to_the_last_answer_gives_every_plain_turn():

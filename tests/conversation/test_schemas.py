@@ -3,17 +3,12 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from larf_curate.conversation.schemas import (
-    EmptyConversationError,
-    check_columns,
-    detect_schema,
-    to_conversation,
-    to_messages,
-)
+from larf_curate.conversation.messages import EmptyConversationError
+from larf_curate.conversation.schemas import check_columns, detect_schema, to_conversation, to_messages
 from larf_curate.errors import ConversationError
 
 ASKED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-WITH_INPUT = [{"role": "user", "content": "Q\n\nI"}, {"role": "assistant", "content": "A"}]
+WITH_INPUT = [{"role": "user", "content": "Q\nI"}, {"role": "assistant", "content": "A"}]
 FORMATS = {
     "messages": ({"messages": ASKED}, ASKED),
     "messages, extra columns": ({"messages": ASKED, "prompt": "other", "text": "other"}, ASKED),
@@ -160,11 +155,10 @@ MALFORMED = {
     "an unknown role": {"messages": [{"role": "wizard", "content": "x"}]},
     "no role": {"messages": [{"content": "x"}]},
     "a number as role": {"messages": [{"role": 1, "content": "x"}]},
-    "a number as content": {"messages": [{"role": "user", "content": 5}]},
     "a dict as content": {"messages": [{"role": "user", "content": {"text": "x"}}]},
-    "an image part": {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ASKED[1]]},
+    "an unknown part": {"messages": [{"role": "user", "content": [{"type": "shape", "url": "x"}]}, ASKED[1]]},
     "a dict as answer": {"question": "Q", "answer": {"a": 1}},
-    "a number as text": {"text": 7},
+    "a list of texts as answer": {"question": "Q", "answer": ["A", "B"]},
     "unknown columns": {"a": 1, "b": 2},
     "no columns": {},
 }

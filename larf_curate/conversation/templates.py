@@ -1,0 +1,214 @@
+"""Apply a model's chat template: the one that applies to a row, contents in the form that it takes, at a fixed date."""
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from larf_curate.conversation.messages import MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
+from larf_curate.errors import ConversationError, ModelError
+
+logger = logging.getLogger(__name__)
+MAX_CHARACTERS = 1_000_000
+"""Longest chat template; the longest that TRL ships has 20,000 characters."""
+MAX_SECONDS = 20
+"""Longest time that a template may take for a conversation of two short turns."""
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""Errors of a template that does not accept a conversation."""
+NOW = "strftime_now"
+"""Function of transformers that writes today's date into a template."""
+PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
+"""Texts that no template changes."""
+
+
+class Tokenizer(Protocol):
+    """The interface of a fast transformers tokenizer that this package uses."""
+
+    is_fast: bool
+    chat_template: str | dict[str, str] | None
+    bos_token: str | None
+
+    def __call__(self, text: Sequence[str], **options: bool) -> Mapping[str, Any]:
+        """Tokenize texts."""
+        ...
+
+    def apply_chat_template(self, conversation: Sequence[Message], **options: object) -> Any:  # noqa: ANN401
+        """Render a conversation."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Added tokens by id, each with an attribute ``special``."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Convert token ids to text."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders messages as a trainer does.
+
+    Args:
+        tokenizer: A tokenizer with a chat template. Of several named ones the template ``tool_use`` is used for rows
+            with tools, and else ``default``, as in transformers.
+        day: Day of dates that the template writes; default: today. A profile fixes it, so that a score is the same
+            tomorrow.
+
+    Raises:
+        ModelError: If there is no chat template, or none by default, or it does not show the texts of a conversation.
+    """
+
+    tokenizer: Tokenizer
+    day: date | None = None
+
+    def __post_init__(self) -> None:
+        template = self.tokenizer.chat_template
+        if not template:
+            raise ModelError(
+                "the model has no chat template, so conversations cannot be formatted: "
+                "use an instruct or chat model, or pass a template (chat_template=…, --chat-template FILE)"
+            )
+        if isinstance(template, Mapping) and "default" not in template:
+            raise ModelError(
+                f"the model has the chat templates {', '.join(sorted(template))} and no default: choose one "
+                "(--template-name NAME), or pass a template (--chat-template FILE)"
+            )
+        if sum(map(len, self._sources.values())) > MAX_CHARACTERS:
+            raise ModelError(f"the model's chat template has more than {MAX_CHARACTERS:,} characters: pass another one")
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        generation_prompt: bool = False,
+    ) -> str:
+        """Render messages.
+
+        Args:
+            messages: The messages.
+            arguments: Further arguments of the template.
+            generation_prompt: Whether the header of an answer is added.
+
+        Raises:
+            UnsupportedContentError: If there are images, audio or video, and the template does not take them.
+            ConversationError: If the template rejects the conversation; the message has its own words.
+        """
+        arguments = dict(arguments or {})
+        source = self._source(arguments)
+        given = [self._prepared(message, source) for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                given, tokenize=False, add_generation_prompt=generation_prompt, chat_template=source, **arguments
+            )
+        except TEMPLATE_ERRORS as error:
+            raise ConversationError(f"the model's chat template rejects the conversation: {error}") from error
+        return str(clean(str(text)))
+
+    def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
+        """Names of arguments and message keys that the template does not read."""
+        source = self._source(arguments)
+        keys = {key for message in messages for key in message if key in ("tool_calls", *THOUGHT_KEYS)}
+        known = {name: (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)) for name in {*keys, *arguments}}
+        return sorted(name for name, any_of in known.items() if not any(key in source for key in any_of))
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The templates by name, with fixed dates."""
+        template = self.tokenizer.chat_template or ""
+        named = dict(template) if isinstance(template, Mapping) else {"default": template}
+        return {name: with_day(source, self.day) if self.day else source for name, source in named.items()}
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template shows contents only as lists of parts, as those of some vision models do."""
+        takes_parts = not self._shows(PROBE) and self._shows([[{"type": "text", "text": text}] for text in PROBE])
+        if takes_parts:
+            logger.warning("the chat template shows contents only as lists of parts: texts are passed to it as such")
+        return takes_parts
+
+    def _shows(self, contents: Sequence[object]) -> bool:
+        """Whether the template shows two short turns with these contents.
+
+        Raises:
+            ModelError: If it takes longer than `MAX_SECONDS`.
+        """
+        messages = [
+            {"role": role, "content": content} for role, content in zip(("user", "assistant"), contents, strict=True)
+        ]
+        found: list[str] = []
+
+        def render() -> None:
+            with suppress(*TEMPLATE_ERRORS):
+                source = self._source({})
+                found.append(self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=source))
+
+        thread = threading.Thread(target=render, daemon=True)
+        thread.start()
+        thread.join(MAX_SECONDS)
+        if thread.is_alive():
+            raise ModelError(
+                f"the model's chat template takes more than {MAX_SECONDS} s for two short turns: pass another one "
+                "(chat_template=…, --chat-template FILE)"
+            )
+        return all(text in "".join(found) for text in PROBE)
+
+    def _source(self, arguments: Mapping[str, Any]) -> str:
+        """The template for a row with these arguments, as transformers chooses it."""
+        named = self._sources
+        return named["tool_use"] if arguments.get("tools") and "tool_use" in named else named["default"]
+
+    def _prepared(self, message: Message, source: str) -> Message:
+        """A message as the template takes it: with the keys that it reads, contents as text or as parts."""
+        content = message["content"]
+        if isinstance(content, list) and not (kinds := self._kinds_shown(source)) >= (
+            missing := {part["type"] for part in content} - {"text"}
+        ):
+            raise UnsupportedContentError(
+                f"the model's chat template does not take {' and '.join(sorted(missing - kinds))} in a message"
+            )
+        if self.takes_parts and isinstance(content, str):
+            content = [{"type": "text", "text": content}] if content else []
+        keys = {key for key in message if key in source or key in THOUGHT_KEYS} - {"learned"}
+        return {**{key: message[key] for key in message if key in keys}, "role": message["role"], "content": content}
+
+    def _kinds_shown(self, source: str) -> set[str]:
+        """Kinds of parts beside text that the template mentions."""
+        return {kind for kind in MEDIA if re.search(rf"['\".]{kind}\b", source)}
+
+
+def with_day(source: str, day: date) -> str:
+    """A template that writes another day's date than today's.
+
+    Args:
+        source: The template; it may call ``strftime_now`` with formats that it has as literal texts.
+        day: The day.
+    """
+    if NOW not in source:
+        return source
+    formats = {text for text in re.findall(r"""['"]([^'"\n]*%[^'"\n]*)['"]""", source)}
+    dates = json.dumps({text: day.strftime(text) for text in sorted(formats)}, ensure_ascii=False)
+    macro = (
+        f"{{%- macro {NOW}(format) -%}}{{%- set dates = {dates} -%}}"
+        "{{- dates[format] if format in dates else raise_exception('the date format ' ~ format ~ ' is not known') -}}"
+        "{%- endmacro %}"
+    )
+    return macro + ("\n" if source.startswith("\n") else "") + source
+
+
+def template_digest(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of a tokenizer's chat template."""
+    template = tokenizer.chat_template
+    text = template if isinstance(template, str) else repr(sorted((template or {}).items()))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

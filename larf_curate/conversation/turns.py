@@ -1,0 +1,304 @@
+"""Find the assistant turns of a rendered conversation, whatever its chat template does with the messages.
+
+A chat template does not report positions. So the conversation is rendered once more with invisible marks around every
+message's text; where the marked rendering without its marks equals the plain one, the marks show where each text went.
+What a template writes around texts is then remembered by the sequence of roles, so that most rows need one rendering.
+
+A turn begins behind the assistant's header, the text that the template appends as a generation prompt, so that what the
+template itself writes into an answer (an empty thought, a channel) is part of it. It ends before the next message's
+header, its end-of-turn mark included, as `return_assistant_tokens_mask` of transformers and TRL's training templates
+have it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from os.path import commonprefix
+from typing import Protocol
+
+from larf_curate.conversation.messages import Message, UnsupportedContentError, text_of
+from larf_curate.errors import ConversationError
+
+Span = tuple[int, int]
+"""Characters of a rendered text: the first, and the one behind the last."""
+
+PRIVATE_USE = range(0xF0000, 0x10FFFE)
+"""Marks are characters of the private-use planes: two for each message."""
+THOUGHT_END = "</think>"
+THOUGHT_STARTS = ("<think", "<seed:think")
+"""How thoughts begin: some generation prompts open one, which belongs to the answer and not to the header."""
+LAYOUTS = 4096
+"""Most sequences of roles whose layout is remembered."""
+
+
+class Render(Protocol):
+    """Renders messages with a chat template."""
+
+    def __call__(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """Return the text; raises `ConversationError` where the template refuses the messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The assistant turns of a rendered conversation.
+
+    Args:
+        spans: Span of each assistant message that is shown, by the message's index, in order.
+        hidden: Indices of messages whose text the template leaves out.
+    """
+
+    spans: dict[int, Span]
+    hidden: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a template writes around the texts of messages with certain roles.
+
+    Args:
+        literals: The text before each message's text, and behind the last one.
+        turns: For each assistant turn the message's index, and how many characters it begins before its text and ends
+            behind it.
+    """
+
+    literals: tuple[str, ...]
+    turns: tuple[tuple[int, int, int], ...]
+
+    def match(self, messages: Sequence[Message], text: str) -> dict[int, Span] | None:
+        """Spans of the assistant turns in a text with this layout; None if it has another."""
+        cursor = len(self.literals[0])
+        if not text.startswith(self.literals[0]):
+            return None
+        places: list[Span] = []
+        for message, after in zip(messages, self.literals[1:], strict=True):
+            content = str(message["content"])
+            shown = next((c for c in (content, content.strip()) if text.startswith(c + after, cursor)), None)
+            if not shown:
+                return None
+            places.append((cursor, cursor + len(shown)))
+            cursor += len(shown) + len(after)
+        spans = {index: (places[index][0] - before, places[index][1] + behind) for index, before, behind in self.turns}
+        return spans if cursor == len(text) else None
+
+
+@dataclass(frozen=True)
+class TurnFinder:
+    """Finds the character spans of the assistant turns of rendered conversations.
+
+    Args:
+        render: Renders messages, always with the same template and arguments.
+        learns_header: Whether the assistant's header is part of a turn; see `learns_header`.
+    """
+
+    render: Render
+    learns_header: bool = False
+    _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict, repr=False)
+
+    def __call__(self, messages: Sequence[Message], text: str) -> Turns:
+        """Find the turns.
+
+        Args:
+            messages: The conversation, with at least one assistant message.
+            text: The messages, rendered.
+
+        Returns:
+            The span of each assistant message that the template shows; that of the last answer alone where the others
+            cannot be told.
+
+        Raises:
+            UnsupportedContentError: If the template shows no answer.
+        """
+        shape = tuple(message["role"] for message in messages) if all(map(_is_plain, messages)) else None
+        if shape and (layout := self._layouts.get(shape)) and (spans := layout.match(messages, text)):
+            return Turns(spans)
+        texts = _locate(messages, text, self.render)
+        spans = self._last(messages, text) if texts is None else self._turns(messages, text, texts)
+        if not any(text[start:end].strip() for start, end in spans.values()):
+            raise UnsupportedContentError("the model's chat template shows nothing of any assistant turn")
+        if texts is None:
+            return Turns(spans)
+        if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
+            self._layouts[shape] = layout
+        hidden = [index for index, message in enumerate(messages) if _core(message) and index not in texts]
+        return Turns(spans, tuple(hidden))
+
+    def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        header = self._header(messages, answers[0])
+        closing = text[texts[answers[-1]][1] :] if answers[-1] in texts else ""
+        found: dict[int, Span] = {}
+        for index in answers:
+            before = max((end for i, (_, end) in texts.items() if i < index), default=0)
+            before = max(before, max((stop for _, stop in found.values()), default=0))
+            after = min((start for i, (start, _) in texts.items() if i > index), default=len(text))
+            start, end = texts.get(index, (after, before))
+            first = self._start(text, before, start, header)
+            end = max(end, first)
+            last = index == len(messages) - 1 or after < end
+            found[index] = first, len(text) if last else self._end(text[end:after], end, header, closing)
+        return found
+
+    def _start(self, text: str, before: int, start: int, header: str) -> int:
+        """Where a turn begins: behind the first header since the message before, else at its text."""
+        place = text.find(header, before, start) if header else -1
+        if place >= 0:
+            return place if self.learns_header else place + len(header)
+        return start
+
+    def _end(self, gap: str, end: int, header: str, closing: str) -> int:
+        """Where a turn ends: before the next message's header, which begins like the assistant's own."""
+        for length in range(len(header) if closing.strip() else 0, 0, -1):
+            if (place := gap.rfind(header[:length])) >= 0:
+                return end + place
+        return end + len(commonprefix([gap, closing]))
+
+    def _header(self, messages: Sequence[Message], answer: int) -> str:
+        """The assistant's header: what a generation prompt adds, without the thought that it may open."""
+        try:
+            without = self.render(messages[:answer]) if answer else ""
+            header = self.render(messages[:answer], generation_prompt=True)
+        except ConversationError:  # some templates want an answer, or no conversation without a user
+            return ""
+        common = without if header.startswith(without) else _whole_marks(commonprefix([without, header]))
+        header = header[len(common) :]
+        return header[: min((at for s in THOUGHT_STARTS if (at := header.find(s)) >= 0), default=len(header))]
+
+    def _last(self, messages: Sequence[Message], text: str) -> dict[int, Span]:
+        """The last answer: it begins where the conversation first differs from its prompt with a generation prompt."""
+        answer = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        prompt = self.render(messages[:answer], generation_prompt=True) if answer else ""
+        core = _core(messages[answer]).rpartition(THOUGHT_END)[2].strip()
+        if core not in text:
+            raise UnsupportedContentError(f"the model's chat template does not show the answer as it is: {core!r:.80}")
+        return {answer: (len(commonprefix([prompt, text])), len(text))}
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a template sees nothing but a role and a text."""
+    return message.keys() <= {"role", "content"} and isinstance(message["content"], str) and bool(message["content"])
+
+
+def _locate(messages: Sequence[Message], text: str, render: Render) -> dict[int, Span] | None:
+    """Where the text of each message is in the rendered conversation; None where it cannot be told.
+
+    Messages without text, and such that the template leaves out, have no entry.
+    """
+    answers = {i for i, message in enumerate(messages) if message["role"] == "assistant" and _core(message)}
+    marks = _marks(2 * len(messages), text)
+    for mark in (_around, _behind_thought, _at_end):
+        pairs = zip(messages, marks[::2], marks[1::2], strict=True)
+        marked = [_marked(message, partial(mark, first=chr(first), last=chr(last))) for message, first, last in pairs]
+        try:
+            plain, places = _without_marks(render(marked), marks)
+        except ConversationError:  # the template looks at how a text begins, or allows few characters
+            continue
+        ends = {place // 2: at for place, at in places.items() if place % 2}
+        if plain == text and answers <= ends.keys():
+            return {index: (places.get(2 * index, end), end) for index, end in sorted(ends.items())}
+    return None
+
+
+def _core(message: Message) -> str:
+    return text_of(message).strip()
+
+
+def _marks(count: int, text: str) -> range:
+    """Characters that a text does not have."""
+    used = sorted({ord(character) for character in text if ord(character) in PRIVATE_USE} | {PRIVATE_USE.stop})
+    edges = zip([PRIVATE_USE.start - 1, *used], used, strict=False)
+    first = next((below + 1 for below, above in edges if above - below > count), None)
+    if first is None:
+        raise UnsupportedContentError(f"wanted fewer messages than half the private-use characters, got {count // 2}")
+    return range(first, first + count)
+
+
+def _marked(message: Message, mark: Callable[..., str]) -> Message:
+    """A message with marks in its text, within the white space that templates strip."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": _marked_text(content, mark)}
+    texts = [place for place, part in enumerate(content) if part.get("text", "").strip()]
+    parts = list(content)
+    if texts:  # one mark before the first text, one behind the last
+        parts[texts[0]] = {**parts[texts[0]], "text": _marked_text(parts[texts[0]]["text"], mark, only="first")}
+        parts[texts[-1]] = {**parts[texts[-1]], "text": _marked_text(parts[texts[-1]]["text"], mark, only="last")}
+    return {**message, "content": parts}
+
+
+def _marked_text(text: str, mark: Callable[..., str], *, only: str = "") -> str:
+    core = text.strip()
+    if not core:
+        return text
+    start = text.index(core)
+    shown = mark(core, **{side: "" for side in ("first", "last") if only and side != only})
+    return text[:start] + shown + text[start + len(core) :]
+
+
+def _around(core: str, *, first: str, last: str) -> str:
+    return first + core + last
+
+
+def _behind_thought(core: str, *, first: str, last: str) -> str:
+    """Around what follows a thought, which templates take off earlier answers."""
+    end = core.rfind(THOUGHT_END)
+    if end < 0:
+        return _around(core, first=first, last=last)
+    thought, answer = core[: end + len(THOUGHT_END)], core[end + len(THOUGHT_END) :]
+    space = answer[: len(answer) - len(answer.lstrip())]
+    return thought + space + first + answer[len(space) :] + last
+
+
+def _at_end(core: str, *, first: str, last: str) -> str:  # noqa: ARG001  called like the others
+    """At the end alone, for templates that look at how a text begins."""
+    return core + last
+
+
+def _without_marks(text: str, marks: range) -> tuple[str, dict[int, int]]:
+    """A text without marks, and where in it each was; a mark that is there twice leaves a text that differs."""
+    parts: list[str] = []
+    places: dict[int, int] = {}
+    size = cursor = 0
+    for found in re.finditer(f"[{chr(marks.start)}-{chr(marks.stop - 1)}]", text):
+        mark = ord(found[0]) - marks.start
+        if mark not in places:
+            parts.append(text[cursor : found.start()])
+            size += found.start() - cursor
+            cursor = found.end()
+            places[mark] = size
+    return "".join([*parts, text[cursor:]]), places
+
+
+def _layout(messages: Sequence[Message], text: str, texts: dict[int, Span], spans: dict[int, Span]) -> Layout | None:
+    """The layout of a conversation of which every message's text is shown, in order."""
+    if list(texts) != list(range(len(messages))) or sorted(texts.values()) != list(texts.values()):
+        return None
+    edges = [0, *(edge for span in texts.values() for edge in span), len(text)]
+    literals = tuple(text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2))
+    turns = tuple((i, texts[i][0] - start, stop - texts[i][1]) for i, (start, stop) in spans.items())
+    return Layout(literals, turns)
+
+
+def _whole_marks(text: str) -> str:
+    """A text without a tag that is only begun at its end."""
+    opened = text.rfind("<")
+    return text[:opened] if opened > text.rfind(">") else text
+
+
+HEADERS_LEARNED = {
+    "56a1447ad31926fdc21fb07e56e5642bd9c850c4f52d8c8af7bbe5f079a84f5f",  # deepseek_r1_distill
+    "563b1ce7d61d50a9b4c7439a912a1116f095b712df5b5e4d3e1116049874eb64",  # deepseekv3
+    "a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146",  # gptoss
+    "cfc67e5f349f37690dfd31ed1f18bc4442a9dd32fe39a648f993cb4eb3cae678",  # muse_glimmer
+}
+"""Digests of chat templates of which TRL's training variants learn the assistant's header too."""
+
+
+def learns_header(template_digest: str) -> bool:
+    """Whether trainers that use TRL's training variant of a chat template also learn the assistant's header.
+
+    Args:
+        template_digest: Hex SHA-256 of the template.
+    """
+    return template_digest in HEADERS_LEARNED
