@@ -302,8 +302,10 @@ def _are_parts(value: Iterable[object]) -> bool:
 
 
 def _joined(before: list[Message], after: list[Message]) -> list[Message]:
-    """A prompt and what follows; preference data sets often repeat the prompt in ``chosen``."""
-    return after if after[: len(before)] == before else before + after
+    """A prompt, of which trainers learn no turn, and what follows; preference data often repeat it in ``chosen``."""
+    after = after[len(before) :] if after[: len(before)] == before else after
+    prompt = [message | {"learned": False} if message["role"] == "assistant" else message for message in before]
+    return prompt + after
 
 
 def _pair(user: str, assistant: str) -> Reader:

@@ -134,18 +134,13 @@ class TurnFinder:
             before = max(before, max((stop for _, stop in found.values()), default=0))
             after = min((start for i, (start, _) in texts.items() if i > index), default=len(text))
             start, end = texts.get(index, (after, before))
-            first = self._start(text, before, start, header)
-            end = max(end, first)
+            place = text.find(header, before, start) if header else -1
+            answer = place + len(header) if place >= 0 else start
+            first = place if place >= 0 and self.learns_header else answer
+            end = max(end, answer)
             last = index == len(messages) - 1 or after < end
             found[index] = first, len(text) if last else self._end(text[end:after], end, header, closing)
         return found
-
-    def _start(self, text: str, before: int, start: int, header: str) -> int:
-        """Where a turn begins: behind the first header since the message before, else at its text."""
-        place = text.find(header, before, start) if header else -1
-        if place >= 0:
-            return place if self.learns_header else place + len(header)
-        return start
 
     def _end(self, gap: str, end: int, header: str, closing: str) -> int:
         """Where a turn ends: before the next message's header, which begins like the assistant's own."""

@@ -125,7 +125,7 @@ def test_the_digest_follows_the_texts_alone(tmp_path):
         ([{"question": "P", "unsafe": "U", "safe": "S"}], "has no prompt.*columns="),
         ([PAIRS[0] | {"unsafe": None}], "row 0 .* has no unsafe"),
         ([PAIRS[0] | {"safe": " "}], "safe reference 0 .* not a conversation"),
-        ([PAIRS[0] | {"unsafe": 5}], "unsafe reference 0 .* not a conversation"),
+        ([PAIRS[0] | {"unsafe": {"text": "5"}}], "unsafe reference 0 .* not a conversation"),
         (PKU[2:], "no unsafe ones"),
     ],
 )
