@@ -17,6 +17,7 @@ from typing import Any, Literal
 from larf_curate.conversation.messages import EmptyConversationError, UnsupportedContentError, is_learned
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation
 from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
+from larf_curate.conversation.truncation import Tokens, Turn, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
@@ -24,33 +25,6 @@ logger = logging.getLogger(__name__)
 Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Token positions of one assistant turn.
-
-    Args:
-        start: Index of the answer's first token; ``start - 1`` is the last token of its prompt. 0 for text without a
-            prompt.
-        end: Index of the turn's last token, end-of-turn tokens included.
-    """
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One tokenized conversation.
-
-    Args:
-        ids: Token ids.
-        turns: The assistant turns in order, at least one.
-    """
-
-    ids: list[int]
-    turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,26 +195,6 @@ class Renderer:
         return frozenset(index for index, token in added.items() if token.special)
 
 
-def truncate(tokens: Tokens, length: int) -> Tokens:
-    """Remove the middle of a conversation, keeping a quarter of ``length`` at its start and three quarters at its end.
-
-    The start holds the instructions, and the end the last answer. Turns that end in the gap are dropped; a turn that
-    starts in the gap starts at the first token after it.
-
-    Args:
-        tokens: A conversation of more than ``length`` tokens.
-        length: Number of tokens to keep.
-
-    Returns:
-        The remaining tokens, with turns at their new positions.
-    """
-    head = length // 4
-    gap = len(tokens.ids) - length
-    kept = [turn for turn in tokens.turns if turn.end < head or turn.end >= head + gap]
-    shifted = [Turn(_shifted(turn.start, head, gap), _shifted(turn.end, head, gap)) for turn in kept]
-    return Tokens(tokens.ids[:head] + tokens.ids[head + gap :], tuple(shifted))
-
-
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """Remove spans of characters, which may overlap, from a text."""
     parts, cursor = [], 0
@@ -248,8 +202,3 @@ def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
         parts.append(text[cursor : max(start, cursor)])
         cursor = max(cursor, end)
     return "".join([*parts, text[cursor:]])
-
-
-def _shifted(position: int, head: int, gap: int) -> int:
-    """Position of a token after ``gap`` tokens from ``head`` on are removed."""
-    return position if position < head else max(position - gap, head)

@@ -29,6 +29,7 @@ MESSAGE_KEYS = (("role", "from"), ("content", "value"))
 """Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
 LEARNED_KEYS = ("weight", "train", "loss")
 """Keys that say with 0 or false that a trainer does not learn an assistant message."""
+_READ_KEYS = frozenset((*(key for pair in MESSAGE_KEYS for key in pair), *LEARNED_KEYS))
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys with what a model thought before its answer; each template reads one of them."""
 MEDIA = ("image", "audio", "video")
@@ -54,6 +55,8 @@ def role_name(role: object, others: Mapping[str, str] | None = None) -> str:
         ConversationError: If the role is unknown.
     """
     if isinstance(role, str):
+        if not others and role in ROLES:
+            return ROLES[role]
         plain = role.strip().lower()
         names = (plain, re.sub(r"[\s-]+", "_", plain), re.sub(r"[\W\d_]+$", "", plain))
         if known := next((found for name in names if (found := (others or {}).get(name) or ROLES.get(name))), None):
@@ -99,6 +102,8 @@ def message_of(role: str, content: object, **others: object) -> Message:
         EmptyConversationError: If there is no content.
         ConversationError: If the content is something else.
     """
+    if isinstance(content, str) and not others:
+        return {"role": role, "content": content}
     others = {key: json_value(value) for key, value in others.items() if value not in (None, "", [], {})}
     if content is None:
         if any(others.get(key) for key in ("tool_calls", *THOUGHT_KEYS)):
@@ -148,6 +153,13 @@ def clean(value: Any) -> Any:  # noqa: ANN401  any JSON value
     return [clean(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def clean_message(message: Message) -> Message:
+    """A message with `clean` texts."""
+    content = message["content"]
+    plain = len(message) == 2 and isinstance(content, str) and content.isascii()
+    return message if plain else {key: clean(value) for key, value in message.items()}
+
+
 def wrong(wanted: str, got: object) -> ConversationError:
     """The error of a value of another type."""
     return ConversationError(f"wanted {wanted}, got {type(got).__name__} {got!r:.80}")
@@ -160,8 +172,8 @@ def _chat_message(item: object, roles: Mapping[str, str] | None) -> Message:
         raise wrong("a message with role and content", item)
     # Rows of mixed origin have both spellings, one of them null: take the one with a value.
     role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
-    used = {key for pair in MESSAGE_KEYS for key in pair} | set(LEARNED_KEYS)
-    message = message_of(role_name(role, roles), content, **{k: v for k, v in item.items() if k not in used})
+    others = {key: value for key, value in item.items() if key not in _READ_KEYS} if len(item) > 2 else {}
+    message = message_of(role_name(role, roles), content, **others)
     learned = all(bool(item[key]) for key in LEARNED_KEYS if item.get(key) is not None)
     return message if learned else message | {"learned": False}
 

@@ -10,6 +10,7 @@ columns in `EXTRAS` are read, as trainers read them.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from larf_curate.conversation.messages import (
@@ -18,6 +19,7 @@ from larf_curate.conversation.messages import (
     EmptyConversationError,
     Message,
     clean,
+    clean_message,
     json_value,
     message_of,
     messages_of,
@@ -117,7 +119,7 @@ def to_conversation(
     if not isinstance(row, Mapping):
         raise wrong("a row with named columns", row)
     schema = schema or schema_for(row, columns)
-    messages = clean(schema.read(row))
+    messages = [clean_message(message) for message in schema.read(row)]
     if not any(_says_something(message) for message in messages if message["role"] == "assistant"):
         raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
     if schema.plain:
@@ -157,7 +159,7 @@ def detect_schema(columns: Iterable[str], roles: Mapping[str, str] | None = None
         ConversationError: If no schema matches.
     """
     present = set(columns)
-    schemas = _schemas(roles or {})
+    schemas = _schemas(tuple(sorted((roles or {}).items())))
     for schema in schemas:
         if present.issuperset(schema.columns):
             return schema
@@ -180,7 +182,7 @@ def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None =
     """
     present = set(available)
     schema = schema_for(present, columns)
-    others = {column for other in _schemas({}) for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
+    others = {column for other in _schemas(()) for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
     used = {*schema.columns, *schema.reads, *(() if schema.plain else EXTRAS)}
     return sorted(present & others - used)
 
@@ -225,7 +227,7 @@ def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Mess
     system = next((row[column] for column in SYSTEM if column in columns), None)
     if system and messages[0]["role"] != "system":
         messages = [message_of("system", system), *messages]
-    return list(clean(messages))
+    return [clean_message(message) for message in messages]
 
 
 def _history(value: object) -> list[Message]:
@@ -256,6 +258,8 @@ def _arguments(row: Row) -> dict[str, Any]:
 def _value(row: Row, column: str) -> Any:  # noqa: ANN401  any JSON value
     """The value of a column, parsed if it is JSON; None if there is none."""
     value = row.get(column)
+    if value is None:
+        return None
     if isinstance(value, str):
         value = parsed(value, f"JSON in column {column}") if value.strip() else None
     return clean(json_value(value))
@@ -340,12 +344,14 @@ def _dialog(value: object, roles: Mapping[str, str]) -> list[Message]:
     return messages_of(value, roles)
 
 
-def _schemas(roles: Mapping[str, str]) -> tuple[Schema, ...]:
-    """The schemas; the first match counts.
+@lru_cache(maxsize=16)
+def _schemas(named_roles: tuple[tuple[str, str], ...]) -> tuple[Schema, ...]:
+    """The schemas, for messages with further names of roles; the first match counts.
 
     Rows may match several: preference data sets can have ``messages`` beside ``prompt`` and ``chosen``, and rows of any
     format can have a ``text`` column.
     """
+    roles = dict(named_roles)
     return (
         *(Schema((name,), _list_reader(name, roles)) for name in ("messages", "conversations", "conversation")),
         *(Schema(("prompt", answer), _prompt_and(answer, roles)) for answer in ("completion", "chosen", "response")),

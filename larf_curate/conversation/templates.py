@@ -118,8 +118,10 @@ class ChatTemplate:
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
         """Names of arguments and message keys that the template does not read."""
+        keys = {key for message in messages for key in message} & {"tool_calls", *THOUGHT_KEYS}
+        if not keys and not arguments:
+            return []
         source = self._source(arguments)
-        keys = {key for message in messages for key in message if key in ("tool_calls", *THOUGHT_KEYS)}
         known = {name: (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)) for name in {*keys, *arguments}}
         return sorted(name for name, any_of in known.items() if not any(key in source for key in any_of))
 
@@ -180,8 +182,11 @@ class ChatTemplate:
             )
         if self.takes_parts and isinstance(content, str):
             content = [{"type": "text", "text": content}] if content else []
-        keys = {key for key in message if key in source or key in THOUGHT_KEYS} - {"learned"}
-        return {**{key: message[key] for key in message if key in keys}, "role": message["role"], "content": content}
+        kept = {"role": message["role"], "content": content}
+        if len(message) > len(kept):
+            keys = [key for key in message if key not in kept and (key in source or key in THOUGHT_KEYS)]
+            kept |= {key: message[key] for key in keys if key != "learned"}
+        return kept
 
     def _kinds_shown(self, source: str) -> set[str]:
         """Kinds of parts beside text that the template mentions."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from datasets import Dataset, Features, Sequence, Value
 
-from larf_curate.conversation.chat_template import Renderer, Tokens
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import check_columns
 from larf_curate.conversation.templates import Tokenizer
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Renderer, Tokens
+from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.layers.subject import Subject

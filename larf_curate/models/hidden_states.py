@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from larf_curate.conversation.chat_template import Tokens
 from larf_curate.conversation.templates import Tokenizer
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.errors import ModelError, ScoringError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import default_batch_tokens

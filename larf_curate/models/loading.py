@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from larf_curate.conversation.chat_template import Tokens, Turn
 from larf_curate.conversation.templates import Tokenizer
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import check_device, resolve_dtype, supports_flash_attention

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Tokens
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import template_digest
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileError, ProfileMismatchError
 from larf_curate.files import cache_home

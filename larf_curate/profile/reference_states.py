@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from larf_curate.conversation.chat_template import Renderer, Tokens
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import Tokenizer
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.models.hidden_states import StateReader

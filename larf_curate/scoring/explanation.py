@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from datasets import List, Value
 
-from larf_curate.conversation.chat_template import Renderer, Tokens, Turn
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.data.tables import undecoded
 from larf_curate.manifests import check_profile
 from larf_curate.models.hidden_states import StateReader

@@ -4,8 +4,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from larf_curate.conversation.chat_template import Renderer, Tokens, Turn, truncate
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.templates import template_digest
+from larf_curate.conversation.truncation import Tokens, Turn, truncate
 from larf_curate.errors import ModelError
 from tests.fixtures.tiny import CHATML, bpe_tokenizer
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from numpy.testing import assert_allclose
 
-from larf_curate.conversation.chat_template import Tokens, Turn
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import ModelError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.loading import load_reader

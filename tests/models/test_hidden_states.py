@@ -7,7 +7,8 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from larf_curate.conversation.chat_template import Renderer, Tokens, Turn
+from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import default_batch_tokens, resolve_device, resolve_dtype, supports_flash_attention

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from larf_curate.conversation.chat_template import Tokens, Turn
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.models.loading import load_reader
 from larf_curate.models.prefix_cache import MIN_PREFIX, MIN_SAVING, cache_argument, group_by_prefix, run_prefix
 from larf_curate.models.source import ModelSource

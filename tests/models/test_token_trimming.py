@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from larf_curate.conversation.chat_template import Tokens, Turn
+from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import ScoringError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.loading import load_reader
