@@ -9,13 +9,14 @@ import json
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal
 
 from larf_curate.conversation.messages import EmptyConversationError, UnsupportedContentError, is_learned
-from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation
+from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
@@ -102,6 +103,7 @@ class Renderer:
         Returns:
             One result per row, in order.
         """
+        self._tell_unused_columns(rows)
         items = [self._try_render(row, schema) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
         # The template has already written the special tokens, so the tokenizer must not add them again.
@@ -154,6 +156,20 @@ class Renderer:
             render = partial(self.template, arguments=arguments)
             self._finders[key] = TurnFinder(render, learns_header=learns_header(self.template_digest))
         return self._finders[key]
+
+    def _tell_unused_columns(self, rows: Sequence[Row | None]) -> None:
+        """Say once which columns look like part of the conversations but are not read, by the first rows."""
+        given = [row for row in rows if isinstance(row, Mapping)]
+        if not given or "columns" in self._told:
+            return
+        self._told.add("columns")
+        with suppress(ConversationError):  # every row's status says it
+            unused = unused_columns(given[0], self.columns)
+            if names := [name for name in unused if any(row.get(name) for row in given)]:
+                logger.warning(
+                    "%s: looks like part of the conversations but is not read; if it should be, name the columns",
+                    ", ".join(names),
+                )
 
     def _tell(self, conversation: Conversation, turns: Turns) -> None:
         """Say once what the template leaves out of conversations, which a trainer would not see either."""

@@ -187,6 +187,22 @@ def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None =
     return sorted(present & others - used)
 
 
+def columns_of_side(available: Iterable[str], side: str) -> dict[str, str]:
+    """Column names by role to read one side of preference data.
+
+    Args:
+        available: Column names of the dataset.
+        side: The column of the side: ``chosen`` or ``rejected``.
+
+    Raises:
+        ConversationError: If the dataset has no such column.
+    """
+    present = set(available)
+    columns = {"user": "prompt", "assistant": side} if "prompt" in present else {"messages": side}
+    check_columns(present, columns)
+    return columns
+
+
 def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
     """Check that columns named by the user exist, and that their roles are known.
 

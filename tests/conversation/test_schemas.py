@@ -1,10 +1,19 @@
+import json
+
 import pytest
 from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from larf_curate.conversation.messages import EmptyConversationError
-from larf_curate.conversation.schemas import check_columns, detect_schema, to_conversation, to_messages
+from larf_curate.conversation.messages import EmptyConversationError, is_learned, role_name
+from larf_curate.conversation.schemas import (
+    check_columns,
+    columns_of_side,
+    detect_schema,
+    to_conversation,
+    to_messages,
+    unused_columns,
+)
 from larf_curate.errors import ConversationError
 
 ASKED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -37,6 +46,26 @@ FORMATS = {
     ),
     "Dolly": ({"instruction": "Q", "context": "I", "response": "A", "category": "x"}, WITH_INPUT),
     "Dolly, empty context": ({"instruction": "Q", "context": "", "response": "A"}, ASKED),
+    "Alpaca with history": (
+        {"instruction": "Q", "output": "A", "history": [["q", "a"]]},
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, *ASKED],
+    ),
+    "ShareGPT with a system column": (
+        {"conversations": ASKED, "system": "S"},
+        [{"role": "system", "content": "S"}, *ASKED],
+    ),
+    "a system column beside a system message": (
+        {"messages": [{"role": "system", "content": "S"}, *ASKED], "system_prompt": "other"},
+        [{"role": "system", "content": "S"}, *ASKED],
+    ),
+    "question and response": ({"system_prompt": "", "question": "Q", "response": "A"}, ASKED),
+    "inputs and targets": ({"inputs": "Q", "targets": "A"}, ASKED),
+    "a conversation": ({"conversation": ASKED}, ASKED),
+    "messages of JSON text as a whole": ({"messages": json.dumps(ASKED)}, ASKED),
+    "chosen with its prompt": ({"chosen": ASKED, "rejected": ASKED}, ASKED),
+    "chosen as a dialog of text": ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": ""}, ASKED),
+    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}, ASKED[1]]}, ASKED),
+    "a number": ({"question": "Q", "answer": 4}, [ASKED[0], {"role": "assistant", "content": "4"}]),
     "GSM8K": ({"question": "Q", "answer": "A"}, ASKED),
     "text": ({"text": "Q and A"}, [{"role": "assistant", "content": "Q and A"}]),
 }
@@ -48,7 +77,7 @@ def test_every_row_format_becomes_messages(name):
     assert to_messages(row) == want
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if "JSON" not in name])
+@pytest.mark.parametrize("name", [name for name in FORMATS if "JSON" not in name and name != "parts"])
 def test_every_row_format_is_read_alike_after_arrow(name):
     row, want = FORMATS[name]
     assert to_messages(Dataset.from_list([row])[0]) == want
@@ -248,3 +277,62 @@ def test_any_row_is_read_or_refused_with_our_own_error():
     check()
     assert read
     assert refused
+
+
+ROLE_NAMES = {
+    "system": ["System", "developer"],
+    "user": ["human", "Prompter", "USER"],
+    "assistant": ["gpt", "GPT-4", "ChatGPT", "model", "bot", "function_call", "tool-call"],
+    "tool": ["observation", "function", "tool_response", "ipython"],
+}
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role, names in ROLE_NAMES.items() for name in names])
+def test_roles_by_their_usual_names(role, name):
+    assert role_name(name) == role
+
+
+def test_a_role_of_ones_own_is_named_by_the_user():
+    row = {"conversations": [{"from": "narrator", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    with pytest.raises(ConversationError, match="role:NAME"):
+        to_messages(row)
+    assert to_messages(row, {"role:narrator": "user"}) == ASKED
+    with pytest.raises(ConversationError, match="unknown roles"):
+        check_columns(row, {"role:narrator": "wizard"})
+
+
+def test_arguments_of_the_template_are_read():
+    tool = {"type": "function", "function": {"name": "look", "parameters": None}}
+    row = {"messages": ASKED, "tools": json.dumps([tool]), "documents": ["D"], "chat_template_kwargs": {"x": 1}}
+    found = to_conversation(row).arguments
+    assert found["tools"] == [{"type": "function", "function": {"name": "look"}}]  # Arrow fills dicts with None
+    assert found["documents"] == [{"text": "D"}]
+    assert found["x"] == 1
+
+
+@pytest.mark.parametrize("tools", ["{", "text", 3, {"a": 1}, ["not JSON"]])
+def test_tools_that_are_none_make_the_row_malformed(tools):
+    with pytest.raises(ConversationError, match="column tools"):
+        to_conversation({"messages": ASKED, "tools": tools})
+
+
+def test_turns_that_are_not_learned_are_marked():
+    for key in ("weight", "train", "loss"):
+        chat = [*ASKED, ASKED[0], {**ASKED[1], key: 0}]
+        assert [is_learned(message) for message in to_messages({"messages": chat})] == [False, True, False, False]
+    prompt = {"prompt": [*ASKED, ASKED[0]], "completion": [ASKED[1]]}
+    assert [is_learned(message) for message in to_messages(prompt)] == [False, False, False, True]
+
+
+def test_columns_that_look_used_but_are_not_are_named():
+    assert unused_columns(["messages", "images", "prompt", "id"]) == ["images", "prompt"]
+    assert unused_columns(["instruction", "input", "output", "history", "tools"]) == []
+    assert unused_columns(["q", "a", "question"], {"user": "q", "assistant": "a"}) == ["question"]
+
+
+def test_either_side_of_preference_data():
+    assert columns_of_side(["prompt", "chosen", "rejected"], "rejected") == {"user": "prompt", "assistant": "rejected"}
+    implicit = columns_of_side(["chosen", "rejected"], "rejected")
+    assert to_messages({"chosen": [], "rejected": ASKED}, implicit) == ASKED
+    with pytest.raises(ConversationError, match="rejected"):
+        columns_of_side(["prompt", "chosen"], "rejected")
