@@ -20,7 +20,7 @@ max_length_option: Decorator = click.option(
 
 
 def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str] | None:
-    """Click callback: parse ``user=question,assistant=answer`` into a dict."""
+    """Click callback: parse ``user=question,assistant=answer,role:narrator=user`` into a dict."""
     if value is None:
         return None
     pairs = [item.partition("=") for item in value.split(",")]

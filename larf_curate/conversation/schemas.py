@@ -143,9 +143,14 @@ def schema_for(available: Iterable[str], columns: Mapping[str, str] | None) -> S
         ConversationError: If no schema matches.
     """
     columns = columns or {}
-    roles = {key.removeprefix(ROLE).lower(): role for key, role in columns.items() if key.startswith(ROLE)}
+    roles = further_roles(columns)
     named = {key: column for key, column in columns.items() if not key.startswith(ROLE)}
     return _named_schema(named, roles) if named else detect_schema(available, roles)
+
+
+def further_roles(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Normalised roles by the further names that the user gave among the columns."""
+    return {key.removeprefix(ROLE).lower(): role for key, role in (columns or {}).items() if key.startswith(ROLE)}
 
 
 def detect_schema(columns: Iterable[str], roles: Mapping[str, str] | None = None) -> Schema:
