@@ -51,12 +51,13 @@ def explain(
     from dataclasses import asdict
 
     from larf_curate.data.sources import open_source
+    from larf_curate.data.tables import undecoded
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.explanation import explain as explain_rows
 
     # No further than the last row asked for: a Hub dataset may be streamed.
     source = open_source(dataset, split=split, config=config, revision=revision, limit=max(indices) + 1)
-    rows = [row for piece in source.pieces for row in piece.rows]
+    rows = [row for piece in source.pieces for row in undecoded(piece.rows)]
     if max(indices) >= len(rows):
         raise click.BadParameter(f"wanted rows below {len(rows)}, got {max(indices)}", param_hint="--row")
     profile = SafetyProfile.from_pretrained(profile_name)

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data import load_rows
-from larf_curate.data.sources import FORMATS, silenced
-from larf_curate.errors import ConversationError, ReferenceSetError
+from larf_curate.data.folders import folder_files
+from larf_curate.data.formats import first_line, format_suffix, read_file
+from larf_curate.data.tables import undecoded
+from larf_curate.errors import ConversationError, InputError, ReferenceSetError
 
 MIN_NEUTRAL = 10
 """Fewest distinct neutral rows: z-scores need a mean and a standard deviation."""
@@ -160,26 +162,26 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     path = Path(name)
-    if path.suffix.lower() in FORMATS and not path.exists():
+    if format_suffix(path) and not path.exists():
         raise ReferenceSetError(f"there is no file {name}: give an existing file, a folder or a Hub dataset id")
     # Without the check above, a file name with a typo would be looked up as a Hub dataset.
     try:
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
+        if path.exists():
+            files = folder_files(path, split=split).files if path.is_dir() else (path,)
             return [row for file in files for row in _read_file(file)]
-        return list(_read_file(path) if path.exists() else load_dataset(name, split=split, revision=revision))
+        return list(load_dataset(name, split=split, revision=revision))
+    except InputError as error:
+        raise error if isinstance(error, ReferenceSetError) else ReferenceSetError(str(error)) from error
     except (OSError, ValueError, KeyError, DatasetsError) as error:
-        cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        cause = first_line(error.__cause__ or error)
         raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; repair it, or give another") from error
 
 
-def _read_file(path: Path) -> Dataset:
-    if path.suffix.lower() not in FORMATS:
-        raise ReferenceSetError(f"wanted a file ending in {', '.join(FORMATS)}, got {path.name}")
-    if not path.stat().st_size:
+def _read_file(path: Path) -> Sequence[Row]:
+    rows = read_file(path)
+    if rows is None:
         raise ReferenceSetError(f"wanted references, got an empty file: {path.name}; add rows, or give another")
-    with silenced():
-        return load_dataset(FORMATS[path.suffix.lower()], data_files=str(path), split="train")
+    return list(undecoded(rows))
 
 
 def _check_row(row: Row, where: str) -> None:

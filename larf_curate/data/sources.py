@@ -3,40 +3,23 @@
 import glob
 import hashlib
 import os
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    get_dataset_config_names,
-    get_dataset_split_names,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import Dataset, DatasetDict, Features, load_from_disk
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-from larf_curate.data.tables import no_progress_bars
+from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
+from larf_curate.data.formats import READABLE, bare_name, first_line, format_suffix, read_file, silenced
+from larf_curate.data.hub import open_hub
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
-from larf_curate.manifests import KINDS, PLAN
+from larf_curate.manifests import DECISIONS, SELECTION
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Builder of `datasets` by file suffix."""
-READ_OPTIONS = {"csv": {"index_col": False}}
-"""By default, pandas takes the first column as an index if lines have more fields than the header."""
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
 
@@ -74,7 +57,7 @@ class Source:
 
 
 def open_source(
-    name: str,
+    name: str | Sequence[str],
     *,
     split: str | None = None,
     config: str | None = None,
@@ -84,9 +67,10 @@ def open_source(
     """Open a dataset.
 
     Args:
-        name: A Hub id, a folder from ``save_to_disk``, a folder of data files, a file, or a glob.
+        name: A Hub id, a folder from ``save_to_disk``, a folder of data files, a file, or a glob; or several files,
+            globs and folders of data files, whose rows follow each other in this order.
         split: Split to open; required if there are several.
-        config: Configuration of a Hub dataset; required if there are several and none is the default.
+        config: Configuration of a Hub dataset or folder; required if there are several and none is the default.
         revision: Commit, tag or branch of a Hub dataset; default: the latest commit.
         limit: Maximum number of rows, from the beginning; default: all.
 
@@ -95,87 +79,130 @@ def open_source(
         skipped.
 
     Raises:
-        InputError: If there is no such dataset, it has no rows, a file cannot be read, columns or types differ between
-            files, a split or configuration must be chosen, or an option does not apply to this kind of source.
+        InputError: If there is no such dataset, it has no rows, a file cannot be read or is given twice, columns or
+            types differ between files, a split or configuration must be chosen, or an option does not apply to this
+            kind of source.
     """
-    files = _files(name)
-    local = bool(files) or Path(name).is_dir()
-    inapplicable = {"--split": split if files else None, "--config": config, "--revision": revision}
-    if local and (options := [option for option, value in inapplicable.items() if value]):
-        raise InputError(f"{' and '.join(options)} cannot be used with {name}: give the files that you want instead")
-    if files:
-        parts, description = _from_files(files)
-    elif local:
-        parts, description = _from_disk(name, split)
+    names = [name] if isinstance(name, str) else list(name)
+    if len(names) == 1 and not _is_local(names[0]):
+        hub = open_hub(names[0], split=split, config=config, revision=revision)
+        parts = [(hub.split, hub.rows)]
+        description = {"dataset": names[0], "config": config, "split": hub.split, "revision": hub.revision}
     else:
-        parts, description = _from_hub(name, split, config, revision)
+        parts, description = _open_local(names, split, config, revision)
     if not any(len(dataset) for _, dataset in parts):
-        raise InputError(f"{name} has no rows: check it, or give another dataset")
-    return _source(parts, limit, {"dataset": name if not local else Path(name).resolve().name, **description})
+        raise InputError(f"{_joined(names)} has no rows: check it, or give another dataset")
+    return _source(parts, limit, description)
 
 
-def _files(name: str) -> list[Path]:
-    """The data files that a name refers to; none if it is a ``save_to_disk`` folder or a Hub id."""
+def _is_local(name: str) -> bool:
+    """Whether a name refers to files, even if there are none, rather than to a Hub dataset."""
     path = Path(name)
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-        files = [p for p in path.rglob("*") if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
-        # The JSON files of a result folder are manifests, not data.
-        found = [] if saved else sorted(p for p in files if p.name not in {PLAN, *(kind.file for kind in KINDS)})
-        if not saved and not found:
-            raise InputError(
-                f"no {', '.join(FORMATS)} files in {name}, and save_to_disk did not write it: check the folder"
-            )
-    else:
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True))
-        if not found and (any(c in name for c in "*?[") or path.suffix in FORMATS or name.startswith((".", "/", "~"))):
-            raise InputError(f"no files match {name}: give a file, a folder, a glob or a Hub dataset id")
-    if wrong := [p.name for p in found if p.suffix.lower() not in FORMATS]:
-        raise InputError(f"wanted files ending in {', '.join(FORMATS)}, got {', '.join(wrong[:3])}: convert them")
+    looks_local = any(c in name for c in "*?[") or format_suffix(path) or name.startswith((".", "/", "~"))
+    return bool(looks_local or path.exists() or glob.glob(name, recursive=True))
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    return " + ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _open_local(
+    names: Sequence[str], split: str | None, config: str | None, revision: str | None
+) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    saved = [name for name in names if _is_saved(Path(name))]
+    only_folders = all(Path(name).is_dir() for name in names)
+    inapplicable = {
+        "--split": None if only_folders else split,
+        "--config": None if only_folders and not saved else config,
+        "--revision": revision,
+    }
+    if options := [option for option, value in inapplicable.items() if value]:
+        raise InputError(
+            f"{' and '.join(options)} cannot be used with {_joined(names)}: give the files that you want instead"
+        )
+    if saved and len(names) > 1:
+        raise InputError(f"{saved[0]} was written by save_to_disk: give it alone, or give data files")
+    parts, description = _from_disk(names[0], split) if saved else _from_files(names, split, config)
+    return parts, {"dataset": _joined([Path(name).resolve().name for name in names]), **description}
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _from_files(
+    names: Sequence[str], split: str | None, config: str | None
+) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    groups = [_files(name, split, config) for name in names]
+    files = [path for group in groups for path in group.files]
+    _check_unique(files)
+    read = [(name, read_file(path)) for name, path in zip(_names(files), files, strict=True)]
+    parts = [(name, dataset) for name, dataset in read if dataset is not None]
+    config, split = _common("configurations", [g.config for g in groups]), _common("splits", [g.split for g in groups])
+    # Only what distinguishes rows of this dataset, since row ids depend on the description.
+    chosen = {key: value for key, value in (("config", config), ("split", split)) if value}
+    return _aligned(parts), {**chosen, "files": len(files), "sha256": _digest(files)}
+
+
+def _common(kind: str, values: Sequence[str | None]) -> str | None:
+    """The split or configuration of all folders that have one."""
+    found = list(dict.fromkeys(value for value in values if value))
+    if len(found) > 1:
+        raise InputError(f"the folders have different {kind}, {', '.join(found)}: choose one, or score them separately")
+    return found[0] if found else None
+
+
+def _files(name: str, split: str | None, config: str | None) -> FolderFiles:
+    """The data files that a name refers to."""
+    path = Path(name)
+    if path.is_dir():
+        _check_data_folder(path)
+        return folder_files(path, split=split, config=config)
+    found = [path] if path.is_file() else _matches(name)
+    if wrong := [path.name for path in found if not format_suffix(path)]:
+        raise InputError(f"wanted files ending in {READABLE}, got {', '.join(wrong[:SHOWN])}: convert them")
+    return FolderFiles(files=tuple(found))
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files that match a glob, without hidden ones, unless the glob names them."""
+    special = special_part(Path(pattern).relative_to(Path(pattern).anchor))
+    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    found = [path for path in found if special or not special_part(path.relative_to(path.anchor))]
+    if not found:
+        raise InputError(f"no files match {pattern}: give a file, a folder, a glob or a Hub dataset id")
     return found
 
 
-def _from_files(files: Sequence[Path]) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
-    read = [(name, _read(path)) for name, path in zip(_names(files), files, strict=True)]
-    parts = [(name, dataset) for name, dataset in read if dataset is not None]
-    return _aligned(parts), {"files": len(files), "sha256": _digest(files)}
+def _check_data_folder(folder: Path) -> None:
+    """Refuse a folder of kept and flagged rows, which must not be mixed again."""
+    if (folder / "kept").is_dir() and any((folder / kind.file).exists() for kind in (SELECTION, DECISIONS)):
+        raise InputError(f"{folder} has rows that were kept and others that were not: give {folder / 'kept'}")
+
+
+def _check_unique(files: Sequence[Path]) -> None:
+    """Refuse a file that is given twice, as by two overlapping globs: its rows would be scored twice."""
+    count = Counter(path.resolve() for path in files)
+    if twice := [path.name for path, times in count.items() if times > 1]:
+        raise InputError(f"{', '.join(twice[:SHOWN])} is given more than once: give each file once")
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """One shard name per file: its stem, or its path below the common folder if stems are not unique."""
-    stems = [path.stem for path in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    folder = os.path.commonpath([path.parent for path in files])
-    return ["--".join(path.relative_to(folder).parts) for path in files]
+    """One shard name per file: its bare name, or its path below the common folder if bare names are not unique."""
+    names = [bare_name(path) for path in files]
+    if len(set(names)) == len(names):
+        return names
+    paths = [path.absolute() for path in files]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return ["--".join(path.relative_to(folder).parts) for path in paths]
 
 
 def _digest(files: Sequence[str | Path]) -> str:
     """Hex SHA-256 of all files' contents in order; for a single file, that of the file itself."""
     digests = [sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _read(path: Path) -> Dataset | None:
-    """Read a file; None if it has no rows."""
-    kind = FORMATS[path.suffix.lower()]
-    try:
-        if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
-            return None  # `datasets` fails on these with unrelated errors
-        with silenced():
-            builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **READ_OPTIONS.get(kind, {}))
-            builder.download_and_prepare()
-            if not builder.info.splits["train"].num_examples:
-                return None
-            dataset = builder.as_dataset("train")
-        dataset.data.validate(full=True)  # finds text that is not UTF-8, which the JSON and Parquet readers accept
-        return dataset
-    except (DatasetsError, ValueError, TypeError, OSError) as error:
-        raise InputError(
-            f"cannot read {path.name} as {kind}: {_first_line(error.__cause__ or error)}; repair the file or omit it"
-        ) from error
 
 
 def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
@@ -196,7 +223,7 @@ def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
             return [(name, dataset.cast(features)) for name, dataset in parts]
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(
-            f"types differ between files: {_first_line(error)}; use files with the same types, or score them separately"
+            f"types differ between files: {first_line(error)}; use files with the same types, or score them separately"
         ) from error
 
 
@@ -206,7 +233,7 @@ def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]],
     except (DatasetsError, ValueError, TypeError, LookupError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot read {name} as save_to_disk wrote it: {_first_line(error)}; save it again") from error
+        raise InputError(f"cannot read {name} as save_to_disk wrote it: {first_line(error)}; save it again") from error
     return [(split, dataset)], {"split": split, "sha256": _digest([file["filename"] for file in dataset.cache_files])}
 
 
@@ -214,75 +241,8 @@ def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tup
     """The split to read, and its name."""
     if isinstance(data, Dataset):
         data = DatasetDict({str(data.split or split or "train"): data})
-    if split is None and len(data) == 1:
-        split = next(iter(data))
-    if split not in data:
-        raise InputError(f"{name} has the splits {', '.join(data)}: choose one (--split)")
-    return data[split], str(split)
-
-
-def _from_hub(
-    name: str, split: str | None, config: str | None, revision: str | None
-) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
-    with _hub_errors(name, revision):
-        # Resolve a branch or tag once, so that all requests read the same commit, and record it.
-        commit = HfApi().dataset_info(name, revision=revision).sha
-        configs = get_dataset_config_names(name, revision=commit)
-        if config not in configs and (config or len(configs) > 1 and "default" not in configs):
-            raise InputError(f"{name} has the configurations {', '.join(configs)}: choose one (--config)")
-        splits = get_dataset_split_names(name, config, revision=commit)
-        if split is None and len(splits) == 1:
-            split = splits[0]
-        if split not in splits:
-            raise InputError(f"{name} has the splits {', '.join(splits)}: choose one (--split)")
-        dataset = load_dataset(name, config, split=split, revision=commit)
-    return [(str(split), dataset)], {"config": config, "split": split, "revision": commit}
-
-
-@contextmanager
-def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Convert errors of the Hub and of `datasets` to an `InputError` of one line with a remedy."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (DatasetsError, TransportError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(_hub_message(error, name, revision)) from error
-
-
-def _hub_message(error: Exception, name: str, revision: str | None) -> str:
-    if isinstance(error, RevisionNotFoundError):
-        return f"the Hub dataset {name!r} has no revision {revision!r}: give an existing commit, tag or branch"
-    if isinstance(error, GatedRepoError):
-        return f"the Hub dataset {name!r} is gated: request access on its page, then run hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"no file, folder or Hub dataset {name!r}: check the name; if it is private, run hf auth login"
-    cause = _first_line(error.__cause__ or error)
-    if isinstance(error, HfHubHTTPError):
-        return f"the Hub rejected the request for {name!r} ({cause}): check HF_TOKEN, or try again later"
-    if isinstance(error, TransportError | ConnectionError):
-        return (
-            f"no file or folder {name!r}, and the Hub cannot be reached ({cause}): check the connection, or give files"
-        )
-    return f"cannot read the Hub dataset {name!r}: {cause}; check the name, or give its data files instead"
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error's message, or its type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Silence logs and progress bars of `datasets`: its failures become an `InputError`."""
-    before = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        with no_progress_bars(), warnings.catch_warnings():
-            warnings.filterwarnings("error", "Length of header or names")  # from CSV files: fields would be lost
-            yield
-    finally:
-        datasets.logging.set_verbosity(before)
+    split = choose_split([str(key) for key in data], name, split)
+    return data[split], split
 
 
 def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description: dict[str, Any]) -> Source:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetInfo, Features, LargeList, List
+from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
@@ -42,8 +43,14 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
 
 def _contiguous(dataset: Dataset) -> Dataset:
     """The same rows in one Arrow chunk: selected rows are one chunk each, which takes ten times as long to write."""
-    table = dataset.with_format("arrow")[:].combine_chunks()
-    return Dataset(table, info=DatasetInfo(features=dataset.features))
+    return _dataset(dataset.with_format("arrow")[:].combine_chunks(), dataset.features)
+
+
+def _dataset(table: pa.Table, features: Features) -> Dataset:
+    """A dataset of a table; one without rows gets an empty chunk per column."""
+    if not len(table):  # `datasets` cannot digest a column of an extension type, such as Json, that has no chunk
+        table = pa.table([pa.nulls(0, column) for column in table.schema.types], schema=table.schema)
+    return Dataset(table, info=DatasetInfo(features=features))
 
 
 def read_parquet(folder: str | Path) -> Dataset:
@@ -56,7 +63,8 @@ def read_parquet(folder: str | Path) -> Dataset:
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
     if not any(pq.read_metadata(path).num_rows for path in paths):  # `datasets` cannot read files without rows
-        return Dataset(pq.read_table(paths[0]))
+        table = pq.read_table(paths[0])
+        return _dataset(table, Features.from_arrow_schema(table.schema))
     with no_progress_bars():
         return Dataset.from_parquet([glob.escape(path) for path in paths])
 
@@ -65,20 +73,29 @@ def undecoded(rows: Dataset) -> Dataset:
     """Return the same rows, with images, audio and other media as they are stored (bytes or path) instead of decoded.
 
     Stored values can be written back unchanged and have a stable digest, and reading them cannot fail on damaged media.
+    JSON columns are decoded as always: their stored form is the source text of the value.
     """
-    features = Features(_without_decoding(dict(rows.features)))
-    return Dataset(rows.with_format("arrow")[:], info=DatasetInfo(features=features))
+    return _dataset(rows.with_format("arrow")[:], media_undecoded(rows.features))
+
+
+def media_undecoded(features: Features) -> Features:
+    """The same column types, with ``decode=False`` for media at any depth."""
+    return Features(_without_decoding(dict(features)))
+
+
+def is_media(feature: object) -> bool:
+    """Whether a type decodes files, such as images or audio; JSON is decoded too, but is a value and not a file."""
+    return hasattr(feature, "decode") and not isinstance(feature, Json)
 
 
 def _without_decoding(feature: Any) -> Any:  # noqa: ANN401  a feature, or a dict or list of features
-    """The same types, with ``decode=False`` for media at any depth."""
     if isinstance(feature, dict):
         return {name: _without_decoding(part) for name, part in feature.items()}
     if isinstance(feature, list):
         return [_without_decoding(part) for part in feature]
     if isinstance(feature, List | LargeList):
         return replace(feature, feature=_without_decoding(feature.feature))
-    return replace(feature, decode=False) if hasattr(feature, "decode") else feature
+    return replace(feature, decode=False) if is_media(feature) else feature
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset, Features, Image, Video
+from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from larf_curate.conversation.schemas import to_conversation
 from larf_curate.data.sources import Piece, Source
-from larf_curate.data.tables import undecoded
+from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
@@ -278,7 +278,7 @@ def shard_file(folder: Path, piece: Piece) -> Path:
 
 def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
     """The original columns of a batch as an Arrow table, and its tokenized rows."""
-    text = [name for name, feature in batch.features.items() if not isinstance(feature, Image | Audio | Video)]
+    text = [name for name, feature in batch.features.items() if not is_media(feature)]
     return batch.with_format("arrow")[:], scorer.render(undecoded(batch.select_columns(text))[:], rank)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
-from datasets.formatting.formatting import LazyBatch, LazyRow
+from datasets.formatting.formatting import LazyBatch, LazyRow, PythonFormatter
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Status
 from larf_curate.conversation.schemas import Schema, check_columns, schema_for
+from larf_curate.data.tables import is_media, media_undecoded
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
@@ -128,10 +129,11 @@ class LarfScorer:
         if not isinstance(batch, Mapping):
             got = type(batch).__name__
             raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None) and no input_columns")
-        schema = self._schema(batch)
-        if _is_batch(batch, schema.columns):
-            return self.columns_of(self._render_rows(_to_rows(batch), schema, rank), rank)
-        row = {name: _to_python(value) for name, value in batch.items()}
+        values = _without_media(batch) if isinstance(batch, LazyBatch | LazyRow) else batch
+        schema = self._schema(values)
+        if _is_batch(batch, values, schema.columns):
+            return self.columns_of(self._render_rows(_to_rows(values), schema, rank), rank)
+        row = {name: _to_python(value) for name, value in values.items()}
         columns = self.columns_of(self._render_rows([row], schema, rank), rank)
         return {name: column[0] for name, column in columns.items()}
 
@@ -362,13 +364,26 @@ def _zero_non_finite(states: States) -> NDArray[np.bool_]:
     return np.asarray(finite)
 
 
-def _is_batch(batch: Mapping[str, Any], columns: Sequence[str]) -> bool:
+def _without_media(batch: LazyBatch | LazyRow) -> dict[str, Any]:
+    """The values of a batch or row of ``map``, without media columns, which would be decoded when they are read."""
+    features = batch.formatter.features or Features.from_arrow_schema(batch.pa_table.schema)
+    # Columns that the caller has replaced are no longer to be formatted, and are taken as they are.
+    stored = [name for name in batch.pa_table.column_names if name in batch.keys_to_format]
+    text = [name for name in stored if not is_media(features[name])]
+    formatter = PythonFormatter(features=media_undecoded(Features({name: features[name] for name in text})))
+    table = batch.pa_table.select(text)
+    read = formatter.format_batch if isinstance(batch, LazyBatch) else formatter.format_row
+    values = {**{name: value for name, value in batch.data.items() if name not in stored}, **read(table)}
+    return {name: values[name] for name in batch.data if name in values}
+
+
+def _is_batch(batch: Mapping[str, Any], values: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether the values are lists of several rows: by the type from `datasets`, or by the values of plain dicts."""
     if isinstance(batch, LazyBatch | LazyRow):
         return isinstance(batch, LazyBatch)
-    values = [_to_python(value) for value in batch.values()]
-    lengths = {len(value) if isinstance(value, list) else None for value in values}
-    return len(lengths) == 1 and None not in lengths and not any(_is_conversation(batch[name]) for name in columns)
+    cells = [_to_python(value) for value in values.values()]
+    lengths = {len(value) if isinstance(value, list) else None for value in cells}
+    return len(lengths) == 1 and None not in lengths and not any(_is_conversation(values[name]) for name in columns)
 
 
 def _is_conversation(value: Any) -> bool:  # noqa: ANN401  a cell or a column
