@@ -9,13 +9,13 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("names", metavar="DATASET...", nargs=-1, required=True)
 @click.option(
     "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
 )
 @click.option("-o", "--output", metavar="OUT", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--split", help="Split, if the dataset has several.")
-@click.option("--config", help="Configuration of a Hub dataset.")
+@click.option("--config", help="Configuration, if a Hub dataset or folder has several.")
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
 @click.option(
     "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
@@ -63,7 +63,7 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 @json_option
 def score(
-    dataset: str,
+    names: tuple[str, ...],
     profile_name: str,
     output: Path,
     split: str | None,
@@ -85,11 +85,13 @@ def score(
 ) -> None:
     """Score the rows of DATASET and write them to a folder.
 
-    DATASET is a Hub id, a folder from save_to_disk, or json, jsonl, csv or parquet files.
+    DATASET is a Hub id, a folder from save_to_disk, or files, globs and folders of json, jsonl, ndjson, csv, tsv or
+    parquet files; text files may be compressed (.gz, .zst). Splits of a folder are those of load_dataset.
 
     \b
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
     larf-curate score "data/*.jsonl" --profile profile/ -o scored/ --columns user=q,assistant=a --resume
+    larf-curate score a.jsonl b.csv.gz --profile profile/ -o scored/
     """
     from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
@@ -98,7 +100,7 @@ def score(
     from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
-    source = open_source(dataset, split=split, config=config, revision=revision, limit=limit)
+    source = open_source(names, split=split, config=config, revision=revision, limit=limit)
     index = ExemplarIndex.load(exemplars) if exemplars else ExemplarIndex.of_profile(profile)
     scorer = LarfScorer(
         profile,

@@ -15,7 +15,7 @@ from datasets.data_files import (
 )
 from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from larf_curate.data.formats import READABLE, first_line, format_suffix
@@ -132,7 +132,7 @@ def _layout(folder: Path, files: Mapping[str, Path]) -> dict[str, dict[str, list
 def _card_configs(folder: Path) -> dict[str, Any]:
     """The configurations that the dataset card declares, by name."""
     try:
-        card = DatasetCard.load(folder / CARD).data if (folder / CARD).is_file() else None
+        card = metadata_load(folder / CARD) if (folder / CARD).is_file() else None
         return dict(MetadataConfigs.from_dataset_card_data(card)) if card else {}
     except (ValueError, TypeError, AttributeError, YAMLError) as error:
         raise InputError(f"cannot read the configs in {folder / CARD}: {first_line(error)}; correct them") from error

@@ -1,6 +1,7 @@
 """Files of rows: which endings are read, with which reader, and one clear error for a file that cannot be read."""
 
 import glob
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
+from larf_curate.files import atomic_path, cache_home, sha256
 
 FORMATS = {
     ".jsonl": "json",
@@ -24,8 +27,8 @@ FORMATS = {
     ".parquet": "parquet",
 }
 """Builder of `datasets` by file suffix."""
-COMPRESSIONS = (".gz", ".zst")
-"""Suffixes of compressed text files, after the suffix of their format. Parquet files are compressed inside."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Codec by suffix of compressed text files, after the suffix of their format. Parquet files are compressed inside."""
 READABLE = f"{', '.join(FORMATS)} (text files also with {' or '.join(COMPRESSIONS)})"
 """The endings that are read, for error messages."""
 _CSV = {
@@ -63,20 +66,33 @@ def read_file(path: Path) -> Dataset | None:
         The rows; None if there are none.
 
     Raises:
-        InputError: If the file cannot be read, or needs a package that is not installed.
+        InputError: If the file cannot be read.
     """
     suffix = format_suffix(path)
     if suffix is None:
         raise InputError(f"wanted a file ending in {READABLE}, got {path.name}: convert it")
-    if path.suffix.lower() == ".zst" and not datasets.config.ZSTANDARD_AVAILABLE:
-        raise InputError(f"{path.name} needs the package zstandard: pip install zstandard, or decompress the file")
     try:
-        return _read(path, FORMATS[suffix], READ_OPTIONS.get(suffix, {}))
+        plain = _decompressed(path, suffix) if path.suffix.lower() in COMPRESSIONS else path
+        return _read(plain, FORMATS[suffix], READ_OPTIONS.get(suffix, {}))
     except (DatasetsError, ValueError, TypeError, OSError) as error:
         raise InputError(
             f"cannot read {path.name} as {FORMATS[suffix]}: {first_line(error.__cause__ or error)}; repair the file or "
             "omit it"
         ) from error
+
+
+def _decompressed(path: Path, suffix: str) -> Path:
+    """A decompressed copy in the cache, under the digest of the file.
+
+    `datasets` decompresses too, but fails on file names with brackets, and needs another package for Zstandard.
+    """
+    copy = cache_home() / "decompressed" / f"{sha256(path)}{suffix}"
+    if not copy.exists():
+        compression = COMPRESSIONS[path.suffix.lower()]
+        with pa.input_stream(str(path), compression=compression) as stream, atomic_path(copy) as temporary:
+            with temporary.open("wb") as target:
+                shutil.copyfileobj(stream, target)
+    return copy
 
 
 def _read(path: Path, kind: str, options: dict[str, Any]) -> Dataset | None:

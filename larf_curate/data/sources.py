@@ -147,11 +147,11 @@ def _from_files(
 
 
 def _common(kind: str, values: Sequence[str | None]) -> str | None:
-    """The split or configuration of all folders that have one."""
-    found = list(dict.fromkeys(value for value in values if value))
-    if len(found) > 1:
-        raise InputError(f"the folders have different {kind}, {', '.join(found)}: choose one, or score them separately")
-    return found[0] if found else None
+    """The split or configuration of all files, None if they have none."""
+    found = list(dict.fromkeys(values))
+    if len([value for value in found if value]) > 1:
+        raise InputError(f"the folders have the {kind} {', '.join(filter(None, found))}: score them separately")
+    return found[0] if len(found) == 1 else None
 
 
 def _files(name: str, split: str | None, config: str | None) -> FolderFiles:

@@ -27,6 +27,7 @@ from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
+from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.folder import shard_digests
 from larf_curate.scoring.workers import rank_and_payload, workers
 from larf_curate.version import __version__
@@ -81,6 +82,7 @@ def score_source(
 def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> ScoredManifest:
     _start_run(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
     digests = _recorded_digests(folder)
+    source = without_earlier_columns(source, scorer.features())
     missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, digests)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
     with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:

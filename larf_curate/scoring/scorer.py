@@ -22,6 +22,7 @@ from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.profile.source_rows import reference_rows
+from larf_curate.scoring.earlier_columns import report_earlier_columns
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
 from larf_curate.scoring.text_baselines import TextBaselines
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
@@ -102,6 +103,7 @@ class LarfScorer:
         self.columns = dict(columns) if columns else None
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
         self._loaded: tuple[StateReader, Renderer] | None = None
+        self._reported = False
         self._check()
         # A pickled scorer is only its key (see `__reduce__`): another process loads the rest from the cache.
         cache_profile(profile)
@@ -130,6 +132,9 @@ class LarfScorer:
             got = type(batch).__name__
             raise InputError(f"wanted rows as Python values, got {got}: use ds.with_format(None) and no input_columns")
         values = _without_media(batch) if isinstance(batch, LazyBatch | LazyRow) else batch
+        if not self._reported:
+            report_earlier_columns(values, self._column_names, outdated="not updated (remove it)")
+            self._reported = True
         schema = self._schema(values)
         if _is_batch(batch, values, schema.columns):
             return self.columns_of(self._render_rows(_to_rows(values), schema, rank), rank)

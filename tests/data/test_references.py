@@ -5,7 +5,7 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 
 from larf_curate.conversation.schemas import to_messages
-from larf_curate.data.references import ReferenceSet
+from larf_curate.data.references import MIN_NEUTRAL, ReferenceSet, load_neutral
 from larf_curate.errors import ReferenceSetError
 
 PAIRS = [
@@ -61,6 +61,28 @@ def test_a_folder_is_read_in_name_order_whatever_its_files_have_beside_the_pairs
     references = ReferenceSet.load(tmp_path)
     assert texts(references)[0] == [("P0", "U0"), ("P1", "U1"), ("P0", "U0")]
     assert texts(references)[1] == [("P0", "S0"), ("P1", "S1"), ("P0", "S0")]
+
+
+@pytest.mark.parametrize("name", ["refs [v2].jsonl", "refs *?{a,b}.csv", "[refs].json"])
+def test_names_may_have_glob_characters(tmp_path, name):
+    assert texts(ReferenceSet.load(write(tmp_path / name, PAIRS))) == WANT
+    neutral = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(MIN_NEUTRAL)]
+    assert load_neutral(write(tmp_path / f"neutral {name}", neutral)) == tuple(neutral)
+
+
+def test_hidden_files_and_other_splits_of_a_folder_are_no_references(tmp_path):
+    for name in (".ipynb_checkpoints", "train", "test"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "pairs.jsonl", PAIRS if name == "train" else [PAIRS[0] | {"unsafe": "other"}])
+    assert texts(ReferenceSet.load(tmp_path)) == WANT
+
+
+def test_words_of_csv_files_that_look_like_missing_values_are_text(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt,unsafe,safe\nP0,None,NA\nP1,null,nan\n")
+    assert texts(ReferenceSet.load(tmp_path / "pairs.csv")) == [
+        [("P0", "None"), ("P1", "null")],
+        [("P0", "NA"), ("P1", "nan")],
+    ]
 
 
 def test_columns_of_other_names_are_mapped(tmp_path):
@@ -165,7 +187,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path, name, conte
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ReferenceSetError, match="no unsafe ones"):
+    with pytest.raises(ReferenceSetError, match="no files ending in"):
         ReferenceSet.load(tmp_path)
 
 
@@ -183,7 +205,7 @@ def test_pairs_are_read_from_the_hub_and_a_missing_set_is_refused(tmp_path, hub)
 
 def test_a_broken_file_is_one_error_and_logs_nothing_and_endings_may_be_capital(tmp_path, caplog, capfd):
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "unsafe"')
-    with pytest.raises(ReferenceSetError, match="cannot read rows"):
+    with pytest.raises(ReferenceSetError, match="cannot read broken.jsonl as json"):
         ReferenceSet.load(tmp_path / "broken.jsonl")
     assert not caplog.text
     assert "Failed to" not in capfd.readouterr().err

@@ -1,14 +1,17 @@
 """Datasets opened by name: every kind of file, folder and Hub id, and one clear line for what cannot be read."""
 
+import bz2
+import gzip
 import hashlib
 import json
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
 from larf_curate.data import sources
 from larf_curate.data.sources import open_source
@@ -36,8 +39,9 @@ def write(path: Path, rows=ROWS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         path.write_text(json.dumps(rows), encoding="utf-8")
-    elif path.suffix == ".csv":
-        lines = ["question,answer", *(f'"{row["question"]}","{row["answer"]}"' for row in rows)]
+    elif path.suffix in (".csv", ".tsv"):
+        separator = "," if path.suffix == ".csv" else "\t"
+        lines = [f"question{separator}answer", *(f'"{r["question"]}"{separator}"{r["answer"]}"' for r in rows)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     elif path.suffix.lower() == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -57,7 +61,10 @@ def refusal(name, **options) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "A.JSONL", "a [1] *?.jsonl", "ä 你.jsonl"])
+NAMES = ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet", "A.JSONL", "a [1] *?.jsonl", "ä 你.jsonl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_any_format_and_name_gives_its_rows(here, name, capfd):
     path = write(here / name)
     source = open_source(str(path))
@@ -173,7 +180,7 @@ def test_a_damaged_saved_dataset_is_one_clear_line(here):
         ("a.csv", b"a,b\n1,2,3,4\n5\n", "loss of data"),
         ("a.csv", b"a,b\n\xe9,2\n", "utf-8"),
         ("a.parquet", b"PAR1 and no more", "as parquet"),
-        ("a.txt", b"text", ".jsonl, .json, .csv, .parquet, got a.txt"),
+        ("a.txt", b"text", "with .gz or .zst), got a.txt"),
         *((f"a.{kind}", b"", "no rows") for kind in ("jsonl", "json", "csv", "parquet")),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.json", b"[]", "no rows"),
@@ -248,6 +255,202 @@ def test_options_of_the_hub_do_not_go_with_files(here, option):
     assert f"--{option}" in refusal(write(here / "a.jsonl"), **{option: "test"})
 
 
+def compressed(path: Path, rows=ROWS) -> Path:
+    """Write rows to a compressed file whose name has the suffix of their format before that of the compression."""
+    plain = write(path.with_suffix(""), rows)
+    codec = "zstd" if path.suffix == ".zst" else "gzip"
+    with pa.CompressedOutputStream(str(path), codec) as stream:
+        stream.write(plain.read_bytes())
+    plain.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.tsv.zst", "a.jsonl.zst", "a [1] *.ndjson.gz", "[a].csv.zst"]
+)
+def test_a_compressed_file_gives_its_rows(here, name):
+    path = compressed(here / name)
+    source = open_source(str(path))
+    assert rows_of(source) == ROWS
+    assert [piece.name for piece in source.pieces] == [name.partition(".")[0]]
+    assert source.description["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    compressed(here / name, ROWS[:2])
+    assert rows_of(open_source(str(path))) == ROWS[:2]
+
+
+def test_a_gzip_file_of_several_members_is_read_completely(here):
+    (here / "a.jsonl.gz").write_bytes(b"".join(gzip.compress(lines([row])) for row in ROWS))
+    assert rows_of(open_source(str(here / "a.jsonl.gz"))) == ROWS
+
+
+def test_compressed_files_without_rows_are_skipped_and_damaged_ones_refused(here):
+    write(here / "b.jsonl")
+    compressed(here / "a.jsonl.gz", [])
+    compressed(here / "c.csv.gz", [])
+    assert rows_of(open_source(str(here))) == ROWS
+    for content in (gzip.compress(lines(ROWS))[:-12], b"not compressed", b""):
+        (here / "d.jsonl.gz").write_bytes(content)
+        assert "d.jsonl.gz" in refusal(here / "d.jsonl.gz")
+    (here / "d.jsonl.gz").write_bytes(b"not compressed")
+    assert "d.jsonl.gz" in refusal(here)
+
+
+def test_all_text_files_of_a_folder_are_read_whatever_their_format(here):
+    compressed(here / "0.jsonl.gz", ROWS[:1])
+    for index, suffix in enumerate(("jsonl", "tsv", "ndjson", "csv"), start=1):
+        write(here / f"{index}.{suffix}", [ROWS[index]])
+    assert rows_of(open_source(str(here))) == ROWS
+
+
+def test_files_of_a_folder_that_cannot_be_read_are_reported_by_name(here, caplog):
+    write(here / "a.jsonl")
+    (here / "README.md").write_text("no data")
+    (here / "picture.png").write_bytes(b"no data")
+    assert rows_of(open_source(str(here))) == ROWS
+    assert caplog.text == ""
+    (here / "b.jsonl.bz2").write_bytes(bz2.compress(b"{}"))
+    (here / "c.xlsx").write_bytes(b"rows")
+    assert rows_of(open_source(str(here))) == ROWS
+    assert "b.jsonl.bz2, c.xlsx" in caplog.text
+    (here / "a.jsonl").unlink()
+    assert "b.jsonl.bz2, c.xlsx" in refusal(here)
+
+
+def test_hidden_files_and_records_beside_the_data_are_no_data(here, caplog):
+    write(here / "train.jsonl")
+    hidden = (".ipynb_checkpoints/train.jsonl", ".cache/a/b.csv", "__MACOSX/train.jsonl", "x/.hidden.parquet")
+    for name in hidden:
+        write(here / name, ROWS[:1])
+    for name in ("provenance.json", "dataset_info.json", "config.json", "croissant.json"):
+        (here / name).write_text('{"not": "rows"}')
+    assert rows_of(open_source(str(here))) == ROWS == load_dataset(str(here), split="train").to_list()
+    assert rows_of(open_source(str(here / "**" / "*.jsonl"))) == ROWS
+    assert rows_of(open_source(str(here / ".cache" / "a" / "*.csv"))) == ROWS[:1]
+    assert caplog.text == ""
+
+
+def test_a_folder_below_a_hidden_one_is_read(here):
+    write(here / ".cache" / "__data" / "rows" / "a.jsonl")
+    assert rows_of(open_source(str(here / ".cache" / "__data" / "rows"))) == ROWS
+    assert rows_of(open_source(str(here / ".cache" / "__data" / "rows" / "*.jsonl"))) == ROWS
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train/a.jsonl", "test/b.jsonl", "test/c.jsonl"),
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/odd-00000-of-00002.parquet", "data/odd-00001-of-00002.parquet"),
+        ("my_train_rows.csv", "my_validation_rows.csv"),
+        ("train.jsonl", "dev/x.jsonl"),
+        ("rows.jsonl", "more/rows.jsonl"),
+        ("latest.jsonl", "contest.jsonl"),
+        ("test.jsonl",),
+    ],
+)
+def test_the_splits_of_a_folder_are_those_that_load_dataset_sees(here, names):
+    folder = here / "rows"
+    for index, name in enumerate(names):
+        write(folder / name, [ROWS[index]])
+    want = load_dataset(str(folder))
+    if len(want) > 1:
+        assert all(split in refusal(folder) for split in want)
+        assert "choose one" in refusal(folder, split="nope")
+    for split, rows in want.items():
+        source = open_source(str(folder), split=split if len(want) > 1 else None)
+        assert rows_of(source) == rows.to_list()
+        plain = list(want) == ["train"]
+        assert source.description.get("split") == (None if plain else split)
+
+
+def test_a_folder_whose_name_has_glob_characters_has_its_splits(here):
+    for split in ("train", "test"):
+        write(here / "rows [v2] *" / f"{split}.jsonl", ROWS if split == "test" else ROWS[:1])
+    assert "train, test" in refusal(here / "rows [v2] *")
+    assert rows_of(open_source(str(here / "rows [v2] *"), split="test")) == ROWS
+
+
+def test_the_configurations_of_a_dataset_card_are_followed(here, caplog):
+    card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: a/x-*\n  - split: held_out\n"
+    card += "    path: [a/y.jsonl]\n- config_name: two\n  data_dir: b\n---\n# Rows\n"
+    (here / "README.md").write_text(card)
+    for index, name in enumerate(("a/x-0.jsonl", "a/x-1.jsonl", "a/y.jsonl", "b/z.jsonl")):
+        write(here / name, [ROWS[index]])
+    assert "one, two" in refusal(here)
+    assert "one, two" in refusal(here, config="nope")
+    assert "train, held_out" in refusal(here, config="one")
+    for config, split in (("one", "train"), ("one", "held_out"), ("two", "train")):
+        source = open_source(str(here), config=config, split=split)
+        assert rows_of(source) == load_dataset(str(here), config, split=split).to_list()
+        assert (source.description["config"], source.description["split"]) == (config, split)
+    assert caplog.text == ""
+    write(here / "c.jsonl")
+    open_source(str(here), config="two")
+    assert "c.jsonl belong to no split" in caplog.text
+    (here / "README.md").write_text(card.replace("a/y.jsonl", "a/absent.jsonl"))
+    assert "no existing data file" in refusal(here, config="one", split="held_out")
+    (here / "README.md").write_text("---\nconfigs: 5\n---\n")
+    assert "README.md" in refusal(here)
+
+
+def test_data_files_of_no_split_are_reported(here, caplog):
+    write(here / "train.jsonl")
+    write(here / "more.jsonl", ROWS[:1])
+    assert rows_of(open_source(str(here))) == load_dataset(str(here), split="train").to_list() == ROWS
+    assert "more.jsonl belong to no split" in caplog.text
+
+
+def test_several_names_give_their_files_in_the_order_given(here):
+    for index, name in enumerate(("b.jsonl", "a.csv", "c-1.parquet", "c-2.parquet", "d/e.jsonl.gz")):
+        (compressed if name.endswith(".gz") else write)(here / name, [ROWS[index]])
+    names = [str(here / name) for name in ("b.jsonl", "a.csv", "c-*.parquet", "d")]
+    source = open_source(names)
+    assert rows_of(source) == ROWS
+    assert [piece.name for piece in source.pieces] == ["b", "a", "c-1", "c-2", "e"]
+    assert source.description["dataset"] == "b.jsonl + a.csv + c-*.parquet and 1 more"
+    assert source.description["files"] == 5
+    assert open_source(names[::-1]).description != source.description
+    assert open_source([names[0]]).description == open_source(names[0]).description
+
+
+def test_a_file_given_twice_or_a_name_that_is_no_file_is_refused(here):
+    path = str(write(here / "a.jsonl"))
+    assert "a.jsonl is given more than once" in refused([path, str(here / "*.jsonl")])
+    assert "no files match org/rows" in refused([path, "org/rows"])
+    assert "no files match" in refused([path, str(here / "b-*.jsonl")])
+    Dataset.from_list(ROWS).save_to_disk(here / "saved")
+    assert "save_to_disk" in refused([path, str(here / "saved")])
+    assert "--split" in refused([path, str(here)], split="train")
+    for name in ("x/test.jsonl", "y/validation.jsonl"):
+        write(here / name)
+    assert "the splits test, validation" in refused([str(here / "x"), str(here / "y")])
+
+
+def refused(names, **options) -> str:
+    with pytest.raises(InputError) as error:
+        open_source(names, **options)
+    return str(error.value)
+
+
+def test_kept_and_flagged_rows_of_a_selection_are_not_mixed_again(here):
+    for part in ("kept", "flagged"):
+        write(here / part / "part-00000-of-00001.parquet")
+    (here / "selection.json").write_text("{}")
+    assert "kept" in refusal(here)
+    assert rows_of(open_source(str(here / "kept"))) == ROWS
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_words_that_look_like_missing_values_are_text_and_an_empty_field_is_missing(here, name, separator):
+    words = ["None", "NA", "null", "N/A", "nan", "NULL", "<NA>", "#N/A", "", "text"]
+    lines = [separator.join(("number", "word")), *(separator.join((str(i), word)) for i, word in enumerate(words))]
+    (here / name).write_text("\n".join(lines) + "\n")
+    rows = rows_of(open_source(str(here / name)))
+    assert [row["word"] for row in rows] == [word or None for word in words]
+    assert [row["number"] for row in rows] == list(range(len(words)))
+
+
 def lines(rows) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
@@ -270,6 +473,44 @@ def test_a_hub_dataset_is_pinned_to_its_commit(hub, monkeypatch):
     }
     assert old.description["revision"] == first
     assert "no revision 'nope'" in refusal("org/rows", revision="nope")
+
+
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def test_a_cached_hub_dataset_is_read_offline_with_its_commit(hub, monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.create("org/Rows")
+    for rows in (ROWS[:2], ROWS):
+        hub.commit("org/Rows", {"train.jsonl": lines(rows), "test.jsonl": lines(rows[:1])})
+        online = open_source("org/Rows", split="train")
+    latest, first = (entry.oid for entry in hub.history("org/Rows")[:2])
+    hub.commit("org/Rows", {"train.jsonl": lines(ROWS[:1])})
+    offline(monkeypatch)
+    cached = open_source("org/Rows", split="train")
+    assert rows_of(cached) == rows_of(online) == ROWS
+    assert cached.description == online.description
+    assert latest in caplog.text
+    assert rows_of(open_source("org/Rows", split="train", revision=first)) == ROWS[:2]
+    assert "train, test" in refusal("org/Rows")
+    assert first in refusal("org/Rows", split="train", revision="main")
+    assert "nor is the dataset in the cache" in refusal("org/other")
+
+
+def test_a_cached_configuration_is_chosen_offline_as_with_a_connection(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    card = "---\nconfigs:\n" + "".join(f"- config_name: {n}\n  data_files: {n}.jsonl\n" for n in "ab") + "---\n"
+    hub.create("org/two")
+    hub.commit("org/two", {"README.md": card, "a.jsonl": lines(ROWS), "b.jsonl": lines(ROWS[1:])})
+    online = {config: open_source("org/two", config=config) for config in "ab"}
+    offline(monkeypatch)
+    assert "choose one (--config)" in refusal("org/two")
+    assert "choose one (--config)" in refusal("org/two", config="c")
+    for config, source in online.items():
+        cached = open_source("org/two", config=config)
+        assert (rows_of(cached), cached.description) == (rows_of(source), source.description)
 
 
 def test_splits_and_configurations_of_a_hub_dataset_must_be_named(hub, monkeypatch):

@@ -1,9 +1,10 @@
 import datasets
+import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Audio, Dataset, DatasetInfo, Features, Image, Json, List, Value
 
 from larf_curate.data import tables
-from larf_curate.data.tables import read_parquet, write_parquet
+from larf_curate.data.tables import is_media, read_parquet, undecoded, write_parquet
 from larf_curate.errors import InputError
 
 
@@ -49,3 +50,34 @@ def test_fewer_shards_replace_more(tmp_path, monkeypatch):
     write_parquet(Dataset.from_dict({"a": list(range(5))}), tmp_path)
     write_parquet(Dataset.from_dict({"a": [7, 8]}), tmp_path)
     assert read_parquet(tmp_path)["a"][:] == [7, 8]
+
+
+def test_media_are_left_as_stored_at_any_depth_and_json_is_decoded():
+    kept = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cell = {"bytes": b"broken", "path": "x"}
+    table = pa.table({"one": pa.array([cell], kept), "many": pa.array([[cell]], pa.list_(kept))})
+    media = Dataset(table, info=DatasetInfo(features=Features({"one": Image(), "many": List(Audio())})))
+    assert undecoded(media)[:] == {"one": [cell], "many": [[cell]]}
+    values = {"whole": [{"k": [1, "x", None]}], "listed": [["a", 2]], "nested": [{"part": [{"value": {"y": 1.5}}]}]}
+    features = Features({"whole": Json(), "listed": List(Json()), "nested": {"part": List({"value": Json()})}})
+    rows = Dataset.from_dict(values, features=features)
+    assert undecoded(rows)[:] == values == rows[:]
+    assert undecoded(rows).features == features
+
+
+def test_every_type_of_datasets_that_decodes_files_is_media():
+    types = [type_ for type_ in datasets.features.features._FEATURE_TYPES.values() if hasattr(type_, "decode_example")]
+    assert {type_.__name__ for type_ in types if not is_media(type_())} == {"Json"}
+    assert not any(is_media(feature) for feature in (Value("string"), List(Image()), {"x": Image()}))
+
+
+def test_json_columns_without_rows_are_written_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = Features({"a": Value("string"), "whole": Json(), "parts": List({"value": Json()}), "image": Image()})
+    full = Dataset.from_list([{"a": "x", "whole": {"k": 1}, "parts": [{"value": 2}], "image": None}], features=features)
+    empty = full.select([])
+    write_parquet(empty, tmp_path / "out")
+    again = read_parquet(tmp_path / "out")
+    assert (len(again), again.features) == (0, features)
+    assert undecoded(empty)[:] == {name: [] for name in features}
+    assert datasets.concatenate_datasets([again, full])[:] == full[:]
