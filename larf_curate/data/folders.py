@@ -54,7 +54,9 @@ class FolderFiles:
     config: str | None = None
 
 
-def folder_files(folder: Path, *, split: str | None = None, config: str | None = None) -> FolderFiles:
+def folder_files(
+    folder: Path, *, split: str | None = None, config: str | None = None, default_split: str | None = None
+) -> FolderFiles:
     """List the data files of a folder.
 
     As in ``load_dataset(folder)``, configurations and splits are those of its ``README.md``, else splits are recognised
@@ -63,8 +65,9 @@ def folder_files(folder: Path, *, split: str | None = None, config: str | None =
 
     Args:
         folder: The folder.
-        split: Split to read; required if there are several.
+        split: Split to read; required if there are several and none of them is the default.
         config: Configuration to read; required if there are several and none is the default.
+        default_split: Split that is read if there are several and none is requested.
 
     Raises:
         InputError: If there are no data files, or a split or configuration must be chosen.
@@ -79,11 +82,12 @@ def folder_files(folder: Path, *, split: str | None = None, config: str | None =
         )
     layout = _layout(folder, {path.relative_to(folder).as_posix(): path for path in data})
     config = _chosen_config(layout, folder, config)
-    split = choose_split(list(layout[config]), str(folder), split)
-    files = layout[config][split]
+    splits = layout[config]
+    split = choose_split(list(splits), str(folder), split or (default_split if default_split in splits else None))
+    files = splits[split]
     if not files:
         raise InputError(f"{folder / CARD} names no existing data file for the split {split}: correct it, or add files")
-    _report_unread(folder, visible, {path for splits in layout.values() for paths in splits.values() for path in paths})
+    _report_unread(folder, visible, {path for each in layout.values() for paths in each.values() for path in paths})
     return FolderFiles(
         files=tuple(files),
         split=None if layout == {DEFAULT: {EVERYTHING: files}} else split,
@@ -157,8 +161,8 @@ def _name_patterns(names: Iterable[str]) -> dict[str, list[str]]:
 
     try:
         found = _get_data_files_patterns(resolve)
-    except FileNotFoundError:
-        return {}
+    except FileNotFoundError:  # there are no files, as in a folder that the card names and that does not exist
+        return {EVERYTHING: []}
     if list(found.values()) == list(DEFAULT_PATTERNS_ALL.values()):
         return {EVERYTHING: ["**"]}
     return {str(split): patterns for split, patterns in found.items()}

@@ -19,6 +19,8 @@ from larf_curate.errors import ConversationError, InputError, ReferenceSetError
 
 MIN_NEUTRAL = 10
 """Fewest distinct neutral rows: z-scores need a mean and a standard deviation."""
+TRAIN = "train"
+"""Split that is read by default."""
 PAIR_COLUMNS = ("prompt", "unsafe", "safe")
 
 
@@ -56,16 +58,16 @@ class ReferenceSet:
         name: str | Path = "builtin",
         *,
         columns: Mapping[str, str] | None = None,
-        split: str = "train",
+        split: str = TRAIN,
         revision: str | None = None,
     ) -> "ReferenceSet":
         """Load pairs: prompts, each with an unsafe and a safe answer.
 
         Args:
-            name: ``builtin``; a jsonl, json, csv or parquet file; a folder of such files; or a Hub dataset id.
+            name: ``builtin``; a json, jsonl, ndjson, csv, tsv or parquet file; a folder of such files; or a Hub id.
             columns: Column names by role, if they differ: ``{"prompt": …, "unsafe": …, "safe": …}``, optionally
                 ``category``. Data sets with two answers and a boolean for each (PKU-SafeRLHF) need no mapping.
-            split: Split of a Hub dataset.
+            split: Split of a Hub dataset, or of a folder that has several.
             revision: Commit, tag or branch of a Hub dataset.
 
         Raises:
@@ -86,7 +88,7 @@ class ReferenceSet:
         Raises:
             ReferenceSetError: If a file cannot be read, is empty, or has rows that are not conversations.
         """
-        sides = [tuple(_read(str(path), "train", None)) for path in (unsafe, safe)]
+        sides = [tuple(_read(str(path), TRAIN, None)) for path in (unsafe, safe)]
         labels = tuple(str(row.get("category") or "unsafe") for row in sides[0])
         return cls(unsafe=sides[0], safe=sides[1], labels=labels, source=f"{Path(unsafe).name} + {Path(safe).name}")
 
@@ -123,7 +125,7 @@ def load_neutral(name: str | Path | Sequence[Row] = "builtin") -> tuple[Row, ...
         ReferenceSetError: If they cannot be read, fewer than 10 are distinct, or one is not a conversation.
     """
     if isinstance(name, str | Path):
-        rows = load_rows("neutral") if str(name) == "builtin" else _read(str(name), "train", None)
+        rows = load_rows("neutral") if str(name) == "builtin" else _read(str(name), TRAIN, None)
     else:
         rows = list(name)
     if len(rows) < MIN_NEUTRAL:
@@ -167,14 +169,20 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     # Without the check above, a file name with a typo would be looked up as a Hub dataset.
     try:
         if path.exists():
-            files = folder_files(path, split=split).files if path.is_dir() else (path,)
-            return [row for file in files for row in _read_file(file)]
+            return [row for file in _files(path, split) for row in _read_file(file)]
         return list(load_dataset(name, split=split, revision=revision))
     except InputError as error:
         raise error if isinstance(error, ReferenceSetError) else ReferenceSetError(str(error)) from error
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = first_line(error.__cause__ or error)
         raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; repair it, or give another") from error
+
+
+def _files(path: Path, split: str) -> Sequence[Path]:
+    if not path.is_dir():
+        return (path,)
+    # A folder with a single split needs no choice; "train" is only the default among several.
+    return folder_files(path, split=None if split == TRAIN else split, default_split=TRAIN).files
 
 
 def _read_file(path: Path) -> Sequence[Row]:

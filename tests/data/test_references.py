@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from datasets import Dataset
@@ -75,6 +76,11 @@ def test_hidden_files_and_other_splits_of_a_folder_are_no_references(tmp_path):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "pairs.jsonl", PAIRS if name == "train" else [PAIRS[0] | {"unsafe": "other"}])
     assert texts(ReferenceSet.load(tmp_path)) == WANT
+    assert texts(ReferenceSet.load(tmp_path, split="test"))[0] == [("P0", "other")]
+    with pytest.raises(ReferenceSetError, match="has the splits train, test"):
+        ReferenceSet.load(tmp_path, split="dev")
+    shutil.rmtree(tmp_path / "train")
+    assert texts(ReferenceSet.load(tmp_path))[0] == [("P0", "other")]
 
 
 def test_words_of_csv_files_that_look_like_missing_values_are_text(tmp_path):

@@ -390,6 +390,8 @@ def test_the_configurations_of_a_dataset_card_are_followed(here, caplog):
     assert "c.jsonl belong to no split" in caplog.text
     (here / "README.md").write_text(card.replace("a/y.jsonl", "a/absent.jsonl"))
     assert "no existing data file" in refusal(here, config="one", split="held_out")
+    (here / "README.md").write_text(card.replace("data_dir: b", "data_dir: absent"))
+    assert "no existing data file" in refusal(here, config="two")
     (here / "README.md").write_text("---\nconfigs: 5\n---\n")
     assert "README.md" in refusal(here)
 
