@@ -78,6 +78,15 @@ def _read_layers(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with a Jinja chat template, used instead of the model's own.",
 )
+@click.option(
+    "--template-name",
+    metavar="NAME",
+    help="One of several chat templates of the model.  [default: tool_use for rows with tools, else default]",
+)
+@click.option("--adapter", metavar="PATH|ID", help="PEFT adapter to merge into the model.")
+@click.option(
+    "--strip-prefix", metavar="PREFIX", help="Prefix to remove from the names of weights, for example _orig_mod."
+)
 @max_length_option
 @device_option
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
@@ -96,6 +105,9 @@ def profile(
     dtype: Dtype,
     revision: str | None,
     chat_template: Path | None,
+    template_name: str | None,
+    adapter: str | None,
+    strip_prefix: str | None,
     max_length: int,
     device: str | None,
     trust_remote_code: bool,
@@ -132,6 +144,9 @@ def profile(
             revision=revision,
             max_length=max_length,
             chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            template_name=template_name,
+            adapter=adapter,
+            strip_prefix=strip_prefix,
             device=device,
             trust_remote_code=trust_remote_code,
         )
@@ -146,6 +161,6 @@ def profile(
         "references": f"{described}, {cut} cut to the length of their counterparts" if cut else described,
         "layers by": built.choice["by"],
     }
-    shown = ("model", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
-    echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts[key] is not None])
+    shown = ("model", "adapter", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
+    echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts.get(key) is not None])
     click.echo(f"Written to {output}")

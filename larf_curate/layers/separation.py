@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
@@ -68,7 +67,7 @@ def reference_states(subject: Subject, references: ReferenceSet, side: str) -> V
         model=subject.model.base_model, tokenizer=subject.tokenizer, layers=layers, shortcuts=frozenset()
     )
     tokens = []
-    for index, item in enumerate(Renderer(subject.tokenizer, subject.window)(getattr(references, side))):
+    for index, item in enumerate(subject.renderer(getattr(references, side))):
         if item.tokens is None:
             raise ReferenceSetError(f"{side} reference {index} cannot be used: {item.reason}")
         tokens.append(Tokens(item.tokens.ids, item.tokens.turns[-1:]))

@@ -5,17 +5,18 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import nn
 
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import template_digest
-from larf_curate.errors import InputError, ModelError
+from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
 from larf_curate.models.devices import check_device, resolve_device, resolve_dtype
 from larf_curate.models.dtypes import Dtype
@@ -33,6 +34,7 @@ class Subject:
         model: The model with its head, on its device.
         tokenizer: A fast tokenizer with a chat template.
         name: Name of the model in reports.
+        day: Day of dates that the chat template writes: one for the whole run, which may end tomorrow.
 
     Raises:
         ModelError: If there is no chat template, no block with projection weights is found, or a block is recurrent.
@@ -41,10 +43,11 @@ class Subject:
     model: Any
     tokenizer: Any
     name: str
+    day: date = field(default_factory=date.today)
     blocks: nn.ModuleList = field(init=False)
 
     def __post_init__(self) -> None:
-        Renderer(self.tokenizer, self.window)  # raises if the tokenizer has no chat template
+        _ = self.renderer  # raises if the tokenizer has no chat template
         object.__setattr__(self, "blocks", decoder_blocks(self.model))
         for block in self.blocks:
             projections(block)
@@ -63,6 +66,11 @@ class Subject:
         """Longest conversation in tokens."""
         config = self.model.config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Renders rows with the model's chat template."""
+        return Renderer(self.tokenizer, self.window, day=self.day)
 
     @property
     def device(self) -> torch.device:
@@ -99,11 +107,9 @@ class Subject:
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}]
             try:
-                texts.append(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            except TemplateError as error:
-                raise InputError(
-                    f"the model's chat template rejects prompt {index}: {error}; change or remove it"
-                ) from error
+                texts.append(self.renderer.template(messages, generation_prompt=True))
+            except ConversationError as error:
+                raise InputError(f"prompt {index}: {error}; change or remove it") from error
         encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for index, ids in enumerate(encoded):
             if len(ids) + new_tokens > self.window:
@@ -119,7 +125,7 @@ class Subject:
         Returns:
             Token ids, and the index at which the last answer starts, of each conversation.
         """
-        rendered = [item.tokens for item in Renderer(self.tokenizer, self.window)(rows)]
+        rendered = [item.tokens for item in self.renderer(rows)]
         return [(item.ids[: item.turns[-1].end + 1], item.turns[-1].start) for item in rendered if item]
 
     def digest(self) -> str:

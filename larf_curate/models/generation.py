@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from larf_curate.errors import InputError, ModelError
+from larf_curate.conversation.templates import ChatTemplate
+from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.devices import resolve_device, resolve_dtype
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
 
@@ -71,7 +71,8 @@ def generate_answers(
     """
     if min(max_new_tokens, batch_size) < 1:
         raise InputError(f"wanted max_new_tokens and batch_size of at least 1, got {max_new_tokens} and {batch_size}")
-    encoded = [_encode(tokenizer, prompt, system) for prompt in prompts]
+    template = ChatTemplate(tokenizer)
+    encoded = [_encode(tokenizer, template, prompt, system) for prompt in prompts]
     _check_window(model, encoded, max_new_tokens)
     # Longest first: if a batch does not fit into memory, it is the first one.
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
@@ -89,17 +90,14 @@ def generate_answers(
     return answers
 
 
-def _encode(tokenizer: Any, prompt: Chat, system: str | None) -> list[int]:  # noqa: ANN401
+def _encode(tokenizer: Any, template: ChatTemplate, prompt: Chat, system: str | None) -> list[int]:  # noqa: ANN401
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
-    if not tokenizer.chat_template:
-        raise ModelError("the model has no chat template, so prompts cannot be formatted: use an instruct model")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(f"the model's chat template rejects a prompt: {error}; change or remove it") from error
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers fail on lone surrogates
+        text = template(messages, generation_prompt=True)
+    except ConversationError as error:
+        raise InputError(f"a prompt: {error}; change or remove it") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has added them already
 
 

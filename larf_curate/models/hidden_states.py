@@ -6,9 +6,10 @@ model ends with the deepest requested layer: later blocks and the vocabulary pro
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.errors import ModelError, ScoringError
@@ -48,6 +50,7 @@ class StateReader:
         batch_tokens: Most tokens per batch, padding included; 0 for the device's default. A longer conversation runs
             alone. The number is halved when the device runs out of memory.
         shortcuts: Exact optimizations to use; see `larf_curate.models.token_trimming`.
+        day: Day of dates that the chat template writes; default: today.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class StateReader:
     max_length: int = DEFAULT_MAX_LENGTH
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     shortcuts: frozenset[Shortcut] = SHORTCUTS
+    day: date | None = None
     _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +86,10 @@ class StateReader:
             lengths = np.array([turn.end + 1 for c in conversations for turn in c.turns], np.float32)
             states["length"] = np.repeat(lengths[:, None, None], len(self.layers), axis=1)
         return states
+
+    def renderer(self, columns: Mapping[str, str] | None = None, *, keep_texts: bool = False) -> Renderer:
+        """A renderer of rows for this model: its tokenizer, longest conversation and day; see `Renderer`."""
+        return Renderer(self.tokenizer, self.max_length, columns, keep_texts, self.day)
 
     def _read_unique(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
         """Read each distinct conversation once and copy its states to the duplicates."""

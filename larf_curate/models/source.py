@@ -1,9 +1,10 @@
 """Model sources, and their parts as loaded by `transformers`: config, tokenizer, decoder, causal language model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,14 @@ from safetensors import SafetensorError
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
-from larf_curate.models.blocks import has_same_blocks, truncate_config
+from larf_curate.models.adapters import merge_adapter, refuse_adapter, weights_of
+from larf_curate.models.blocks import decoder_blocks, has_same_blocks, truncate_config
+from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
+from larf_curate.models.hidden_states import is_out_of_memory
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError)
+"""Errors of ``from_pretrained`` with files, configs or quantisations that it cannot load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,11 @@ class ModelSource:
             else float32.
         chat_template: A Jinja chat template to use instead of the tokenizer's own.
         trust_remote_code: Whether code from the model's repository may run.
+        template_name: Name of one of several chat templates of the tokenizer; default: chosen for each row, as in
+            `transformers`.
+        template_day: Day of dates that the chat template writes, as an ISO date; default: today.
+        adapter: Folder or Hub id of a PEFT adapter to merge into the model; default: none.
+        strip_prefix: A prefix to remove from the names of weights, such as ``_orig_mod.``; default: none.
     """
 
     model_id: str
@@ -36,6 +48,26 @@ class ModelSource:
     dtype: Dtype = "auto"
     chat_template: str | None = None
     trust_remote_code: bool = False
+    template_name: str | None = None
+    template_day: str | None = None
+    adapter: str | None = None
+    strip_prefix: str | None = None
+
+    @property
+    def day(self) -> date | None:
+        """Day of dates that the chat template writes; None for today."""
+        return date.fromisoformat(self.template_day) if self.template_day else None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Fields to record in a profile, from which the same source can be made.
+
+        Permission to run remote code is not part of it: whoever loads the profile must give it. Optional fields that
+        are not set are omitted, so that the digests of older profiles remain.
+        """
+        optional = ("template_name", "template_day", "adapter", "strip_prefix")
+        values = {key: value for key, value in asdict(self).items() if key != "trust_remote_code"}
+        return {key: value for key, value in values.items() if key not in optional or value is not None}
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -44,28 +76,39 @@ class ModelSource:
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load a tokenizer; the source's chat template, if any, replaces its own.
+    """Load a tokenizer; the source's chat template or choice among several ones, if any, replaces its own.
 
     Raises:
-        ModelError: If the tokenizer cannot be loaded.
+        ModelError: If the tokenizer cannot be loaded, or has no chat template of the name that is given.
     """
     tokenizer = _load(transformers.AutoTokenizer, source)
     if source.chat_template is not None:
         tokenizer.chat_template = source.chat_template
+    if source.template_name is not None:
+        tokenizer.chat_template = _named_template(tokenizer.chat_template, source.template_name)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _named_template(template: object, name: str) -> str:
+    """One of several named chat templates.
+
+    Raises:
+        ModelError: If there is none with this name.
+    """
+    if not isinstance(template, Mapping):
+        raise ModelError(f"wanted a model with named chat templates for {name!r}, got one without: omit the name")
+    if name not in template:
+        raise ModelError(f"wanted one of the chat templates {', '.join(sorted(template))}, got {name!r}")
+    return str(template[name])
 
 
 def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of transformers
     """Load a model's config.
 
     Raises:
-        ModelError: If it cannot be loaded, or the folder holds an adapter, which has no config of its own.
+        ModelError: If it cannot be loaded, or the folder holds an adapter rather than a model.
     """
-    folder = Path(source.model_id)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ModelError(
-            f"{source.model_id} is an adapter: merge it into its model with merge_and_unload() and save that first"
-        )
+    refuse_adapter(source.model_id, source.revision)
     return _load(transformers.AutoConfig, source)
 
 
@@ -92,9 +135,15 @@ def load_decoder(
     truncated = truncate_config(config, count)
     if not has_same_blocks(config, truncated, trust_remote_code=source.trust_remote_code):
         truncated = config  # the first blocks depend on the number of blocks, so that all must be loaded
-    options = {"attn_implementation": attention} if attention else {}
-    model = _load(transformers.AutoModel, source, config=truncated, dtype=dtype, **options)
-    return model.get_decoder()
+    # Adapters are made for models with a head, after which their weights are named.
+    kind = _kind_with_head(config) if source.adapter else transformers.AutoModel
+    return _load_weights(kind, source, dtype, attention, head=False, config=truncated).get_decoder()
+
+
+def _kind_with_head(config: Any) -> Any:  # noqa: ANN401  any config, and an Auto class, of transformers
+    """The Auto class of a model with its head: `transformers` has one of their own for most multimodal models."""
+    is_causal = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    return transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForImageTextToText
 
 
 def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *, attention: str | None = None) -> Any:  # noqa: ANN401
@@ -108,14 +157,25 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *,
     Raises:
         ModelError: If the model cannot be loaded, or its files lack weights, which would be initialised randomly.
     """
-    options = {"attn_implementation": attention} if attention else {}
-    model, info = _load(transformers.AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True, **options)
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
-            "use a model that was saved with its head"
-        )
-    return model
+    return _load_weights(transformers.AutoModelForCausalLM, source, dtype, attention, head=True)
+
+
+def _load_weights(
+    kind: Any,  # noqa: ANN401  an Auto class of transformers
+    source: ModelSource,
+    dtype: torch.dtype | Literal["auto"],
+    attention: str | None,
+    *,
+    head: bool,
+    **options: object,
+) -> Any:  # noqa: ANN401
+    """Load a model, check that its weights are those of the files, and merge the source's adapter, if any."""
+    options |= {"attn_implementation": attention} if attention else {}
+    # Other shapes are reported with the other faults; by itself, `transformers` only refers to a log that is silenced.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, **renaming(source.strip_prefix)}
+    model, info = _load(kind, source, dtype=dtype, **options)
+    check_weights(model, info, source.model_id, head=head)
+    return merge_adapter(model, source.adapter, len(decoder_blocks(model))) if source.adapter else model
 
 
 def weights_digest(source: ModelSource) -> str | None:
@@ -125,12 +185,16 @@ def weights_digest(source: ModelSource) -> str | None:
         source: The model; for a Hub id the commit is looked up.
 
     Returns:
-        For a folder, a hex digest of samples of its weight files; for a Hub id, the commit, or None if unknown.
+        For a folder, a hex digest of samples of its weight files; for a Hub id, the commit, or None if unknown. An
+        adapter adds the digest of its own file.
     """
     folder = Path(source.model_id)  # hashing all weights of a large model would take minutes
-    if not folder.is_dir():
-        return getattr(load_config(source), "_commit_hash", None)
-    return sampled_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
+    digest: str | None
+    if folder.is_dir():
+        digest = sampled_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
+    else:
+        digest = getattr(load_config(source), "_commit_hash", None)
+    return f"{digest} {sampled_digest([weights_of(source.adapter)])}" if source.adapter else digest
 
 
 def count_layers(source: ModelSource) -> int:
@@ -155,8 +219,12 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
     try:
         with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except LOADING_ERRORS as error:
+        if is_out_of_memory(error):  # callers load less, or elsewhere
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # What to install comes after a colon, on a line of its own.
+        first = " ".join(lines[:2]) if lines[0].endswith(":") and isinstance(error, ImportError) else lines[0]
         where = "folder" if os.path.isdir(source.model_id) else "Hub id"
         raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error
 

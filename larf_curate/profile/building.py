@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import template_digest
 from larf_curate.data.references import ReferenceSet, load_neutral
 from larf_curate.errors import ModelError, ProfileError
 from larf_curate.layers.choice import check_enough_rows
-from larf_curate.models.hidden_states import StateReader, is_out_of_memory
+from larf_curate.models.adapters import refuse_adapter
+from larf_curate.models.hidden_states import DEFAULT_MAX_LENGTH, StateReader, is_out_of_memory
 from larf_curate.models.loading import load_reader, load_reader_with_head
-from larf_curate.models.source import ModelSource, count_layers
+from larf_curate.models.source import ModelSource, count_layers, load_tokenizer
+from larf_curate.models.template_dates import today, writes_dates
 from larf_curate.profile.checks import (
     check_disjoint,
     check_prompts,
@@ -73,6 +76,22 @@ class SourceRows:
             check_enough_rows(refs.unsafe, refs.safe, neutral_rows)
         match = SIGNALS[signal].full_answers is False if match_lengths is None else match_lengths
         return cls(references=refs, neutral=neutral_rows, neutral_name=neutral, match_lengths=match)
+
+
+def fix_template(source: ModelSource) -> ModelSource:
+    """Check the chat template of a model before its weights are loaded, and fix the dates that it writes.
+
+    Returns:
+        The source; if the template writes today's date, with the day that it writes, so that scores stay the same.
+
+    Raises:
+        ModelError: If there is no tokenizer or no usable chat template.
+    """
+    refuse_adapter(source.model_id, source.revision)  # whose folder often has a tokenizer, but no model
+    tokenizer = load_tokenizer(source)
+    template = Renderer(tokenizer, max_length=DEFAULT_MAX_LENGTH).template
+    _ = template.takes_parts  # renders two turns, which an endless template never ends
+    return replace(source, template_day=today(tokenizer)) if writes_dates(tokenizer) else source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

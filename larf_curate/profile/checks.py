@@ -154,7 +154,15 @@ def check_prompts(unsafe: Sequence[Row], neutral: Sequence[Row], signal: str, *,
         logger.warning("%s: erosion, which reads prompts, is not meaningful in this profile", finding)
 
 
-def check_drift(computed: Vectors, recorded: Vectors, *, allowed: float, model_id: str, built_with: str) -> None:
+def check_drift(
+    computed: Vectors,
+    recorded: Vectors,
+    *,
+    allowed: float,
+    model_id: str,
+    built_with: str,
+    undated: bool = False,
+) -> None:
     """Check that a model is the one a profile was built with, by its state of the first reference.
 
     Args:
@@ -163,13 +171,19 @@ def check_drift(computed: Vectors, recorded: Vectors, *, allowed: float, model_i
         allowed: Largest relative difference.
         model_id: The loaded model.
         built_with: The model that the profile was built with.
+        undated: Whether the chat template writes today's date and the profile does not record the day it was built on.
 
     Raises:
         ProfileMismatchError: If the states differ by more than rounding at a layer.
     """
     drift = np.linalg.norm(computed - recorded, axis=-1) / np.linalg.norm(recorded, axis=-1)
     if not drift.max() <= allowed:  # so written, NaN is refused too
+        differ = f"its states differ by {drift.max():.1%}, wanted at most {allowed:.1%}"
+        if undated:
+            raise ProfileMismatchError(
+                f"{model_id} does not give the states of this profile, built with {built_with}: {differ}; its chat "
+                "template writes today's date, which the profile does not record: build the profile again"
+            )
         raise ProfileMismatchError(
-            f"{model_id} is not the model this profile was built with ({built_with}): its states "
-            f"differ by {drift.max():.1%}, wanted at most {allowed:.1%}; build a profile for it"
+            f"{model_id} is not the model this profile was built with ({built_with}): {differ}; build a profile for it"
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,15 @@ from larf_curate.errors import ProfileError, ProfileMismatchError
 from larf_curate.files import cache_home
 from larf_curate.layers.choice import best_layers
 from larf_curate.layers.report import LayerReport
+from larf_curate.models.adapters import is_available
 from larf_curate.models.devices import resolve_device, resolve_dtype
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers, identify, public_name
+from larf_curate.models.template_dates import writes_dates
 from larf_curate.profile import storage
-from larf_curate.profile.building import LoadedModel, SourceRows, read_profile
+from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, read_profile
 from larf_curate.profile.checks import MAX_DRIFT, check_drift
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reference_states import MATCHED, SIDES, read_states
@@ -83,6 +85,9 @@ class SafetyProfile:
         revision: str | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
         chat_template: str | None = None,
+        template_name: str | None = None,
+        adapter: str | Path | None = None,
+        strip_prefix: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> "SafetyProfile":
@@ -106,11 +111,15 @@ class SafetyProfile:
             revision: Commit, tag or branch of a Hub id.
             max_length: Longest conversation in tokens.
             chat_template: A Jinja chat template to use instead of the model's own.
+            template_name: Name of one of several chat templates of the model. Default: ``tool_use`` for rows with
+                tools, else ``default``.
+            adapter: Folder or Hub id of a PEFT adapter to merge into the model.
+            strip_prefix: A prefix to remove from the names of the model's weights, such as ``_orig_mod.``.
             device: A torch device. Default: the first available accelerator.
             trust_remote_code: Whether code from the model's repository may run.
 
         Raises:
-            ModelError: If the model cannot be loaded, or lacks a chat template or a layer.
+            ModelError: If the model cannot be loaded, or lacks weights, a chat template or a layer.
             ReferenceSetError: If a reference cannot be scored, the references do not suit the signal, both sides are
                 the same, or a neutral row is a reference too.
             ProfileError: If the signal does not exist, or the layer report does not fit the model.
@@ -121,12 +130,17 @@ class SafetyProfile:
         choose = auto or isinstance(layers, LayerReport)
         rows = SourceRows.load(references, neutral, signal, match_lengths=match_lengths, choose_layers=choose)
         device = resolve_device(device)
-        source = ModelSource(
-            model_id=identify(model),
-            revision=revision,
-            dtype=resolve_dtype(dtype, device),
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
+        source = fix_template(
+            ModelSource(
+                model_id=identify(model),
+                revision=revision,
+                dtype=resolve_dtype(dtype, device),
+                chat_template=chat_template,
+                template_name=template_name,
+                adapter=identify(adapter) if adapter else None,
+                strip_prefix=strip_prefix,
+                trust_remote_code=trust_remote_code,
+            )
         )
         if isinstance(layers, LayerReport):
             check_report(layers, source, count_layers(source))
@@ -259,7 +273,7 @@ class SafetyProfile:
             ModelError: If the model cannot be loaded.
             ProfileMismatchError: If the model or its chat template is not the profile's.
         """
-        source = replace(self.source, model_id=identify(model), revision=None) if model else self.source
+        source = self._moved_to(model) if model else self.source
         reader = load_reader(
             source,
             self.layers,
@@ -269,6 +283,12 @@ class SafetyProfile:
         )
         self._check(reader, source)
         return reader
+
+    def _moved_to(self, model: str) -> ModelSource:
+        """The source with the model at another path; an adapter that is not available must be merged into it."""
+        source = replace(self.source, model_id=identify(model), revision=None)
+        merged = source.adapter is not None and not is_available(source.adapter)
+        return replace(source, adapter=None, strip_prefix=None) if merged else source
 
     def _check(self, reader: StateReader, source: ModelSource) -> None:
         if template_digest(reader.tokenizer) != self.template_digest:
@@ -290,6 +310,7 @@ class SafetyProfile:
             allowed=MAX_DRIFT[source.dtype],
             model_id=source.model_id,
             built_with=self.source.model_id,
+            undated=self.source.day is None and writes_dates(reader.tokenizer),
         )
 
     @cached_property
@@ -309,6 +330,7 @@ class SafetyProfile:
         """Summary for reports and dataset cards: JSON values, no texts, no local paths."""
         return {
             "model": public_name(self.source.model_id),
+            **({"adapter": public_name(self.source.adapter)} if self.source.adapter else {}),
             "revision": self.source.revision,
             "dtype": self.source.dtype,
             "layers": list(self.layers),
@@ -365,7 +387,8 @@ class SafetyProfile:
 
         A local model is recorded by the name of its folder only, so that others must pass ``model=`` to score with it.
         """
-        source = replace(self.source, model_id=self.summary()["model"])
+        adapter = self.source.adapter and public_name(self.source.adapter)
+        source = replace(self.source, model_id=self.summary()["model"], adapter=adapter)
         folder = cache_profile(replace(self, source=source, references=self._public_references()))
         return storage.upload(folder, repo_id, private=private, token=token)
 
@@ -386,9 +409,7 @@ class SafetyProfile:
             "package",
         )
         values = {key: getattr(self, key) for key in keys}
-        # Permission to run remote code is not part of a profile: whoever loads it must give it.
-        source = {key: value for key, value in asdict(self.source).items() if key != "trust_remote_code"}
-        return {"source": source, "layers": list(self.layers), **values}
+        return {"source": self.source.record, "layers": list(self.layers), **values}
 
     def _tensors(self) -> dict[str, Vectors]:
         named = {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}

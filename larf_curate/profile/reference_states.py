@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
@@ -103,7 +102,7 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
 def _tokens(reader: StateReader, rows: Sequence[Row], side: str) -> list[Tokens]:
     """Tokenize references, with their last turn only; skipping one would shift the pairs, so it is an error."""
     tokens = []
-    for index, item in enumerate(Renderer(reader.tokenizer, reader.max_length)(rows)):
+    for index, item in enumerate(reader.renderer()(rows)):
         if item.tokens is None:
             raise ReferenceSetError(f"{side} reference {index} cannot be scored: {item.reason}")
         tokens.append(replace(item.tokens, turns=item.tokens.turns[-1:]))

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from datasets import List, Value
 
-from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.data.tables import undecoded
@@ -79,7 +78,7 @@ def explain(
         ProfileMismatchError: If the model is not the one of the profile.
     """
     reader = profile.reader(model=model, device=device)
-    render = Renderer(reader.tokenizer, reader.max_length, columns)
+    render = reader.renderer(columns)
     prefix = _template_prefix(reader)
     return [_explain(item.tokens, reader, profile, prefix) if item.tokens else None for item in render(rows)]
 
@@ -162,7 +161,7 @@ def _running_states(states: Any, start: int, first: int) -> States:  # noqa: ANN
 
 def _template_prefix(reader: StateReader) -> list[int]:
     """Token ids that the chat template writes before the text of any row."""
-    found = [item.tokens.ids for item in Renderer(reader.tokenizer, reader.max_length)(PROBES) if item.tokens]
+    found = [item.tokens.ids for item in reader.renderer()(PROBES) if item.tokens]
     return list(commonprefix(found)) if len(found) == len(PROBES) else []
 
 

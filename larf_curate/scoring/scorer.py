@@ -280,10 +280,7 @@ class LarfScorer:
         """The model, loaded and checked once per process, and the renderer of its rows."""
         if self._loaded is None:
             reader = self.profile.reader(**self._runtime, rank=rank)
-            self._loaded = (
-                reader,
-                Renderer(reader.tokenizer, reader.max_length, self.columns, keep_texts=bool(self._baselines)),
-            )
+            self._loaded = reader, reader.renderer(self.columns, keep_texts=bool(self._baselines))
         return self._loaded
 
     def _check(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from larf_curate.conversation.chat_template import Rendered, Renderer
+from larf_curate.conversation.chat_template import Rendered
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile import SIDES, SafetyProfile
 from larf_curate.profile.source_rows import reference_rows
@@ -37,7 +37,7 @@ class TextBaselines:
         """
         if not names:
             return cls()
-        rows, renderer = reference_rows(profile), Renderer(reader.tokenizer, reader.max_length, keep_texts=True)
+        rows, renderer = reference_rows(profile), reader.renderer(keep_texts=True)
         sides = [[item.texts[-1] for item in renderer(getattr(rows, side)) if item.tokens] for side in SIDES]
         unsafe, safe, neutral = sides
         return cls({name: BASELINES[name](unsafe, safe + neutral) for name in names})

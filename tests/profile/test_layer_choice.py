@@ -165,7 +165,7 @@ def test_the_model_is_read_from_disk_once(refusing, monkeypatch):
     monkeypatch.setattr(source, "_load", load)
     profile = SafetyProfile.build(refusing, layers="auto", **HARMFUL)
     assert "equally" in profile.choice["by"]
-    assert sorted(loaded) == ["AutoModelForCausalLM", "AutoTokenizer"]
+    assert [kind for kind in loaded if "Model" in kind] == ["AutoModelForCausalLM"]
 
 
 def test_a_head_that_does_not_fit_into_memory_leaves_the_choice_to_separation(refusing, every, monkeypatch, caplog):

@@ -1,18 +1,25 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
+import peft
 import pytest
+import transformers
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
+from larf_curate import LarfScorer
+from larf_curate.conversation import templates
 from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.templates import template_digest
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
-from larf_curate.models.loading import load_reader
+from larf_curate.models.loading import forget_reader, load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
 from larf_curate.profile.matching import match_lengths
+from larf_curate.scoring.explanation import explain
 from larf_curate.states import POSITIONS
 from tests.fixtures.models import NEUTRAL, PROFILE, save_tiny
 from tests.fixtures.tiny import CHATML, bpe_tokenizer
@@ -255,9 +262,115 @@ def test_a_word_that_names_no_layers_is_refused(tiny_llama, refs):
 
 
 def test_an_adapter_is_refused_with_what_to_do(tiny_llama, refs, tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="is an adapter: merge it"):
-        SafetyProfile.build(tmp_path, refs, layers=[1], **PROFILE)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    for _ in range(2):
+        with pytest.raises(ModelError, match="holds an adapter .* give its base model org/base, and the adapter with"):
+            SafetyProfile.build(tmp_path, refs, layers=[1], **PROFILE)
+        shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)  # with config.json and weights beside it
+
+
+DATED = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + CHATML
+
+
+def on_day(monkeypatch, *day):
+    """Let transformers write another date."""
+
+    class Fixed(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(*day)
+
+    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", Fixed)
+    forget_reader()
+
+
+def test_dates_of_the_template_are_those_of_the_day_on_which_the_profile_was_built(refs, tmp_path, monkeypatch):
+    model = save_tiny("Llama", tmp_path / "model", template=DATED)
+    on_day(monkeypatch, 2026, 1, 3)
+    built = SafetyProfile.build(model, refs, layers=[3], **PROFILE)
+    built.save_pretrained(tmp_path / "profile")
+    tokenizer = built.reader(device="cpu").tokenizer
+    row = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "One."}]
+    ids = tokenizer.apply_chat_template(row, return_dict=False)
+    assert "03 Jan 2026" in tokenizer.decode(ids)
+    for day in ((2026, 1, 3), (2026, 1, 4), (2031, 12, 24)):
+        on_day(monkeypatch, *day)
+        loaded = SafetyProfile.from_pretrained(tmp_path / "profile")
+        assert loaded.source.template_day == "2026-01-03"
+        [item] = loaded.reader(device="cpu").renderer()([{"messages": row}])
+        assert item.tokens.ids == ids[: len(item.tokens.ids)]
+        assert len(ids) - len(item.tokens.ids) <= 1  # the line break after the last turn
+        [explained] = explain(loaded, [{"messages": row}], device="cpu")
+        [scored] = LarfScorer(loaded, device="cpu").score([{"messages": row}])
+        assert explained.score == pytest.approx(scored.score, abs=1e-5)
+
+
+def test_a_profile_without_a_day_says_that_the_template_writes_dates(refs, tmp_path, monkeypatch):
+    model = save_tiny("Llama", tmp_path / "model", template=DATED)
+    on_day(monkeypatch, 2026, 1, 3)
+    built = SafetyProfile.build(model, refs, layers=[3], **PROFILE)
+    old = replace(built, source=replace(built.source, template_day=None))
+    assert len(old.reader(device="cpu").layers) == 1
+    on_day(monkeypatch, 2031, 12, 24)
+    with pytest.raises(ProfileMismatchError, match="writes today's date, which the profile does not record"):
+        old.reader(device="cpu")
+
+
+def test_profiles_of_templates_without_dates_record_no_new_fields(profile, saved):
+    source = json.loads((saved / CONFIG_FILE).read_text())["source"]
+    assert set(source) == {"model_id", "revision", "dtype", "chat_template"}
+    assert SafetyProfile.from_pretrained(saved).digest == profile.digest
+
+
+def test_a_profile_of_a_model_with_an_adapter_is_that_of_the_merged_model(tiny_llama, refs, tmp_path):
+    adapted = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(tiny_llama),
+        peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    adapted.merge_and_unload().save_pretrained(merged)
+    bpe_tokenizer().save_pretrained(merged)
+    want = SafetyProfile.build(merged, refs, layers=[1, 3], **PROFILE)
+    built = SafetyProfile.build(tiny_llama, refs, layers=[1, 3], adapter=tmp_path / "adapter", **PROFILE)
+    plain = SafetyProfile.build(tiny_llama, refs, layers=[1, 3], **PROFILE)
+    for side in ("unsafe", "safe", "neutral"):
+        assert_allclose(built.states[side]["last"], want.states[side]["last"], atol=1e-3)
+    assert np.abs(built.states["safe"]["last"] - plain.states["safe"]["last"]).max() > 0.1
+    built.save_pretrained(tmp_path / "profile")
+    loaded = SafetyProfile.from_pretrained(tmp_path / "profile")
+    assert loaded.reader(device="cpu").layers == (1, 3)
+    assert loaded.summary()["adapter"] == "adapter"
+    shutil.rmtree(tmp_path / "adapter")
+    forget_reader()
+    assert loaded.reader(model=str(merged), device="cpu").layers == (1, 3)
+
+
+def test_one_of_several_templates_can_be_chosen(refs, tmp_path):
+    model, tokenizer = save_tiny("Llama", tmp_path / "model"), bpe_tokenizer()
+    tokenizer.chat_template = {"rag": CHATML, "tool_use": DATED}
+    tokenizer.save_pretrained(model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"rag, tool_use and no default: choose one \(--template-name NAME\)"):
+        SafetyProfile.build(model, refs, layers=[1], **PROFILE)
+    with pytest.raises(ModelError, match="one of the chat templates rag, tool_use, got 'default'"):
+        SafetyProfile.build(model, refs, layers=[1], template_name="default", **PROFILE)
+    built = SafetyProfile.build(model, refs, layers=[1], template_name="rag", **PROFILE)
+    tokenizer.chat_template = CHATML
+    assert built.template_digest == template_digest(tokenizer)
+    built.save_pretrained(tmp_path / "profile")
+    assert SafetyProfile.from_pretrained(tmp_path / "profile").reader(device="cpu").layers == (1,)
+
+
+def test_a_template_that_does_not_end_is_refused_before_the_weights_are_loaded(refs, tmp_path, monkeypatch):
+    slow = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"  # ends after the test
+    monkeypatch.setattr(templates, "MAX_SECONDS", 0.2)
+    model = save_tiny("Llama", tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="takes more than"):
+        SafetyProfile.build(model, refs, layers=[1], chat_template=slow + CHATML, **PROFILE)
+    with pytest.raises(ModelError, match="more than 1,000,000 characters"):
+        SafetyProfile.build(model, refs, layers=[1], chat_template=CHATML + "{# #}" * 300_000, **PROFILE)
 
 
 def test_layers_that_do_not_exist_are_refused(tiny_llama, refs):
