@@ -160,6 +160,17 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *,
     return _load_weights(transformers.AutoModelForCausalLM, source, dtype, attention, head=True)
 
 
+def check_checkpoint(source: ModelSource) -> None:
+    """Check that a model has all its weights, without reading them: for training, which loads the model itself.
+
+    Raises:
+        ModelError: If a weight is missing, of another shape, or not used.
+    """
+    config = load_config(source)
+    if not hasattr(config, "quantization_config"):  # quantised weights cannot be loaded without a device
+        _load_weights(_kind_with_head(config), source, "auto", None, head=True, device_map="meta")
+
+
 def _load_weights(
     kind: Any,  # noqa: ANN401  an Auto class of transformers
     source: ModelSource,

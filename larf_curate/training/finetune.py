@@ -17,7 +17,7 @@ from larf_curate.conversation.training_rows import rows_digest, training_rows
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import window_of
-from larf_curate.models.source import ModelSource, load_config, load_tokenizer, weights_digest
+from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, weights_digest
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_complete
 from larf_curate.training.choices import TRAINING_METHODS
@@ -146,6 +146,7 @@ def fine_tune(
     tokenizer = load_tokenizer(source)
     if Path(output).resolve() == Path(model).resolve():
         raise InputError(f"{output} holds the model to start from: name another folder for the result")
+    check_checkpoint(source)
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
     checkpoint = _checkpoint(Path(output), _identity(source, recipe, seed, table), resume=resume)

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from larf_curate.errors import ModelError
 from larf_curate.models.adapters import weights_of
-from larf_curate.models.source import ModelSource, load_causal_lm, load_config, load_decoder, weights_digest
+from larf_curate.models.source import (
+    ModelSource,
+    check_checkpoint,
+    load_causal_lm,
+    load_config,
+    load_decoder,
+    weights_digest,
+)
 from tests.fixtures.models import save_tiny
 
 PREFIXES = {
@@ -70,6 +77,13 @@ def test_a_missing_weight_is_named(changed, lost):
     for load in (decoder, whole):
         with pytest.raises(ModelError, match=f"lacks 1 weights of .*{lost.removeprefix('model.')}; download or save"):
             load(folder)
+    with pytest.raises(ModelError, match=f"lacks 1 weights of .*{lost}"):
+        check_checkpoint(ModelSource(model_id=str(folder)))
+
+
+def test_a_complete_checkpoint_passes_the_check_before_training(tiny_llama, tiny_qwen2):
+    check_checkpoint(ModelSource(model_id=str(tiny_llama)))
+    check_checkpoint(ModelSource(model_id=str(tiny_qwen2)))
 
 
 @pytest.mark.parametrize("lost", ["lm_head", "layers.4"])
