@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from larf_curate.conversation.refusals import LARF_KEYWORDS, KeywordJudge
+from larf_curate.conversation.thoughts import after_thought
 from larf_curate.errors import InputError
 
 Judge: TypeAlias = Callable[[Sequence[str], Sequence[str]], list[bool]]
-"""Takes prompts and their answers; returns for each answer whether it refuses."""
+"""Takes prompts and their answers; returns for each answer whether it refuses. Thoughts are not judged."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ClassifierJudge:
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Whether each answer refuses, in the order of the prompts."""
+        answers = [after_thought(answer) for answer in answers]
         pairs = zip(prompts, answers, strict=True)
         inputs = [{"text": p, "text_pair": a} for p, a in pairs] if self.pairs else list(answers)
         return [result["label"] == self.refusal_label for result in self.pipeline(inputs)] if inputs else []
@@ -82,7 +84,7 @@ class GuardJudge:
         """
         pairs = zip(prompts, answers, strict=True)
         verdicts = self.generate(
-            [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in pairs]
+            [[{"role": "user", "content": p}, {"role": "assistant", "content": after_thought(a)}] for p, a in pairs]
         )
         return [self._is_safe(verdict) for verdict in verdicts]
 

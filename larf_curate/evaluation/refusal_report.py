@@ -1,16 +1,20 @@
 """Refusal rates: harmful prompts, which a model should refuse, and safe ones, which it should answer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from larf_curate.conversation.refusals import off_topic
+from larf_curate.conversation.thoughts import is_unfinished
 from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import JUDGES, Judge
 from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import Chat, generate_answers, load_model
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,7 @@ def evaluate_refusals(
     answers = generate_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system
     )
+    _warn_of_unfinished(answers, max_new_tokens)
     # Judges read the message that is answered, not the turns before it.
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
     return RefusalReport(
@@ -196,6 +201,18 @@ def plot_refusals(reports: Mapping[str, RefusalReport], path: str | Path) -> Non
     axes.set(xlim=(0, 100), xlabel="refusals (%), 95 % interval")
     axes.invert_yaxis()
     figure.savefig(path)
+
+
+def _warn_of_unfinished(answers: Sequence[str], max_new_tokens: int) -> None:
+    """Warn of answers that end within the model's thought: a low refusal rate would otherwise look like a result."""
+    if unfinished := sum(map(is_unfinished, answers)):
+        logger.warning(
+            "%d of %d answers end within the model's thought and count as no refusal: allow more than %d new tokens, "
+            "or use a chat template that turns thinking off",
+            unfinished,
+            len(answers),
+            max_new_tokens,
+        )
 
 
 def _judge_of(judge: str | Judge) -> Judge:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from larf_curate.conversation.thoughts import after_thought
 from larf_curate.conversation.training_rows import IGNORED, training_rows
 from larf_curate.data.prompts import load_table
 from larf_curate.errors import InputError, ModelError
@@ -104,7 +105,7 @@ def exact_match(
     prompts = [question for question, _ in questions]
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     expected = [last_number(answer) for _, answer in questions]
-    correct = [last_number(answer) == number for answer, number in zip(answers, expected, strict=True)]
+    correct = [last_number(after_thought(answer)) == number for answer, number in zip(answers, expected, strict=True)]
     return Measure(name="exact_match", values=tuple(float(value) for value in correct))
 
 

@@ -81,11 +81,11 @@ def _decode(
         for row, token in zip(state.rows, tokens.tolist(), strict=True):
             ids[row].append(token)
         # Answers are decoded from their start: a single token may be a part of a character.
-        texts = subject.tokenizer.batch_decode([ids[row] for row in state.rows], skip_special_tokens=True)
+        texts = subject.decode_answers([ids[row] for row in state.rows])
         undecided = []
         for position, (row, text) in enumerate(zip(state.rows, texts, strict=True)):
             ended = ids[row][-1] in subject.stop_ids or len(ids[row]) == new_tokens
-            refused = refuses(text, complete=ended)
+            refused = refuses(subject.opened_thought + text, complete=ended)
             answers[row] = DecodedAnswer(ids[row], refused)
             if not refused and not ended:
                 undecided.append(position)

@@ -202,7 +202,8 @@ def _count_refusals(answers: Sequence[DecodedAnswer], model: str) -> int:
     what = "none" if refused == 0 else "all"
     raise ModelError(
         f"{model} refuses {what} of {len(answers)} prompts, so refusals do not distinguish its blocks: "
-        "use method='separation' (--method separation), or prompts of which it refuses some"
+        "use method='separation' (--method separation), or prompts of which it refuses some; of a model that thinks "
+        "before it answers, use a chat template that turns thinking off"
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import template_digest
+from larf_curate.conversation.thoughts import AnswerDecoder, thought_of_template
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
 from larf_curate.models.devices import check_device, resolve_device, resolve_dtype
@@ -84,6 +85,16 @@ class Subject:
         ids = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    @cached_property
+    def decode_answers(self) -> AnswerDecoder:
+        """Decodes answers; the marks of thoughts are kept."""
+        return AnswerDecoder(self.tokenizer)
+
+    @cached_property
+    def opened_thought(self) -> str:
+        """The mark of a thought that the generation prompt opens, with which each answer then begins; else empty."""
+        return thought_of_template(self.tokenizer)
 
     @property
     def scaled_weights(self) -> list[list[str]]:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from larf_curate.conversation.templates import ChatTemplate
+from larf_curate.conversation.thoughts import AnswerDecoder, opened_thought
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.devices import resolve_device, resolve_dtype
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
@@ -17,6 +18,8 @@ UNLIMITED = 1 << 30
 """Context window of a model whose config does not limit its positions."""
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 """All set explicitly, since options that are not set are taken from the model's own generation config."""
+PROMPT_END = 16
+"""Number of tokens at the end of a prompt that can hold the mark of a thought."""
 Chat = str | list[dict[str, str]]
 """A prompt: the user's text, or chat messages."""
 
@@ -63,7 +66,8 @@ def generate_answers(
         system: System message for every prompt; default: none.
 
     Returns:
-        The answers in the order of the prompts, without special tokens.
+        The answers in the order of the prompts, without special tokens except the marks of thoughts. An answer whose
+        prompt opens a thought begins with that mark.
 
     Raises:
         InputError: If a prompt and its answer do not fit into the context window, or a size is below 1.
@@ -129,7 +133,9 @@ def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int
         generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
         logits_processor=LogitsProcessorList([_RaiseOnNan()]),
     )
-    return [text.strip() for text in tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)]
+    texts = AnswerDecoder(tokenizer)(output[:, ids.shape[1] :].tolist())
+    thoughts = [opened_thought(tokenizer.decode(row[-PROMPT_END:])) for row in encoded]
+    return [thought + text.strip() for thought, text in zip(thoughts, texts, strict=True)]
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
