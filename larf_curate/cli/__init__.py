@@ -13,6 +13,7 @@ COMMANDS = {
     "layers": "layers",
     "profile": "profile",
     "diagnose": "diagnose",
+    "preview": "preview",
     "score": "score",
     "explain": "explain",
     "select": "select",

@@ -8,7 +8,7 @@ convert these spans to token positions.
 import json
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -33,8 +33,8 @@ class Rendered:
     """A tokenized row, or the reason why it cannot be tokenized.
 
     Args:
-        status: ``ok``, ``truncated``, ``empty`` or ``malformed``.
-        tokens: The tokens; None if the row is empty or malformed.
+        status: ``ok``, ``truncated``, ``empty``, ``malformed`` or ``unsupported``.
+        tokens: The tokens; None unless the status is ``ok`` or ``truncated``.
         reason: Why there are no tokens: what was wanted and what was found.
         texts: For each turn, the text of the conversation up to its end, without special tokens; empty unless the
             renderer has ``keep_texts``.
@@ -48,10 +48,42 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _RenderedText:
-    """A rendered conversation, with the character span (start of answer, end of turn) of every assistant turn."""
+    """A rendered conversation, with character spans (start of answer, end of turn).
+
+    Args:
+        text: The text.
+        spans: Spans of the assistant turns that are learned.
+        others: Spans of the assistant turns that a flag of the row excludes from training.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    others: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A row as it is rendered and tokenized, before anything is cut; all but ``rendered`` is empty without tokens.
+
+    Args:
+        rendered: The result, as the renderer returns it.
+        text: The rendered text.
+        ids: Token ids of the whole text.
+        offsets: First character of each token, and the one behind its last.
+        learned: Character span of each assistant turn that is learned, and so scored.
+        others: Character span of each assistant turn that a flag of the row excludes from training.
+        read: Tokens whose states the model computes: ``ids[start:end]`` for each pair.
+        turns: Tokens of each learned turn.
+    """
+
+    rendered: Rendered
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    offsets: tuple[tuple[int, int], ...] = ()
+    learned: tuple[tuple[int, int], ...] = ()
+    others: tuple[tuple[int, int], ...] = ()
+    read: tuple[tuple[int, int], ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +135,15 @@ class Renderer:
         Returns:
             One result per row, in order.
         """
+        return [item.rendered for item in self.inspect(rows, schema)]
+
+    def inspect(self, rows: Sequence[Row | None], schema: Schema | None = None) -> Iterator[Inspection]:
+        """Render and tokenize rows as a call does, and yield for each the text and tokens that the result is made of.
+
+        Args:
+            rows: The rows.
+            schema: Format of all rows, if known; default: inferred for each row.
+        """
         self._tell_unused_columns(rows)
         items = [self._try_render(row, schema) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
@@ -110,7 +151,13 @@ class Renderer:
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
         encoded = self.tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
         tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [self._locate(item, *next(tokenized)) if isinstance(item, _RenderedText) else item for item in items]
+        for item in items:
+            yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, *next(tokenized))
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the chat template has left out of the rows so far."""
+        return sorted(self._told - {"columns"})
 
     def _try_render(self, row: Row | None, schema: Schema | None) -> _RenderedText | Rendered:
         try:
@@ -132,10 +179,11 @@ class Renderer:
         text = self.template(messages, arguments=arguments)
         turns = self._finder(arguments)(messages, text)
         learned = [span for index, span in turns.spans.items() if is_learned(messages[index])]
+        others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
         if not learned:
             raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
         self._tell(conversation, turns)
-        return _RenderedText(text, learned)
+        return _RenderedText(text, learned, others)
 
     @cached_property
     def _text_start(self) -> str:
@@ -180,20 +228,30 @@ class Renderer:
                 self._told.add(what)
                 logger.warning("the chat template leaves out %s: it is not scored, and training would not see it", what)
 
-    def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
+    def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Inspection:
         """Convert character spans of the turns to token positions, and truncate."""
         if not ids:
-            return Rendered(status="empty", reason="the conversation has no tokens")
+            return Inspection(rendered=Rendered(status="empty", reason="the conversation has no tokens"))
         starts, ends = zip(*offsets, strict=True)
         turns = []
         for begin, stop in item.spans:
             end = max(bisect_left(starts, stop) - 1, 0)  # the last one where several tokens share a character
             turns.append(Turn(min(bisect_right(ends, begin), end), end))
-        ids = ids[: turns[-1].end + 1]  # no state is read after the last answer
-        tokens = Tokens(ids, tuple(turns))
-        kept = tokens if len(ids) <= self.max_length else truncate(tokens, self.max_length)
-        texts = self._texts(item.text, tokens, len(ids) - len(kept.ids), offsets) if self.keep_texts else ()
-        return Rendered(status="ok" if kept is tokens else "truncated", tokens=kept, texts=texts)
+        length = turns[-1].end + 1  # no state is read after the last answer
+        tokens = Tokens(ids[:length], tuple(turns))
+        kept = tokens if length <= self.max_length else truncate(tokens, self.max_length)
+        gap, head = length - len(kept.ids), self.max_length // 4
+        texts = self._texts(item.text, tokens, gap, offsets) if self.keep_texts else ()
+        return Inspection(
+            rendered=Rendered(status="truncated" if gap else "ok", tokens=kept, texts=texts),
+            text=item.text,
+            ids=tuple(ids),
+            offsets=tuple(offsets),
+            learned=tuple(item.spans),
+            others=item.others,
+            read=((0, head), (head + gap, length)) if gap else ((0, length),),
+            turns=tokens.turns,
+        )
 
     def _texts(self, text: str, tokens: Tokens, gap: int, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
         """Text up to the end of each turn that is read, without special tokens and the ``gap`` truncated tokens."""

@@ -94,6 +94,11 @@ class Schema:
     plain: bool = False
     reads: tuple[str, ...] = ()
 
+    @property
+    def used(self) -> frozenset[str]:
+        """All columns that rows of this format are read from, if they have them."""
+        return frozenset({*self.columns, *self.reads, *(() if self.plain else EXTRAS)})
+
 
 def to_conversation(
     row: Row | None, columns: Mapping[str, str] | None = None, *, schema: Schema | None = None
@@ -188,8 +193,7 @@ def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None =
     present = set(available)
     schema = schema_for(present, columns)
     others = {column for other in _schemas(()) for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
-    used = {*schema.columns, *schema.reads, *(() if schema.plain else EXTRAS)}
-    return sorted(present & others - used)
+    return sorted(present & others - schema.used)
 
 
 def columns_of_side(available: Iterable[str], side: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """State readers: a model loaded up to the deepest requested layer, with its optimizations checked for exactness."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
@@ -58,6 +59,24 @@ def load_reader(
     if threads := worker_threads():
         torch.set_num_threads(threads)
     return _load_reader(source, layers, device, max_length, batch_tokens)
+
+
+def load_renderer(
+    source: ModelSource, *, max_length: int = DEFAULT_MAX_LENGTH, columns: Mapping[str, str] | None = None
+) -> Renderer:
+    """Load only a model's tokenizer, and make the renderer of rows that its reader has.
+
+    Args:
+        source: The model.
+        max_length: Longest conversation in tokens.
+        columns: Column names by role; default: inferred from the rows.
+
+    Raises:
+        ModelError: If the config or the tokenizer cannot be loaded, or there is no usable chat template.
+    """
+    config = load_config(source).get_text_config(decoder=True)
+    limit = min(max_length, _max_positions(config, max_length))
+    return Renderer(load_tokenizer(source), limit, columns, day=getattr(source, "day", None))
 
 
 def forget_reader() -> None:

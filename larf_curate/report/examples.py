@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from larf_curate.conversation.messages import Message
-from larf_curate.conversation.schemas import Row, to_messages
+from larf_curate.conversation.display import display_turns
+from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 
@@ -105,11 +105,6 @@ def _content(row: Row, columns: Mapping[str, str] | None) -> tuple[list[Turn], E
     """The row's turns, or the row as JSON if it is not a conversation."""
     source = {name: value for name, value in row.items() if not name.startswith("larf_")}
     try:
-        return [Turn(message["role"], excerpt(_text_of(message))) for message in to_messages(source, columns)], None
+        return [Turn(role, excerpt(text)) for role, text in display_turns(source, columns)], None
     except ConversationError:
         return [], excerpt(as_json(source))
-
-
-def _text_of(message: Message) -> str:
-    calls = as_json(message["tool_calls"]) if message.get("tool_calls") else ""
-    return "\n".join(part for part in (message["content"], calls) if part)

@@ -125,7 +125,7 @@ class ReviewQueue:
 
         Args:
             flagged: A selection, or only its flagged rows, which do not record layers, signal and profile.
-            columns: Column names by role, if the rows' format cannot be recognised by its column names.
+            columns: Column names by role; default: those that the selection was scored with, else inferred.
             exemplars: Texts of exemplars by id, shown for the nearest ones; default: the requests of the profile's
                 references, if they are available.
             profile: The profile that scored the rows; default: looked up in this machine's cache. Without it *find
@@ -152,7 +152,7 @@ class ReviewQueue:
         store.add_missing_properties()
         existing = {record["external_id"]: record for record in store.records(responses=False)}
         maker = RecordMaker(
-            columns=columns,
+            columns=scored.get("source", {}).get("columns") if columns is None else columns,
             layers=scored.get("profile", {}).get("layers"),
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
@@ -190,6 +190,7 @@ class ReviewQueue:
         profile: "SafetyProfile | None" = None,
         merge: str = "majority",
         add: int = 0,
+        columns: Mapping[str, str] | None = None,
     ) -> Reranked:
         """Re-rank by the decisions so far: undecided records get a learned score, by which the page sorts.
 
@@ -202,6 +203,7 @@ class ReviewQueue:
                 decisions are learned from.
             merge: Rule that merges several annotators' answers; see `pull`.
             add: Number of unflagged rows to add to the queue, those with the highest learned scores.
+            columns: Column names by role, for the rows to add; see `push`.
 
         Raises:
             InputError: If the rows have no states.
@@ -212,7 +214,7 @@ class ReviewQueue:
         # Rows that earlier re-rankings added are flagged too, should their selection not have been saved.
         newly_flagged = flag_more(snapshot, (*snapshot.queued_unflagged, *added))
         if added:
-            self.push(newly_flagged, profile=profile)
+            self.push(newly_flagged, columns=columns, profile=profile)
             snapshot = replace(snapshot, records=list(snapshot.store.records(responses=True)))
         return Reranked(
             learned=snapshot.learned,

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,10 +22,9 @@ from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from larf_curate.conversation.schemas import to_conversation
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
-from larf_curate.errors import ConversationError, InputError, ScoringError
+from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
 from larf_curate.scoring.earlier_columns import without_earlier_columns
@@ -33,7 +33,7 @@ from larf_curate.scoring.workers import rank_and_payload, workers
 from larf_curate.version import __version__
 
 if TYPE_CHECKING:
-    from larf_curate.conversation.chat_template import Rendered
+    from larf_curate.conversation.chat_template import Rendered, Renderer
     from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
 BATCH_ROWS = 250
@@ -121,30 +121,29 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
     Returns:
         Index and reason of each of these rows.
     """
-    reasons: list[tuple[int, str]] = []
+    unscored = list(islice(_unscored(source, Path(folder)), most))
+    if not unscored:
+        return []
+    render = scorer.renderer()
+    return [(index, _reason(row, status, render, scorer.profile.source.dtype)) for index, status, row in unscored]
+
+
+def _unscored(source: Source, folder: Path) -> Iterator[tuple[int, str, Dataset]]:
+    """Index, status and the row itself of each row without a score."""
     start = 0
     for piece in source.pieces:
-        for index, status in enumerate(_statuses(shard_file(Path(folder), piece))):
-            if len(reasons) == most:
-                return reasons
+        for index, status in enumerate(_statuses(shard_file(folder, piece))):
             if status not in SCORED_STATUSES:
-                row = undecoded(piece.rows.select([index]))[0]
-                reasons.append((start + index, _reason(row, status, scorer)))
+                yield start + index, status, text_rows(piece.rows.select([index]))
         start += len(piece.rows)
-    return reasons
 
 
-def _reason(row: dict[str, Any], status: str, scorer: "LarfScorer") -> str:
-    """Why a row has no score: a shard has only its status, so its conversation is parsed again."""
+def _reason(row: Dataset, status: str, render: "Renderer", dtype: str) -> str:
+    """Why a row has no score: a shard has only its status, so the row is rendered again."""
     if status == "non_finite":
-        return (
-            f"the model's states are not finite in {scorer.profile.source.dtype}: build the profile with another dtype"
-        )
-    try:
-        to_conversation(row, scorer.columns)
-    except ConversationError as error:
-        return str(error)
-    return "the model's chat template rejects the conversation"
+        return f"the model's states are not finite in {dtype}: build the profile with another dtype"
+    [rendered] = render(list(row))
+    return rendered.reason or f"it was {status} when it was scored, and can be rendered now: score it again"
 
 
 def _recorded_digests(folder: Path) -> dict[str, str]:
@@ -280,8 +279,13 @@ def shard_file(folder: Path, piece: Piece) -> Path:
 
 def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
     """The original columns of a batch as an Arrow table, and its tokenized rows."""
-    text = [name for name, feature in batch.features.items() if not is_media(feature)]
-    return batch.with_format("arrow")[:], scorer.render(undecoded(batch.select_columns(text))[:], rank)
+    return batch.with_format("arrow")[:], scorer.render(text_rows(batch)[:], rank)
+
+
+def text_rows(rows: Dataset) -> Dataset:
+    """The rows as they are rendered: without media columns, and media within other columns as they are stored."""
+    text = [name for name, feature in rows.features.items() if not is_media(feature)]
+    return undecoded(rows.select_columns(text))
 
 
 def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

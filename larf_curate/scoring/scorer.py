@@ -21,6 +21,7 @@ from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home, read_json, write_json
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
+from larf_curate.profile.rendering import profile_renderer
 from larf_curate.profile.source_rows import reference_rows
 from larf_curate.scoring.earlier_columns import report_earlier_columns
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
@@ -40,7 +41,8 @@ class RowScore:
     """Scores of one row.
 
     Args:
-        status: ``ok`` or ``truncated``; with ``empty``, ``malformed`` or ``non_finite``, all other values are None.
+        status: ``ok`` or ``truncated``; with ``empty``, ``malformed``, ``unsupported`` or ``non_finite``, all other
+            values are None.
         score: Mean of ``layer_scores``; higher means closer to unsafe.
         layer_scores: The profile's signal at each layer, shape (layers,), float32.
         signals: Mean over the layers of each requested signal, by name.
@@ -184,6 +186,17 @@ class LarfScorer:
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
         """Score rows given as dicts; the format of each row is inferred separately. See `__call__` for the errors."""
         return self._score_rendered(self._load(rank)[1](rows), rank)
+
+    def renderer(self) -> Renderer:
+        """The renderer of rows; if the model has not been loaded, only its tokenizer is.
+
+        Raises:
+            ModelError: If the tokenizer cannot be loaded.
+            ProfileMismatchError: If its chat template is not the one of the profile.
+        """
+        if self._loaded is not None:
+            return self._loaded[1]
+        return profile_renderer(self.profile, columns=self.columns, model=self._runtime["model"])
 
     def _schema(self, batch: Mapping[str, Any]) -> Schema:
         """Schema of a batch, inferred once for all rows."""

@@ -71,7 +71,7 @@ class Decisions:
 
         Args:
             selection: The selection whose flagged rows were pushed.
-            columns: Column names by role, if the rows' format cannot be recognised by its column names.
+            columns: Column names by role; default: those that the selection was scored with, else inferred.
 
         Raises:
             InputError: If a row that the selection does not flag was decided otherwise than ``keep``.
@@ -186,7 +186,7 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     Args:
         decisions: The decisions.
         selection: The selection.
-        columns: Column names by role, if the format cannot be recognised.
+        columns: Column names by role; default: those that the selection was scored with, else inferred.
 
     Raises:
         InputError: If a row that the selection does not flag was decided otherwise than ``keep``.
@@ -196,7 +196,8 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     # Media are compared and edited as stored: decoding them takes long, can fail, and re-encoding would change them.
     flagged, rows = selection.flagged, undecoded(selection.flagged)
     applied = list(decisions.for_rows(rows).rows)
-    edits = _edits(rows, applied, columns)
+    recorded = (selection.scored.get("source") or {}).get("columns")
+    edits = _edits(rows, applied, recorded if columns is None else columns)
     applied = [_failed_edit_as_conflict(decision, edits) for decision in applied]
     indices: dict[str, list[int]] = {name: [] for name in PARTS}
     for index, decision in enumerate(applied):

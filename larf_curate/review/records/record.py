@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from larf_curate.columns import content_digest
-from larf_curate.conversation.schemas import to_messages
+from larf_curate.conversation.display import display_turns
 from larf_curate.errors import ConversationError
 from larf_curate.review.argilla.settings import CLUSTER, SCORE, VECTOR
 from larf_curate.review.records.escaping import escape_html, overrides_direction, split_html, truncate_middle
@@ -106,7 +106,7 @@ def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> li
         state what is omitted.
     """
     try:
-        turns = [(message["role"], _content(message)) for message in to_messages(row, columns)]
+        turns = display_turns(row, columns)
     except ConversationError:
         turns = [("row", _as_json(row))]
     turns = _without_middle_turns(turns)
@@ -135,12 +135,6 @@ def _without_middle_turns(turns: list[Turn]) -> list[Turn]:
     half = MAX_TURNS // 2
     note = ("note", f"[… {missing:,} messages not shown here; the row itself is complete …]")
     return [*turns[:half], note, *turns[half + missing :]]
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    calls = message.get("tool_calls")
-    text = str(message["content"])
-    return f"{text}\n{json.dumps(calls, ensure_ascii=False, default=str)}".strip() if calls else text
 
 
 def _as_json(row: Mapping[str, Any]) -> str:

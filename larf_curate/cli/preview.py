@@ -1,0 +1,147 @@
+"""``larf-curate preview``: a row as the model reads it, and counts over the first rows."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from larf_curate.cli.options import read_columns
+from larf_curate.cli.output import echo_json, echo_table, json_option, visible
+
+if TYPE_CHECKING:
+    from larf_curate.conversation.chat_template import Renderer
+    from larf_curate.scoring.preview import PreviewRows, RowCounts, RowPreview
+
+SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
+
+
+@click.command()
+@click.argument("data")
+@click.option("--profile", "profile_name", metavar="PROFILE", help="Folder or Hub id of the profile to score with.")
+@click.option("--model", help="Folder or Hub id of a model, without a profile; with one, its path if it has moved.")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with a Jinja chat template, used instead of the model's own; without a profile, which has its own.",
+)
+@click.option("--row", default="0", show_default=True, help="Index of the row to show, from 0, or its larf_row_id.")
+@click.option("--split", help="Split, if the dataset has several.")
+@click.option("--config", help="Configuration of a Hub dataset.")
+@click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
+@click.option(
+    "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
+@json_option
+def preview(
+    data: str,
+    profile_name: str | None,
+    model: str | None,
+    chat_template: Path | None,
+    row: str,
+    split: str | None,
+    config: str | None,
+    revision: str | None,
+    columns: dict[str, str] | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Show a row of DATA as the model reads it, and count how the first thousand rows are read.
+
+    Shows the row's text after the chat template, token by token, with the tokens that are learned in training and
+    scored, or the reason why it cannot be scored. Loads the tokenizer, not the model's weights.
+
+    DATA is a dataset as for score, or a folder that score or select wrote: its columns and its profile are then known.
+
+    \b
+    larf-curate preview data.jsonl --model my-org/my-model
+    larf-curate preview data.jsonl --profile profile/ --row 7 --columns user=q,assistant=a
+    larf-curate preview selection/ --row 0
+    """
+    from larf_curate.scoring.preview import PreviewRows, count_rows, preview_row
+
+    # What the template leaves out is part of the output.
+    logging.getLogger("larf_curate.conversation.chat_template").setLevel(logging.ERROR)
+    wanted: int | str = int(row) if row.isascii() and row.isdigit() and len(row) < 16 else row
+    last = wanted if isinstance(wanted, int) else 0
+    rows = PreviewRows.open(data, row=last, split=split, config=config, revision=revision)
+    columns = columns or (dict(rows.columns) if rows.columns else None)
+    renderer = _renderer(rows, columns, profile_name, model, chat_template, trust_remote_code)
+    counts = count_rows(rows, renderer)
+    shown = preview_row(rows, rows.find(wanted), renderer)
+    if as_json:
+        echo_json({**shown.as_json(), "max_length": renderer.max_length, "counts": asdict(counts)})
+        return
+    _echo_row(shown, renderer.max_length)
+    _echo_counts(counts)
+
+
+def _renderer(
+    rows: "PreviewRows",
+    columns: dict[str, str] | None,
+    profile_name: str | None,
+    model: str | None,
+    chat_template: Path | None,
+    trust_remote_code: bool,
+) -> "Renderer":
+    """The renderer of the given profile, else of the given model, else of the profile that scored the rows."""
+    from larf_curate.models.loading import load_renderer
+    from larf_curate.models.source import ModelSource, identify
+    from larf_curate.profile import SafetyProfile
+    from larf_curate.profile.cache import profile_of
+    from larf_curate.profile.rendering import profile_renderer
+
+    if chat_template and (profile_name or not model):
+        raise click.UsageError("--chat-template is for --model without --profile: a profile has its own template")
+    if model and not profile_name:
+        template = chat_template.read_text(encoding="utf-8") if chat_template else None
+        source = ModelSource(model_id=identify(model), chat_template=template, trust_remote_code=trust_remote_code)
+        return load_renderer(source, columns=columns)
+    given = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code) if profile_name else None
+    profile = profile_of(rows.manifest, given)
+    if profile is None:
+        raise click.UsageError("say which model reads the rows: --profile PROFILE, or --model MODEL")
+    return profile_renderer(profile, columns=columns, model=model)
+
+
+def _echo_row(shown: "RowPreview", max_length: int) -> None:
+    """Print the row's status and, if it can be rendered, its tokens; else the reason and the row itself."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from larf_curate.cli.token_view import escaped, legend, token_text
+
+    console, view = Console(highlight=False), shown.inspection
+    title = Text(f"Row {shown.row}: {view.rendered.status}", "bold")
+    if view.rendered.tokens is None:
+        console.print(title, soft_wrap=True)
+        console.print(escaped(view.rendered.reason), soft_wrap=True)
+        console.print(escaped(repr(dict(shown.source))[:SHOWN_CHARACTERS], "dim"), soft_wrap=True)
+        return
+    tokens = shown.tokens()
+    answers = f"{len(view.turns)} {'answer' if len(view.turns) == 1 else 'answers'}"
+    console.print(title + Text(f" · {len(tokens):,} tokens, {sum(shown.learned()):,} of them learned in {answers}"))
+    if unread := sum(not token.read for token in tokens):
+        limit = f", which keeps {max_length:,}" if view.rendered.status == "truncated" else " after the last answer"
+        console.print(f"The model does not read {unread:,} tokens{limit}", soft_wrap=True)
+    console.print()
+    console.print(token_text(tokens), soft_wrap=True)
+    console.print()
+    console.print(legend(tokens))
+    console.print()
+
+
+def _echo_counts(counts: "RowCounts") -> None:
+    title = f"First {counts.rows:,} rows"
+    lines = [(name, f"{found.rows:,}", found.first_row, found.reason) for name, found in counts.statuses.items()]
+    echo_table(title, ("status", "rows", "first row", "reason"), lines)
+    if counts.median_tokens is not None:
+        click.echo(f"Tokens of a row: median {counts.median_tokens:,.0f}, most {counts.max_tokens:,}")
+    click.echo(visible(f"Columns that are read: {', '.join(counts.columns)}"))
+    if counts.unused_columns:
+        names = ", ".join(counts.unused_columns)
+        click.echo(visible(f"Columns that look like part of a conversation and are not read: {names} (see --columns)"))
+    if counts.left_out:
+        click.echo(visible(f"The chat template leaves out: {'; '.join(counts.left_out)}"))
