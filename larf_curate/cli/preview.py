@@ -60,17 +60,15 @@ def preview(
     larf-curate preview data.jsonl --profile profile/ --row 7 --columns user=q,assistant=a
     larf-curate preview selection/ --row 0
     """
-    from larf_curate.scoring.preview import PreviewRows, count_rows, preview_row
+    from larf_curate.scoring.preview import PreviewRows, as_index, count_rows, preview_row
 
     # What the template leaves out is part of the output.
     logging.getLogger("larf_curate.conversation.chat_template").setLevel(logging.ERROR)
-    wanted: int | str = int(row) if row.isascii() and row.isdigit() and len(row) < 16 else row
-    last = wanted if isinstance(wanted, int) else 0
-    rows = PreviewRows.open(data, row=last, split=split, config=config, revision=revision)
+    rows = PreviewRows.open(data, row=as_index(row) or 0, split=split, config=config, revision=revision)
     columns = columns or (dict(rows.columns) if rows.columns else None)
     renderer = _renderer(rows, columns, profile_name, model, chat_template, trust_remote_code)
     counts = count_rows(rows, renderer)
-    shown = preview_row(rows, rows.find(wanted), renderer)
+    shown = preview_row(rows, rows.find(row), renderer)
     if as_json:
         echo_json({**shown.as_json(), "max_length": renderer.max_length, "counts": asdict(counts)})
         return
@@ -124,8 +122,9 @@ def _echo_row(shown: "RowPreview", max_length: int) -> None:
     answers = f"{len(view.turns)} {'answer' if len(view.turns) == 1 else 'answers'}"
     console.print(title + Text(f" · {len(tokens):,} tokens, {sum(shown.learned()):,} of them learned in {answers}"))
     if unread := sum(not token.read for token in tokens):
-        limit = f", which keeps {max_length:,}" if view.rendered.status == "truncated" else " after the last answer"
-        console.print(f"The model does not read {unread:,} tokens{limit}", soft_wrap=True)
+        is_cut = view.rendered.status == "truncated"
+        why = f"the row is cut to {max_length:,} tokens" if is_cut else "they follow the last answer"
+        console.print(f"{unread:,} tokens are not read: {why}", soft_wrap=True)
     console.print()
     console.print(token_text(tokens), soft_wrap=True)
     console.print()

@@ -1,7 +1,7 @@
 """Tokens of a row in a terminal: marks and colours for what is learned, and escapes for what a terminal would obey."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -41,7 +41,7 @@ def legend(tokens: "Sequence[TokenView]") -> Text:
         "not learned": "answer that the row excludes from training",
     }
     known = [(*MARKS[part], meaning, STYLES[part]) for part, meaning in meanings.items() if part in parts]
-    known += [] if all(token.read for token in tokens) else [(*UNREAD, "not read by the model", "strike")]
+    known += [] if all(token.read for token in tokens) else [(*UNREAD, "not read", "strike")]
     shown = [Text.assemble((f"{start}{meaning}{end}", style)) for start, end, meaning, style in known]
     return Text("  ").join([*shown, Text(f"{BETWEEN} between tokens", "dim"), Text(f"{BREAK} line break", "dim")])
 
@@ -75,10 +75,24 @@ def _escape(character: str) -> str:
 
 def _runs(tokens: "Sequence[TokenView]") -> Text:
     """Tokens, with marks around those of the same part."""
-    shown = Text()
+    shown: list[Text] = []
     for (part, is_read), run in groupby(tokens, key=lambda token: (token.part, token.read)):
         (start, end), (first, last) = MARKS[part], ("", "") if is_read else UNREAD
         style = STYLES[part] if is_read else f"{STYLES[part]} strike"
-        cells = [escaped(token.text, style) for token in run]
-        shown.append(first + start, style).append(Text(BETWEEN, "dim").join(cells)).append(end + last, style)
+        cells = [[escaped(token.text, style), Text(BETWEEN, "dim")] for token in run]
+        shown += [Text(first + start, style), *(text for cell in cells for text in cell)]
+        shown[-1] = Text(end + last, style)  # instead of a mark between tokens
+    joined = Text().join(_break_behind_marks([text for text in shown if text]))
+    if joined.plain.endswith("\n"):
+        joined.right_crop()
+    return joined
+
+
+def _break_behind_marks(shown: list[Text]) -> list[Text]:
+    """Move line breaks at the end of a token behind the mark that follows it, so that no line begins with a mark."""
+    behind = {BETWEEN, *(end + last for _, end in MARKS.values() for last in ("", UNREAD[1]))}
+    for before, mark in pairwise(shown):
+        if mark.plain in behind and before.plain.endswith("\n"):
+            before.right_crop()
+            mark.append("\n")
     return shown

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots
-from larf_curate.report.examples import read_examples
+from larf_curate.report.examples import Example, read_examples
 from larf_curate.report.excerpts import visible
 from larf_curate.report.scored_rows import ReportRows, read_report_rows
 from larf_curate.report.statistics import Statistics, read_statistics
@@ -93,6 +94,7 @@ def _environment() -> Environment:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["decimal"] = _decimal
+    environment.filters["preview_command"] = _preview_command
     return environment
 
 
@@ -103,6 +105,7 @@ def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
     labels = _layer_labels(report_rows, statistics)
     return {
         "title": _title(report_rows),
+        "folder": report_rows.folder,
         "facts": _summary(report_rows),
         "statistics": statistics,
         "threshold": report_rows.threshold,
@@ -115,6 +118,12 @@ def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
         "unscored_total": len(unscored),
         "version": __version__,
     }
+
+
+def _preview_command(example: Example, folder: str) -> str:
+    """The command that shows a row as the model reads it."""
+    row = example.row_id or str(example.position)
+    return shlex.join(["larf-curate", "preview", folder, "--row", row])
 
 
 def _plots(statistics: Statistics, threshold: float | None, labels: Sequence[str]) -> dict[str, Markup | None]:

@@ -22,12 +22,14 @@ class ReportRows:
         manifest: Manifest of the scored dataset (``manifest.json``); empty for a dataset in memory.
         rule: The rule of the selection and its value; empty without a selection.
         threshold: The lowest flagged score; None if no row was flagged by its score.
+        folder: Name of the folder that the rows were read from; None for a dataset in memory.
     """
 
     rows: Dataset
     manifest: Mapping[str, Any] = field(default_factory=dict)
     rule: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
+    folder: str | None = None
 
     @property
     def scored(self) -> Scored | Dataset:
@@ -66,9 +68,9 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
     """
     report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
     if selection is not None:
-        report_rows = _from_selection(
-            selection if isinstance(selection, Selection) else Selection.load(selection), report_rows.manifest
-        )
+        folder = None if isinstance(selection, Selection) else Path(selection)
+        loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
+        report_rows = _from_selection(loaded, report_rows.manifest, folder)
     missing = {"larf_score", "larf_status"} - set(report_rows.rows.column_names)
     if missing:
         raise InputError(
@@ -79,19 +81,20 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
 
 def _from_folder(folder: Path) -> ReportRows:
     if (folder / SELECTION.file).is_file():
-        return _from_selection(Selection.load(folder), {})
+        return _from_selection(Selection.load(folder), {}, folder)
     if not (folder / SCORED.file).is_file():
         raise InputError(
             f"{folder} has neither {SCORED.file} nor {SELECTION.file}: pass the folder that score or select wrote"
         )
     scored = Scored.load(folder)
-    return ReportRows(rows=scored.rows, manifest=scored.manifest)
+    return ReportRows(rows=scored.rows, manifest=scored.manifest, folder=folder.resolve().name)
 
 
-def _from_selection(selection: Selection, manifest: Mapping[str, Any]) -> ReportRows:
+def _from_selection(selection: Selection, manifest: Mapping[str, Any], folder: Path | None) -> ReportRows:
     return ReportRows(
         rows=concatenate_datasets([selection.flagged, selection.kept]),
         manifest=selection.scored or manifest,  # a selection made in memory may have no manifest
         rule=selection.rule,
         threshold=selection.threshold,
+        folder=folder.resolve().name if folder else None,
     )

@@ -76,23 +76,23 @@ class PreviewRows:
         """Column names by role that the rows were scored with, if any were given."""
         return (self.manifest.get("source") or {}).get("columns")
 
-    def find(self, row: int | str) -> int:
+    def find(self, row: str) -> int:
         """Index of a row.
 
         Args:
-            row: Its index, or its ``larf_row_id``.
+            row: Its ``larf_row_id``, or its index; if the text is both, the id counts.
 
         Raises:
             InputError: If there is no such row.
         """
-        if isinstance(row, int):
-            if row >= len(self.rows):
-                raise InputError(f"wanted a row below {len(self.rows)}, got {row}")
-            return row
         ids = list(self.rows.with_format(None)[ROW_ID][:]) if ROW_ID in self.rows.column_names else []
-        if row not in ids:
+        if row in ids:
+            return ids.index(row)
+        if (index := as_index(row)) is None:
             raise InputError(f"wanted the index of a row or a {ROW_ID} of the data, got {row!r:.80}")
-        return ids.index(row)
+        if index >= len(self.rows):
+            raise InputError(f"wanted a row below {len(self.rows):,}, got {index:,}")
+        return index
 
     def source_rows(self) -> Dataset:
         """The rows without ``larf_*`` columns, as they are rendered for scoring."""
@@ -209,6 +209,11 @@ class RowCounts:
     columns: tuple[str, ...]
     unused_columns: tuple[str, ...]
     left_out: tuple[str, ...]
+
+
+def as_index(row: str) -> int | None:
+    """The index of a row that a text is; None if it is none."""
+    return int(row) if row.isascii() and row.isdigit() and len(row) < 16 else None
 
 
 def preview_row(rows: PreviewRows, index: int, renderer: Renderer) -> RowPreview:

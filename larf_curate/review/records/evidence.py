@@ -1,6 +1,7 @@
 """The evidence shown to reviewers beside a row: Markdown with HTML tables, in which all text of the data is escaped."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -33,7 +34,8 @@ def evidence(
         group: The row's group of near-duplicates.
 
     Returns:
-        Short blocks: score, reason, near-duplicates, layers, signals, tokens, nearest exemplars.
+        Short blocks: score, reason, near-duplicates, layers, signals, tokens, nearest exemplars, and the command that
+        shows the row as the model reads it.
     """
     blocks = [
         _score_line(row.get("larf_score"), row.get("larf_percentile"), row.get("larf_status")),
@@ -43,6 +45,7 @@ def evidence(
         _signal_table(row.get("larf_signals") or {}),
         _token_block(row.get("larf_tokens") or []),
         _neighbor_table(row.get("larf_neighbors") or [], exemplars or {}),
+        _preview_line(str(row.get("larf_row_id") or "")),
     ]
     return "\n\n".join(block for block in blocks if block)
 
@@ -69,6 +72,13 @@ def _group_line(group: Group) -> str:
         f"**Your decision applies to {others + 1} near-identical rows**: this one and {others} that "
         f"{'is' if others == 1 else 'are'} not shown. A corrected answer applies to exact copies only."
     )
+
+
+def _preview_line(row_id: str) -> str:
+    """The command that previews a row of the selection; none for an id that would have to be quoted."""
+    if not re.fullmatch(r"[\w.-]{1,80}", row_id, re.ASCII):
+        return ""
+    return f"As the model reads it: `larf-curate preview SELECTION --row {row_id}`"
 
 
 def _layer_table(scores: Sequence[float | None], layers: Sequence[int] | None) -> str:
