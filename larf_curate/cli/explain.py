@@ -8,7 +8,6 @@ from larf_curate.cli.options import device_option, read_columns
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
-    from larf_curate.conversation.schemas import Row
     from larf_curate.scoring.explanation import Explanation
 
 SHOWN = 15  # tokens per row
@@ -52,7 +51,9 @@ def explain(
 
     from larf_curate.data.sources import open_source
     from larf_curate.data.tables import undecoded
+    from larf_curate.manifests import recorded_columns
     from larf_curate.profile import SafetyProfile
+    from larf_curate.profile.rendering import profile_renderer
     from larf_curate.scoring.explanation import explain as explain_rows
 
     # No further than the last row asked for: a Hub dataset may be streamed.
@@ -61,29 +62,20 @@ def explain(
     if max(indices) >= len(rows):
         raise click.BadParameter(f"wanted rows below {len(rows)}, got {max(indices)}", param_hint="--row")
     profile = SafetyProfile.from_pretrained(profile_name)
+    columns = columns or recorded_columns(dataset)
     selected = [rows[index] for index in indices]
     explanations = explain_rows(profile, selected, columns=columns, model=model, device=device)
     if as_json:
         results = [asdict(item) if item else {"score": None} for item in explanations]
         echo_json({"rows": [{"row": index, **result} for index, result in zip(indices, results, strict=True)]})
         return
+    render = profile_renderer(profile, columns=columns, model=model)
     for index, item in zip(indices, explanations, strict=True):
         if item is None:
-            click.echo(visible(f"Row {index} has no score: {_reason(rows[index], columns)}"))
+            reason = render([rows[index]])[0].reason or "the model's states are not finite"
+            click.echo(visible(f"Row {index} has no score: {reason}"))
         else:
             _echo_explanation(index, item)
-
-
-def _reason(row: "Row", columns: dict[str, str] | None) -> str:
-    """Why a row has no score."""
-    from larf_curate.conversation.schemas import to_messages
-    from larf_curate.errors import ConversationError
-
-    try:
-        to_messages(row, columns)
-    except ConversationError as error:
-        return str(error)
-    return "it has no text that can be scored, or the model returns NaN"
 
 
 def _echo_explanation(index: int, item: "Explanation") -> None:

@@ -23,6 +23,7 @@ ROWS = {
     "messages": {"messages": CHAT, "id": 7},
     "messages as a dict of lists": {"messages": {"role": ["user", "assistant"], "content": ["hello", "last"]}},
     "messages as json": {"messages": [json.dumps(message) for message in CHAT]},
+    "messages as one json text": {"messages": json.dumps(CHAT)},
     "parts": {"messages": [CHAT[0], {"role": "assistant", "content": [{"type": "text", "text": "last"}]}]},
     "conversations": {"conversations": SHAREGPT},
     "completion": {"prompt": "hello", "completion": "last"},
@@ -46,6 +47,14 @@ def test_the_last_answer_is_replaced_and_nothing_else(row):
     assert replace_answer(changed, "last") == row
     rest, want = to_messages(changed), to_messages(row)
     assert [m for m in rest if m["content"] != "better"] == [m for m in want if m["content"] != "last"]
+
+
+def test_answers_of_roles_that_the_user_named_are_replaced_and_texts_that_are_json_stay_texts():
+    row = {"messages": [{"role": "asker", "content": "hello"}, {"role": "narrator", "content": "last"}]}
+    columns = {"role:narrator": "assistant", "role:Asker": "user"}
+    assert replace_answer(row, "better", columns)["messages"][-1] == {"role": "narrator", "content": "better"}
+    call = {"question": "hello", "answer": '[{"name": "look"}]'}
+    assert replace_answer(call, "better") == call | {"answer": "better"}
 
 
 def test_named_columns_are_replaced():

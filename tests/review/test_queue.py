@@ -14,6 +14,7 @@ from larf_curate.errors import InputError, ReviewError, ReviewServerError
 from larf_curate.review import ReviewQueue
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.review.argilla.settings import GUIDELINES
+from larf_curate.scoring.selection import select
 from tests.fixtures.review_rows import HOSTILE, questions, scored, selection
 
 
@@ -389,3 +390,22 @@ def test_the_commands_push_show_and_pull(argilla_server, make_queue, annotators,
     assert "removed" in run("pull", tmp_path / "selection", "-o", tmp_path / "again")
     server[2:] = ["--home", str(argilla_server.home.path)]  # without address and key: the embedded server
     assert json.loads(run("status", "--json"))["rows"] == 3
+
+
+def test_the_columns_that_rows_were_scored_with_are_shown_and_edited_without_naming_them_again(queue, annotators):
+    rows = [{"sys": "Be kind", "ask": f"Q{i}", "say": f"A{i}"} for i in range(4)]
+    columns = {"system": "sys", "user": "ask", "assistant": "say"}
+    chosen = select(scored(rows), top_k=1, scored={"source": {"columns": columns}})
+    queue.push(chosen)
+    [record] = server_records(queue).values()
+    assert [turn["role"] for turn in record["fields"]["conversation"]] == ["system", "user", "assistant"]
+    assert f"larf-curate preview SELECTION --row {record['external_id']}" in record["fields"]["evidence"]
+    respond(annotators["ann"], queue, {record["external_id"]: {"decision": "edit", "corrected_answer": "Better"}})
+    outcome = queue.pull().apply(chosen)
+    assert outcome.counts["edited"] == 1
+    assert [row["say"] for row in outcome.kept if row["larf_decision"] == "edit"] == ["Better"]
+    assert queue.pull().apply(chosen, columns={"user": "sys", "assistant": "ask"}).kept["ask"][-1] == "Better"
+    queue.rerank(chosen, add=1)
+    assert all(len(item["fields"]["conversation"]) == 3 for item in server_records(queue).values())
+    queue.push(chosen, columns={"user": "sys", "assistant": "ask"})
+    assert len(server_records(queue)[record["external_id"]]["fields"]["conversation"]) == 2
