@@ -11,7 +11,6 @@ from types import NoneType, UnionType
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.files import read_json
 
 VERSION = 1
 """Version of all manifests, to be raised when an older one can no longer be read."""
@@ -145,22 +144,6 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
                 f"{Path(folder) / kind.file} has {got} as {field!r}: write it again with larf-curate {kind.command}"
             )
     return cast(Record, value)
-
-
-def recorded_columns(folder: str | Path) -> dict[str, str] | None:
-    """Column names by role that the rows of a scored folder were scored with; None if none were given.
-
-    Args:
-        folder: A folder that ``larf-curate score`` wrote; anything else records no columns.
-
-    Raises:
-        InputError: If the manifest is damaged.
-    """
-    path = Path(folder) / SCORED.file
-    if not path.is_file():
-        return None
-    columns = check_manifest(read_json(path), SCORED, folder)["source"].get("columns")
-    return dict(columns) if columns else None
 
 
 def _field_types(record: type[Any]) -> dict[str, tuple[type, ...]]:

@@ -51,10 +51,10 @@ def explain(
 
     from larf_curate.data.sources import open_source
     from larf_curate.data.tables import undecoded
-    from larf_curate.manifests import recorded_columns
     from larf_curate.profile import SafetyProfile
     from larf_curate.profile.rendering import profile_renderer
     from larf_curate.scoring.explanation import explain as explain_rows
+    from larf_curate.scoring.folder import recorded_columns
 
     # No further than the last row asked for: a Hub dataset may be streamed.
     source = open_source(dataset, split=split, config=config, revision=revision, limit=max(indices) + 1)

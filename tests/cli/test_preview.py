@@ -8,7 +8,8 @@ from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.preview import TokenView
 from tests.cli.test_cli import error, run
 from tests.fixtures.models import PROFILE
-from tests.fixtures.review_rows import HOSTILE
+from tests.fixtures.review_rows import HOSTILE, scored
+from tests.fixtures.scored_folder import write_scored
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 
@@ -74,6 +75,17 @@ def test_json_has_ids_spans_and_counts_and_a_profile_gives_the_same(rows, tiny_l
         json.loads(run("preview", tmp_path / "sel", "--row", row, "--json").stdout)["text"] for row in commands[:2]
     }
     assert len(texts) == 2
+
+
+def test_explain_says_why_a_row_has_no_score_and_finds_the_columns_of_a_scored_folder(tiny_llama, tmp_path):
+    profile = SafetyProfile.build(tiny_llama, layers=[1], **PROFILE)
+    profile.save_pretrained(tmp_path / "profile")
+    data = scored([{"q": "Q?", "a": "A."}, {"q": "Q?", "a": ""}])
+    folder = write_scored(tmp_path / "scored", data, source={"columns": {"user": "q", "assistant": "a"}})
+    options = ("--profile", tmp_path / "profile", "--device", "cpu")
+    shown = run("explain", folder, *options, "--row", 0, "--row", 1).stdout
+    assert "Row 0: score" in shown
+    assert "Row 1 has no score: wanted an assistant turn with text" in shown
 
 
 def test_wrong_use_is_one_line(rows, tiny_llama, tmp_path):

@@ -31,6 +31,8 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import first_reasons, score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.models import PROFILE, save_tiny
+from tests.fixtures.tiny import CHATML
 
 LAYERS = (1, 3)
 PER_PIECE = 40
@@ -413,6 +415,28 @@ def test_a_row_that_cannot_be_scored_keeps_its_place_and_its_reason_is_told(prof
     assert "wizard" in reasons[0][1]
     assert "assistant turn" in reasons[2][1]
     assert first_reasons(source, tmp_path / "out", scorer, most=1) == reasons[:1]
+
+
+def test_reasons_have_the_words_of_the_template_even_if_no_model_is_loaded(tmp_path, monkeypatch):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system prompts!') }}{% endif %}" + CHATML
+    model = save_tiny("Llama", tmp_path / "model", template=refusing)
+    profile = SafetyProfile.build(model, layers=[1], **PROFILE)
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]
+    chats = [
+        [{"role": "system", "content": "Be kind"}, {"role": "assistant", "content": "Yes"}],
+        [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "A cat"}]}],
+        [{"role": "user", "content": "Hi"}],
+    ]
+    lines = [{"messages": json.dumps(chat)} for chat in chats]
+    source = open_source(str(write(tmp_path / "a.jsonl", lines)))
+    scorer = LarfScorer(profile, device="cpu")
+    manifest = score_source(source, scorer, tmp_path / "out")
+    assert manifest["status"] == {"empty": 1, "malformed": 1, "unsupported": 1}
+    monkeypatch.setattr(SafetyProfile, "reader", None)
+    reasons = dict(first_reasons(source, tmp_path / "out", LarfScorer(profile, device="cpu")))
+    assert "No system prompts!" in reasons[0]
+    assert "image" in reasons[1]
+    assert "assistant turn" in reasons[2]
 
 
 def test_pictures_that_cannot_be_decoded_are_no_matter_even_in_rows_without_a_score(profile, tmp_path):
