@@ -3,7 +3,7 @@
 The rows are rendered by the same `Renderer` as in scoring. Only the tokenizer is loaded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -15,6 +15,7 @@ from larf_curate.columns import PREFIX, ROW_ID
 from larf_curate.conversation.chat_template import Inspection, Renderer
 from larf_curate.conversation.schemas import check_columns, schema_for, unused_columns
 from larf_curate.data.sources import open_source
+from larf_curate.data.tables import undecoded
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, SELECTION
 from larf_curate.scoring.folder import Scored
@@ -247,7 +248,7 @@ def count_rows(rows: PreviewRows, renderer: Renderer) -> RowCounts:
     names = data.column_names
     if renderer.columns:
         check_columns(names, renderer.columns)
-    schema, unused = schema_for(names, renderer.columns), unused_columns(names, renderer.columns)
+    schema = schema_for(names, renderer.columns)
     found: dict[str, StatusCount] = {}
     lengths = []
     for index, inspection in enumerate(_inspected(data, renderer)):
@@ -261,7 +262,7 @@ def count_rows(rows: PreviewRows, renderer: Renderer) -> RowCounts:
         median_tokens=median(lengths) if lengths else None,
         max_tokens=max(lengths, default=None),
         columns=tuple(name for name in names if name in schema.used),
-        unused_columns=tuple(unused),
+        unused_columns=tuple(_with_values(data, unused_columns(names, renderer.columns))),
         left_out=tuple(renderer.left_out),
     )
 
@@ -271,6 +272,12 @@ def _inspected(data: Dataset, renderer: Renderer) -> Iterator[Inspection]:
     for start in range(0, count, BATCH_ROWS):
         batch = text_rows(data.select(range(start, min(start + BATCH_ROWS, count))))
         yield from renderer.inspect(list(batch), schema)
+
+
+def _with_values(data: Dataset, names: Sequence[str]) -> list[str]:
+    """The columns that have a value in a row that is counted; media are not decoded."""
+    rows = undecoded(data.select(range(min(len(data), COUNTED_ROWS))).select_columns(list(names)))
+    return [name for name in names if any(rows[name])]
 
 
 def _reason(inspection: Inspection, renderer: Renderer) -> str:
