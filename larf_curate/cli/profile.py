@@ -22,6 +22,14 @@ def _read_layers(
         raise click.BadParameter(f"{error.message}, auto, or output of the layers command; got {value}") from None
 
 
+def _read_template(ctx: click.Context, param: click.Parameter, value: Path | None) -> str | None:
+    """Click callback: the text of a chat template."""
+    try:
+        return value.read_text(encoding="utf-8") if value else None
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"wanted a text file in UTF-8, got {value}: {error}", ctx, param) from error
+
+
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", metavar="PROFILE", type=FOLDER, required=True, help="Folder to write.")
@@ -76,6 +84,7 @@ def _read_layers(
 @click.option(
     "--chat-template",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_read_template,
     help="File with a Jinja chat template, used instead of the model's own.",
 )
 @click.option(
@@ -104,7 +113,7 @@ def profile(
     top_k: int | None,
     dtype: Dtype,
     revision: str | None,
-    chat_template: Path | None,
+    chat_template: str | None,
     template_name: str | None,
     adapter: str | None,
     strip_prefix: str | None,
@@ -143,7 +152,7 @@ def profile(
             dtype=dtype,
             revision=revision,
             max_length=max_length,
-            chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            chat_template=chat_template,
             template_name=template_name,
             adapter=adapter,
             strip_prefix=strip_prefix,

@@ -231,3 +231,9 @@ def test_the_whole_chain_from_a_model_to_a_published_folder(tmp_path, rows, prof
     assert answers[0] in (tmp_path / "report.html").read_text()
     states = [row["larf_score"] for row in Dataset.from_parquet(str(tmp_path / "scored" / "rows.parquet"))]
     assert sorted(states)[-4:] == sorted(flagged["larf_score"][:])
+
+
+def test_a_chat_template_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "template").write_bytes(b"\xff\xfe")
+    result = run("profile", "model", "-o", tmp_path / "p", "--chat-template", tmp_path / "template", code=2)
+    assert "wanted a text file in UTF-8" in " ".join(result.output.split())
