@@ -103,6 +103,7 @@ def test_help_and_version_import_no_heavy_library():
     assert __version__ in done.stdout
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_the_command_and_an_error_is_no_traceback(tmp_path):
     command = [
         sys.executable,

@@ -568,7 +568,7 @@ def test_the_command_publishes_and_says_what(hub, decisions, monkeypatch):
     assert "nothing to do" in again.output
 
 
-def test_the_command_warns_of_a_repository_that_is_public_already(hub, decisions, monkeypatch):
+def test_the_command_warns_of_a_repository_that_is_already_public(hub, decisions, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.create(REPO, private=False)
-    assert "is public already" in CliRunner().invoke(publish_command, [str(decisions), "--to", REPO]).output
+    assert "is already public" in CliRunner().invoke(publish_command, [str(decisions), "--to", REPO]).output
