@@ -108,7 +108,7 @@ def _of_scored(scored: ScoredRows, signal: str) -> Iterator[str]:
     if scored.truncated > MAX_TRUNCATED:
         yield (
             f"{scored.truncated:.1%} of the rows are longer than the profile's maximum length and were scored without "
-            "their end: build the profile with a larger --max-length."
+            "their middle: build the profile with a larger --max-length."
         )
 
 
