@@ -23,7 +23,7 @@ class KeptRows:
     """The rows to publish, with the record of how they were chosen.
 
     Args:
-        reviewed: Whether people decided on the flagged rows.
+        is_reviewed: Whether people decided on the flagged rows.
         manifest: Manifest of the folder; it contains the manifests of the steps before it.
         shards: Parquet files of the kept rows, in row order.
         counts: Numbers of rows: ``rows`` (in total), ``flagged``, ``unscorable``, ``reviewed``, ``removed``,
@@ -33,7 +33,7 @@ class KeptRows:
         digests: Hex SHA-256 of the manifest and of the decisions, by file name.
     """
 
-    reviewed: bool
+    is_reviewed: bool
     manifest: Mapping[str, Any]
     shards: tuple[Path, ...]
     counts: dict[str, int]
@@ -44,7 +44,7 @@ class KeptRows:
     @property
     def selection(self) -> Mapping[str, Any]:
         """Manifest of the selection."""
-        return _dict_at(self.manifest, "selection") if self.reviewed else self.manifest
+        return _dict_at(self.manifest, "selection") if self.is_reviewed else self.manifest
 
     @property
     def scored(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
     _check_parts(folder, [*kept, *removed, *withheld], selected.get("rows"))
     removed_ids = set(removed)
     return KeptRows(
-        reviewed=True,
+        is_reviewed=True,
         manifest=manifest,
         shards=_shards(folder / "kept"),
         counts={
@@ -121,7 +121,7 @@ def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
     unreviewed = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
     counts = {**_common_counts(selected, len(kept) + len(flagged), len(flagged)), **unreviewed}
     shards = _shards(folder / "kept")
-    return KeptRows(reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
+    return KeptRows(is_reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
 
 
 def _common_counts(selected: dict[str, int], rows: int, flagged: int) -> dict[str, int]:
