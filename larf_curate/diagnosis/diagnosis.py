@@ -62,7 +62,7 @@ class Diagnosis:
 
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """Title, column names and rows of cells of each table; shared by the text output and the HTML report."""
-        columns = ("", "AUROC, neutral", "precision", "AUROC, refusals", "precision")
+        columns = ("", "AUROC, neutral", "average precision", "AUROC, refusals", "average precision")
         named = {**self.separation, **{f"{name} alone": figures for name, figures in self.baselines.items()}}
         cells = [(name, *(_number(value) for value in asdict(figures).values())) for name, figures in named.items()]
         yield "Unsafe references against neutral rows and refusals, held out", columns, cells
