@@ -92,9 +92,10 @@ def _echo_explanation(index: int, item: "Explanation") -> None:
     largest_first = sorted(enumerate(item.tokens), key=lambda numbered: -abs(numbered[1].weight))
     shown = sorted(largest_first[:SHOWN], key=lambda numbered: numbered[0])
     cells = [(str(number), repr(token.text), f"{token.weight:+.3f}") for number, token in shown]
-    which = f"{len(shown)} largest of {len(item.tokens)}" if len(shown) < len(item.tokens) else f"all {len(shown)}"
-    title = (
+    click.echo(
         f"Row {index}: score {item.score:.3f} = {item.start:+.3f} (text before the row, such as the system prompt) + "
-        f"contributions of its tokens ({which} shown)"
+        "the contributions of its tokens"
     )
-    echo_table(title, ("token", "text", "contribution"), cells)
+    # The table is partial, so that its numbers need not add up to the score.
+    which = f"{len(shown)} largest of {len(item.tokens)}" if len(shown) < len(item.tokens) else f"All {len(shown)}"
+    echo_table(f"{which} contributions", ("token", "text", "contribution"), cells)

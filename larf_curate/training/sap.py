@@ -8,8 +8,7 @@ One step, with W the trainable weights and V the probes, vectors added to the ou
     V        = beta * step(grad_V [L_useful(W', V) - L_useful(W, V)] at V = 0)
     W        <- optimizer step on L_useful(W, V), then V = 0 again
 
-``step`` is the sign of every coordinate, or the division by the norm of all probes together, as ``SapConfig.probe_step``
-says.
+``step`` is the sign of every coordinate, or the division by the norm over all probes; ``SapConfig.probe_step`` chooses.
 
 V raises the useful loss in the harmful direction, so that the update turns away from it.
 """
