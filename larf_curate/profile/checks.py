@@ -83,7 +83,7 @@ def _counterparts(refs: ReferenceSet) -> Iterator[tuple[str, list[str]]]:
         answers.setdefault(prompt, []).append(answer)
     for index, (prompt, answer) in enumerate(map(_prompt_and_answer, refs.unsafe)):
         others = answers.get(prompt, [])[:SAME_PROMPT] if prompt else []
-        yield answer, [*others, safe[index][1]] if refs.paired else others
+        yield answer, [*others, safe[index][1]] if refs.same_size else others
 
 
 def _prompt_and_answer(row: Row) -> tuple[tuple[str, ...], str]:
