@@ -232,3 +232,13 @@ def test_the_whole_chain_from_a_model_to_a_published_folder(tmp_path, rows, prof
     assert answers[0] in (tmp_path / "report.html").read_text()
     states = [row["larf_score"] for row in Dataset.from_parquet(str(tmp_path / "scored" / "rows.parquet"))]
     assert sorted(states)[-4:] == sorted(flagged["larf_score"][:])
+
+
+def test_a_long_table_ends_with_the_number_of_rows_not_shown(capsys):
+    echo_table("Numbers", ("number",), [(i,) for i in range(100, 125)], limit=20)
+    shown = capsys.readouterr().out
+    assert "119" in shown
+    assert "120" not in shown
+    assert shown.endswith("and 5 more\n")
+    echo_table("Numbers", ("number",), [(i,) for i in range(20)], limit=20)
+    assert "more" not in capsys.readouterr().out
