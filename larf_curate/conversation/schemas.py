@@ -255,13 +255,13 @@ def _prompt_and(answer: str) -> Callable[[Row], list[Message]]:
         prompt, reply = row["prompt"], row[answer]
         before = [_message("user", prompt)] if isinstance(prompt, str) or prompt is None else _chat(prompt)
         after = [_message("assistant", reply)] if isinstance(reply, str) or reply is None else _chat(reply)
-        # Preference data sets often repeat the prompt in ``chosen``.
+        # Preference datasets often repeat the prompt in ``chosen``.
         return after if after[: len(before)] == before else before + after
 
     return read
 
 
-# The first match counts. Rows may match several: preference data sets can have ``messages`` beside ``prompt`` and
+# The first match counts. Rows may match several: preference datasets can have ``messages`` beside ``prompt`` and
 # ``chosen``, and rows of any format can have a ``text`` column.
 SCHEMAS = (
     Schema(("messages",), lambda row: _chat(row["messages"])),
