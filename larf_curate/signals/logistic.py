@@ -25,8 +25,7 @@ from larf_curate.states import States, Vectors
 COMPONENT_SIGNALS = (unsafe_similarity, answer_similarity, refusal_direction, projection, larf_whitened)
 """Features of the regression: each is calibrated first, so length is regressed out and the unit is a z-score."""
 INVERSE_STRENGTHS = (0.0001, 0.001, 0.01, 0.1)
-"""Candidates for ``C`` of `LogisticRegression`; on features divided by their standard
-deviation, these small values regularise strongly."""
+"""Candidates for ``C`` of `LogisticRegression`; on features of unit variance these small values regularise strongly."""
 FOLDS = 5
 """Folds of the cross-validation that chooses the strength."""
 
