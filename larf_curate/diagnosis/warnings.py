@@ -6,7 +6,7 @@ import numpy as np
 
 from larf_curate.diagnosis.diagnosis import BASELINE_TITLES, Diagnosis
 from larf_curate.diagnosis.scored_rows import ScoredRows
-from larf_curate.profile import MIN_REFERENCES
+from larf_curate.profile.checks import MIN_REFERENCES
 from larf_curate.signals import DEFAULT_SIGNAL
 
 MAX_LENGTH_CORRELATION = 0.35
