@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,14 @@ from larf_curate.states import Vectors
 PREFIX = "larf_"
 """Prefix of the names of all columns that this package adds."""
 ROW_ID = "larf_row_id"
+"""Column of the stable id of each row; see `row_id`."""
 STATE = "larf_state"
+"""Column of the stored hidden state of each row."""
+
+
+def source_columns(names: Iterable[str]) -> list[str]:
+    """Return the column names that are the source dataset's own, in order: all without the prefix ``larf_``."""
+    return [name for name in names if not name.startswith(PREFIX)]
 
 
 def content_digest(row: Mapping[str, Any]) -> str:
@@ -24,7 +31,7 @@ def content_digest(row: Mapping[str, Any]) -> str:
     Args:
         row: A row; columns are digested in name order, and values that are not JSON by their string form.
     """
-    original = {key: value for key, value in row.items() if not key.startswith(PREFIX)}
+    original = {key: row[key] for key in source_columns(row)}
     return hashlib.sha256(json.dumps(original, sort_keys=True, default=str).encode()).hexdigest()
 
 

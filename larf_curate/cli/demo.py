@@ -81,10 +81,11 @@ def demo(
         started_here = server.started_here
         if started_here:  # leave a server that ran before running: others may be using it
             server.stop()
+    harmful = _harmful_counts(selection)
     publication = run.publish(publish_to or output.resolve() / "published")
     result = {
         "counts": {**selection.summary()["counts"], **outcome.counts},
-        "harmful": _harmful_counts(selection),
+        "harmful": harmful,
         "review_page": page,
         "report": str(output / "report.html"),
         "published": publication.url,
@@ -94,7 +95,6 @@ def demo(
     if as_json:
         echo_json(result)
         return
-    harmful = _harmful_counts(selection)
     echo_table(
         "What happened",
         ("", "rows"),

@@ -10,7 +10,8 @@ from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 if TYPE_CHECKING:
     from larf_curate.scoring.explanation import Explanation
 
-SHOWN = 15  # tokens per row
+SHOWN = 15
+"""Tokens shown per row, those with the largest contributions."""
 
 
 @click.command()
@@ -42,7 +43,8 @@ def explain(
 ) -> None:
     """Attribute the scores of rows to their tokens.
 
-    The contributions of the tokens of a row of DATASET add up to its score.
+    The score of a row of DATASET is the sum of a part for the text before the row, such as the system prompt, and of
+    the contributions of all its tokens. Only the 15 tokens with the largest contributions are shown; --json has all.
 
     \b
     larf-curate explain data.jsonl --profile profile/ --row 3 --row 7
@@ -79,9 +81,14 @@ def explain(
 
 
 def _echo_explanation(index: int, item: "Explanation") -> None:
-    """Print the tokens with the largest absolute weights, in the order of the text."""
-    by_weight = sorted(enumerate(item.tokens), key=lambda numbered: -abs(numbered[1].weight))
-    strongest = sorted(by_weight[:SHOWN], key=lambda numbered: numbered[0])
-    cells = [(str(number), repr(token.text), f"{token.weight:+.3f}") for number, token in strongest]
-    title = f"Row {index}: score {item.score:.3f}, {item.start:+.3f} of it before the row's own text; strongest tokens"
-    echo_table(title, ("token", "text", "contribution"), cells)
+    """Print the tokens with the largest absolute contributions, in the order of the text."""
+    largest_first = sorted(enumerate(item.tokens), key=lambda numbered: -abs(numbered[1].weight))
+    shown = sorted(largest_first[:SHOWN], key=lambda numbered: numbered[0])
+    cells = [(str(number), repr(token.text), f"{token.weight:+.3f}") for number, token in shown]
+    click.echo(
+        f"Row {index}: score {item.score:.3f} = {item.start:+.3f} (text before the row, such as the system prompt) + "
+        "the contributions of its tokens"
+    )
+    # The table is partial, so that its numbers need not add up to the score.
+    which = f"{len(shown)} largest of {len(item.tokens)}" if len(shown) < len(item.tokens) else f"All {len(shown)}"
+    echo_table(f"{which} contributions", ("token", "text", "contribution"), cells)

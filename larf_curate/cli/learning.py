@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from larf_curate.review import Reranked, ReviewQueue
     from larf_curate.scoring.selection import Selection
 
-SHOWN = 20  # conflicts
+SHOWN = 20
+"""Conflicts printed; the review page shows all."""
 
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,8 +77,8 @@ def next_rows(
     larf-curate review next --by uncertain -n 20
     """
     with address.open() as queue:
-        loaded, scored_by, _ = _load(queue, selection, profile)
-        proposals = queue.propose(loaded, by=by, n=count, profile=scored_by, merge=merge)
+        loaded, given_profile, _ = _load(queue, selection, profile)
+        proposals = queue.propose(loaded, by=by, n=count, profile=given_profile, merge=merge)
     if as_json:
         echo_json(asdict(proposals))
         return
@@ -86,7 +87,7 @@ def next_rows(
     _echo_held_out(proposals.summary)
     click.echo(f"Review these: {proposals.url}")
     if proposals.conflicts_url:
-        click.echo(f"Conflicts to decide again, each annotator their own: {proposals.conflicts_url}")
+        click.echo(f"Conflicts; each annotator re-decides the rows they answered: {proposals.conflicts_url}")
 
 
 @click.command()
@@ -132,16 +133,16 @@ def rerank(
     from larf_curate.manifests import SELECTION, check_folder
 
     with address.open() as queue:
-        loaded, scored_by, folder = _load(queue, selection, profile)
+        loaded, given_profile, folder = _load(queue, selection, profile)
         if output is not None and output.resolve() == folder.resolve():
             raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
             check_folder(output, SELECTION)  # fail before rows are added to the queue
-        result = queue.rerank(loaded, profile=scored_by, merge=merge, add=add)
+        result = queue.rerank(loaded, profile=given_profile, merge=merge, add=add)
         if output is not None:
             result.save(output)
             remember(queue, output)
-    exemplars = output and _save_exemplars(result, loaded, scored_by, output)
+    exemplars = output and _save_exemplars(result, loaded, given_profile, output)
     if as_json:
         echo_json({**result.summary(), "selection": str(output) if output else None, "exemplars": exemplars})
         return
@@ -180,9 +181,9 @@ def conflicts(address: QueueAddress, as_json: bool) -> None:
         echo_json(asdict(found))
         return
     lines = [(row, ", ".join(f"{who} {vote}" for who, vote in votes.items())) for row, votes in found.votes.items()]
-    echo_table(f"Conflicts: {len(lines)}", ("row", "decisions"), lines[:SHOWN])
+    echo_table(f"Conflicts: {len(lines)}", ("row", "decisions"), lines, limit=SHOWN)
     if lines:
-        click.echo(f"Decide again, each annotator their own: {found.url}")
+        click.echo(f"Conflicts; each annotator re-decides the rows they answered: {found.url}")
 
 
 commands = (next_rows, rerank, conflicts)
@@ -209,19 +210,21 @@ def _save_exemplars(
     from larf_curate.profile.cache import profile_of
     from larf_curate.scoring.exemplars import ExemplarIndex
 
-    scored_by = profile_of(selection.scored, profile)
-    if scored_by is None:
+    profile = profile_of(selection.scored, profile)
+    if profile is None:
         return None
-    result.exemplars(ExemplarIndex.of_profile(scored_by)).save(output / "exemplars")
+    result.exemplars(ExemplarIndex.of_profile(profile)).save(output / "exemplars")
     return str(output / "exemplars")
 
 
 def _echo_held_out(summary: Mapping[str, Any]) -> None:
     """Print how well the ranking predicts held-out decisions, or that there are too few to tell."""
+    from larf_curate.review.learning.ranking import MIN_PER_CLASS
+
     held_out = summary["held_out"]
     if held_out is None or not held_out["enough"]:
         sides = f"{summary['removed']} removed, {summary['kept']} kept"
-        click.echo(f"The learned ranking cannot be evaluated yet: {sides}; wanted 10 of each.")
+        click.echo(f"The learned ranking cannot be evaluated yet: {sides}; wanted {MIN_PER_CLASS} of each.")
         return
     click.echo(
         f"Held-out decisions ({summary['removed']} removed, {summary['kept']} kept): AUROC "

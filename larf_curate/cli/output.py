@@ -20,12 +20,29 @@ def echo_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=True, indent=2))
 
 
-def echo_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; cells are never interpreted as markup, and control characters are replaced."""
+def echo_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int | None = None
+) -> None:
+    """Print a table; cells are never interpreted as markup, and control characters are replaced.
+
+    Args:
+        title: Title of the table.
+        columns: Names of the columns.
+        rows: Cells of each row.
+        limit: Most rows printed; the number of the others is printed below the table. Default: all are printed.
+    """
+    rows = list(rows)
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
-    for row in rows:
+    for row in rows[:limit]:
         table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console().print(table)
+    if limit is not None and len(rows) > limit:
+        click.echo(f"and {len(rows) - limit:,} more")
+
+
+def counted(number: int, noun: str) -> str:
+    """Format a number with its noun, in the plural unless it is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def visible(text: str) -> str:

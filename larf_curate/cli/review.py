@@ -69,9 +69,9 @@ def push(
     from larf_curate.scoring.selection import Selection
 
     loaded = Selection.load(selection)
-    scored_by = SafetyProfile.from_pretrained(profile) if profile else None
+    loaded_profile = SafetyProfile.from_pretrained(profile) if profile else None
     with address.open(annotators=annotators) as queue:
-        result = queue.push(loaded, profile=scored_by, group=group)
+        result = queue.push(loaded, profile=loaded_profile, group=group)
         remember(queue, selection)
     if as_json:
         echo_json(asdict(result))
@@ -80,7 +80,7 @@ def push(
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
         echo_table("Review queue", ("rows", ""), [*counts, *grouped, ("rejected", len(result.failed))])
         if result.failed:
-            echo_table("Rejected by the server", ("row", "reason"), result.failed[:SHOWN])
+            echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
         click.echo(f"Review, worst first: {result.url}")
     if result.failed:  # scripts must not take an incomplete push for a complete one
         raise click.exceptions.Exit(1)
@@ -141,8 +141,8 @@ def pull(
     else:
         echo_table("After review", ("rows", ""), [(key, f"{count:,}") for key, count in outcome.counts.items()])
         if conflicts := outcome.decisions.conflicts():
-            lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts[:SHOWN]]
-            echo_table("Conflicts", ("row", "annotators"), lines)
+            lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts]
+            echo_table("Conflicts", ("row", "annotators"), lines, limit=SHOWN)
             click.echo("To send them back to those who answered: larf-curate review conflicts")
         click.echo(f"Written to {output}")
 

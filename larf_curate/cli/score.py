@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option, read_columns
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 
 
 @click.command()
@@ -123,4 +123,5 @@ def score(
     echo_table("Scored", ("status", "rows"), [(name, f"{count:,}") for name, count in manifest["status"].items()])
     if reasons:
         echo_table("First rows without a score", ("row", "reason"), reasons)
-    click.echo(f"Written to {output}: {manifest['rows']:,} rows in {len(manifest['shards'])} files")
+    rows, files = manifest["rows"], len(manifest["shards"])
+    click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")

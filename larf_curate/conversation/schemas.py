@@ -373,7 +373,7 @@ def _dialog(value: object, roles: Mapping[str, str]) -> list[Message]:
 def _schemas(named_roles: tuple[tuple[str, str], ...]) -> tuple[Schema, ...]:
     """The schemas, for messages with further names of roles; the first match counts.
 
-    Rows may match several: preference data sets can have ``messages`` beside ``prompt`` and ``chosen``, and rows of any
+    Rows may match several: preference datasets can have ``messages`` beside ``prompt`` and ``chosen``, and rows of any
     format can have a ``text`` column.
     """
     roles = dict(named_roles)

@@ -1,4 +1,4 @@
-"""Reference sets, the unsafe and safe answers that rows are compared with, and neutral rows."""
+"""Load the unsafe and safe references that rows are compared with, and the neutral rows that define what is normal."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ PAIR_COLUMNS = ("prompt", "unsafe", "safe")
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSet:
-    """Unsafe and safe exemplar conversations, paired by index if both sides have equally many.
+    """Unsafe and safe exemplar conversations; row i of each side is a pair if the sides are of the same size.
 
     Args:
         unsafe: Conversations in which the assistant complies with a harmful request.
@@ -66,7 +66,7 @@ class ReferenceSet:
         Args:
             name: ``builtin``; a json, jsonl, ndjson, csv, tsv or parquet file; a folder of such files; or a Hub id.
             columns: Column names by role, if they differ: ``{"prompt": …, "unsafe": …, "safe": …}``, optionally
-                ``category``. Data sets with two answers and a boolean for each (PKU-SafeRLHF) need no mapping.
+                ``category``. Datasets with two answers and a boolean for each (PKU-SafeRLHF) need no mapping.
             split: Split of a Hub dataset, or of a folder that has several.
             revision: Commit, tag or branch of a Hub dataset.
 
@@ -83,7 +83,8 @@ class ReferenceSet:
 
         Args:
             unsafe: Conversations in which the assistant complies with a harmful request.
-            safe: Conversations in which it refuses; paired with the others by index if there are equally many.
+            safe: Conversations in which it refuses. With as many as there are unsafe ones, row i of each side is taken
+                for a pair; prompts are not compared.
 
         Raises:
             ReferenceSetError: If a file cannot be read, is empty, or has rows that are not conversations.
@@ -104,8 +105,8 @@ class ReferenceSet:
         return len(self.unsafe)
 
     @property
-    def paired(self) -> bool:
-        """Whether both sides have equally many rows, so that row i of one is the counterpart of row i of the other."""
+    def same_size(self) -> bool:
+        """Whether both sides have equally many rows, so that row i of one is taken for the counterpart of row i."""
         return len(self.unsafe) == len(self.safe)
 
     @property
@@ -164,9 +165,9 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     path = Path(name)
+    # Without this check, a file name with a typo would be looked up as a Hub dataset.
     if format_suffix(path) and not path.exists():
         raise ReferenceSetError(f"there is no file {name}: give an existing file, a folder or a Hub dataset id")
-    # Without the check above, a file name with a typo would be looked up as a Hub dataset.
     try:
         if path.exists():
             return [row for file in _files(path, split) for row in _read_file(file)]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from datasets import Dataset
 
+from larf_curate.columns import ROW_ID
 from larf_curate.data import load_rows
 from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import Piece, Source
@@ -90,7 +91,7 @@ class Demo:
         with self._step("decide"):
             # A separate account: a decision submitted as the owner could overwrite one that a person made.
             account = server.add_user("demo-reviewer")
-            labels = dict(zip(selection.flagged["larf_row_id"], selection.flagged[LABEL_COLUMN], strict=True))
+            labels = dict(zip(selection.flagged[ROW_ID], selection.flagged[LABEL_COLUMN], strict=True))
             decisions = {row: "remove" if harmful else "keep" for row, harmful in labels.items()}
             queue.submit(decisions, api_key=account.api_key)
 

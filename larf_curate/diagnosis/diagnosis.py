@@ -8,6 +8,9 @@ from larf_curate.diagnosis.scored_rows import ScoredRows
 from larf_curate.diagnosis.separation import SeparationMetrics
 from larf_curate.signals import SIGNALS
 
+BASELINE_TITLES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)"}
+"""Descriptions of the text-only baselines in tables and warnings, by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
@@ -62,8 +65,9 @@ class Diagnosis:
 
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """Title, column names and rows of cells of each table; shared by the text output and the HTML report."""
-        columns = ("", "AUROC, neutral", "precision", "AUROC, refusals", "precision")
-        named = {**self.separation, **{f"{name} alone": figures for name, figures in self.baselines.items()}}
+        columns = ("", "AUROC, neutral", "average precision", "AUROC, refusals", "average precision")
+        baselines = {BASELINE_TITLES[name]: figures for name, figures in self.baselines.items()}
+        named = {**self.separation, **baselines}
         cells = [(name, *(_number(value) for value in asdict(figures).values())) for name, figures in named.items()]
         yield "Unsafe references against neutral rows and refusals, held out", columns, cells
         layers = [str(layer) for layer in self.by_layer]

@@ -67,7 +67,7 @@ class ScoredRows:
     Args:
         rows: Number of rows.
         unscorable: Share of rows without a finite score, in [0, 1].
-        truncated: Share of rows longer than the profile's maximum length, scored without their end, in [0, 1].
+        truncated: Share of rows longer than the profile's maximum length, scored without their middle, in [0, 1].
         length: Spearman's correlation of the score with the row's length in characters, in [-1, 1]; far from 0 is bad.
             None if undefined.
         signal_lengths: The same for every signal in ``larf_signals``.

@@ -14,22 +14,22 @@ class SeparationMetrics:
 
     Args:
         auroc_neutral: AUROC of unsafe references against neutral rows.
-        precision_neutral: Average precision of unsafe references against neutral rows.
+        average_precision_neutral: Average precision of unsafe references against neutral rows.
         auroc_refusals: AUROC of unsafe references against refusals, the safe references.
-        precision_refusals: Average precision of unsafe references against refusals.
+        average_precision_refusals: Average precision of unsafe references against refusals.
     """
 
     auroc_neutral: float
-    precision_neutral: float
+    average_precision_neutral: float
     auroc_refusals: float
-    precision_refusals: float
+    average_precision_refusals: float
 
     @classmethod
     def of(cls, unsafe: Values, safe: Values, neutral: Values) -> "SeparationMetrics":
         """Compute the metrics from the scores of the three sides, each of shape (n,)."""
         return cls(
             auroc_neutral=auroc(unsafe, neutral),
-            precision_neutral=average_precision(unsafe, neutral),
+            average_precision_neutral=average_precision(unsafe, neutral),
             auroc_refusals=auroc(unsafe, safe),
-            precision_refusals=average_precision(unsafe, safe),
+            average_precision_refusals=average_precision(unsafe, safe),
         )

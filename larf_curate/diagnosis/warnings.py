@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from larf_curate.diagnosis.diagnosis import Diagnosis
+from larf_curate.diagnosis.diagnosis import BASELINE_TITLES, Diagnosis
 from larf_curate.diagnosis.scored_rows import ScoredRows
+from larf_curate.profile.checks import MIN_REFERENCES
 from larf_curate.signals import DEFAULT_SIGNAL
 
-MIN_REFERENCES = 10
-"""References per side below which all figures are too uncertain."""
 MAX_LENGTH_CORRELATION = 0.35
 """Absolute rank correlation with length from which a score is said to follow length."""
 MAX_LENGTH_RATIO = 2.0
@@ -25,23 +24,24 @@ MAX_FAR, MAX_SHIFT = 0.2, 1.0
 MIN_ROWS = 30
 """Scored rows below which correlations and shares are mostly chance and cause no warning."""
 MAX_UNSCORABLE = 0.01
+"""Share of rows without a score above which there is a warning."""
 MAX_TRUNCATED = 0.05
+"""Share of rows scored without their middle above which there is a warning."""
 MIN_FLOAT32_AGREEMENT = 0.95
 """Rank correlation with float32 below which the lower precision changes the ranking."""
-BASELINES = {"length": "length alone", "tfidf": "a count of words alone (TF-IDF)"}
 
 
 def warnings_of(diagnosis: Diagnosis) -> tuple[str, ...]:
     """Warnings about a profile and its scored rows, the most serious first; empty if there is nothing to warn of."""
-    scored = () if diagnosis.scored is None else _of_scored(diagnosis.scored, diagnosis.signal)
-    return (*_of_length(diagnosis), *_of_separation(diagnosis), *scored, *_of_references(diagnosis))
+    scored = () if diagnosis.scored is None else _scored_rows_warnings(diagnosis.scored, diagnosis.signal)
+    return (*_length_warnings(diagnosis), *_separation_warnings(diagnosis), *scored, *_references_warnings(diagnosis))
 
 
-def _of_length(diagnosis: Diagnosis) -> Iterator[str]:
+def _length_warnings(diagnosis: Diagnosis) -> Iterator[str]:
     tokens = diagnosis.tokens
     ratio = tokens["unsafe"] / tokens["safe"]
     if diagnosis.length is not None and abs(diagnosis.length) >= MAX_LENGTH_CORRELATION:
-        yield _length_warning(diagnosis.length, "neutral rows", diagnosis.signal)
+        yield _follows_length(diagnosis.length, "neutral rows", diagnosis.signal)
     if max(ratio, 1 / ratio) >= MAX_LENGTH_RATIO and diagnosis.uses_safe:
         longer, shorter = ("unsafe", "safe") if ratio > 1 else ("safe", "unsafe")
         yield (
@@ -52,7 +52,7 @@ def _of_length(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
+def _separation_warnings(diagnosis: Diagnosis) -> Iterator[str]:
     own = diagnosis.separation[diagnosis.signal]
     if own.auroc_neutral < MIN_AUROC:
         yield (
@@ -72,9 +72,9 @@ def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
     for name, metrics in diagnosis.baselines.items():
         if metrics.auroc_neutral >= own.auroc_neutral - BASELINE_MARGIN:
             yield (
-                f"{_capitalized(BASELINES[name])} separates the unsafe references from neutral rows as well as the "
-                f"score (AUROC {metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do not "
-                "show that the score captures more than that. Evaluate it on labelled rows of your own."
+                f"{_capitalized(BASELINE_TITLES[name])} separates the unsafe references from neutral rows as well as "
+                f"the score (AUROC {metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do "
+                "not show that the score captures more than that. Evaluate it on labelled rows of your own."
             )
     # None marks an undefined correlation, for example of a constant score, which is no disagreement.
     pairs = [value for row in diagnosis.agreement for value in row if value is not None]
@@ -85,7 +85,7 @@ def _of_separation(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def _of_references(diagnosis: Diagnosis) -> Iterator[str]:
+def _references_warnings(diagnosis: Diagnosis) -> Iterator[str]:
     for side in ("unsafe", "safe"):
         if diagnosis.counts[side] < MIN_REFERENCES:
             yield (
@@ -99,25 +99,25 @@ def _of_references(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def _of_scored(scored: ScoredRows, signal: str) -> Iterator[str]:
+def _scored_rows_warnings(scored: ScoredRows, signal: str) -> Iterator[str]:
     # Scores of a handful of rows say nothing about a distribution, but shares of failures always matter.
     if scored.rows * (1 - scored.unscorable) >= MIN_ROWS:
-        yield from _of_distribution(scored, signal)
+        yield from _distribution_warnings(scored, signal)
     if scored.unscorable > MAX_UNSCORABLE:
         yield f"{scored.unscorable:.1%} of the rows could not be scored: larf_status says why, and select flags them."
     if scored.truncated > MAX_TRUNCATED:
         yield (
             f"{scored.truncated:.1%} of the rows are longer than the profile's maximum length and were scored without "
-            "their end: build the profile with a larger --max-length."
+            "their middle: build the profile with a larger --max-length."
         )
 
 
-def _of_distribution(scored: ScoredRows, signal: str) -> Iterator[str]:
+def _distribution_warnings(scored: ScoredRows, signal: str) -> Iterator[str]:
     if scored.length is not None and abs(scored.length) >= MAX_LENGTH_CORRELATION:
-        yield _length_warning(scored.length, "the scored rows", signal)
+        yield _follows_length(scored.length, "the scored rows", signal)
     for name, value in scored.signal_lengths.items():
         # A signal as correlated as the score is the score itself, which has been warned of.
-        if value is None or name in BASELINES or np.isclose(value, scored.length or 0):
+        if value is None or name in BASELINE_TITLES or np.isclose(value, scored.length or 0):
             continue
         if abs(value) >= MAX_LENGTH_CORRELATION:
             yield f"The signal {name} follows the length of the scored rows (rank correlation {value:+.2f})."
@@ -130,7 +130,7 @@ def _of_distribution(scored: ScoredRows, signal: str) -> Iterator[str]:
         )
 
 
-def _length_warning(value: float, rows: str, signal: str) -> str:
+def _follows_length(value: float, rows: str, signal: str) -> str:
     high = "long" if value > 0 else "short"
     if signal == DEFAULT_SIGNAL:
         advice = "Compare only rows of similar length, or build the profile with neutral rows of this kind (--neutral)."

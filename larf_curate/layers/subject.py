@@ -21,6 +21,7 @@ from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks, projections
 from larf_curate.models.devices import check_device, resolve_device, resolve_dtype
 from larf_curate.models.dtypes import Dtype
+from larf_curate.models.generation import stop_ids, window_of
 from larf_curate.models.source import ModelSource, identify, load_causal_lm, load_tokenizer, public_name
 
 SAMPLED_VALUES = 1024
@@ -64,9 +65,8 @@ class Subject:
 
     @property
     def window(self) -> int:
-        """Longest conversation in tokens."""
-        config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        """Context window in tokens; see `window_of`."""
+        return window_of(self.model.config)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -81,10 +81,8 @@ class Subject:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids of tokens that end an answer, from the generation config, or from the tokenizer if it has none."""
-        ids = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        ids = self.tokenizer.eos_token_id if ids is None else ids
-        return frozenset([ids] if isinstance(ids, int) else ids or [])
+        """Ids of all tokens that end an answer; see `larf_curate.models.generation.stop_ids`."""
+        return frozenset(stop_ids(self.model, self.tokenizer))
 
     @cached_property
     def decode_answers(self) -> AnswerDecoder:

@@ -107,7 +107,19 @@ def _encode(tokenizer: Any, template: ChatTemplate, prompt: Chat, system: str | 
 
 def window_of(config: Any) -> int:  # noqa: ANN401
     """Context window of a model in tokens, from its config; `UNLIMITED` if the config does not limit it."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or UNLIMITED)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """Ids of all tokens that end an answer; empty if none is defined.
+
+    They are the union of those in the generation config and the tokenizer's end-of-sequence token, since the two may
+    disagree: chat models often end an answer with another token than a text.
+    """
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
+    tokenizer_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*ids, *tokenizer_ids]))
 
 
 def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  # noqa: ANN401
@@ -122,7 +134,9 @@ def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  
 
 @torch.no_grad()
 def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
-    stop = _stop_ids(model, tokenizer)
+    stop = stop_ids(model, tokenizer)
+    if not stop:
+        raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
     rows = [torch.tensor(row) for row in encoded]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
@@ -136,17 +150,6 @@ def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int
     texts = AnswerDecoder(tokenizer)(output[:, ids.shape[1] :].tolist())
     thoughts = [opened_thought(tokenizer.decode(row[-PROMPT_END:])) for row in encoded]
     return [thought + text.strip() for thought, text in zip(thoughts, texts, strict=True)]
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:  # noqa: ANN401
-    """Ids of all tokens that end an answer, from the generation config and the tokenizer, which may disagree."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = [configured] if isinstance(configured, int) else list(configured or [])
-    tokenizer_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stop = list(dict.fromkeys([*ids, *tokenizer_ids]))
-    if not stop:
-        raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
-    return stop
 
 
 class _RaiseOnNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types

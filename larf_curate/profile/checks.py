@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 MAX_DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference between the computed and the recorded state of the first reference, by dtype."""
 MIN_REFERENCES = 10
-"""Distinct references per side below which there is a warning."""
+"""References per side below which there is a warning, since scores and figures are then uncertain."""
 NEAR_DUPLICATE = 0.9
 """Similarity of two answers, as a share of their characters, above which they count as the same."""
 COMPARED_CHARACTERS = 500
@@ -83,7 +83,7 @@ def _counterparts(refs: ReferenceSet) -> Iterator[tuple[str, list[str]]]:
         answers.setdefault(prompt, []).append(answer)
     for index, (prompt, answer) in enumerate(map(_prompt_and_answer, refs.unsafe)):
         others = answers.get(prompt, [])[:SAME_PROMPT] if prompt else []
-        yield answer, [*others, safe[index][1]] if refs.paired else others
+        yield answer, [*others, safe[index][1]] if refs.same_size else others
 
 
 def _prompt_and_answer(row: Row) -> tuple[tuple[str, ...], str]:
@@ -105,7 +105,7 @@ def _is_near_duplicate(one: str, other: str) -> bool:
 
 
 def warn_if_few(refs: ReferenceSet) -> None:
-    """Warn if a side has fewer than 10 distinct references, which may not represent all that is unsafe or safe."""
+    """Warn if a side has few distinct references, which may not represent all that is unsafe or safe."""
     count = min(len(set(map(_normalised_turns, side))) for side in (refs.unsafe, refs.safe))
     if count < MIN_REFERENCES:
         logger.warning(

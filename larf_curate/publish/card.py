@@ -20,9 +20,13 @@ BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
 CONFIG, SPLIT, DATA_PATTERN = "default", "train", "data/train-*"
 TAGS = ("larf-curate", "safety")
 UNKNOWN = "not recorded"
-MAX_LENGTH = 200
+MAX_CHARACTERS = 200
+"""Longest value in the generated section, in characters."""
+MAX_CATEGORIES = 12
+"""Most hazard categories whose removed rows are counted, the most frequent first."""
 _SECTION_RE = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*?" + re.escape(END))
-# Underscores within words are no emphasis, and colons matter only in URLs, which Markdown renderers turn into links.
+# An underscore between letters or digits is not emphasis. A colon is escaped only before //, since Markdown renderers
+# turn URLs into links.
 _MARKUP_CHARACTERS = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
@@ -126,11 +130,11 @@ def render_section(kept_rows: KeptRows) -> str:
 
 
 def escape_inline(value: object) -> str:
-    """Escape a value for a line of Markdown: no markup or HTML, one line, at most ``MAX_LENGTH`` characters."""
-    text = " ".join(str(value)[: 4 * MAX_LENGTH].split())  # values may be megabytes long
+    """Escape a value for a line of Markdown: no markup or HTML, one line, at most `MAX_CHARACTERS`."""
+    text = " ".join(str(value)[: 4 * MAX_CHARACTERS].split())  # values may be megabytes long
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    if len(text) > MAX_LENGTH:
-        text = text[: MAX_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    if len(text) > MAX_CHARACTERS:
+        text = text[: MAX_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return _MARKUP_CHARACTERS.sub(lambda match: "\\" + match.group(), text)
 
 
@@ -179,10 +183,10 @@ def _template_values(kept_rows: KeptRows) -> dict[str, Any]:
     status = _dict_or_empty(scored.get("status") or selection.get("status"))
     return {
         "counts": kept_rows.counts,
-        "reviewed": kept_rows.reviewed,
+        "reviewed": kept_rows.is_reviewed,
         "reviewers": kept_rows.reviewers,
         "merge": redact(kept_rows.manifest).get("merge", UNKNOWN),
-        "categories": sorted(kept_rows.categories.items(), key=lambda item: (-item[1], item[0]))[:12],
+        "categories": sorted(kept_rows.categories.items(), key=lambda item: (-item[1], item[0]))[:MAX_CATEGORIES],
         "dataset": _describe(scored.get("source")),
         "model": profile.get("model") or profile.get("model_id") or UNKNOWN,
         "revision": profile.get("revision") or UNKNOWN,

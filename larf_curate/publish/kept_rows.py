@@ -23,7 +23,7 @@ class KeptRows:
     """The rows to publish, with the record of how they were chosen.
 
     Args:
-        reviewed: Whether people decided on the flagged rows.
+        is_reviewed: Whether people decided on the flagged rows.
         manifest: Manifest of the folder; it contains the manifests of the steps before it.
         shards: Parquet files of the kept rows, in row order.
         counts: Numbers of rows: ``rows`` (in total), ``flagged``, ``unscorable``, ``reviewed``, ``removed``,
@@ -33,7 +33,7 @@ class KeptRows:
         digests: Hex SHA-256 of the manifest and of the decisions, by file name.
     """
 
-    reviewed: bool
+    is_reviewed: bool
     manifest: Mapping[str, Any]
     shards: tuple[Path, ...]
     counts: dict[str, int]
@@ -44,7 +44,7 @@ class KeptRows:
     @property
     def selection(self) -> Mapping[str, Any]:
         """Manifest of the selection."""
-        return _dict_at(self.manifest, "selection") if self.reviewed else self.manifest
+        return _dict_at(self.manifest, "selection") if self.is_reviewed else self.manifest
 
     @property
     def scored(self) -> dict[str, Any]:
@@ -53,7 +53,10 @@ class KeptRows:
 
 
 def read_kept_rows(folder: Path) -> KeptRows:
-    """Read a folder that ``review pull`` or ``select`` wrote, and check that no row is missing, doubled or misplaced.
+    """Read a folder that ``review pull`` or ``select`` wrote, and check its row ids.
+
+    No row may occur twice, in one part of the folder or in two of them; together the parts must have as many rows as
+    were selected from, if the manifest records it; and no row may be kept that was flagged and not approved.
 
     Args:
         folder: A folder with ``decisions.json`` or ``selection.json``; the former takes precedence.
@@ -87,12 +90,12 @@ def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
     decided = [row for row in decisions if row["status"] == "decided"]
     approved = {row[ROW_ID] for row in decided if row["decision"] in KEEP_DECISIONS}
     not_approved = (row[ROW_ID] for row in decisions if row[ROW_ID] not in approved)
-    _check_kept(folder, kept, excluded={*removed, *withheld, *not_approved})
     selected = _selection_counts(_dict_at(manifest, "selection"))
-    _check_total(folder, len(kept) + len(removed) + len(withheld), selected.get("rows"))
+    _check_kept(folder, kept, excluded={*removed, *withheld, *not_approved})
+    _check_parts(folder, [*kept, *removed, *withheld], selected.get("rows"))
     removed_ids = set(removed)
     return KeptRows(
-        reviewed=True,
+        is_reviewed=True,
         manifest=manifest,
         shards=_shards(folder / "kept"),
         counts={
@@ -111,14 +114,14 @@ def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
 
 def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
     kept, flagged = _row_ids(folder / "kept"), _row_ids(folder / "flagged")
-    _check_kept(folder, kept, excluded=set(flagged))
     selected = _selection_counts(manifest)
-    _check_total(folder, len(kept) + len(flagged), selected.get("rows"))
+    _check_kept(folder, kept, excluded=set(flagged))
+    _check_parts(folder, [*kept, *flagged], selected.get("rows"))
     # Nobody reviewed: every flagged row is withheld, and only rows that were not flagged are published.
     unreviewed = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
     counts = {**_common_counts(selected, len(kept) + len(flagged), len(flagged)), **unreviewed}
     shards = _shards(folder / "kept")
-    return KeptRows(reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
+    return KeptRows(is_reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
 
 
 def _common_counts(selected: dict[str, int], rows: int, flagged: int) -> dict[str, int]:
@@ -156,9 +159,7 @@ def _row_ids(folder: Path) -> list[str]:
 
 
 def _check_kept(folder: Path, kept: list[str], *, excluded: set[str]) -> None:
-    """Check that kept rows are unique and that none was removed, withheld or left undecided."""
-    if len(set(kept)) < len(kept):
-        raise InputError(f"{folder}/kept contains a row twice: write the folder again")
+    """Check that no kept row was removed, withheld or left undecided."""
     if wrongly_kept := excluded.intersection(kept):
         raise InputError(
             f"{folder}/kept contains {len(wrongly_kept)} rows nobody decided to keep: run `larf-curate review pull` "
@@ -166,10 +167,14 @@ def _check_kept(folder: Path, kept: list[str], *, excluded: set[str]) -> None:
         )
 
 
-def _check_total(folder: Path, rows: int, expected: int | None) -> None:
-    if expected is not None and rows != expected:
+def _check_parts(folder: Path, ids: list[str], expected: int | None) -> None:
+    """Check that the row ids of all parts together are unique and as many as expected."""
+    # With the count alone, a duplicate could hide a missing row.
+    if duplicated := len(ids) - len(set(ids)):
+        raise InputError(f"{folder} contains {duplicated} duplicated rows: write the folder again")
+    if expected is not None and len(ids) != expected:
         raise InputError(
-            f"{folder} holds {rows} of the {expected} rows that were selected from: write the folder again"
+            f"{folder} holds {len(ids)} of the {expected} rows that were selected from: write the folder again"
         )
 
 

@@ -20,7 +20,7 @@ def render_provenance(kept_rows: KeptRows, shards: Shards) -> bytes:
     record = {
         "kind": "publication",
         "version": 1,
-        "reviewed": kept_rows.reviewed,
+        "reviewed": kept_rows.is_reviewed,
         "reviewers": kept_rows.reviewers,
         "counts": kept_rows.counts,
         "files": {

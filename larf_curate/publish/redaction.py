@@ -4,12 +4,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SECRET_KEYS = {
-    *("token", "hf_token", "api_token", "access_token", "api_key", "apikey", "secret", "password", "authorization"),
-    *("api_url", "server", "server_url", "workspace", "host", "hostname", "user", "username", "users", "email"),
+PRIVATE_KEYS = {
+    "token",
+    "hf_token",
+    "api_token",
+    "access_token",
+    "api_key",
+    "apikey",
+    "secret",
+    "password",
+    "authorization",
+    "api_url",
+    "server",
+    "server_url",
+    "workspace",
+    "host",
+    "hostname",
+    "user",
+    "username",
+    "users",
+    "email",
 }
+"""Lower-case keys that are removed with their values: credentials, addresses of servers, and names of people."""
 PEOPLE_KEYS = {"annotators", "reviewers"}
-MERGE_KEY = "merge"  # its value may be "arbiter:NAME"
+"""Lower-case keys of people, who are counted instead of named."""
+MERGE_KEY = "merge"
+"""Key of the merge rule, whose value may be ``arbiter:NAME``."""
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _ABSOLUTE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
 # The lookbehind excludes URLs, Hub ids such as org/name, and expressions such as and/or.
@@ -19,11 +39,18 @@ _EMBEDDED_PATH = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/
 def redact(value: Any) -> Any:  # noqa: ANN401  any JSON value
     """Remove private values from a JSON value.
 
-    Keys in ``SECRET_KEYS`` are dropped, Hub tokens are replaced, absolute paths become file names, lists of people
-    become their length, and a merge rule loses the name of its arbiter.
+    At any depth, in values and in keys:
+
+    - a key in `PRIVATE_KEYS`, in upper or lower case, is removed with its value;
+    - a list or mapping under a key in `PEOPLE_KEYS` becomes its length;
+    - a merge rule ``arbiter:NAME`` becomes ``arbiter``;
+    - an absolute path, also within a text, becomes its last part;
+    - a Hub token (``hf_`` and at least 16 letters or digits) within a text becomes ``(removed)``.
+
+    Other credentials are recognised by their key only.
     """
     if isinstance(value, Mapping):
-        public = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
+        public = {key: item for key, item in value.items() if str(key).lower() not in PRIVATE_KEYS}
         return {_redact_text(str(key)): _redact_item(key, item) for key, item in public.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from larf_curate.columns import ROW_ID, source_columns
 from larf_curate.errors import InputError
 from larf_curate.publish.kept_rows import KeptRows
 
-PUBLISHED_COLUMNS = ("larf_row_id", "larf_score", "larf_decision")
+PUBLISHED_COLUMNS = (ROW_ID, "larf_score", "larf_decision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ def stage_shards(kept_rows: KeptRows, staging: Path) -> Shards:
     schemas = [pq.read_schema(path) for path in kept_rows.shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise InputError(f"the shards in {kept_rows.shards[0].parent} differ in their columns: write the folder again")
-    columns = [name for name in schemas[0].names if not name.startswith("larf_") or name in PUBLISHED_COLUMNS]
+    published = {*source_columns(schemas[0].names), *PUBLISHED_COLUMNS}
+    columns = [name for name in schemas[0].names if name in published]
     all_features = Features.from_arrow_schema(schemas[0])
     features = Features({name: all_features[name] for name in columns})
     paths = kept_rows.shards

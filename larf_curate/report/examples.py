@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from larf_curate.columns import ROW_ID, source_columns, stateless
 from larf_curate.conversation.display import display_turns
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
@@ -71,7 +72,7 @@ def read_examples(
         positions: 0-based indices of rows.
         columns: Column names by role, if the user gave any.
     """
-    table = rows.select_columns([name for name in rows.column_names if name != "larf_state"]).with_format("arrow")
+    table = stateless(rows).with_format("arrow")
     for position in positions:
         yield _example(table[position : position + 1].to_pylist()[0], position, columns)
 
@@ -85,7 +86,7 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
     )
     return Example(
         position=position,
-        row_id=row.get("larf_row_id"),
+        row_id=row.get(ROW_ID),
         status=str(row["larf_status"]),
         score=row["larf_score"],
         flagged=bool(row.get("larf_flagged")),
@@ -103,7 +104,7 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
 
 def _content(row: Row, columns: Mapping[str, str] | None) -> tuple[list[Turn], Excerpt | None]:
     """The row's turns, or the row as JSON if it is not a conversation."""
-    source = {name: value for name, value in row.items() if not name.startswith("larf_")}
+    source = {name: row[name] for name in source_columns(row)}
     try:
         return [Turn(role, excerpt(text)) for role, text in display_turns(source, columns)], None
     except ConversationError:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from larf_curate.columns import source_columns
 from larf_curate.profile import SafetyProfile
 from larf_curate.report.examples import Example
 from larf_curate.report.scored_rows import ReportRows
@@ -57,10 +58,8 @@ def shade_tokens(
     positions = [example.position for example in examples]
     # Without the user's format (numpy, torch, ...), and without our columns: the scorer takes rows as in the source.
     rows = report_rows.rows.with_format(None).select(positions)
-    source_columns = [name for name in rows.column_names if not name.startswith("larf_")]
-    explanations = explain(
-        profile, list(rows.select_columns(source_columns)), columns=report_rows.columns, model=model, device=device
-    )
+    source = rows.select_columns(source_columns(rows.column_names))
+    explanations = explain(profile, list(source), columns=report_rows.columns, model=model, device=device)
     return {
         position: _runs(explanation)
         for position, explanation in zip(positions, explanations, strict=True)

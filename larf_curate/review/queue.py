@@ -288,8 +288,8 @@ class ReviewQueue:
         records = list(store.records(responses=True))
         reviewed = read_records(records, self._connection.usernames())
         decisions = Decisions(merge_records(reviewed, rule), merge)
-        scored_by = profile_of(selection.scored, profile)
-        references = References.of(scored_by) if scored_by else None
+        profile = profile_of(selection.scored, profile)
+        references = References.of(profile) if profile else None
         return Snapshot.of(store, records, reviewed, selection, decisions, references)
 
     def _rule(self, merge: str) -> MergeRule:

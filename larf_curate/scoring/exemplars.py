@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from larf_curate.columns import ROW_ID
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
@@ -161,7 +162,7 @@ class ExemplarIndex:
         states = np.asarray(found, np.float32)
         if not np.isfinite(states).all():
             raise InputError("wanted finite states, got NaN or infinity: score these rows again")
-        ids = [str(row.get("larf_row_id") or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
+        ids = [str(row.get(ROW_ID) or f"added-{len(self.ids) + i}") for i, row in enumerate(rows)]
         labels = [str(row.get("category") or label) for row in rows]
         return replace(
             self, states=np.concatenate([self.states, states]), ids=(*self.ids, *ids), labels=(*self.labels, *labels)

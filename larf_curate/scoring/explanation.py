@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import List, Value
 
+from larf_curate.columns import source_columns
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.data.tables import undecoded
@@ -105,7 +106,7 @@ def explain_flagged(
     check_profile(profile, selection.scored.get("profile"))
     flagged = selection.flagged
     flagged = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
-    source = flagged.select_columns([name for name in flagged.column_names if not name.startswith("larf_")])
+    source = flagged.select_columns(source_columns(flagged.column_names))
     worst = list(undecoded(source.select(range(min(rows, len(source))))))
     columns = selection.scored.get("source", {}).get("columns")
     explanations = explain(profile, worst, columns=columns, model=model, device=device)

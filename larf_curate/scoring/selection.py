@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.columns import PREFIX, row_id
+from larf_curate.columns import ROW_ID, row_id, source_columns
 from larf_curate.data.tables import read_parquet, undecoded, write_parquet
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
@@ -50,7 +50,7 @@ class Selection:
     @property
     def reasons(self) -> dict[str, str]:
         """Reason for each flagged row, by row id, worst first."""
-        return dict(zip(_column(self.flagged, "larf_row_id"), _column(self.flagged, "larf_reason"), strict=True))
+        return dict(zip(_column(self.flagged, ROW_ID), _column(self.flagged, "larf_reason"), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Rule, threshold, and numbers of rows by part and by status, as JSON values."""
@@ -238,7 +238,7 @@ def _add_columns(
         return f"score {scores[index]:.4f} is at least {lowest:.4f} (percentile {percentiles[index]:.2f})"
 
     columns = {
-        "larf_row_id": pa.array(_row_ids(dataset, source), pa.string()),
+        ROW_ID: pa.array(_row_ids(dataset, source), pa.string()),
         "larf_flagged": pa.array(flags),
         "larf_reason": pa.array(
             [reason(i, status) for i, status in enumerate(_column(dataset, "larf_status"))], pa.string()
@@ -260,14 +260,14 @@ def _column(dataset: Dataset, name: str) -> list[Any]:
 
 def _row_ids(dataset: Dataset, source: str) -> list[str]:
     """The ids of all rows: those they already have, else new ones."""
-    if "larf_row_id" in dataset.column_names:
-        ids = _column(dataset, "larf_row_id")
+    if ROW_ID in dataset.column_names:
+        ids = _column(dataset, ROW_ID)
         if not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids):
             raise InputError(
-                "larf_row_id must be a unique string per row, got others: remove this column to create new ids"
+                f"{ROW_ID} must be a unique string per row, got others: remove this column to create new ids"
             )
         return ids
-    original = dataset.select_columns([name for name in dataset.column_names if not name.startswith(PREFIX)])
+    original = dataset.select_columns(source_columns(dataset.column_names))
     batches = undecoded(original).iter(1000)
     rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
     return [row_id(source, index, row) for index, row in enumerate(rows)]

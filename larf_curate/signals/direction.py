@@ -5,6 +5,9 @@ import numpy as np
 from larf_curate.signals.protocol import ReferenceStates, Signal, dot, unit
 from larf_curate.states import States, Vectors
 
+COMPONENTS = 16
+"""Dimension of each side's subspace in `subspace`."""
+
 
 def refusal_direction(refs: ReferenceStates) -> Signal:
     """Cosine of the centred prompt state to the direction from neutral to harmful prompts; in [-1, 1].
@@ -27,7 +30,7 @@ def projection(refs: ReferenceStates) -> Signal:
     The shift is the mean state over the answer's tokens minus the prompt's last state; the direction is the unit vector
     from the mean shift of the safe references to that of the unsafe ones.
 
-    Source: DataShield, https://arxiv.org/abs/2606.00160.
+    Source: the first of two methods named DataShield, https://arxiv.org/abs/2606.00160; `subspace` is the other.
     """
     comply, refuse = (_answer_shift(side).mean(axis=0) for side in (refs.unsafe, refs.safe))
     direction = unit(comply - refuse)
@@ -35,9 +38,9 @@ def projection(refs: ReferenceStates) -> Signal:
 
 
 def pair_cosine(_refs: ReferenceStates) -> Signal:
-    """Cosine between the last states of prompt and answer; in [-1, 1], higher is a compliant answer.
+    """Cosine between the last states of prompt and answer; in [-1, 1], higher means that the answer complies.
 
-    It needs no references. Source: SRR, https://arxiv.org/abs/2505.15710.
+    References are not used. Source: SRR, https://arxiv.org/abs/2505.15710.
     """
     return lambda states: np.asarray((unit(states["prompt"]) * unit(states["last"])).sum(axis=-1))
 
@@ -46,17 +49,14 @@ def _answer_shift(states: States) -> Vectors:
     return states["mean"] - states["prompt"]
 
 
-COMPONENTS = 16
-"""Dimension of each side's subspace."""
-
-
 def subspace(refs: ReferenceStates) -> Signal:
     """Relative norm in the unsafe subspace minus that in the safe one; in [-1, 1], higher is unsafe.
 
     ``|P_unsafe x| / |x| - |P_safe x| / |x|``, each P projecting on the first 16 right singular vectors of one side's
     states, not centred.
 
-    Source: SAFT, https://arxiv.org/abs/2410.10014, and DataShield, https://arxiv.org/abs/2607.15081.
+    Source: SAFT, https://arxiv.org/abs/2410.10014, and the second of two methods named DataShield,
+    https://arxiv.org/abs/2607.15081; `projection` is the other.
     """
     unsafe, safe = (_bases(side["last"]) for side in (refs.unsafe, refs.safe))
     return lambda states: _projected_norm(unit(states["last"]), unsafe) - _projected_norm(unit(states["last"]), safe)

@@ -25,7 +25,7 @@ from larf_curate.states import States, Vectors
 COMPONENT_SIGNALS = (unsafe_similarity, answer_similarity, refusal_direction, projection, larf_whitened)
 """Features of the regression: each is calibrated first, so length is regressed out and the unit is a z-score."""
 INVERSE_STRENGTHS = (0.0001, 0.001, 0.01, 0.1)
-"""Candidates for ``C`` of `LogisticRegression`; on standardised features these small values regularise strongly."""
+"""Candidates for ``C`` of `LogisticRegression`; on features of unit variance these small values regularise strongly."""
 FOLDS = 5
 """Folds of the cross-validation that chooses the strength."""
 
@@ -61,10 +61,12 @@ def _fit(unsafe: Vectors, neutral: Vectors) -> tuple[Vectors, float]:
         neutral: The same of shape (m, layers, signals).
 
     Returns:
-        Weights of shape (layers, signals) on features that are not standardised, and the intercept.
+        Weights of shape (layers, signals), to be multiplied with the features as given, and the intercept.
     """
     rows = np.concatenate([unsafe, neutral])
     labels = np.repeat([1, 0], [len(unsafe), len(neutral)])
+    # Features are divided by their standard deviation for the fit, so that the penalty treats them equally; the weights
+    # are divided by it at the end.
     spread = rows.std(axis=0)
     spread = np.where(spread > 0, spread, 1)
     splits = StratifiedKFold(min(FOLDS, len(unsafe), len(neutral)), shuffle=True, random_state=0)

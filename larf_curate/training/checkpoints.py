@@ -18,9 +18,8 @@ def last_complete(folder: Path) -> str | None:
     Args:
         folder: Output folder of the run.
     """
-    steps = {
-        int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()
-    }
+    numbered = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    steps = {int(number): path for number, path in numbered.items() if number.isdigit()}
     for step in sorted(steps, reverse=True):
         if is_complete(steps[step]):
             return str(steps[step])

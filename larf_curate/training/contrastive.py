@@ -121,12 +121,12 @@ def paired_sides(references: References) -> Sides:
     """The unsafe and the safe conversations of references, paired by index.
 
     Raises:
-        ReferenceSetError: If there are none, or they are not paired.
+        ReferenceSetError: If there are none, or not equally many on both sides.
     """
     if isinstance(references, str):
         references = ReferenceSet.load(references)
     if isinstance(references, ReferenceSet):
-        if not references.paired:
+        if not references.same_size:
             raise ReferenceSetError(
                 f"wanted pairs, got {len(references.unsafe)} unsafe and {len(references.safe)} safe references: "
                 "give a set with the columns prompt, unsafe, safe"

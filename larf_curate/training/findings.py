@@ -14,6 +14,8 @@ from larf_curate.evaluation.refusal_report import RefusalReport
 from larf_curate.files import read_json
 from larf_curate.stats import RESAMPLES, bootstrap_interval
 
+TWO_WAY_RESAMPLES = RESAMPLES // 5
+"""Bootstrap samples over seeds and prompts: fewer than for one mean, since each draws a matrix."""
 BASE = "base"
 """Name of the initial model in tables and folders."""
 
@@ -43,11 +45,13 @@ class ArmResult:
         """95 % bootstrap interval of the refusal rate, resampling both seeds and prompts."""
         generator = np.random.default_rng(0)
         seeds, prompts = self.refused.shape
-        if self.refused.min() == self.refused.max():  # no variance to resample: use the exact interval
+        if self.refused.min() == self.refused.max():
+            # No variance to resample: the exact interval is used, with each prompt counted once. Its answers to several
+            # seeds are not independent, and all seeds together would make the interval too narrow.
             return bootstrap_interval(self.refused[0])
         means = [
             self.refused[generator.integers(seeds, size=seeds)][:, generator.integers(prompts, size=prompts)].mean()
-            for _ in range(RESAMPLES // 5)
+            for _ in range(TWO_WAY_RESAMPLES)
         ]
         low, high = np.quantile(means, [0.025, 0.975])
         return float(low), float(high)

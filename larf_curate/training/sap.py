@@ -8,6 +8,8 @@ One step, with W the trainable weights and V the probes, vectors added to the ou
     V        = beta * step(grad_V [L_useful(W', V) - L_useful(W, V)] at V = 0)
     W        <- optimizer step on L_useful(W, V), then V = 0 again
 
+``step`` is the sign of every coordinate, or the division by the norm over all probes; ``SapConfig.probe_step`` chooses.
+
 V raises the useful loss in the harmful direction, so that the update turns away from it.
 """
 
@@ -81,6 +83,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         ModelError: If the model has no trainable weights or no layer that the LoRA names.
     """
 
+    # Attributes of TRL's trainer: its count of tokens seen, and the tags and the name it writes into model cards.
     _total_train_tokens: int
     _tag_names: ClassVar[list[str]] = ["trl", "sap"]
     _name = "SAP"
@@ -121,7 +124,9 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         self._contrastive = self._contrastive_rows(references, getattr(tokenizer, "tokenizer", tokenizer))
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
-        self._seconds = 0.0, 0.0  # of all steps since the last log entry, and of their ordinary part
+        # Of the steps since the last log entry: their time, and that of the parts that SFT has too.
+        self._total_seconds = 0.0
+        self._ordinary_seconds = 0.0
 
     def _contrastive_rows(self, references: References, tokenizer: Any) -> ContrastiveRows:  # noqa: ANN401
         """Tokenized contrastive rows, with the refusals of the references or the model's own."""
@@ -154,15 +159,15 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         with added_probes(self._blocks, self._probes):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         end = self._now()
-        self._seconds = self._seconds[0] + end - start, self._seconds[1] + end - middle
+        self._total_seconds += end - start
+        self._ordinary_seconds += end - middle
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the cost of SAP since the last log entry, and log."""
-        total, ordinary = self._seconds
-        if ordinary:
-            self._log("cost", total / ordinary)
-            self._seconds = 0.0, 0.0
+        if self._ordinary_seconds:
+            self._log("cost", self._total_seconds / self._ordinary_seconds)
+            self._total_seconds = self._ordinary_seconds = 0.0
         super().log(logs, start_time)
 
     def _find_probes(
@@ -188,8 +193,9 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
     def _harmful_direction(self, model: nn.Module, weights: list[Tensor]) -> list[Tensor]:
         """The unit vector along g, one tensor per weight; zero if g is zero.
 
-        If the model refuses with certainty, all -log sigmoid are near 0 and g underflows. The rows' weights
-        sigmoid(-margin) are therefore divided by the largest of them, which does not change the direction.
+        If the model refuses with certainty, all -log sigmoid are near 0 and g underflows. The coefficients
+        sigmoid(-margin) of the rows in g are therefore divided by the largest of them, which does not change the
+        direction.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         index = self.state.global_step * world + rank
@@ -197,9 +203,11 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         with self._same_dropout(model), self.compute_loss_context_manager():
             margins = self._answer_log_prob(model, safe) - self._answer_log_prob(model, unsafe)
             margins = margins / self.args.temperature
-        log_weights = functional.logsigmoid(-margins.detach())
-        largest = self.accelerator.gather(log_weights.max().reshape(1)).max()
-        gradient = torch.autograd.grad(-((log_weights - largest).exp() * margins).mean(), weights, allow_unused=True)
+        log_coefficients = functional.logsigmoid(-margins.detach())
+        largest = self.accelerator.gather(log_coefficients.max().reshape(1)).max()
+        gradient = torch.autograd.grad(
+            -((log_coefficients - largest).exp() * margins).mean(), weights, allow_unused=True
+        )
         direction = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
         direction = self._mean(direction)
         norm = global_norm(direction)
@@ -253,7 +261,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     @contextmanager
     def _metrics_unchanged(self) -> Iterator[None]:
-        """Keep passes that do not train out of TRL's metrics and token counts."""
+        """Keep passes that do not train out of TRL's metrics and token counts, which ``compute_loss`` updates."""
         metrics, tokens = self._metrics["train"], self._total_train_tokens
         self._metrics["train"] = defaultdict(list)
         try:
@@ -282,6 +290,9 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
             raise ModelError("the model has no trainable weights: give peft_config, or unfreeze it")
         dtypes = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}
         resolution = max(torch.finfo(dtype).eps for dtype in dtypes | ({torch.bfloat16} if args.bf16 else set()))
+        # A move by less than half the resolution of a weight is mostly rounded away, but weights along which g is large
+        # move several times as far as epsilon. So the limit is a rule of thumb below the resolution, which lets the
+        # recommended 0.002 pass in bfloat16 (resolution 0.008).
         if 0 < args.epsilon < resolution / 8:
             warnings.warn(
                 f"epsilon={args.epsilon} is below the resolution of this model's arithmetic ({resolution:.1e}), so the "

@@ -103,6 +103,7 @@ def test_help_and_version_import_no_heavy_library():
     assert __version__ in done.stdout
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_the_command_and_an_error_is_no_traceback(tmp_path):
     command = [
         sys.executable,
@@ -237,3 +238,13 @@ def test_a_chat_template_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "template").write_bytes(b"\xff\xfe")
     result = run("profile", "model", "-o", tmp_path / "p", "--chat-template", tmp_path / "template", code=2)
     assert "wanted a text file in UTF-8" in " ".join(result.output.split())
+
+
+def test_a_long_table_ends_with_the_number_of_rows_not_shown(capsys):
+    echo_table("Numbers", ("number",), [(i,) for i in range(100, 125)], limit=20)
+    shown = capsys.readouterr().out
+    assert "119" in shown
+    assert "120" not in shown
+    assert shown.endswith("and 5 more\n")
+    echo_table("Numbers", ("number",), [(i,) for i in range(20)], limit=20)
+    assert "more" not in capsys.readouterr().out

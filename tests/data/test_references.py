@@ -50,7 +50,7 @@ def test_pairs_are_read_from_every_kind_of_file(tmp_path, suffix):
     references = ReferenceSet.load(write(tmp_path / f"pairs{suffix}", PAIRS))
     assert texts(references) == WANT
     assert references.labels == ("weapons", "unsafe")
-    assert references.paired
+    assert references.same_size
     assert len(references) == 2
 
 
@@ -116,7 +116,7 @@ def test_whole_conversations_are_read_one_file_a_side(tmp_path):
     references = ReferenceSet.from_sides(unsafe, safe)
     assert texts(references) == [[("P0", "U0")], [("P0", "S0"), ("P0", "S0")]]
     assert references.labels == ("x",)
-    assert not references.paired
+    assert not references.same_size
     assert references.source == "u.jsonl + s.json"
 
 
@@ -134,7 +134,7 @@ def test_the_builtin_set_is_paired_and_labelled():
     references = ReferenceSet.load()
     assert len(references) >= 120
     assert len(set(references.labels)) >= 12
-    assert references.paired
+    assert references.same_size
     assert [to_messages(row)[0] for row in references.unsafe] == [to_messages(row)[0] for row in references.safe]
 
 

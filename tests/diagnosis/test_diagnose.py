@@ -162,7 +162,7 @@ def test_rows_that_were_cut_are_counted_and_named():
     cut = scored_rows(profile, [0.5, 0.25, 0.75, 0.125], larf_status=["ok", "truncated", "ok", "truncated"])
     found = diagnose(profile, cut)
     assert found.scored.truncated == 0.5
-    assert warned(found, "50.0% of the rows are longer", "--max-length")
+    assert warned(found, "50.0% of the rows are longer", "without their middle", "--max-length")
 
 
 def test_scores_that_rise_with_length_are_named():

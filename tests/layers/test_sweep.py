@@ -64,6 +64,7 @@ def test_answers_stop_at_the_decision_and_their_text_is_that_of_greedy_decoding(
         assert answer.refused or answer.ids == whole
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_restores_the_weights_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model, cells = tiny_model(), []
     before = [weight.detach().clone() for weight in model.parameters()]

@@ -470,14 +470,33 @@ def test_refuses_a_folder_in_which_a_removed_row_is_kept(hub, decisions):
     assert not hub.repos
 
 
-def test_refuses_a_folder_in_which_a_row_is_lost_or_doubled(hub, decisions):
+def test_refuses_a_folder_in_which_a_row_is_missing_or_duplicated(hub, decisions):
     kept = kept_table(decisions).to_pylist()
     rewrite(decisions, "kept", kept[:-1])
     with pytest.raises(InputError, match="holds 11 of the 12 rows"):
         send(hub, decisions)
     rewrite(decisions, "kept", [*kept[:-1], kept[0]])
-    with pytest.raises(InputError, match="a row twice"):
+    with pytest.raises(InputError, match="1 duplicated rows"):
         send(hub, decisions)
+
+
+@pytest.mark.parametrize("part", ["removed", "withheld"])
+def test_refuses_a_folder_in_which_a_duplicate_makes_up_for_a_missing_row(hub, decisions, part):
+    rewrite(decisions, "kept", kept_table(decisions).to_pylist()[:-1])
+    rows = Dataset.from_parquet(str(next((decisions / part).glob("*.parquet")))).to_list()
+    rewrite(decisions, part, [*rows, rows[0]])
+    with pytest.raises(InputError, match="1 duplicated rows"):
+        send(hub, decisions)
+    assert not hub.repos
+
+
+def test_refuses_a_selection_in_which_a_duplicate_makes_up_for_a_missing_row(hub, tmp_path):
+    folder = write_selection(tmp_path / "s")
+    rewrite(folder, "kept", kept_table(folder).to_pylist()[:-1])
+    rows = Dataset.from_parquet(str(next((folder / "flagged").glob("*.parquet")))).to_list()
+    rewrite(folder, "flagged", [*rows, rows[0]])
+    with pytest.raises(InputError, match="1 duplicated rows"):
+        send(hub, folder)
 
 
 def test_refuses_what_is_not_a_folder_of_decisions(hub, tmp_path, decisions):
@@ -568,7 +587,7 @@ def test_the_command_publishes_and_says_what(hub, decisions, monkeypatch):
     assert "nothing to do" in again.output
 
 
-def test_the_command_warns_of_a_repository_that_is_public_already(hub, decisions, monkeypatch):
+def test_the_command_warns_of_a_repository_that_is_already_public(hub, decisions, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.create(REPO, private=False)
-    assert "is public already" in CliRunner().invoke(publish_command, [str(decisions), "--to", REPO]).output
+    assert "is already public" in CliRunner().invoke(publish_command, [str(decisions), "--to", REPO]).output

@@ -9,7 +9,7 @@ from sklearn.metrics import cohen_kappa_score
 from larf_curate.errors import InputError
 from larf_curate.review.decisions.agreement import agreement, krippendorff_alpha
 from larf_curate.review.decisions.merge import MergeRule, merge_record, merge_records
-from larf_curate.review.decisions.responses import Judgement, ReviewedRecord, read_records
+from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
 from larf_curate.review.decisions.status import pace, queue_status
 
 NOON = datetime(2026, 1, 1, 12)
@@ -52,8 +52,9 @@ def test_majority_unanimity_and_arbiter_equal_plain_counting(votes):
 
 def test_drafts_and_discards_are_counted_and_decide_nothing():
     draft, discard = judgement("ann", "remove", status="draft"), judgement("bob", None, status="discarded")
-    result = decide("majority", draft, discard)
-    assert (result.status, result.decision, result.drafts, result.discards) == ("pending", None, 1, 1)
+    result = decide("majority", draft, discard, judgement("dee", "keep", status="draft"))
+    assert (result.status, result.decision, result.drafts, result.discards) == ("pending", None, 2, 1)
+    assert (decide("majority", discard).drafts, decide("majority", draft).discards) == (0, 0)
     assert decide("majority", draft, judgement("cem", "keep")).decision == "keep"
 
 
@@ -89,6 +90,10 @@ def test_category_severity_and_rationale_come_from_the_deciding_and_all():
         judgement("cem", "keep", category="other", rationale="harmless"),
     )
     assert (result.category, result.severity) == ("fraud", "high")
+    tied = decide(
+        "majority", *(judgement(n, "remove", category=c) for n, c in zip("ab", ("spam", "fraud"), strict=True))
+    )
+    assert tied.category == "fraud", "the first by name, whoever said it"
     assert result.rationale == "ann: a scam\ncem: harmless"
 
 
@@ -162,16 +167,6 @@ def test_the_status_counts_what_annotators_did():
     assert state.annotators == {"ann": 2, "bob": 2}
 
 
-def test_records_of_others_and_unknown_users_are_read():
-    response = {"id": "i", "user_id": "u1", "status": "submitted", "updated_at": "2026-01-01T12:00:00"}
-    mine = {"external_id": "r", "status": "completed", "metadata": {"content_digest": "d"}}
-    mine["responses"] = [response | {"values": {"decision": {"value": "keep"}}}]
-    theirs = {"external_id": "s", "status": "pending", "metadata": None}
-    (read,) = read_records([mine, theirs], {})
-    assert read.judgements[0].annotator == "u1"
-    assert read.judgements[0].time == NOON
-
-
 def leader(row_id, decision, *, serves, **given):
     judgements = (judgement("ann", decision),) if decision else ()
     shared = {name: f"d-{name}" for name in serves}
@@ -199,6 +194,10 @@ def test_without_a_decision_the_served_rows_are_pending_as_well():
     torn = ReviewedRecord(**vars(torn) | {"judgements": (judgement("ann", "keep"), judgement("bob", "remove"))})
     rows = by_row(torn)
     assert (rows["a"].status, rows["b"].status, rows["b"].decided_through) == ("conflict", "pending", None)
+
+
+def test_rows_that_are_served_have_no_drafts_or_discards_of_their_own():
+    assert {(row.drafts, row.discards) for row in by_row(leader("a", None, serves=["b"])).values()} == {(0, 0)}
 
 
 def test_a_corrected_answer_serves_exact_copies_only():

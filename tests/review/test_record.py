@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from larf_curate.review.records.evidence import evidence
-from larf_curate.review.records.push import BATCH_BYTES, batched
+from larf_curate.review.records.push import BATCH_BYTES, json_batches
 from larf_curate.review.records.record import CONTENT_DIGEST, RECORD_DIGEST, RecordMaker, chat_field, shown_turns
 from tests.fixtures.review_rows import HOSTILE, questions, scored, selection
 
@@ -156,11 +156,11 @@ def test_the_evidence_of_a_bare_row_is_short_and_not_empty():
 def test_batches_hold_every_record_in_order_within_both_limits():
     make = RecordMaker()
     rows = scored(questions(1203)).add_column("larf_row_id", [f"r{i}" for i in range(1203)])
-    batches = list(batched(make(row) for row in rows))
+    batches = list(json_batches(make(row) for row in rows))
     assert [len(batch) for batch in batches] == [500, 500, 203]
     assert [row_id for batch in batches for row_id, _ in batch] == list(rows["larf_row_id"])
     big = {"external_id": "x", "fields": {"conversation": "y" * (BATCH_BYTES // 3)}}
-    assert [len(batch) for batch in batched([big] * 5)] == [2, 2, 1]
+    assert [len(batch) for batch in json_batches([big] * 5)] == [2, 2, 1]
 
 
 def tokens(*weighed):

@@ -87,6 +87,12 @@ def test_the_command_shows_the_strongest_tokens(profile, tmp_path):
     assert "Row 1: score" in shown.stdout
     assert "\u001b[31m" not in shown.stdout
     (told,) = json.loads(run("--row", 0, "--json").stdout)["rows"]
+    count = len(told["tokens"])
+    text = run("--row", 0).stdout
+    assert (
+        f"score {told['score']:.3f} = {told['start']:+.3f} (text before the row, such as the system prompt) +" in text
+    )
+    assert (f"15 largest of {count} contributions" if count > 15 else f"All {count} contributions") in text
     assert told["start"] + sum(token["weight"] for token in told["tokens"]) == pytest.approx(told["score"], abs=1e-4)
     assert run("--row", 2).exit_code == 2
     (tmp_path / "rows.jsonl").write_text(json.dumps({"x": "y"}) + "\n")

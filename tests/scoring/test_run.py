@@ -382,6 +382,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_resuming_completes(data, sc
     check_whole(out)
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_on_file_sizes_is_a_scoring_error(data, scorer, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(score_file, data, scorer, out, 1, 6000, log=log)

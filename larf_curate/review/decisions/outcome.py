@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from larf_curate.columns import ROW_ID, content_digest
+from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.tables import undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
@@ -287,9 +287,8 @@ def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[st
 
 def _published_columns(rows: Dataset, *, reason: bool = False) -> Dataset:
     """Select the source columns and the few ``larf_*`` columns that are published."""
-    source = [name for name in rows.column_names if not name.startswith("larf_")]
     added = [ROW_ID, "larf_score", DECISION, ORIGINAL, *(["larf_reason"] if reason else [])]
-    return rows.select_columns([*source, *added])
+    return rows.select_columns([*source_columns(rows.column_names), *added])
 
 
 def _check_complete(outcome: Outcome, selection: Selection) -> None:

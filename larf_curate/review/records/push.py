@@ -14,7 +14,7 @@ from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES
 BATCH_ROWS = 500
 """Records per request, the server's limit."""
 BATCH_BYTES = 8_000_000
-"""Size of a request that the server processes without trouble."""
+"""Largest size of a request: 500 long conversations could be 100 MB, which the server would read into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Push:
         """
         with ThreadPoolExecutor(1) as sender:  # the next batch is made while the server processes this one
             sending: Future[None] | None = None
-            for batch in batched(self._changed(records)):
+            for batch in json_batches(self._changed(records)):
                 if sending:
                     sending.result()  # one request at a time, and its errors are raised here
                 sending = sender.submit(self._send, batch)
@@ -85,9 +85,9 @@ class Push:
 
     def _changed(self, records: Iterable[Record]) -> Iterator[Record]:
         """The records to send; those whose content changed list the responses to the earlier content as outdated."""
-        for chunk in chunked(records, MAX_FILTER_VALUES):
-            changed = [record for record in chunk if not self._is_unchanged(record)]
-            self.unchanged += len(chunk) - len(changed)
+        for batch in equal_batches(records, MAX_FILTER_VALUES):
+            changed = [record for record in batch if not self._is_unchanged(record)]
+            self.unchanged += len(batch) - len(changed)
             rewritten = {record["external_id"] for record in changed if self._has_new_content(record)}
             # Responses are read just before the content is replaced: reviewers may be working in the meantime.
             responses = self.store.responses(sorted(rewritten)) if rewritten else {}
@@ -96,8 +96,8 @@ class Push:
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
         """Metadata of a record on the server; empty if it is new."""
-        existing = self.existing.get(record["external_id"])
-        return (existing and existing["metadata"]) or {}
+        existing = self.existing.get(record["external_id"], {})
+        return existing.get("metadata") or {}  # the server may give null
 
     def _is_unchanged(self, record: Record) -> bool:
         return bool(self._metadata(record).get(RECORD_DIGEST) == record["metadata"][RECORD_DIGEST])
@@ -130,14 +130,14 @@ class Push:
             self.pushed += len(batch) - updated
 
 
-def chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Split an iterable lazily into lists of ``size``; the last one may be shorter."""
+def equal_batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Split records lazily into batches of ``size``; the last one may be shorter."""
     stream = iter(records)
-    while chunk := list(islice(stream, size)):
-        yield chunk
+    while batch := list(islice(stream, size)):
+        yield batch
 
 
-def batched(records: Iterable[Record]) -> Iterator[list[tuple[str, bytes]]]:
+def json_batches(records: Iterable[Record]) -> Iterator[list[tuple[str, bytes]]]:
     """Encode records as JSON in batches of at most ``BATCH_ROWS`` records and ``BATCH_BYTES`` bytes.
 
     A single record may be larger than ``BATCH_BYTES``.

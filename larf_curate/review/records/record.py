@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from larf_curate.columns import content_digest
+from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.display import display_turns
 from larf_curate.errors import ConversationError
 from larf_curate.review.argilla.settings import CLUSTER, SCORE, VECTOR
@@ -69,7 +69,7 @@ class RecordMaker:
             row: A flagged row with ``larf_row_id``.
         """
         turns = shown_turns(row, self.columns)
-        group = self.groups.get(row["larf_row_id"])
+        group = self.groups.get(row[ROW_ID])
         explained = evidence(row, layers=self.layers, exemplars=self.exemplars, group=group)
         if any(overrides_direction(text) for _, text in turns):
             explained = f"{OVERRIDE_WARNING}\n\n{explained}"
@@ -77,11 +77,11 @@ class RecordMaker:
             "fields": {"conversation": chat_field(turns), "evidence": explained},
             "metadata": self._metadata(row, turns, group),
         }
-        vector = self.vectors.get(row["larf_row_id"])
+        vector = self.vectors.get(row[ROW_ID])
         digests = {CONTENT_DIGEST: content_digest(row), RECORD_DIGEST: _record_digest(shown, vector)}
         if vector is not None and vector.any():
             shown["vectors"] = {VECTOR: np.round(vector.astype(np.float64), 5).tolist()}
-        return {"external_id": row["larf_row_id"], **shown, "metadata": shown["metadata"] | digests}
+        return {"external_id": row[ROW_ID], **shown, "metadata": shown["metadata"] | digests}
 
     def _metadata(self, row: Mapping[str, Any], turns: list[Turn], group: Group | None) -> Record:
         """Properties to filter and sort by; missing values are omitted, because the server rejects null and NaN."""
@@ -138,7 +138,7 @@ def _without_middle_turns(turns: list[Turn]) -> list[Turn]:
 
 
 def _as_json(row: Mapping[str, Any]) -> str:
-    source = {name: value for name, value in row.items() if not name.startswith("larf_")}
+    source = {name: row[name] for name in source_columns(row)}
     return json.dumps(source, ensure_ascii=False, default=str, indent=1)
 
 
