@@ -12,13 +12,14 @@ from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Renderer
+    from larf_curate.models.source import ModelSource
     from larf_curate.scoring.preview import PreviewRows, RowCounts, RowPreview
 
 SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", metavar="DATA...", nargs=-1, required=True)
 @click.option("--profile", "profile_name", metavar="PROFILE", help="Folder or Hub id of the profile to score with.")
 @click.option("--model", help="Folder or Hub id of a model, without a profile; with one, its path if it has moved.")
 @click.option(
@@ -26,6 +27,7 @@ SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with a Jinja chat template, used instead of the model's own; without a profile, which has its own.",
 )
+@click.option("--template-name", help="Name of one of several chat templates of the model; without a profile.")
 @click.option("--row", default="0", show_default=True, help="Index of the row to show, from 0, or its larf_row_id.")
 @click.option("--split", help="Split, if the dataset has several.")
 @click.option("--config", help="Configuration of a Hub dataset.")
@@ -36,10 +38,11 @@ SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @json_option
 def preview(
-    data: str,
+    data: tuple[str, ...],
     profile_name: str | None,
     model: str | None,
     chat_template: Path | None,
+    template_name: str | None,
     row: str,
     split: str | None,
     config: str | None,
@@ -53,7 +56,8 @@ def preview(
     Shows the row's text after the chat template, token by token, with the tokens that are learned in training and
     scored, or the reason why it cannot be scored. Loads the tokenizer, not the model's weights.
 
-    DATA is a dataset as for score, or a folder that score or select wrote: its columns and its profile are then known.
+    DATA is one or several datasets as for score, or a folder that score or select wrote, which records the columns and
+    the profile.
 
     \b
     larf-curate preview data.jsonl --model my-org/my-model
@@ -66,7 +70,8 @@ def preview(
     logging.getLogger("larf_curate.conversation.chat_template").setLevel(logging.ERROR)
     rows = PreviewRows.open(data, row=as_index(row) or 0, split=split, config=config, revision=revision)
     columns = columns or (dict(rows.columns) if rows.columns else None)
-    renderer = _renderer(rows, columns, profile_name, model, chat_template, trust_remote_code)
+    source = _model(profile_name, model, chat_template, template_name, trust_remote_code)
+    renderer = _renderer(rows, columns, source, profile_name, model, trust_remote_code)
     counts = count_rows(rows, renderer)
     shown = preview_row(rows, rows.find(row), renderer)
     if as_json:
@@ -76,26 +81,43 @@ def preview(
     _echo_counts(counts)
 
 
-def _renderer(
-    rows: "PreviewRows",
-    columns: dict[str, str] | None,
+def _model(
     profile_name: str | None,
     model: str | None,
     chat_template: Path | None,
+    template_name: str | None,
+    trust_remote_code: bool,
+) -> "ModelSource | None":
+    """The model to read rows with if there is no profile; None with one."""
+    from larf_curate.models.source import ModelSource, identify
+
+    if model and not profile_name:
+        return ModelSource(
+            model_id=identify(model),
+            chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
+            template_name=template_name,
+            trust_remote_code=trust_remote_code,
+        )
+    if chat_template or template_name:
+        raise click.UsageError("--chat-template and --template-name are for --model without --profile")
+    return None
+
+
+def _renderer(
+    rows: "PreviewRows",
+    columns: dict[str, str] | None,
+    source: "ModelSource | None",
+    profile_name: str | None,
+    model: str | None,
     trust_remote_code: bool,
 ) -> "Renderer":
-    """The renderer of the given profile, else of the given model, else of the profile that scored the rows."""
+    """The renderer of the given model, else of the given profile, else of the profile that scored the rows."""
     from larf_curate.models.loading import load_renderer
-    from larf_curate.models.source import ModelSource, identify
     from larf_curate.profile import SafetyProfile
     from larf_curate.profile.cache import profile_of
     from larf_curate.profile.rendering import profile_renderer
 
-    if chat_template and (profile_name or not model):
-        raise click.UsageError("--chat-template is for --model without --profile: a profile has its own template")
-    if model and not profile_name:
-        template = chat_template.read_text(encoding="utf-8") if chat_template else None
-        source = ModelSource(model_id=identify(model), chat_template=template, trust_remote_code=trust_remote_code)
+    if source:
         return load_renderer(source, columns=columns)
     given = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code) if profile_name else None
     profile = profile_of(rows.manifest, given)

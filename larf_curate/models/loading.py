@@ -76,7 +76,7 @@ def load_renderer(
     """
     config = load_config(source).get_text_config(decoder=True)
     limit = min(max_length, _max_positions(config, max_length))
-    return Renderer(load_tokenizer(source), limit, columns, day=getattr(source, "day", None))
+    return Renderer(load_tokenizer(source), limit, columns, day=source.day)
 
 
 def forget_reader() -> None:

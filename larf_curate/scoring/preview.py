@@ -43,7 +43,7 @@ class PreviewRows:
     @classmethod
     def open(
         cls,
-        data: str,
+        data: str | Sequence[str],
         *,
         row: int = 0,
         split: str | None = None,
@@ -53,7 +53,7 @@ class PreviewRows:
         """Open a dataset, or a folder that score or select wrote; the rows of a selection are its flagged ones first.
 
         Args:
-            data: A dataset as in `open_source`, or a result folder.
+            data: One or several datasets as in `open_source`, or a result folder.
             row: A row that is needed besides those that are counted.
             split: Split of a dataset.
             config: Configuration of a Hub dataset.
@@ -62,14 +62,16 @@ class PreviewRows:
         Raises:
             InputError: If there is no such dataset, or it has no rows.
         """
-        if (Path(data) / SELECTION.file).is_file():
-            selection = Selection.load(data)
+        names = [data] if isinstance(data, str) else list(data)
+        folder = Path(names[0])
+        if len(names) == 1 and (folder / SELECTION.file).is_file():
+            selection = Selection.load(folder)
             return cls(rows=concatenate_datasets([selection.flagged, selection.kept]), manifest=selection.scored)
-        if (Path(data) / SCORED.file).is_file():
-            scored = Scored.load(data)
+        if len(names) == 1 and (folder / SCORED.file).is_file():
+            scored = Scored.load(folder)
             return cls(rows=scored.rows, manifest=scored.manifest)
         limit = max(row + 1, COUNTED_ROWS)
-        source = open_source(data, split=split, config=config, revision=revision, limit=limit)
+        source = open_source(names, split=split, config=config, revision=revision, limit=limit)
         return cls(rows=concatenate_datasets([piece.rows for piece in source.pieces]))
 
     @property
