@@ -198,6 +198,8 @@ def test_text_rows_are_taken_as_they_are_without_template():
     (item,) = render(tokenizer, [{"text": text}])
     assert item.tokens.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert item.tokens.turns == (Turn(0, len(item.tokens.ids) - 1),)
+    (plain,) = render(tokenizer, [{"text": "xyz"}])
+    assert (len(plain.tokens.ids), plain.tokens.turns) == (3, (Turn(0, 2),))
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
@@ -258,6 +260,14 @@ def test_truncation_moves_every_turn_that_is_still_whole_at_its_end():
     assert cut.ids == [*range(10), *range(70, 100)]
     assert cut.turns == (Turn(2, 4), Turn(10, 20), Turn(30, 39))
     assert [cut.ids[turn.end] for turn in cut.turns] == [4, 80, 99]
+
+
+def test_truncation_drops_turns_that_end_in_the_gap_and_keeps_those_at_its_edges():
+    def kept(start, end):
+        return truncate(Tokens(list(range(100)), (Turn(start, end), Turn(98, 99))), 40).turns[:-1]
+
+    assert [kept(2, end) for end in (9, 10, 69, 70)] == [(Turn(2, 9),), (), (), (Turn(2, 10),)]
+    assert [kept(start, 75) for start in (9, 10, 69, 70, 71)] == [(Turn(start, 15),) for start in (9, 10, 10, 10, 11)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])

@@ -161,6 +161,7 @@ EMPTY = {
     "null prompt": {"prompt": None, "completion": "A"},
     "null instruction": {"instruction": None, "input": None, "output": "A"},
     "null text": {"text": None},
+    "roles without content": {"messages": {"role": ["user"]}},
     "blank text": {"text": "  "},
 }
 

@@ -1,11 +1,10 @@
+from itertools import groupby
+
 import pytest
 from datasets import Dataset
 
 from larf_curate.conversation.training_rows import training_rows
-from larf_curate.errors import (
-    ConversationError,
-    InputError,
-)
+from larf_curate.errors import ConversationError, InputError
 from tests.fixtures.tiny import byte_tokenizer
 from tests.fixtures.training_rows import ROWS, tiny_rows
 
@@ -28,6 +27,23 @@ def test_only_answers_are_learned_with_their_end_of_turn():
         learned = [token for token in row["labels"] if token != -100]
         assert TOKENIZER.decode(learned) == source["output"] + "<|im_end|>\n"
         assert row["labels"][: len(row["labels"]) - len(learned)] == [-100] * (len(row["labels"]) - len(learned))
+
+
+def test_every_answer_of_a_conversation_is_learned_and_nothing_between_them():
+    chat = [
+        ("system", "Be kind."),
+        ("user", "One?"),
+        ("assistant", "1"),
+        ("user", "Two?"),
+        ("assistant", "2, of course"),
+    ]
+    turns = [{"role": role, "content": content} for role, content in chat]
+    (row,) = training_rows(Dataset.from_list([{"messages": turns}]), TOKENIZER)
+    assert row["input_ids"] == TOKENIZER.apply_chat_template(turns, tokenize=True, return_dict=False)
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    runs = [(label, [token for token, _ in run]) for label, run in groupby(pairs, lambda pair: pair[0] == pair[1])]
+    assert [TOKENIZER.decode(ids) for learned, ids in runs if learned] == ["1<|im_end|>\n", "2, of course<|im_end|>\n"]
+    assert {label for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != token} == {-100}
 
 
 def test_rows_without_an_answer_in_the_window_are_left_out():

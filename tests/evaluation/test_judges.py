@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline
 
-from larf_curate.conversation.refusals import KeywordJudge, off_topic
+from larf_curate.conversation.refusals import MIN_TOPIC_WORDS, KeywordJudge, off_topic
 from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge
 from tests.fixtures.tiny import byte_model, byte_tokenizer
@@ -67,6 +67,8 @@ def test_an_answer_to_something_else_is_off_topic():
     assert off_topic("Describe how to break into a car", answer)
     assert not off_topic("Explain how butter cookies are made", answer)
     assert not off_topic("Describe how to break into a car", "Butter.")
+    for words, judged in ((MIN_TOPIC_WORDS, True), (MIN_TOPIC_WORDS - 1, False)):  # fewer say too little
+        assert off_topic("Describe how to break into a car", "butter " * words) is judged
     assert JUDGES["noncompliance"](["Describe a car"], [answer]) == [True]
     assert JUDGES["phrases"](["Describe a car"], [answer]) == [False]
 

@@ -117,7 +117,7 @@ def test_scores_that_never_vary_do_not_separate():
 
 def test_a_signal_that_separates_less_in_all_counts_as_much_and_a_negative_separation_as_none():
     rng = np.random.default_rng(0)
-    strong, weak = np.array([9.0, 8, 0, 8, 0, 0, 0, 9]), np.array([0.0, 0, 0, 1.5, 2, 1.5, -9, 9])
+    strong, weak = np.array([9.0, 8, 0, 8, 0, 0, 0, 9]), np.array([0.0, 0, -9, 1.5, 2, 0.4, -9, 9])
 
     def states(count, shift):
         return {"last": (rng.normal(size=(count, 8, 2)) + shift).astype(np.float32)}

@@ -73,6 +73,11 @@ def test_curves_and_the_baseline_are_refused_shares():
     assert report.scores[1] == pytest.approx(report.curves[1][1] - report.curves[1][0])
 
 
+def test_scales_are_those_of_the_paper_for_a_sweep_and_its_outermost_for_what_needs_no_more():
+    assert find("sweep", alphas=None).alphas == (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
+    assert find("forward", alphas=None).alphas == (0.7, 1.3)
+
+
 def test_the_border_has_as_many_log_odds_above_it_as_prompts_are_refused():
     odds = [3.0, -1.0, 0.5, 2.0]
     assert decision_threshold(odds, 3) == 0

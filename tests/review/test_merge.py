@@ -149,6 +149,9 @@ def test_the_pace_leaves_pauses_out():
     assert pace(work) == pytest.approx(60)
     assert pace(work + other) == pytest.approx(5 / 7 * 60)
     assert pace(work[:1]) is None
+    for minutes, counted in ((15, 4), (15.1, None)):  # the longest gap that is no pause
+        two = [judgement("ann", "keep", time=NOON + timedelta(minutes=m)) for m in (0, minutes)]
+        assert pace(two) == (counted and pytest.approx(counted))
 
 
 def test_the_status_counts_what_annotators_did():

@@ -117,6 +117,14 @@ def test_every_row_goes_where_people_said():
     }
 
 
+def test_decisions_are_counted_by_what_was_decided_or_why_not_and_conflicts_are_listed():
+    rows = [("decided", "keep"), ("decided", "keep"), ("decided", "remove"), ("conflict", None), ("pending", None)]
+    made = [Decision(row_id=str(i), status=s, decision=d, content_digest="x") for i, (s, d) in enumerate(rows)]
+    found = Decisions(tuple(made), "majority")
+    assert found.counts == {"conflict": 1, "keep": 2, "pending": 1, "remove": 1}
+    assert [row.row_id for row in found.conflicts()] == ["3"]
+
+
 def test_published_columns_are_the_source_and_a_few_of_ours():
     outcome = decisions([]).apply(selection())
     ours = ["larf_row_id", "larf_score", "larf_decision", "larf_original_answer"]

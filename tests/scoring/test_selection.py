@@ -126,6 +126,11 @@ def test_reasons_tell_score_threshold_and_percentile():
     assert selection.rule == {"top_k": 2}
 
 
+def test_the_only_score_is_at_percentile_100():
+    selection = select(scored([None, 0.25, None]), top_k=1)
+    assert list(selection.flagged["larf_percentile"]) == [100, None, None]
+
+
 def test_percentiles_are_the_share_of_scores_at_or_below():
     scores = random_scores(50)
     selection = select(scored(scores), top_k=5)
