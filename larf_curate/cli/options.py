@@ -1,6 +1,6 @@
 """Options shared by several commands, and callbacks that parse option values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,13 @@ max_length_option: Decorator = click.option(
 )
 
 
+side_option: Decorator = click.option(
+    "--side",
+    type=click.Choice(("chosen", "rejected")),
+    help="Which answer of preference data to read.  [default: chosen]",
+)
+
+
 def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str] | None:
     """Click callback: parse ``user=question,assistant=answer,role:narrator=user`` into a dict."""
     if value is None:
@@ -27,6 +34,22 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     if not all(role and column for role, _, column in pairs):
         raise click.BadParameter("wanted role=column pairs, for example user=question,assistant=answer", ctx, param)
     return {role.strip(): column.strip() for role, _, column in pairs}
+
+
+def columns_to_read(
+    available: Sequence[str], columns: dict[str, str] | None, side: str | None
+) -> dict[str, str] | None:
+    """Column names by role from ``--columns`` or ``--side``; None if neither is given.
+
+    Raises:
+        click.UsageError: If both are given.
+        ConversationError: If the dataset does not have the side.
+    """
+    from larf_curate.conversation.schemas import columns_of_side
+
+    if columns and side:
+        raise click.UsageError("--side cannot be combined with --columns: name the answer's column there")
+    return columns_of_side(available, side) if side else columns
 
 
 def read_layers(

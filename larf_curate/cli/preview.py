@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli.options import read_columns
+from larf_curate.cli.options import columns_to_read, read_columns, side_option
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
 @click.option(
     "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
 )
+@side_option
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @json_option
 def preview(
@@ -48,6 +49,7 @@ def preview(
     config: str | None,
     revision: str | None,
     columns: dict[str, str] | None,
+    side: str | None,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +71,7 @@ def preview(
     # What the template leaves out is part of the output.
     logging.getLogger("larf_curate.conversation.chat_template").setLevel(logging.ERROR)
     rows = PreviewRows.open(data, row=as_index(row) or 0, split=split, config=config, revision=revision)
-    columns = columns or (dict(rows.columns) if rows.columns else None)
+    columns = columns_to_read(rows.rows.column_names, columns, side) or (dict(rows.columns) if rows.columns else None)
     source = _model(profile_name, model, chat_template, template_name, trust_remote_code)
     renderer = _renderer(rows, columns, source, profile_name, model, trust_remote_code)
     counts = count_rows(rows, renderer)

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option, read_columns
+from larf_curate.cli.options import (
+    EXISTING_FOLDER,
+    FOLDER,
+    columns_to_read,
+    device_option,
+    read_columns,
+    side_option,
+)
 from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 
 
@@ -20,6 +27,7 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 @click.option(
     "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
 )
+@side_option
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Number of rows to score, from the beginning.  [default: all]"
 )
@@ -70,6 +78,7 @@ def score(
     config: str | None,
     revision: str | None,
     columns: dict[str, str] | None,
+    side: str | None,
     limit: int | None,
     signals: str | None,
     neighbors: int,
@@ -108,7 +117,7 @@ def score(
         neighbors=neighbors or 1,
         signals=[name.strip() for name in signals.split(",")] if signals else None,
         keep_states=keep_states,
-        columns=columns,
+        columns=columns_to_read(source.pieces[0].rows.column_names, columns, side),
         model=model,
         device=device,
         batch_tokens=batch_tokens,

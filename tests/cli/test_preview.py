@@ -93,3 +93,15 @@ def test_wrong_use_is_one_line(rows, tiny_llama, tmp_path):
     assert "below 9" in error("preview", rows, "--model", tiny_llama, "--row", 9)
     assert "--chat-template" in error("preview", rows, "--chat-template", rows)
     assert "wanted the index" in error("preview", rows, "--model", tiny_llama, "--row", "x")
+
+
+def test_either_side_of_preference_data_is_shown(tmp_path, tiny_llama):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "How?", "chosen": "With flour.", "rejected": "No idea."}) + "\n")
+    for side, answer in (("chosen", "With flour."), ("rejected", "No idea.")):
+        shown = json.loads(run("preview", path, "--model", tiny_llama, "--side", side, "--json").stdout)
+        [turn] = shown["turns"]
+        assert shown["text"][slice(*turn["characters"])].startswith(answer)
+    assert "cannot be combined" in error(
+        "preview", path, "--model", tiny_llama, "--side", "chosen", "--columns", "user=prompt,assistant=chosen", code=2
+    )

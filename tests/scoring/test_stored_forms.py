@@ -14,6 +14,7 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import read_parquet
 from larf_curate.profile import SafetyProfile
+from larf_curate.scoring.explanation import explain
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
@@ -145,3 +146,33 @@ def test_the_command_scores_several_files_and_globs_in_their_order(tmp_path, pro
     want = [item.score for item in LarfScorer(profile, device="cpu").score(rows)]
     np.testing.assert_allclose(scored.rows["larf_score"][:], want, atol=1e-5)
     assert CliRunner().invoke(main, ["score", *options]).exit_code == 2
+
+
+FORMS = {
+    "messages": {"messages": TURNS},
+    "ShareGPT with a system column": {
+        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}],
+        "system": "Be kind.",
+    },
+    "two turns, one not learned": {"messages": [*TURNS, TURNS[0], {**TURNS[1], "weight": 0}]},
+    "Alpaca with input and history": {
+        "instruction": "Add.",
+        "input": "1 + 1",
+        "output": "2",
+        "history": [["Hello", "Good day."]],
+    },
+    "a prompt of several turns": {"prompt": [*TURNS, TURNS[0]], "completion": [TURNS[1]]},
+    "text": {"text": "An ordinary paragraph."},
+    "preference data": {"prompt": "Where?", "chosen": "There.", "rejected": "Here."},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_folder_map_and_explanation_give_a_row_the_same_score(tmp_path, profile, scorer, name):
+    rows = Dataset.from_list([FORMS[name]] * 2)
+    [explained, _] = explain(profile, rows.to_list(), device="cpu")
+    want = pytest.approx([explained.score] * 2, abs=1e-5)
+    assert scores_of_folder(rows, scorer, tmp_path) == want
+    assert rows.map(scorer, batched=True)["larf_score"][:] == want
+    assert rows.map(scorer)["larf_score"][:] == want
+    assert [row.score for row in scorer.score(rows.to_list())] == want
