@@ -169,6 +169,8 @@ class Renderer:
             return Rendered(status="unsupported", reason=str(error))
         except ConversationError as error:
             return Rendered(status="malformed", reason=str(error))
+        except RecursionError:
+            return Rendered(status="malformed", reason="wanted tools and messages less deeply nested: remove the row")
 
     def _render(self, conversation: Conversation) -> _RenderedText:
         if conversation.text is not None:

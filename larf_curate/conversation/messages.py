@@ -5,6 +5,7 @@ import decimal
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from larf_curate.errors import ConversationError
@@ -136,9 +137,9 @@ def parsed(text: str, wanted: str) -> Any:  # noqa: ANN401  any JSON value
 
 
 def json_value(value: Any) -> Any:  # noqa: ANN401  any value of a row
-    """A value without keys of value None, which Arrow adds to dicts that have different keys, and dates as text."""
+    """A value as JSON has it: keys and all that is no number, truth value or None as text."""
     if isinstance(value, Mapping):
-        return {str(key): json_value(item) for key, item in value.items() if item is not None}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     return value if isinstance(value, str | bool | int | float | None) else str(value)
@@ -172,10 +173,21 @@ def _chat_message(item: object, roles: Mapping[str, str] | None) -> Message:
         raise wrong("a message with role and content", item)
     # Rows of mixed origin have both spellings, one of them null: take the one with a value.
     role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
-    others = {key: value for key, value in item.items() if key not in _READ_KEYS} if len(item) > 2 else {}
+    others = {str(key): value for key, value in item.items() if key not in _READ_KEYS} if len(item) > 2 else {}
     message = message_of(role_name(role, roles), content, **others)
-    learned = all(bool(item[key]) for key in LEARNED_KEYS if item.get(key) is not None)
+    learned = all(_is_set(key, item[key]) for key in LEARNED_KEYS if item.get(key) is not None)
     return message if learned else message | {"learned": False}
+
+
+def _is_set(key: str, flag: object) -> bool:
+    """Whether a flag of a message says yes: a number or truth value, also as text."""
+    words = {"true": True, "false": False}
+    if isinstance(flag, str):
+        with suppress(ValueError):
+            flag = words[flag.lower()] if flag.lower() in words else float(flag)
+    if isinstance(flag, bool | int | float):
+        return bool(flag)
+    raise wrong(f"a number, true or false as {key} of a message", flag)
 
 
 def _content(role: str, content: object) -> str | list[Message]:

@@ -273,7 +273,7 @@ def _arguments(row: Row) -> dict[str, Any]:
             raise wrong(f"a dict of arguments in column {MORE_ARGUMENTS}", more)
         found = dict(more)
     for column in ARGUMENTS:
-        if value := _value(row, column):
+        if (value := _value(row, column)) is not None:
             if not isinstance(value, list):
                 raise wrong(f"a list in column {column}", value)
             found[column] = [_item(item, column) if isinstance(item, str) else item for item in value]

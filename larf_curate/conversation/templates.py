@@ -12,7 +12,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from larf_curate.conversation.messages import MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
 from larf_curate.errors import ConversationError, ModelError
@@ -24,6 +24,10 @@ MAX_SECONDS = 20
 """Longest time that a template may take for a conversation of two short turns."""
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 """Errors of a template that does not accept a conversation."""
+RESERVED = frozenset(
+    ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "return_dict")
+)
+"""Arguments of `apply_chat_template` that say what is rendered and returned, not how."""
 NOW = "strftime_now"
 """Function of transformers that writes today's date into a template."""
 PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
@@ -108,6 +112,10 @@ class ChatTemplate:
         arguments = dict(arguments or {})
         source = self._source(arguments)
         given = [self._prepared(message, source) for message in messages]
+        if reserved := sorted(RESERVED & arguments.keys()):
+            raise ConversationError(
+                f"chat_template_kwargs have {', '.join(reserved)}, which no row can set: remove them"
+            )
         try:
             text = self.tokenizer.apply_chat_template(
                 given, tokenize=False, add_generation_prompt=generation_prompt, chat_template=source, **arguments
@@ -169,7 +177,7 @@ class ChatTemplate:
     def _source(self, arguments: Mapping[str, Any]) -> str:
         """The template for a row with these arguments, as transformers chooses it."""
         named = self._sources
-        return named["tool_use"] if arguments.get("tools") and "tool_use" in named else named["default"]
+        return named["tool_use"] if arguments.get("tools") is not None and "tool_use" in named else named["default"]
 
     def _prepared(self, message: Message, source: str) -> Message:
         """A message as the template takes it: with the keys that it reads, contents as text or as parts."""
@@ -202,8 +210,9 @@ def with_day(source: str, day: date) -> str:
     """
     if NOW not in source:
         return source
-    formats = {text for text in re.findall(r"""['"]([^'"\n]*%[^'"\n]*)['"]""", source)}
-    dates = json.dumps({text: day.strftime(text) for text in sorted(formats)}, ensure_ascii=False)
+    literals = {text[1:-1] for _, kind, text in Environment().lex(source) if kind == "string"}
+    formats = sorted(text for text in literals if "%" in text)
+    dates = json.dumps({text: day.strftime(text) for text in formats}, ensure_ascii=False)
     macro = (
         f"{{%- macro {NOW}(format) -%}}{{%- set dates = {dates} -%}}"
         "{{- dates[format] if format in dates else raise_exception('the date format ' ~ format ~ ' is not known') -}}"

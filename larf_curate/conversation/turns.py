@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from os.path import commonprefix
 from typing import Protocol
 
@@ -114,15 +115,17 @@ class TurnFinder:
         if shape and (layout := self._layouts.get(shape)) and (spans := layout.match(messages, text)):
             return Turns(spans)
         texts = _locate(messages, text, self.render)
-        spans = self._last(messages, text) if texts is None else self._turns(messages, text, texts)
-        if not any(text[start:end].strip() for start, end in spans.values()):
+        found = self._last(messages, text) if texts is None else self._turns(messages, text, texts)
+        spans = {index: (start, end) for index, (start, end) in found.items() if text[start:end].strip()}
+        if not spans:
             raise UnsupportedContentError("the model's chat template shows nothing of any assistant turn")
         if texts is None:
-            return Turns(spans)
+            answers = (index for index, message in enumerate(messages) if message["role"] == "assistant")
+            return Turns(spans, tuple(index for index in answers if index not in spans))
         if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
             self._layouts[shape] = layout
-        hidden = [index for index, message in enumerate(messages) if _core(message) and index not in texts]
-        return Turns(spans, tuple(hidden))
+        unseen = {index for index, message in enumerate(messages) if _core(message) and index not in texts}
+        return Turns(spans, tuple(sorted(unseen | found.keys() - spans.keys())))
 
     def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -130,21 +133,42 @@ class TurnFinder:
         closing = text[texts[answers[-1]][1] :] if answers[-1] in texts else ""
         found: dict[int, Span] = {}
         for index in answers:
-            before = max((end for i, (_, end) in texts.items() if i < index), default=0)
-            before = max(before, max((stop for _, stop in found.values()), default=0))
-            after = min((start for i, (start, _) in texts.items() if i > index), default=len(text))
-            start, end = texts.get(index, (after, before))
+            earlier = [end for i, (_, end) in texts.items() if i < index] + [stop for _, stop in found.values()]
+            start, end = texts.get(index, (len(text), 0))
+            before = max((place for place in earlier if place <= start), default=0)
+            end = max(end, before)
+            after = min((first for i, (first, _) in texts.items() if i > index and first >= end), default=len(text))
+            start = min(start, after)
             place = text.find(header, before, start) if header else -1
             answer = place + len(header) if place >= 0 else start
             first = place if place >= 0 and self.learns_header else answer
-            end = max(end, answer)
-            last = index == len(messages) - 1 or after < end
-            found[index] = first, len(text) if last else self._end(text[end:after], end, header, closing)
+            found[index] = (
+                first,
+                self._end(messages, index, text[: max(after, answer)], max(end, answer), header, closing),
+            )
         return found
 
-    def _end(self, gap: str, end: int, header: str, closing: str) -> int:
-        """Where a turn ends: before the next message's header, which begins like the assistant's own."""
-        for length in range(len(header) if closing.strip() else 0, 0, -1):
+    def _end(self, messages: Sequence[Message], index: int, text: str, end: int, header: str, closing: str) -> int:
+        """Where a turn ends: before the next message's header, which begins like the assistant's own.
+
+        Args:
+            messages: The messages.
+            index: Index of the turn's message.
+            text: The rendered text up to the text of the next message that has one.
+            end: Where the turn's text ends.
+            header: The assistant's header.
+            closing: What follows the text of the last answer.
+        """
+        following = messages[index + 1 : index + 2]
+        if not following:
+            return len(text)
+        if header and following[0]["role"] == "assistant" and not _core(following[0]):
+            place = text.find(header, end)  # calls of tools in a row have no texts between them
+            if place >= 0:
+                return place
+        gap = text[end:]
+        has_end = closing.strip() or messages[index].get("tool_calls")
+        for length in range(len(header) if has_end else 0, 0, -1):
             if (place := gap.rfind(header[:length])) >= 0:
                 return end + place
         return end + len(commonprefix([gap, closing]))
@@ -178,13 +202,18 @@ def _is_plain(message: Message) -> bool:
 def _locate(messages: Sequence[Message], text: str, render: Render) -> dict[int, Span] | None:
     """Where the text of each message is in the rendered conversation; None where it cannot be told.
 
-    Messages without text, and such that the template leaves out, have no entry.
+    Messages that the template leaves out have no entry, and such without text where it looks at whether there is one.
     """
-    answers = {i for i, message in enumerate(messages) if message["role"] == "assistant" and _core(message)}
+    said = [i for i, message in enumerate(messages) if message["role"] == "assistant" and _core(message)]
+    answers = {index for index in said if not messages[index].get("tool_calls")}  # some show the call alone
     marks = _marks(2 * len(messages), text)
-    for mark in (_around, _behind_thought, _at_end):
+    has_empty = not all(map(_core, messages))
+    for mark, empty in product((_around, _behind_thought, _at_end), (True, False) if has_empty else (False,)):
         pairs = zip(messages, marks[::2], marks[1::2], strict=True)
-        marked = [_marked(message, partial(mark, first=chr(first), last=chr(last))) for message, first, last in pairs]
+        marked = [
+            _marked(message, partial(mark, first=chr(first), last=chr(last)), empty=empty)
+            for message, first, last in pairs
+        ]
         try:
             plain, places = _without_marks(render(marked), marks)
         except ConversationError:  # the template looks at how a text begins, or allows few characters
@@ -209,16 +238,29 @@ def _marks(count: int, text: str) -> range:
     return range(first, first + count)
 
 
-def _marked(message: Message, mark: Callable[..., str]) -> Message:
-    """A message with marks in its text, within the white space that templates strip."""
+def _marked(message: Message, mark: Callable[..., str], *, empty: bool) -> Message:
+    """A message with marks in its text, within the white space that templates strip.
+
+    Args:
+        message: The message.
+        mark: Puts marks into a text.
+        empty: Whether messages without text are marked too, but for calls of tools.
+    """
     content = message["content"]
+    if not _core(message):
+        if not empty or message.get("tool_calls"):
+            return message
+        marks = mark("")
+        return {
+            **message,
+            "content": content + (marks if isinstance(content, str) else [{"type": "text", "text": marks}]),
+        }
     if isinstance(content, str):
         return {**message, "content": _marked_text(content, mark)}
     texts = [place for place, part in enumerate(content) if part.get("text", "").strip()]
-    parts = list(content)
-    if texts:  # one mark before the first text, one behind the last
-        parts[texts[0]] = {**parts[texts[0]], "text": _marked_text(parts[texts[0]]["text"], mark, only="first")}
-        parts[texts[-1]] = {**parts[texts[-1]], "text": _marked_text(parts[texts[-1]]["text"], mark, only="last")}
+    parts = list(content)  # one mark before the first text, one behind the last
+    parts[texts[0]] = {**parts[texts[0]], "text": _marked_text(parts[texts[0]]["text"], mark, only="first")}
+    parts[texts[-1]] = {**parts[texts[-1]], "text": _marked_text(parts[texts[-1]]["text"], mark, only="last")}
     return {**message, "content": parts}
 
 

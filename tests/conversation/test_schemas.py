@@ -306,7 +306,7 @@ def test_arguments_of_the_template_are_read():
     tool = {"type": "function", "function": {"name": "look", "parameters": None}}
     row = {"messages": ASKED, "tools": json.dumps([tool]), "documents": ["D"], "chat_template_kwargs": {"x": 1}}
     found = to_conversation(row).arguments
-    assert found["tools"] == [{"type": "function", "function": {"name": "look"}}]  # Arrow fills dicts with None
+    assert found["tools"] == [tool]  # with what is None, which TRL passes on too
     assert found["documents"] == [{"text": "D"}]
     assert found["x"] == 1
 
@@ -337,3 +337,18 @@ def test_either_side_of_preference_data():
     assert to_messages({"chosen": [], "rejected": ASKED}, implicit) == ASKED
     with pytest.raises(ConversationError, match="rejected"):
         columns_of_side(["prompt", "chosen"], "rejected")
+
+
+@pytest.mark.parametrize(("flag", "learned"), [("0", False), ("false", False), (0.0, False), ("1", True), (True, True)])
+def test_flags_of_messages_may_be_text(flag, learned):
+    [_, answer] = to_messages({"messages": [ASKED[0], {**ASKED[1], "weight": flag}]})
+    assert is_learned(answer) == learned
+
+
+def test_a_flag_that_says_neither_yes_nor_no_is_malformed():
+    with pytest.raises(ConversationError, match="weight of a message"):
+        to_messages({"messages": [ASKED[0], {**ASKED[1], "weight": "maybe"}]})
+
+
+def test_keys_of_messages_that_are_no_text_are_read():
+    assert to_messages({"messages": [{**ASKED[0], 1: 2}, ASKED[1]]})[1] == ASKED[1]

@@ -45,6 +45,16 @@ ROWS = {
         ],
         "tools": [TOOL],
     },
+    "empty": {"messages": [ASKED, SAID, {"role": "user", "content": ""}, MORE[1]]},
+    "silent tool": {
+        "messages": [
+            ASKED,
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "name": "open_door", "content": ""},
+            SAID,
+        ],
+        "tools": [TOOL],
+    },
 }
 REASONS = {
     **dict.fromkeys(
@@ -52,10 +62,21 @@ REASONS = {
         "the variant writes the user's header behind every answer and learns it; the template itself does not",
     ),
     **dict.fromkeys(
-        [("qwen3", "call"), *((name, "two") for name in ("qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"))],
+        [
+            ("qwen3", "call"),
+            ("qwen3", "silent tool"),
+            *(
+                (name, kind)
+                for kind in ("two", "empty")
+                for name in ("qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
+            ),
+        ],
         "the variant keeps empty thoughts in earlier answers, where the template itself shows none",
     ),
-    ("deepseek_r1_distill", "call"): "the variant learns the end of the tool's output as part of the next answer",
+    **dict.fromkeys(
+        (("deepseek_r1_distill", kind) for kind in ("call", "silent tool")),
+        "the variant learns the end of the tool's output as part of the next answer",
+    ),
 }
 """Where TRL's training variant learns text that the model's own template does not write."""
 
@@ -85,12 +106,12 @@ def test_what_is_read_is_what_is_rendered_and_learned(name, kind):
         assert item.status in ("malformed", "unsupported")
         return
     text, messages = found
-    answers = ["With flour.", *(["It is baked."] if kind == "two" else [])]
+    answers = ["With flour.", *(["It is baked."] if kind in ("two", "empty") else [])]
     assert all(answer in text for answer in answers)
     assert item.status == "ok", item.reason
     assert text.startswith(tokenizer.decode(item.tokens.ids))
     turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
-    if kind != "call":
+    if "call" not in kind and "tool" not in kind or kind == "tools":
         assert len(turns) == len(answers)
     assert all(answer in "".join(turns) for answer in answers)
     assert "How is bread made?" not in "".join(turns)
