@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the cores
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # before datasets is imported: it tells the Hub of every file
 settings.register_profile("larf-curate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("larf-curate")
 
