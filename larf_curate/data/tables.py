@@ -37,8 +37,13 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
         with atomic_path(path) as temporary, no_progress_bars():
-            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(temporary)
+            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(temporary, **_batching(dataset))
     return paths
+
+
+def _batching(dataset: Dataset) -> dict[str, int]:
+    """Options of `to_parquet`: `datasets` cannot estimate a batch size for media columns without rows."""
+    return {} if len(dataset) else {"batch_size": 1}
 
 
 def _contiguous(dataset: Dataset) -> Dataset:

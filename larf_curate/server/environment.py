@@ -19,7 +19,7 @@ SERVER_VERSION = "2.8.0"
 _FOLDER = Path(__file__).parent
 _REQUIREMENTS = _FOLDER / "requirements.txt"
 _CONSTRAINTS = _FOLDER / "constraints.txt"
-_SUPPORTED_PYTHONS = [(3, minor) for minor in range(10, 14)]  # pydantic 2.9 has no wheels for 3.14
+_SUPPORTED_PYTHONS = [(3, minor) for minor in range(11, 14)]  # pydantic 2.9 has no wheels for 3.14
 _INSTALL_TIMEOUT = 1800.0  # seconds
 
 
@@ -47,7 +47,7 @@ class ServerEnvironment:
             folder: Parent folder (default: ``argilla-server`` in the cache folder).
 
         Raises:
-            ReviewServerError: If no Python from 3.10 to 3.13 is found.
+            ReviewServerError: If no Python from 3.11 to 3.13 is found.
         """
         base, version = _base_python()
         pins = _REQUIREMENTS.read_bytes() + _CONSTRAINTS.read_bytes() + f"{base} {platform.machine()}".encode()
@@ -136,7 +136,7 @@ def _base_python() -> tuple[Path, str]:
         if found := shutil.which(f"python{major}.{minor}"):
             return Path(os.path.realpath(found)), f"{major}.{minor}"
     raise ReviewServerError(
-        f"Argilla {SERVER_VERSION} requires Python 3.10 to 3.13, got {platform.python_version()}: "
+        f"Argilla {SERVER_VERSION} requires Python 3.11 to 3.13, got {platform.python_version()}: "
         "install python3.13 beside it, or use your own server with --url"
     )
 

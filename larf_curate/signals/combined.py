@@ -61,9 +61,10 @@ def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:
     signal = fit(refs)
     values, lengths = signal(refs.neutral), _log_length(refs.neutral)
     mean, centre = values.mean(axis=0), lengths.mean(axis=0)
-    variance = lengths.var(axis=0)
-    # If all neutral rows have one length, its effect cannot be estimated: dividing by 1 leaves the slope at 0.
-    slope = ((lengths - centre) * (values - mean)).mean(axis=0) / np.where(variance > 0, variance, 1)
+    # If all neutral rows have one length, its effect cannot be estimated. Their variance is then not exactly 0.
+    varies = np.ptp(lengths, axis=0) > 0
+    covariance = ((lengths - centre) * (values - mean)).mean(axis=0)
+    slope = np.where(varies, covariance, 0) / np.where(varies, lengths.var(axis=0), 1)
 
     def residual(states: States) -> Vectors:
         return np.asarray(signal(states) - mean - slope * (_log_length(states) - centre), np.float32)

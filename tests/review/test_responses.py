@@ -1,4 +1,4 @@
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from larf_curate.review.decisions.responses import CONTENT_DIGEST, DECIDED_TOGETHER, OUTDATED_RESPONSES, read_records
 
@@ -66,7 +66,7 @@ def test_an_answer_to_an_earlier_text_is_outdated_until_it_is_changed():
 def test_times_with_a_zone_are_read_on_every_python():
     for at in ("2026-01-01T12:00:00Z", "2026-01-01T13:00:00+01:00"):
         (read,) = read_records([record(response(at=at))], {})
-        assert read.judgements[0].time == datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+        assert read.judgements[0].time == datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_rows_that_a_decision_serves_are_read_with_their_digests():

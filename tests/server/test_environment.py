@@ -94,7 +94,7 @@ def test_a_failed_install_names_the_reason_and_the_remedy(tmp_path):
 def test_a_python_that_argilla_does_not_know_is_replaced_by_one_on_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ReviewServerError, match="requires Python 3.10 to 3.13"):
+    with pytest.raises(ReviewServerError, match="requires Python 3.11 to 3.13"):
         ServerEnvironment.find(tmp_path)
     other = tmp_path / "python3.12"
     other.touch(mode=0o755)

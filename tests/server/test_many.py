@@ -6,7 +6,7 @@ import sqlite3
 import time
 import uuid
 from contextlib import closing
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def collection(argilla_server, rows):
         argilla_server, fields={"text": "text"}, metadata={"score": "float", "split": "terms"}, vectors={"state": WIDTH}
     )
     setting = made.owner.send("GET", f"/datasets/{made.id}/vectors-settings")["items"][0]["id"]
-    now = datetime.now(timezone.utc).replace(tzinfo=None).isoformat(" ")
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
     ids = [uuid.uuid4().hex for _ in rows]
     records = [
         (key, json.dumps({"text": row["text"]}), row["id"], uuid.UUID(made.id).hex, now, now, metadata_of(row))

@@ -176,7 +176,6 @@ def test_neutral_rows_of_one_length_calibrate_too(refs, rows):
     assert np.isfinite(SIGNALS["combined"].fit(same)(rows)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the variance of equal lengths is not 0 but what rounding leaves of it")
 @pytest.mark.parametrize("length", [7, 33, 100])
 def test_neutral_rows_of_one_length_leave_the_score_without_its_effect(length, refs, rows):
     lengths = {"length": np.full((40, LAYERS, 1), length, np.float32)}

@@ -96,7 +96,7 @@ def _judgement(response: Mapping[str, Any], usernames: Mapping[str, str], outdat
         severity=values.get("severity"),
         rationale=values.get("rationale"),
         corrected_answer=values.get("corrected_answer"),
-        time=datetime.fromisoformat(response["updated_at"].replace("Z", "+00:00")),  # Python 3.10 rejects "Z"
+        time=datetime.fromisoformat(response["updated_at"]),
         # A response that was changed after the content is about the new content, though its id is the same.
         outdated=outdated.get(response["id"]) == response["updated_at"],
     )

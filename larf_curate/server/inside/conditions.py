@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from argilla_server.errors.future import UnprocessableEntityError
@@ -150,10 +150,10 @@ def _timestamp(value: str | float) -> str:
     """
     try:
         if isinstance(value, str):
-            time = datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept a Z
+            time = datetime.fromisoformat(value)
         else:
-            time = datetime.fromtimestamp(value / 1000, timezone.utc)
+            time = datetime.fromtimestamp(value / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         raise UnprocessableEntityError("A time must be in ISO 8601 format, like 2025-01-31T10:00:00Z.") from None
-    utc = time.astimezone(timezone.utc) if time.tzinfo else time
+    utc = time.astimezone(UTC) if time.tzinfo else time
     return utc.strftime("%Y-%m-%d %H:%M:%S.%f")
