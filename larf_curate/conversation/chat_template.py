@@ -15,7 +15,13 @@ from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal
 
-from larf_curate.conversation.messages import EmptyConversationError, UnsupportedContentError, is_learned
+from larf_curate.conversation.messages import (
+    EmptyConversationError,
+    UnsupportedContentError,
+    has_content,
+    is_learned,
+    text_of,
+)
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, truncate
@@ -109,6 +115,8 @@ class Renderer:
     day: date | None = None
     _finders: dict[str, TurnFinder] = field(default_factory=dict, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
+    _ignored: set[str] = field(default_factory=set, repr=False)
+    _unused: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -157,7 +165,12 @@ class Renderer:
     @property
     def left_out(self) -> list[str]:
         """What the chat template has left out of the rows so far."""
-        return sorted(self._told - {"columns"})
+        return sorted(self._told)
+
+    @property
+    def ignored_columns(self) -> list[str]:
+        """Columns with values in the rows so far that look like part of the conversations but are not read."""
+        return sorted(self._ignored)
 
     def _try_render(self, row: Row | None, schema: Schema | None) -> _RenderedText | Rendered:
         try:
@@ -182,10 +195,32 @@ class Renderer:
         turns = self._finder(arguments)(messages, text)
         learned = [span for index, span in turns.spans.items() if is_learned(messages[index])]
         others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
-        if not learned:
-            raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
+        self._check_learned(conversation, text, turns)
         self._tell(conversation, turns)
         return _RenderedText(text, learned, others)
+
+    def _check_learned(self, conversation: Conversation, text: str, turns: Turns) -> None:
+        """Refuse a conversation of whose learned turns nothing is shown: only end-of-turn tokens would be scored.
+
+        Raises:
+            EmptyConversationError: If no turn is learned, or none that is has content.
+            UnsupportedContentError: If the chat template leaves out all content of the learned turns.
+        """
+        messages = conversation.messages
+        learned = [index for index, message in enumerate(messages) if is_learned(message)]
+        if not learned:
+            raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
+        with_content = [index for index in learned if has_content(messages[index])]
+        if not with_content:
+            raise EmptyConversationError("wanted text in a turn that is learned, got none: there is nothing to score")
+        shows = partial(self._finder(conversation.arguments).shows, messages, text, turns)
+        if not any(map(shows, with_content)):
+            unread = self.template.unread([messages[index] for index in with_content], {})
+            texts = ["its text"] if any(text_of(messages[index]).strip() for index in with_content) else []
+            left_out = " and ".join([*unread, *texts]) or "all of it"
+            raise UnsupportedContentError(
+                f"the model's chat template shows nothing of the answer: it leaves out {left_out}"
+            )
 
     @cached_property
     def _text_start(self) -> str:
@@ -208,21 +243,31 @@ class Renderer:
         return self._finders[key]
 
     def _tell_unused_columns(self, rows: Sequence[Row | None]) -> None:
-        """Say once which columns look like part of the conversations but are not read, by the first rows."""
+        """Say once of each column with values that it looks like part of the conversations but is not read."""
         given = [row for row in rows if isinstance(row, Mapping)]
-        if not given or "columns" in self._told:
-            return
-        self._told.add("columns")
-        with suppress(ConversationError):  # every row's status says it
-            unused = unused_columns(given[0], self.columns)
-            if names := [name for name in unused if any(row.get(name) for row in given)]:
-                logger.warning(
-                    "%s: looks like part of the conversations but is not read; if it should be, name the columns",
-                    ", ".join(names),
-                )
+        names = {name for keys in {tuple(row) for row in given} for name in self._unused_of(keys)} - self._ignored
+        if found := sorted(name for name in names if any(row.get(name) for row in given)):
+            self._ignored.update(found)
+            logger.warning(
+                "%s: looks like part of the conversations but is not read; if it should be, name the columns",
+                ", ".join(found),
+            )
+
+    def _unused_of(self, names: tuple[str, ...]) -> list[str]:
+        """Columns of rows with these columns that look like part of the conversations but are not read."""
+        if names not in self._unused:
+            if len(self._unused) == MAX_FINDERS:
+                self._unused.clear()
+            self._unused[names] = []
+            with suppress(ConversationError):  # every row's status says it
+                self._unused[names] = unused_columns(names, self.columns)
+        return self._unused[names]
 
     def _tell(self, conversation: Conversation, turns: Turns) -> None:
-        """Say once what the template leaves out of conversations, which a trainer would not see either."""
+        """Say once what is left out of conversations: by the template, as in training, and for another system prompt."""
+        for column in sorted(set(conversation.ignored) - self._ignored):
+            self._ignored.add(column)
+            logger.warning("%s: is not read where a row has another system prompt, which comes first", column)
         roles = sorted({conversation.messages[index]["role"] for index in turns.hidden})
         unread = self.template.unread(conversation.messages, conversation.arguments)
         for what in [*unread, *(f"the text of some {role} turns" for role in roles)]:

@@ -119,6 +119,11 @@ def text_of(message: Message) -> str:
     return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
 
 
+def has_content(message: Message) -> bool:
+    """Whether a message has text, calls of tools or a thought."""
+    return bool(text_of(message).strip() or any(message.get(key) for key in ("tool_calls", *THOUGHT_KEYS)))
+
+
 def is_learned(message: Message) -> bool:
     """Whether a trainer learns a message: one of the assistant that no key says 0 or false of."""
     return message["role"] == "assistant" and bool(message.get("learned", True))

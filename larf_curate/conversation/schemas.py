@@ -20,6 +20,7 @@ from larf_curate.conversation.messages import (
     Message,
     clean,
     clean_message,
+    has_content,
     json_value,
     message_of,
     messages_of,
@@ -71,11 +72,13 @@ class Conversation:
             calls.
         text: Text of a row that is already rendered (a ``text`` column), to be used without a chat template; else None.
         arguments: Further arguments of the chat template: ``tools``, ``documents``, and those that a row names.
+        ignored: Columns with a system prompt that is not read, since the row has another one, which comes first.
     """
 
     messages: list[Message]
     text: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,14 @@ def to_conversation(
         raise wrong("a row with named columns", row)
     schema = schema or schema_for(row, columns)
     messages = [clean_message(message) for message in schema.read(row)]
-    if not any(_says_something(message) for message in messages if message["role"] == "assistant"):
+    if not any(has_content(message) for message in messages if message["role"] == "assistant"):
         raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
     if schema.plain:
         return Conversation(messages=messages, text=messages[0]["content"])
-    return Conversation(messages=_with_extras(messages, row, schema), arguments=_arguments(row))
+    messages = _with_extras(messages, row, schema)
+    return Conversation(
+        messages=messages, arguments=_arguments(row), ignored=_ignored_prompts(messages[0], row, schema)
+    )
 
 
 def to_messages(row: Row, columns: Mapping[str, str] | None = None) -> list[Message]:
@@ -238,10 +244,6 @@ def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
         )
 
 
-def _says_something(message: Message) -> bool:
-    return bool(text_of(message).strip() or any(message.get(key) for key in ("tool_calls", *THOUGHT_KEYS)))
-
-
 def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Message]:
     """Messages with the system prompt and the thought that are in columns of their own."""
     columns = [column for column in EXTRAS if column not in schema.columns and row.get(column)]
@@ -253,6 +255,12 @@ def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Mess
     if system and messages[0]["role"] != "system":
         messages = [message_of("system", system), *messages]
     return [clean_message(message) for message in messages]
+
+
+def _ignored_prompts(first: Message, row: Row, schema: Schema) -> tuple[str, ...]:
+    """Columns with another system prompt than the conversation begins with."""
+    prompts = {column: row[column] for column in SYSTEM if row.get(column) and column not in schema.columns}
+    return tuple(column for column, value in prompts.items() if clean(value) != text_of(first))
 
 
 def _history(value: object) -> list[Message]:

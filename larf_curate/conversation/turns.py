@@ -127,6 +127,25 @@ class TurnFinder:
         unseen = {index for index, message in enumerate(messages) if _core(message) and index not in texts}
         return Turns(spans, tuple(sorted(unseen | found.keys() - spans.keys())))
 
+    def shows(self, messages: Sequence[Message], text: str, turns: Turns, index: int) -> bool:
+        """Whether the rendered conversation shows anything of a message: its text, its calls of tools or its thought.
+
+        Args:
+            messages: The conversation.
+            text: The messages, rendered.
+            turns: The turns of the conversation.
+            index: Index of the message.
+        """
+        start, end = turns.spans.get(index, (0, 0))
+        message, core = messages[index], _core(messages[index]).rpartition(THOUGHT_END)[2].strip()
+        if core and text.find(core, start, end) >= 0:
+            return True
+        without = [*messages[:index], {"role": message["role"], "content": ""}, *messages[index + 1 :]]
+        try:
+            return self.render(without) != text
+        except ConversationError:  # it looks at what the message has
+            return index in turns.spans
+
     def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         header = self._header(messages, answers[0])

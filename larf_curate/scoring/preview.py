@@ -258,13 +258,14 @@ def count_rows(rows: PreviewRows, renderer: Renderer) -> RowCounts:
         first = found.get(rendered.status) or StatusCount(rows=0, first_row=index, reason=_reason(inspection, renderer))
         found[rendered.status] = StatusCount(rows=first.rows + 1, first_row=first.first_row, reason=first.reason)
         lengths += [len(inspection.ids)] if inspection.ids else []
+    unused = _with_values(data, unused_columns(names, renderer.columns))  # the renderer sees no media columns
     return RowCounts(
         rows=sum(count.rows for count in found.values()),
         statuses=dict(sorted(found.items(), key=lambda item: -item[1].rows)),
         median_tokens=median(lengths) if lengths else None,
         max_tokens=max(lengths, default=None),
         columns=tuple(name for name in names if name in schema.used),
-        unused_columns=tuple(_with_values(data, unused_columns(names, renderer.columns))),
+        unused_columns=tuple(sorted({*unused, *renderer.ignored_columns})),
         left_out=tuple(renderer.left_out),
     )
 

@@ -142,7 +142,9 @@ class LarfScorer:
             return self.columns_of(self._render_rows(_to_rows(values), schema, rank), rank)
         row = {name: _to_python(value) for name, value in values.items()}
         columns = self.columns_of(self._render_rows([row], schema, rank), rank)
-        return {name: column[0] for name, column in columns.items()}
+        values = {name: column[0] for name, column in columns.items()}
+        # A single None has no type: `map` fits shards together only if it finds a dict in each of them.
+        return values | {"larf_signals": values["larf_signals"] or dict.fromkeys(self.signals)}
 
     def render(self, batch: Mapping[str, Any], rank: int | None = None) -> list[Rendered]:
         """Tokenize a batch: the first half of a call, which runs no model and may run in parallel to the other half.
@@ -432,7 +434,12 @@ class _TypedNulls(list[None]):
 
 
 def _typed(column: list[Any], feature: object) -> list[Any]:
-    """The column, with its type attached if it has only nulls."""
+    """The column, with its type attached if it has only nulls.
+
+    That type must be the one that `datasets` infers from values, so that the shards of ``map(num_proc=…)`` fit together:
+    lists of any length.
+    """
     if any(value is not None for value in column):
         return column
-    return _TypedNulls(len(column), Features({"column": feature}).arrow_schema.field("column").type)
+    inferred = List(feature.feature) if isinstance(feature, List) else feature
+    return _TypedNulls(len(column), Features({"column": inferred}).arrow_schema.field("column").type)

@@ -169,12 +169,69 @@ def test_tool_calls_reach_the_template_and_the_turn_holds_them():
     assert texts_of_turns(tokenizer, long.tokens)[-1] == "Done.<|im_end|>\n"
 
 
-def test_tool_calls_that_the_template_ignores_leave_the_end_mark_as_the_turn():
+CALL = {"name": "oven", "arguments": {"t": 200}}
+ASKED = {"role": "user", "content": "Bake"}
+NO_ANSWER = "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% else %}A{% endif %}\n{% endfor %}"
+AFTER_THOUGHT = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "left_out"),
+    [
+        (CHATML, {"content": None, "tool_calls": [CALL]}, "tool_calls"),
+        (CHATML, {"content": "", "reasoning_content": "Hot."}, "reasoning_content"),
+        (AFTER_THOUGHT, {"content": "<think>Hot.</think>"}, "its text"),
+        (NO_ANSWER, {"content": "Done."}, "answer"),
+        (NO_ANSWER, {"content": "Done.", "tool_calls": [CALL]}, "nothing of any"),
+    ],
+)
+def test_an_answer_of_which_the_template_shows_nothing_is_unsupported(template, answer, left_out):
+    tokenizer = tokenizer_with(template)
+    hidden, fine = render(tokenizer, [{"messages": [ASKED, {"role": "assistant", **answer}]}, {"text": "Hi"}])
+    assert (hidden.status, fine.status) == ("unsupported", "ok")
+    assert left_out in hidden.reason
+
+
+def test_an_answer_of_which_the_template_shows_a_part_is_scored():
+    chats = [
+        [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}],
+        [ASKED, {"role": "assistant", "content": "<think>Hot.</think>Done."}],
+        [
+            ASKED,
+            {"role": "assistant", "content": "", "reasoning_content": "x"},
+            {"role": "assistant", "content": "Done."},
+        ],
+    ]
+    for chat, template in zip(chats, (TOOLS, AFTER_THOUGHT, CHATML), strict=True):
+        (item,) = render(tokenizer_with(template), [{"messages": chat}])
+        assert item.status == "ok"
+
+
+def test_learned_turns_without_content_are_empty_though_another_turn_has_some():
+    chat = [ASKED, {"role": "assistant", "content": "No.", "weight": 0}, ASKED, {"role": "assistant", "content": " "}]
+    (item,) = render(tokenizer_with(CHATML), [{"messages": chat}])
+    assert item.status == "empty"
+    assert "learned" in item.reason
+
+
+def test_columns_that_are_not_read_are_told_once_each_in_whichever_batch_they_have_values(caplog):
     tokenizer = tokenizer_with(CHATML)
-    chat = [{"role": "user", "content": "Bake"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "x"}]}]
-    (item,) = render(tokenizer, [{"messages": chat}])
-    assert item.status == "ok"
-    assert texts_of_turns(tokenizer, item.tokens) == ["<|im_end|>\n"]
+    renderer = Renderer(tokenizer, 100)
+    row = {"messages": CHAT[1:3], "images": None, "instruction": None}
+    for changes in ({}, {"instruction": "x"}, {"instruction": "y"}, {"images": [1], "instruction": "z"}):
+        renderer([row | changes])
+    assert [record.args[0] for record in caplog.records] == ["instruction", "images"]
+    assert renderer.ignored_columns == ["images", "instruction"]
+
+
+@pytest.mark.parametrize("chat", [CHAT[1:3], CHAT[:3]])
+def test_a_system_prompt_that_gives_way_to_another_is_told_once(chat, caplog):
+    renderer = Renderer(tokenizer_with(CHATML), 100)
+    row = {"messages": chat, "system": "Be kind.", "system_prompt": "Be quick."}
+    renderer([row | {"system_prompt": None}, row | {"system_prompt": "Be kind."}])
+    assert not caplog.records
+    renderer([row, row])
+    assert [record.args[0] for record in caplog.records] == ["system_prompt"]
 
 
 def test_surrogates_in_tool_calls_are_replaced_and_do_not_stop_the_other_rows():

@@ -269,6 +269,20 @@ def test_a_first_batch_without_scores_does_not_spoil_the_types(profile, refs):
     assert scored["larf_signals"][0] is None or scored["larf_signals"][0] == {"larf": None}
 
 
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_shard_without_scores_fits_the_others(profile, refs, batched, first):
+    scorer = LarfScorer(profile, exemplars=ExemplarIndex.build(profile, refs), keep_states=True, device="cpu")
+    empty, fine = [{"question": None, "answer": None}] * 2, PLAIN[:2]
+    rows = Dataset.from_list([*empty, *fine] if first else [*fine, *empty])
+    scored = rows.map(scorer, batched=batched, num_proc=2)
+    assert sorted(scored["larf_status"]) == ["empty", "empty", "ok", "ok"]
+    assert scored.features["larf_signals"] == {"larf": Value("float32")}
+    assert scored.features["larf_layer_scores"].feature == Value("float32")
+    assert scored.features["larf_state"].feature == Value("float16")
+    assert [score is None for score in scored["larf_score"]] == [row["question"] is None for row in rows]
+
+
 def test_a_last_conversation_turn_of_the_user_longer_than_the_model_does_not_shift_other_rows(scorer):
     tail = {"role": "user", "content": "and then " * 500}
     rows = [
