@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli.options import columns_to_read, read_columns, side_option
-from larf_curate.cli.output import echo_json, echo_table, json_option, visible
+from larf_curate.cli.output import counted, echo_json, echo_table, json_option, visible
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Renderer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from larf_curate.scoring.preview import PreviewRows, RowCounts, RowPreview
 
 SHOWN_CHARACTERS = 2_000  # of a row that cannot be rendered
+SHOWN_COUNTS = 20  # kinds of rows, by status and reason
 
 
 @click.command()
@@ -143,12 +144,14 @@ def _echo_row(shown: "RowPreview", max_length: int) -> None:
         console.print(escaped(repr(dict(shown.source))[:SHOWN_CHARACTERS], "dim"), soft_wrap=True)
         return
     tokens = shown.tokens()
-    answers = f"{len(view.turns)} {'answer' if len(view.turns) == 1 else 'answers'}"
-    console.print(title + Text(f" · {len(tokens):,} tokens, {sum(shown.learned()):,} of them learned in {answers}"))
+    answers = counted(len(view.turns), "answer")
+    console.print(
+        title + Text(f" · {counted(len(tokens), 'token')}, {sum(shown.learned()):,} of them learned in {answers}")
+    )
     if unread := sum(not token.read for token in tokens):
         is_cut = view.rendered.status == "truncated"
-        why = f"the row is cut to {max_length:,} tokens" if is_cut else "they follow the last answer"
-        console.print(f"{unread:,} tokens are not read: {why}", soft_wrap=True)
+        why = f"the row is cut to {max_length:,} tokens" if is_cut else "behind the last answer"
+        console.print(f"{counted(unread, 'token')} not read: {why}", soft_wrap=True)
     console.print()
     console.print(token_text(tokens), soft_wrap=True)
     console.print()
@@ -157,9 +160,9 @@ def _echo_row(shown: "RowPreview", max_length: int) -> None:
 
 
 def _echo_counts(counts: "RowCounts") -> None:
-    title = f"First {counts.rows:,} rows"
-    lines = [(name, f"{found.rows:,}", found.first_row, found.reason) for name, found in counts.statuses.items()]
-    echo_table(title, ("status", "rows", "first row", "reason"), lines)
+    title = "First row" if counts.rows == 1 else f"First {counts.rows:,} rows"
+    lines = [(found.status, f"{found.rows:,}", found.first_row, found.reason) for found in counts.statuses]
+    echo_table(title, ("status", "rows", "first row", "reason"), lines, limit=SHOWN_COUNTS)
     if counts.median_tokens is not None:
         click.echo(f"Tokens of a row: median {counts.median_tokens:,.0f}, most {counts.max_tokens:,}")
     click.echo(visible(f"Columns that are read: {', '.join(counts.columns)}"))

@@ -16,6 +16,8 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 from larf_curate.conversation.messages import (
+    DEVELOPER,
+    GIVEN_ROLE,
     EmptyConversationError,
     UnsupportedContentError,
     has_content,
@@ -115,6 +117,7 @@ class Renderer:
     day: date | None = None
     _finders: dict[str, TurnFinder] = field(default_factory=dict, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
+    _roles: set[str] = field(default_factory=set, repr=False)
     _ignored: set[str] = field(default_factory=set, repr=False)
     _unused: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False)
 
@@ -264,7 +267,7 @@ class Renderer:
         return self._unused[names]
 
     def _tell(self, conversation: Conversation, turns: Turns) -> None:
-        """Say once what is left out of conversations: by the template, as in training, and for another system prompt."""
+        """Say once what is left out of conversations, and which role has another name than in training."""
         for column in sorted(set(conversation.ignored) - self._ignored):
             self._ignored.add(column)
             logger.warning("%s: is not read where a row has another system prompt, which comes first", column)
@@ -274,6 +277,20 @@ class Renderer:
             if what not in self._told:
                 self._told.add(what)
                 logger.warning("the chat template leaves out %s: it is not scored, and training would not see it", what)
+
+        if any(GIVEN_ROLE in m for m in conversation.messages) and not self.template.takes_developer(
+            conversation.arguments
+        ):
+            self._tell_developer()
+
+    def _tell_developer(self) -> None:
+        """Say once that developer messages are rendered as system messages."""
+        if DEVELOPER not in self._roles:
+            self._roles.add(DEVELOPER)
+            logger.warning(
+                "the chat template has no role developer: these messages are given to it as system messages; rename "
+                "the role in the data, as training may give the template the name as it is"
+            )
 
     def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Inspection:
         """Convert character spans of the turns to token positions, and truncate."""

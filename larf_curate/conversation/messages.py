@@ -17,7 +17,7 @@ Message = dict[str, Any]
 """
 
 ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("system", "developer", "system_prompt", "system_message"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model", "chatgpt", "ai", "llm"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
@@ -26,6 +26,10 @@ ROLES = {
 }
 """Normalised role by the name that a dataset may use, as `role_name` spells it."""
 
+DEVELOPER = "developer"
+"""A role that some templates tell from ``system``; they are given it as it is."""
+GIVEN_ROLE = "given_role"
+"""Key of a message with the role that a template may know beside the normalised one: ``developer``."""
 MESSAGE_KEYS = (("role", "from"), ("content", "value"))
 """Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
 LEARNED_KEYS = ("weight", "train", "loss")
@@ -49,7 +53,8 @@ def role_name(role: object, others: Mapping[str, str] | None = None) -> str:
     """Normalise a role.
 
     Args:
-        role: A role as a dataset names it: upper case, hyphens and digits (``GPT-4``) are ignored.
+        role: A role as a dataset names it: upper case, hyphens, signs around it and all from a first digit on
+            (``GPT-4o``, ``gpt-3.5-turbo``, ``User 1``) are ignored.
         others: Normalised roles by further names; they come before `ROLES`.
 
     Raises:
@@ -59,7 +64,9 @@ def role_name(role: object, others: Mapping[str, str] | None = None) -> str:
         if not others and role in ROLES:
             return ROLES[role]
         plain = role.strip().lower()
-        names = (plain, re.sub(r"[\s-]+", "_", plain), re.sub(r"[\W\d_]+$", "", plain))
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", role)  # functionCall
+        bare = re.sub(r"^[\W_]+|[\W_]*(\d.*)?$", "", plain)
+        names = (plain, bare, *(re.sub(r"[\s-]+", "_", name) for name in (bare, words.strip().lower())))
         if known := next((found for name in names if (found := (others or {}).get(name) or ROLES.get(name))), None):
             return known
     raise ConversationError(
@@ -180,6 +187,8 @@ def _chat_message(item: object, roles: Mapping[str, str] | None) -> Message:
     role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
     others = {str(key): value for key, value in item.items() if key not in _READ_KEYS} if len(item) > 2 else {}
     message = message_of(role_name(role, roles), content, **others)
+    if isinstance(role, str) and message["role"] == "system" and role.strip().lower() == DEVELOPER:
+        message[GIVEN_ROLE] = DEVELOPER
     learned = all(_is_set(key, item[key]) for key in LEARNED_KEYS if item.get(key) is not None)
     return message if learned else message | {"learned": False}
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from jinja2 import Environment, TemplateError
 
-from larf_curate.conversation.messages import MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
+from larf_curate.conversation.messages import GIVEN_ROLE, MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,18 @@ MAX_CHARACTERS = 1_000_000
 """Longest chat template; the longest that TRL ships has 20,000 characters."""
 MAX_SECONDS = 20
 """Longest time that a template may take for a conversation of two short turns."""
-TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+MAX_TEXT = 100_000_000
+"""Longest rendered conversation in characters."""
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 """Errors of a template that does not accept a conversation."""
 RESERVED = frozenset(
     ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "return_dict")
@@ -30,6 +41,7 @@ RESERVED = frozenset(
 """Arguments of `apply_chat_template` that say what is rendered and returned, not how."""
 NOW = "strftime_now"
 """Function of transformers that writes today's date into a template."""
+_DEVELOPER = re.compile(r"['\"]developer['\"]")
 PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 """Texts that no template changes."""
 
@@ -121,7 +133,13 @@ class ChatTemplate:
                 given, tokenize=False, add_generation_prompt=generation_prompt, chat_template=source, **arguments
             )
         except TEMPLATE_ERRORS as error:
-            raise ConversationError(f"the model's chat template rejects the conversation: {error}") from error
+            reason = str(error) or type(error).__name__  # some have no words
+            raise ConversationError(f"the model's chat template rejects the conversation: {reason}") from error
+        if len(text) > MAX_TEXT:
+            raise ConversationError(
+                f"wanted at most {MAX_TEXT:,} characters, got {len(text):,} from the model's chat template: "
+                "shorten the row, or pass another template"
+            )
         return str(clean(str(text)))
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
@@ -132,6 +150,10 @@ class ChatTemplate:
         source = self._source(arguments)
         known = {name: (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)) for name in {*keys, *arguments}}
         return sorted(name for name, any_of in known.items() if not any(key in source for key in any_of))
+
+    def takes_developer(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the template for a row with these arguments knows the role ``developer``."""
+        return bool(_DEVELOPER.search(self._source(arguments)))
 
     @cached_property
     def _sources(self) -> dict[str, str]:
@@ -190,10 +212,11 @@ class ChatTemplate:
             )
         if self.takes_parts and isinstance(content, str):
             content = [{"type": "text", "text": content}] if content else []
-        kept = {"role": message["role"], "content": content}
+        role = message.get(GIVEN_ROLE, message["role"]) if _DEVELOPER.search(source) else message["role"]
+        kept = {"role": role, "content": content}
         if len(message) > len(kept):
             keys = [key for key in message if key not in kept and (key in source or key in THOUGHT_KEYS)]
-            kept |= {key: message[key] for key in keys if key != "learned"}
+            kept |= {key: message[key] for key in keys if key not in ("learned", GIVEN_ROLE)}
         return kept
 
     def _kinds_shown(self, source: str) -> set[str]:

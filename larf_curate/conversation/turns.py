@@ -11,14 +11,15 @@ have it.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from os.path import commonprefix
-from typing import Protocol
+from typing import Any, Protocol
 
-from larf_curate.conversation.messages import Message, UnsupportedContentError, text_of
+from larf_curate.conversation.messages import THOUGHT_KEYS, Message, UnsupportedContentError, text_of
 from larf_curate.errors import ConversationError
 
 Span = tuple[int, int]
@@ -29,6 +30,10 @@ PRIVATE_USE = range(0xF0000, 0x10FFFE)
 THOUGHT_END = "</think>"
 THOUGHT_STARTS = ("<think", "<seed:think")
 """How thoughts begin: some generation prompts open one, which belongs to the answer and not to the header."""
+_TAG = re.compile(r"<[^>]+>|\[[^\]]+\]|\S+")
+_LETTERS = re.compile(r"[A-Za-z<|>]")
+_FURTHER_TEXTS = ("tool_calls", *THOUGHT_KEYS)
+"""Keys of messages whose texts are not marked."""
 LAYOUTS = 4096
 """Most sequences of roles whose layout is remembered."""
 
@@ -150,47 +155,71 @@ class TurnFinder:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         header = self._header(messages, answers[0])
         closing = text[texts[answers[-1]][1] :] if answers[-1] in texts else ""
+        text = self._with_one_header_each(messages, text, header)
+        before, after = _Places([0]), _Places([first for first, _ in texts.values()])
         found: dict[int, Span] = {}
-        for index in answers:
-            earlier = [end for i, (_, end) in texts.items() if i < index] + [stop for _, stop in found.values()]
-            start, end = texts.get(index, (len(text), 0))
-            before = max((place for place in earlier if place <= start), default=0)
-            end = max(end, before)
-            after = min((first for i, (first, _) in texts.items() if i > index and first >= end), default=len(text))
-            start = min(start, after)
-            place = text.find(header, before, start) if header else -1
-            answer = place + len(header) if place >= 0 else start
-            first = place if place >= 0 and self.learns_header else answer
-            found[index] = (
-                first,
-                self._end(messages, index, text[: max(after, answer)], max(end, answer), header, closing),
-            )
+        for index, message in enumerate(messages):
+            if index in texts:
+                after.remove(texts[index][0])
+            if message["role"] == "assistant":
+                start, end = texts.get(index, (len(text), 0))
+                earliest = before.last_until(start)
+                end = max(end, earliest)
+                latest = after.first_from(end, default=len(text))
+                start = min(start, latest)
+                place = text.find(header, earliest, start) if header else -1
+                answer = place + len(header) if place >= 0 else start
+                stop = self._end(
+                    messages, index, text, (max(end, answer), max(latest, answer)), header=header, closing=closing
+                )
+                found[index] = (place if place >= 0 and self.learns_header else answer, stop)
+                before.add(stop)
+            if index in texts:
+                before.add(texts[index][1])
         return found
 
-    def _end(self, messages: Sequence[Message], index: int, text: str, end: int, header: str, closing: str) -> int:
+    def _end(
+        self, messages: Sequence[Message], index: int, text: str, between: Span, *, header: str, closing: str
+    ) -> int:
         """Where a turn ends: before the next message's header, which begins like the assistant's own.
 
         Args:
             messages: The messages.
             index: Index of the turn's message.
-            text: The rendered text up to the text of the next message that has one.
-            end: Where the turn's text ends.
+            text: The rendered text.
+            between: Where the turn's text ends, and where the text of the next message that has one begins.
             header: The assistant's header.
             closing: What follows the text of the last answer.
         """
+        end, limit = between
         following = messages[index + 1 : index + 2]
         if not following:
-            return len(text)
+            return limit
         if header and following[0]["role"] == "assistant" and not _core(following[0]):
-            place = text.find(header, end)  # calls of tools in a row have no texts between them
+            place = text.find(header, end, limit)  # calls of tools in a row have no texts between them
             if place >= 0:
                 return place
-        gap = text[end:]
+        gap = text[end:limit]
         has_end = closing.strip() or messages[index].get("tool_calls")
         for length in range(len(header) if has_end else 0, 0, -1):
             if (place := gap.rfind(header[:length])) >= 0:
                 return end + place
         return end + len(commonprefix([gap, closing]))
+
+    def _with_one_header_each(self, messages: Sequence[Message], text: str, header: str) -> str:
+        """A text of the same length in which calls of tools and thoughts have nothing that looks like a header."""
+        tag = _TAG.match(header)
+        if not tag or not any(_mentions(message.get(key), tag[0]) for message in messages for key in _FURTHER_TEXTS):
+            return text
+        keys = {key: partial(_neutral, keep=key == "tool_calls") for key in _FURTHER_TEXTS}
+        neutral = [
+            {key: keys[key](value) if key in keys else value for key, value in message.items()} for message in messages
+        ]
+        try:
+            other = self.render(neutral)
+        except ConversationError:
+            return text
+        return other if len(other) == len(text) else text
 
     def _header(self, messages: Sequence[Message], answer: int) -> str:
         """The assistant's header: what a generation prompt adds, without the thought that it may open."""
@@ -211,6 +240,51 @@ class TurnFinder:
         if core not in text:
             raise UnsupportedContentError(f"the model's chat template does not show the answer as it is: {core!r:.80}")
         return {answer: (len(commonprefix([prompt, text])), len(text))}
+
+
+class _Places:
+    """Sorted places in a text."""
+
+    def __init__(self, places: list[int]) -> None:
+        self._sorted = sorted(places)
+
+    def add(self, place: int) -> None:
+        insort(self._sorted, place)
+
+    def remove(self, place: int) -> None:
+        del self._sorted[bisect_left(self._sorted, place)]
+
+    def last_until(self, place: int) -> int:
+        """The last one that is not behind a place; 0 must be among them."""
+        return self._sorted[bisect_right(self._sorted, place) - 1]
+
+    def first_from(self, place: int, *, default: int) -> int:
+        """The first one that is not before a place."""
+        index = bisect_left(self._sorted, place)
+        return self._sorted[index] if index < len(self._sorted) else default
+
+
+def _mentions(value: object, text: str) -> bool:
+    """Whether any text of a JSON value has another text in it."""
+    if isinstance(value, str):
+        return text in value
+    if isinstance(value, Mapping):
+        return any(_mentions(item, text) for item in value.values())
+    return isinstance(value, list) and any(_mentions(item, text) for item in value)
+
+
+def _neutral(value: Any, *, keep: bool) -> Any:  # noqa: ANN401  any JSON value
+    """A JSON value with texts of the same length and without letters and tags.
+
+    Args:
+        value: The value.
+        keep: Whether only the texts under ``arguments`` are changed: templates look at names and types of calls.
+    """
+    if isinstance(value, str):
+        return value if keep else _LETTERS.sub("x", value)
+    if isinstance(value, Mapping):
+        return {key: _neutral(item, keep=keep and key != "arguments") for key, item in value.items()}
+    return [_neutral(item, keep=keep) for item in value] if isinstance(value, list) else value
 
 
 def _is_plain(message: Message) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import Tokenizer
@@ -51,7 +52,8 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
 
     Rows without a prompt are given the mean prompt state of the neutral rows that have one.
     """
-    with tqdm(total=sum(map(len, sides.values())), desc="references", unit="row") as bar:
+    count = sum(map(len, sides.values()))
+    with tqdm(total=count, desc="references", unit="row") as bar, logging_redirect_tqdm():
         states = {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
     neutral_prompts = states["neutral"]["prompt"]
     plain = _without_prompt(neutral_prompts)

@@ -64,19 +64,3 @@ class Scored:
 def shard_digests(manifest: ScoredManifest) -> dict[str, str]:
     """Hex SHA-256 of each shard, by file name."""
     return {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-
-
-def recorded_columns(folder: str | Path) -> dict[str, str] | None:
-    """Column names by role that the rows of a scored folder were scored with; None if none were given.
-
-    Args:
-        folder: A folder that ``larf-curate score`` wrote; anything else records no columns.
-
-    Raises:
-        InputError: If the manifest is damaged.
-    """
-    path = Path(folder) / SCORED.file
-    if not path.is_file():
-        return None
-    columns = check_manifest(read_json(path), SCORED, folder)["source"].get("columns")
-    return dict(columns) if columns else None

@@ -4,7 +4,7 @@ The rows are rendered by the same `Renderer` as in scoring. Only the tokenizer i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.columns import PREFIX, ROW_ID
-from larf_curate.conversation.chat_template import Inspection, Renderer
+from larf_curate.conversation.chat_template import Inspection, Renderer, Status
 from larf_curate.conversation.schemas import check_columns, schema_for, unused_columns
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import undecoded
@@ -184,8 +184,12 @@ class RowPreview:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusCount:
-    """Rows of one status: how many, the first one's index, and its reason."""
+    """Rows of one status and reason: how many, and the first one's index.
 
+    Truncated rows are counted together, with the first one's reason.
+    """
+
+    status: Status
     rows: int
     first_row: int
     reason: str
@@ -197,7 +201,7 @@ class RowCounts:
 
     Args:
         rows: Number of rows.
-        statuses: Rows by status, most frequent first.
+        statuses: Rows by status and reason, most frequent first.
         median_tokens: Median number of tokens of the rows that have any; None if none has.
         max_tokens: Most tokens of a row; None if no row has any.
         columns: Columns that are read.
@@ -206,7 +210,7 @@ class RowCounts:
     """
 
     rows: int
-    statuses: Mapping[str, StatusCount]
+    statuses: tuple[StatusCount, ...]
     median_tokens: float | None
     max_tokens: int | None
     columns: tuple[str, ...]
@@ -237,7 +241,7 @@ def preview_row(rows: PreviewRows, index: int, renderer: Renderer) -> RowPreview
 
 
 def count_rows(rows: PreviewRows, renderer: Renderer) -> RowCounts:
-    """Render the first `COUNTED_ROWS` rows and count their statuses and tokens.
+    """Render the first `COUNTED_ROWS` rows and count their statuses, reasons and tokens.
 
     Args:
         rows: The rows.
@@ -251,17 +255,18 @@ def count_rows(rows: PreviewRows, renderer: Renderer) -> RowCounts:
     if renderer.columns:
         check_columns(names, renderer.columns)
     schema = schema_for(names, renderer.columns)
-    found: dict[str, StatusCount] = {}
+    found: dict[tuple[Status, str], StatusCount] = {}
     lengths = []
     for index, inspection in enumerate(_inspected(data, renderer)):
-        rendered = inspection.rendered
-        first = found.get(rendered.status) or StatusCount(rows=0, first_row=index, reason=_reason(inspection, renderer))
-        found[rendered.status] = StatusCount(rows=first.rows + 1, first_row=first.first_row, reason=first.reason)
+        status, reason = inspection.rendered.status, _reason(inspection, renderer)
+        key = (status, "" if status == "truncated" else reason)
+        first = found.get(key) or StatusCount(status=status, rows=0, first_row=index, reason=reason)
+        found[key] = replace(first, rows=first.rows + 1)
         lengths += [len(inspection.ids)] if inspection.ids else []
     unused = _with_values(data, unused_columns(names, renderer.columns))  # the renderer sees no media columns
     return RowCounts(
         rows=sum(count.rows for count in found.values()),
-        statuses=dict(sorted(found.items(), key=lambda item: -item[1].rows)),
+        statuses=tuple(sorted(found.values(), key=lambda count: -count.rows)),
         median_tokens=median(lengths) if lengths else None,
         max_tokens=max(lengths, default=None),
         columns=tuple(name for name in names if name in schema.used),

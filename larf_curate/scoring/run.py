@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
@@ -85,7 +86,8 @@ def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool
     source = without_earlier_columns(source, scorer.features())
     missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, digests)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
-    with tqdm(total=source.rows, desc="Scoring", unit="row", initial=done) as bar:
+    bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
+    with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         for rows in _score_pieces(missing, scorer, folder, num_proc):
             bar.update(rows)
     manifest = _manifest(source, scorer, folder)

@@ -436,8 +436,8 @@ class _TypedNulls(list[None]):
 def _typed(column: list[Any], feature: object) -> list[Any]:
     """The column, with its type attached if it has only nulls.
 
-    That type must be the one that `datasets` infers from values, so that the shards of ``map(num_proc=…)`` fit together:
-    lists of any length.
+    That type must be the one that `datasets` infers from values, lists of any length, so that the shards of
+    ``map(num_proc=…)`` fit together.
     """
     if any(value is not None for value in column):
         return column

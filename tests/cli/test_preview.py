@@ -6,6 +6,7 @@ import pytest
 from larf_curate.cli.token_view import escaped, legend, token_text
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.preview import TokenView
+from larf_curate.scoring.selection import Selection
 from tests.cli.test_cli import error, run
 from tests.fixtures.models import PROFILE
 from tests.fixtures.review_rows import HOSTILE, scored
@@ -61,7 +62,7 @@ def test_json_has_ids_spans_and_counts_and_a_profile_gives_the_same(rows, tiny_l
     assert by_model == by_profile
     assert by_model["status"] == "ok"
     assert len(by_model["ids"]) == len(by_model["learned"]) == len(by_model["offsets"])
-    empty = by_model["counts"]["statuses"]["empty"]
+    [empty] = [count for count in by_model["counts"]["statuses"] if count["status"] == "empty"]
     assert (empty["rows"], empty["first_row"]) == (1, 8)
     run("score", rows, "--profile", tmp_path / "profile", "-o", tmp_path / "scored", "--json")
     run("select", tmp_path / "scored", "--top-k", 2, "-o", tmp_path / "sel", "--json")
@@ -75,6 +76,14 @@ def test_json_has_ids_spans_and_counts_and_a_profile_gives_the_same(rows, tiny_l
         json.loads(run("preview", tmp_path / "sel", "--row", row, "--json").stdout)["text"] for row in commands[:2]
     }
     assert len(texts) == 2
+    [first] = json.loads(run("explain", tmp_path / "sel", "--row", commands[0], "--json", "--device", "cpu").stdout)[
+        "rows"
+    ]
+    selection = Selection.load(tmp_path / "sel")
+    data = [*selection.flagged, *selection.kept]
+    index = [row["larf_row_id"] for row in data].index(commands[0])
+    assert first["row"] == index
+    assert first["score"] == pytest.approx(data[index]["larf_score"], abs=1e-3)
 
 
 def test_explain_says_why_a_row_has_no_score_and_finds_the_columns_of_a_scored_folder(tiny_llama, tmp_path):

@@ -126,7 +126,7 @@ def test_only_text_rows_are_taken_as_already_rendered():
 )
 def test_roles_of_other_conventions_are_known(given_role, want):
     messages = to_messages({"messages": [{"role": given_role, "content": "x"}, ASKED[1]]})
-    assert messages[0] == {"role": want, "content": "x"}
+    assert (messages[0]["role"], messages[0]["content"]) == (want, "x")
 
 
 def test_tool_calls_and_names_are_kept_for_the_template():
@@ -281,16 +281,25 @@ def test_any_row_is_read_or_refused_with_our_own_error():
 
 
 ROLE_NAMES = {
-    "system": ["System", "developer"],
-    "user": ["human", "Prompter", "USER"],
-    "assistant": ["gpt", "GPT-4", "ChatGPT", "model", "bot", "function_call", "tool-call"],
-    "tool": ["observation", "function", "tool_response", "ipython"],
+    "system": ["System", "developer", "system_prompt"],
+    "user": ["human", "Prompter", "USER", "Human 2", "<|user|>", "User:"],
+    "assistant": [
+        *("gpt", "GPT-4", "gpt-4o", "gpt-3.5-turbo", "GPT4-mini", "chatgpt-4o-latest", "ChatGPT", "model", "bot"),
+        *("assistant_1", "function_call", "tool-call", "functionCall", "[ASSISTANT]"),
+    ],
+    "tool": ["observation", "function", "tool_response", "functionResponse", "ipython", "tool-1"],
 }
 
 
 @pytest.mark.parametrize(("role", "name"), [(role, name) for role, names in ROLE_NAMES.items() for name in names])
 def test_roles_by_their_usual_names(role, name):
     assert role_name(name) == role
+
+
+@pytest.mark.parametrize("name", ["", "4", "gpt-user", "userassistant", "x gpt 4", None, 4])
+def test_other_names_of_roles_are_unknown(name):
+    with pytest.raises(ConversationError, match="unknown role"):
+        role_name(name)
 
 
 def test_a_role_of_ones_own_is_named_by_the_user():

@@ -77,18 +77,33 @@ def test_counts_name_the_first_row_and_reason_of_each_status_and_what_is_not_rea
     rows = [row | {"instruction": "x", "tools": None, "id": 1} for row in ROWS]
     counts = count_rows(PreviewRows(rows=Dataset.from_list(rows)), Renderer(TOKENIZER, 64))
     assert counts.rows == 5
-    assert {name: (found.rows, found.first_row) for name, found in counts.statuses.items()} == {
+    by_status = {found.status: found for found in counts.statuses}
+    assert {name: (found.rows, found.first_row) for name, found in by_status.items()} == {
         "ok": (2, 0),
         "empty": (1, 2),
         "malformed": (1, 3),
         "truncated": (1, 4),
     }
-    assert "wizard" in counts.statuses["malformed"].reason
-    assert "64" in counts.statuses["truncated"].reason
+    assert "wizard" in by_status["malformed"].reason
+    assert "64" in by_status["truncated"].reason
     lengths = sorted(len(previewed(ROWS, index).inspection.ids) for index in (0, 1, 4))
     assert (counts.median_tokens, counts.max_tokens) == (lengths[1], lengths[2])
     assert counts.columns == ("messages", "tools")
     assert counts.unused_columns == ("instruction",)
+
+
+def test_rows_of_one_status_are_counted_by_reason():
+    roles = ["assistant", "wizard", "witch", "wizard"]
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": role, "content": "Yes"}]} for role in roles]
+    rows += [{"messages": [{"role": "assistant", "content": "word " * length}]} for length in (100, 200)]
+    counts = count_rows(PreviewRows(rows=Dataset.from_list(rows)), Renderer(TOKENIZER, 64))
+    found = [(count.status, count.rows, count.first_row) for count in counts.statuses]
+    assert sorted(found) == [("malformed", 1, 2), ("malformed", 2, 1), ("ok", 1, 0), ("truncated", 2, 4)]
+    assert [count.rows for count in counts.statuses] == [2, 2, 1, 1]
+    assert {count.first_row: word for count in counts.statuses for word in roles if repr(word) in count.reason} == {
+        1: "wizard",
+        2: "witch",
+    }
 
 
 def test_what_the_template_leaves_out_is_counted():
