@@ -129,7 +129,8 @@ def to_conversation(
     schema = schema or schema_for(row, columns)
     messages = [clean_message(message) for message in schema.read(row)]
     if not any(has_content(message) for message in messages if message["role"] == "assistant"):
-        raise EmptyConversationError("wanted an assistant turn with text, got none: there is nothing to score")
+        wanted = "text" if schema.plain else "an assistant turn with text"
+        raise EmptyConversationError(f"wanted {wanted}, got none: there is nothing to score")
     if schema.plain:
         return Conversation(messages=messages, text=messages[0]["content"])
     messages = _with_extras(messages, row, schema)

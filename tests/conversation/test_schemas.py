@@ -296,6 +296,12 @@ def test_roles_by_their_usual_names(role, name):
     assert role_name(name) == role
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_row_is_told_as_such(text):
+    with pytest.raises(EmptyConversationError, match="wanted text, got none"):
+        to_messages({"text": text})
+
+
 @pytest.mark.parametrize("name", ["", "4", "gpt-user", "userassistant", "x gpt 4", None, 4])
 def test_other_names_of_roles_are_unknown(name):
     with pytest.raises(ConversationError, match="unknown role"):

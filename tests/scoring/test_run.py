@@ -394,6 +394,14 @@ def test_a_limit_of_the_system_on_file_sizes_is_a_scoring_error(data, scorer, tm
     check_whole(out)
 
 
+def test_warnings_are_printed_above_the_progress_bar(profile, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "Q", "answer": "A", "images": ["x"]}) + "\n")
+    score_source(open_source(str(rows)), LarfScorer(profile, device="cpu"), tmp_path / "scored")
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert [line.startswith("images: looks like part") for line in lines if "images" in line] == [True]
+
+
 def test_a_row_that_cannot_be_scored_keeps_its_place_and_its_reason_is_told(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS_PER_PIECE", 2)
     chats = [
