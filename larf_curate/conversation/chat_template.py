@@ -209,15 +209,14 @@ class Renderer:
             EmptyConversationError: If no turn is learned, or none that is has content.
             UnsupportedContentError: If the chat template leaves out all content of the learned turns.
         """
-        messages = conversation.messages
+        messages, finder = conversation.messages, self._finder(conversation.arguments)
         learned = [index for index, message in enumerate(messages) if is_learned(message)]
         if not learned:
             raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
         with_content = [index for index in learned if has_content(messages[index])]
         if not with_content:
             raise EmptyConversationError("wanted text in a turn that is learned, got none: there is nothing to score")
-        shows = partial(self._finder(conversation.arguments).shows, messages, text, turns)
-        if not any(map(shows, with_content)):
+        if not any(index in turns.spans and finder.shows(messages, text, turns, index) for index in with_content):
             unread = self.template.unread([messages[index] for index in with_content], {})
             texts = ["its text"] if any(text_of(messages[index]).strip() for index in with_content) else []
             left_out = " and ".join([*unread, *texts]) or "all of it"

@@ -212,11 +212,12 @@ class ChatTemplate:
             )
         if self.takes_parts and isinstance(content, str):
             content = [{"type": "text", "text": content}] if content else []
-        role = message.get(GIVEN_ROLE, message["role"]) if _DEVELOPER.search(source) else message["role"]
-        kept = {"role": role, "content": content}
+        kept = {"role": message["role"], "content": content}
         if len(message) > len(kept):
             keys = [key for key in message if key not in kept and (key in source or key in THOUGHT_KEYS)]
             kept |= {key: message[key] for key in keys if key not in ("learned", GIVEN_ROLE)}
+            if GIVEN_ROLE in message and _DEVELOPER.search(source):
+                kept["role"] = message[GIVEN_ROLE]
         return kept
 
     def _kinds_shown(self, source: str) -> set[str]:
