@@ -1,6 +1,8 @@
 """``larf-curate preview``: a row as the model reads it, and counts over the first rows."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,19 +71,30 @@ def preview(
     """
     from larf_curate.scoring.preview import PreviewRows, as_index, count_rows, preview_row
 
-    # What the template leaves out is part of the output.
-    logging.getLogger("larf_curate.conversation.chat_template").setLevel(logging.ERROR)
     rows = PreviewRows.open(data, row=as_index(row) or 0, split=split, config=config, revision=revision)
     columns = columns_to_read(rows.rows.column_names, columns, side) or (dict(rows.columns) if rows.columns else None)
     source = _model(profile_name, model, chat_template, template_name, trust_remote_code)
     renderer = _renderer(rows, columns, source, profile_name, model, trust_remote_code)
-    counts = count_rows(rows, renderer)
-    shown = preview_row(rows, rows.find(row), renderer)
+    with _without_warnings():
+        counts = count_rows(rows, renderer)
+        shown = preview_row(rows, rows.find(row), renderer)
     if as_json:
         echo_json({**shown.as_json(), "max_length": renderer.max_length, "counts": asdict(counts)})
         return
     _echo_row(shown, renderer.max_length)
     _echo_counts(counts)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence what the renderer tells: what the template leaves out is part of the output."""
+    logger = logging.getLogger("larf_curate.conversation.chat_template")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _model(

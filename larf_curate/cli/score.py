@@ -34,7 +34,7 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 @click.option(
     "--signals",
     help="Signals for larf_signals, separated by commas; also the baselines length and tfidf.  [default: "
-    "harmful,erosion for the default signal, else the profile's own]",
+    "harmful,erosion,compliance for the default signal, else the profile's own]",
 )
 @click.option(
     "--neighbors",

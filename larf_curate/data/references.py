@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
+from larf_curate.conversation.refusals import RefusalDetector
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data import load_rows
 from larf_curate.data.folders import folder_files
@@ -103,6 +105,13 @@ class ReferenceSet:
     def __len__(self) -> int:
         """Number of unsafe references."""
         return len(self.unsafe)
+
+    @cached_property
+    def refuses(self) -> bool:
+        """Whether most safe references end with a refusal; see `RefusalDetector`."""
+        detector = RefusalDetector()
+        answers = [to_messages(row)[-1]["content"] for row in self.safe]
+        return 2 * sum(map(detector, answers)) > len(answers)
 
     @property
     def same_size(self) -> bool:

@@ -17,7 +17,7 @@ from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError
 from larf_curate.profile import SIDES, Rows, SafetyProfile, find_rows
 from larf_curate.scoring.folder import Scored
-from larf_curate.signals import AXES, SIGNALS
+from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS
 from larf_curate.signals.baselines import BASELINES, held_out_texts, text_of
 from larf_curate.signals.held_out import HeldOut
 from larf_curate.stats import agreement, auroc, rank_correlation
@@ -64,7 +64,9 @@ def diagnose(
     # Raised before the slow part: without the texts the float32 model has nothing to read.
     if float32 and not isinstance(texts, Rows):
         raise InputError(f"cannot compare with float32: {texts}")
-    names = dict.fromkeys((profile.signal, *AXES))  # its own signal first; both axes are always reported
+    # Its own signal first; the axes are always reported, if the profile can have them.
+    axes = replace(profile, signal=DEFAULT_SIGNAL).axes
+    names = dict.fromkeys((profile.signal, *axes))
     held_out = {name: profile.held_out(name) for name in names}
     own = held_out[profile.signal]
     # The references as the signal was fitted to them, which may be cut in length.

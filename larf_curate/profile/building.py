@@ -23,10 +23,11 @@ from larf_curate.profile.checks import (
     check_sides_differ,
     check_states_differ,
     warn_if_few,
+    warn_if_not_refusals,
 )
 from larf_curate.profile.provenance import describe, describe_neutral
 from larf_curate.profile.reference_states import read_sides, rows_by_side
-from larf_curate.signals import SIGNALS
+from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS
 from larf_curate.states import States
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class SourceRows:
         check_disjoint(refs, neutral_rows)
         check_prompts(refs.unsafe, neutral_rows, signal, needed="prompt" in SIGNALS[signal].positions)
         warn_if_few(refs)
+        if signal == DEFAULT_SIGNAL:
+            warn_if_not_refusals(refs)
         if choose_layers:
             check_enough_rows(refs.unsafe, refs.safe, neutral_rows)
         match = SIGNALS[signal].full_answers is False if match_lengths is None else match_lengths

@@ -115,6 +115,16 @@ def warn_if_few(refs: ReferenceSet) -> None:
         )
 
 
+def warn_if_not_refusals(refs: ReferenceSet) -> None:
+    """Warn if the safe references are no refusals, so that the default signal cannot tell refusals from answers."""
+    if not refs.refuses:
+        logger.warning(
+            "most safe references are no refusals: the axis compliance is off, and a refused harmful request can rank "
+            "as high as an answered one; give refusals as safe references, unless the references are about something "
+            "else"
+        )
+
+
 def check_states_differ(states: dict[str, States]) -> None:
     """Check that the model separates the two sides of the references at some layer.
 

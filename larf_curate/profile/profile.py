@@ -29,7 +29,7 @@ from larf_curate.profile import storage
 from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, read_profile
 from larf_curate.profile.checks import MAX_DRIFT, check_drift
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
-from larf_curate.profile.reference_states import MATCHED, SIDES, read_states
+from larf_curate.profile.reference_states import BORDERLINE, MATCHED, SIDES, read_states
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.states import States, Vectors
@@ -162,6 +162,16 @@ class SafetyProfile:
         best = profile.best_layers(report)
         return replace(profile.at(best), choice=choice_of(report, best))
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Signals that make up the profile's: the axes of the default signal, else the signal itself.
+
+        The axis ``compliance`` is missing if the safe references are no refusals.
+        """
+        if self.signal != DEFAULT_SIGNAL:
+            return (self.signal,)
+        return tuple(name for name in AXES if name != "compliance" or BORDERLINE in self.states)
+
     def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
         """Layers that ``auto`` chooses from a profile of all layers; see `larf_curate.layers.choice`.
 
@@ -169,7 +179,7 @@ class SafetyProfile:
             report: A layer report; if it recommends a layer, it counts as much as separation.
         """
         sensitivity = sensitivity_of(report)
-        fits = [self._kind(name).fit for name in (AXES if self.signal == DEFAULT_SIGNAL else (self.signal,))]
+        fits = [self._kind(name).fit for name in self.axes]
         return best_layers(fits, self.references_for(), len(self.layers), sensitivity=sensitivity)
 
     def references_for(self, signal: str | None = None) -> ReferenceStates:
@@ -183,7 +193,8 @@ class SafetyProfile:
         """
         full_answers = self._kind(signal).full_answers
         sides = {side: self.states[side if full_answers else _matched_side(self.states, side)] for side in SIDES}
-        return ReferenceStates(**sides, top_k=self.top_k)
+        borderline = self.states.get(BORDERLINE, {}).get("prompt")
+        return ReferenceStates(**sides, borderline=borderline, top_k=self.top_k)
 
     def at(self, layers: Sequence[int]) -> "SafetyProfile":
         """The same profile restricted to some of its layers.

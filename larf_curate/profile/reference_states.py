@@ -12,13 +12,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from larf_curate.conversation.schemas import Row
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
+from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile.matching import match_lengths
-from larf_curate.states import POSITIONS, States, Vectors
+from larf_curate.states import POSITIONS, Position, States, Vectors
 
 SIDES = ("unsafe", "safe", "neutral")
+BORDERLINE = "borderline"
+"""Name of the prompts that sound harmful and are not; only their prompt states are read."""
 MATCHED = "_matched"
 """Suffix of the names of sides whose answers were cut to the length of their counterparts."""
 CHUNK_ROWS = 32
@@ -37,10 +40,13 @@ def rows_by_side(
         match: Whether to cut long reference answers; see `match_lengths`.
 
     Returns:
-        Rows by side: ``unsafe``, ``safe`` and ``neutral``; with ``match`` also ``unsafe_matched`` and ``safe_matched``
+        Rows by side: ``unsafe``, ``safe`` and ``neutral``; ``borderline``, the packaged prompts that sound harmful
+        and are not, if the safe references are refusals; with ``match`` also ``unsafe_matched`` and ``safe_matched``
         if an answer of that side was cut.
     """
     sides: dict[str, Sequence[Row]] = dict(zip(SIDES, (refs.unsafe, refs.safe, neutral), strict=True))
+    if refs.refuses:  # with an answer, which a conversation needs; it comes after what is read
+        sides[BORDERLINE] = [{"prompt": prompt, "response": "OK."} for prompt in overrejection_prompts()]
     if match:
         matched = match_lengths(refs, tokenizer)
         sides |= {f"{side}{MATCHED}": getattr(matched, side) for side, count in matched.cut.items() if count}
@@ -54,7 +60,10 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
     """
     count = sum(map(len, sides.values()))
     with tqdm(total=count, desc="references", unit="row") as bar, logging_redirect_tqdm():
-        states = {side: read_states(reader, rows, side.removesuffix(MATCHED), bar) for side, rows in sides.items()}
+        states = {
+            side: read_states(reader, rows, side.removesuffix(MATCHED), bar, _positions(side))
+            for side, rows in sides.items()
+        }
     neutral_prompts = states["neutral"]["prompt"]
     plain = _without_prompt(neutral_prompts)
     mean = 0.0 if plain.all() else neutral_prompts[~plain].mean(axis=0)
@@ -63,12 +72,22 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
     return states
 
 
+def _positions(side: str) -> Sequence[Position]:
+    return ("prompt",) if side == BORDERLINE else POSITIONS
+
+
 def _without_prompt(prompts: Vectors) -> NDArray[np.bool_]:
     """Mask of the rows without a prompt, shape (n,), from prompt states of shape (n, layers, d)."""
     return np.asarray(np.isnan(prompts[:, 0, 0]))
 
 
-def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[Any] | None" = None) -> States:
+def read_states(
+    reader: StateReader,
+    rows: Sequence[Row],
+    side: str,
+    bar: "tqdm[Any] | None" = None,
+    positions: Sequence[Position] = POSITIONS,
+) -> States:
     """Read the states of the last turn of each reference.
 
     Args:
@@ -76,9 +95,10 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
         rows: n references.
         side: Name of the side in error messages.
         bar: A progress bar to advance by n.
+        positions: Positions to read; the prompt is among them.
 
     Returns:
-        States of shape (n, layers, d) at every position; NaN for the prompt of plain text, which has none.
+        States of shape (n, layers, d) at these positions; NaN for the prompt of plain text, which has none.
 
     Raises:
         ReferenceSetError: If a row cannot be scored or its states are not finite.
@@ -86,10 +106,10 @@ def read_states(reader: StateReader, rows: Sequence[Row], side: str, bar: "tqdm[
     tokens = _tokens(reader, rows, side)
     parts = []
     for start in range(0, max(len(tokens), 1), CHUNK_ROWS):  # no rows give arrays of length 0
-        parts.append(reader(tokens[start : start + CHUNK_ROWS], POSITIONS))
+        parts.append(reader(tokens[start : start + CHUNK_ROWS], positions))
         if bar is not None:
             bar.update(len(tokens[start : start + CHUNK_ROWS]))
-    states: States = {position: np.concatenate([part[position] for part in parts]) for position in POSITIONS}
+    states: States = {position: np.concatenate([part[position] for part in parts]) for position in positions}
     for position, values in states.items():
         if not np.isfinite(values).all():
             raise ReferenceSetError(

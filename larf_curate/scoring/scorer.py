@@ -26,11 +26,11 @@ from larf_curate.profile.source_rows import reference_rows
 from larf_curate.scoring.earlier_columns import report_earlier_columns
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
 from larf_curate.scoring.text_baselines import TextBaselines
-from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, Signal
+from larf_curate.signals import SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
-ALGORITHM = 4
+ALGORITHM = 5
 """Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
 HALF_MAX = float(np.finfo(np.float16).max)
 """Largest number in a stored state; larger ones would become infinite in float16."""
@@ -100,7 +100,7 @@ class LarfScorer:
         self.profile = profile
         self.exemplars = exemplars
         self.neighbors = neighbors
-        self.signals = tuple(signals or default_signals(profile.signal))
+        self.signals = tuple(signals or profile.axes)
         self.keep_states = keep_states
         self.columns = dict(columns) if columns else None
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
@@ -346,15 +346,6 @@ def _rebuild(key: str) -> LarfScorer:
         **{name: settings[name] for name in ("neighbors", "signals", "keep_states", "columns")},
         **runtime,
     )
-
-
-def default_signals(signal: str) -> tuple[str, ...]:
-    """Default signals in ``larf_signals``: the two axes that make up the default signal, else the signal itself.
-
-    Args:
-        signal: The profile's signal.
-    """
-    return AXES if signal == DEFAULT_SIGNAL else (signal,)
 
 
 def _runtime_file(key: str) -> Path:

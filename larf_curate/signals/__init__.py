@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from larf_curate.signals.centred import answer_similarity, larf_centred, larf_whitened, unsafe_similarity
-from larf_curate.signals.combined import combined, erosion, harmful
+from larf_curate.signals.combined import combined, compliance, erosion, harmful
 from larf_curate.signals.direction import pair_cosine, projection, refusal_direction, subspace
 from larf_curate.signals.knn import knn
 from larf_curate.signals.larf import larf
@@ -39,9 +39,10 @@ def _kind(fit: Fit, *positions: Position, **flags: bool) -> SignalKind:
 
 
 SIGNALS: dict[str, SignalKind] = {
-    "combined": _kind(combined, "last", "prompt", "mean", "length"),
+    "combined": _kind(combined, "last", "prompt", "mean", "length", uses_safe=True),
     "harmful": _kind(harmful, "last", "mean", "length"),
-    "erosion": _kind(erosion, "prompt", "length"),
+    "erosion": _kind(erosion, "prompt"),
+    "compliance": _kind(compliance, "mean", uses_safe=True),
     "logistic": _kind(logistic, "last", "prompt", "mean", "length", uses_safe=True, experimental=True),
     # The published score takes references as they are, whatever their lengths, so that it stays comparable.
     "larf": _kind(larf, "last", full_answers=True, uses_safe=True),
@@ -56,5 +57,6 @@ SIGNALS: dict[str, SignalKind] = {
     "knn": _kind(knn, "last", uses_safe=True),
 }
 DEFAULT_SIGNAL = "combined"
-AXES = ("harmful", "erosion")
-"""The two components of the default signal: how harmful a row's answer is, and how much its prompt erodes refusals."""
+AXES = ("harmful", "erosion", "compliance")
+"""The components of the default signal: how harmful a row's answer is, how much its prompt erodes refusals, and whether
+the answer complies at all."""

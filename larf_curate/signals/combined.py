@@ -1,28 +1,31 @@
-"""The two risks of a row as z-scores, `harmful` and `erosion`, and the default signal that combines them.
+"""The three axes of a row as z-scores, `harmful`, `erosion` and `compliance`, and the default signal made of them.
 
-A row can BE harmful (its answer complies with a harmful request) or, although harmless, ERODE refusals (it trains the
-model to comply where the prompt's hidden state points towards refusal). Both are calibrated on neutral rows: length is
-regressed out, and the residual is divided by its standard deviation, so that 0 is an average neutral row, 1 is one
-standard deviation above it, and layers and signals can be added in one unit.
+A row can BE harmful (its answer is like the unsafe references), or, although harmless, ERODE refusals (its prompt is
+like those that the model refuses, and an answer trains the model not to refuse them). Neither tells a refusal from an
+answer: both are about the same harmful matter. The third axis does, and takes refusals out.
 """
 
 import numpy as np
 
+from larf_curate.signals.calibration import calibrated, standardised
 from larf_curate.signals.centred import answer_similarity, unsafe_similarity
-from larf_curate.signals.direction import refusal_direction
-from larf_curate.signals.protocol import Fit, ReferenceStates, Signal
+from larf_curate.signals.discriminant import discriminant
+from larf_curate.signals.protocol import ReferenceStates, Signal, dot
 from larf_curate.states import States, Vectors
 
 HARMFUL_MARGIN = 2.0
 """Standard deviations of `harmful` that do not count in `combined`; about one neutral row in 30 exceeds them."""
+
+REFUSAL_WEIGHT = 2
+"""Weight in `combined` of what `compliance` is below 0: a refused harmful request is high on both other axes."""
 
 
 def harmful(refs: ReferenceStates) -> Signal:
     """Similarity of the answer to unsafe answers, as a z-score; unbounded, higher is worse.
 
     ``z((z(unsafe_similarity) + z(answer_similarity)) / 2)`` with ``z`` as in `calibrated`. `unsafe_similarity` reads
-    the end of the answer, which tells a refusal from a compliant answer; `answer_similarity` reads all of it, which is
-    more reliable where the unsafe references are of another kind than the harmful rows.
+    the end of the answer; `answer_similarity` reads all of it, which is more reliable where the unsafe references are
+    of another kind than the harmful rows.
     """
     return calibrated(_mean_similarity, refs)
 
@@ -34,46 +37,52 @@ def _mean_similarity(refs: ReferenceStates) -> Signal:
 
 
 def erosion(refs: ReferenceStates) -> Signal:
-    """``z(refusal_direction)`` with ``z`` as in `calibrated`; unbounded, higher erodes refusals more."""
-    return calibrated(refusal_direction, refs)
+    """How much the prompt is like those that the model refuses, as a z-score; unbounded, higher erodes refusals more.
+
+    ``z(w · p)`` with p the prompt's last state, ``z`` as in `standardised`, and w the `discriminant` of the prompts of
+    unsafe references from those of neutral rows and from borderline prompts, harmless ones that sound harmful. Length
+    is not regressed out: it is among what varies within the groups, which the discriminant discounts. Texts without a
+    prompt, references included, are given the mean prompt state of neutral rows.
+    """
+    return standardised(_refused_prompt, refs)
+
+
+def _refused_prompt(refs: ReferenceStates) -> Signal:
+    others = [refs.neutral["prompt"]]
+    if refs.borderline is not None:
+        others.append(refs.borderline)
+    direction = discriminant(refs.unsafe["prompt"], others)
+    return lambda states: dot(states["prompt"], direction)
+
+
+def compliance(refs: ReferenceStates) -> Signal:
+    """How much the answer complies rather than refuses, as a z-score; unbounded, refusals are far below 0.
+
+    ``z(w · m)`` with m the mean state over the answer's tokens, ``z`` as in `standardised`, and w the `discriminant` of
+    unsafe answers from refusals, neutral answers showing what varies besides. An ordinary answer is near 0: neutral
+    rows are answered, not refused.
+    """
+    return standardised(_compliant_answer, refs)
+
+
+def _compliant_answer(refs: ReferenceStates) -> Signal:
+    direction = discriminant(refs.unsafe["mean"], [refs.safe["mean"]], others=[refs.neutral["mean"]])
+    return lambda states: dot(states["mean"], direction)
 
 
 def combined(refs: ReferenceStates) -> Signal:
-    """``erosion + max(harmful - 2, 0)``, both z-scored on neutral rows, length regressed out; higher is worse.
+    """``erosion + max(harmful - 2, 0) + 2 min(compliance, 0)``, each a z-score on neutral rows; unbounded.
 
-    Unbounded. Rows whose answers look like neutral ones rank by what their prompts teach the model, which is what
-    fine-tuning on them costs. An answer that stands out adds its excess, even if its prompt looks harmless.
+    Higher is worse. Rows whose answers look like neutral ones rank by what their prompts teach the model, which is what
+    fine-tuning on them costs. An answer that stands out adds its excess, even if its prompt looks harmless. A refusal
+    is lowered by as much as it is unlike an answer. If the safe references are no refusals, nothing is known about
+    refusals, and the last term is left out.
     """
     by_answer, by_prompt = harmful(refs), erosion(refs)
-    return lambda states: np.asarray(by_prompt(states) + np.maximum(by_answer(states) - HARMFUL_MARGIN, 0))
+    complies = compliance(refs) if refs.refuses else None
 
+    def score(states: States) -> Vectors:
+        risk = by_prompt(states) + np.maximum(by_answer(states) - HARMFUL_MARGIN, 0)
+        return np.asarray(risk if complies is None else risk + REFUSAL_WEIGHT * np.minimum(complies(states), 0))
 
-def calibrated(fit: Fit, refs: ReferenceStates) -> Signal:
-    """Z-score of a signal on neutral rows, with length regressed out, layer by layer.
-
-    The score minus its least-squares fit on the logarithm of the token count, divided by the standard deviation of
-    these residuals over the neutral rows.
-
-    Args:
-        fit: Makes the signal.
-        refs: Its neutral rows give slope, mean and standard deviation of each layer.
-    """
-    signal = fit(refs)
-    values, lengths = signal(refs.neutral), _log_length(refs.neutral)
-    mean, centre = values.mean(axis=0), lengths.mean(axis=0)
-    # If all neutral rows have one length, its effect cannot be estimated. Their variance is then not exactly 0.
-    varies = np.ptp(lengths, axis=0) > 0
-    covariance = ((lengths - centre) * (values - mean)).mean(axis=0)
-    slope = np.where(varies, covariance, 0) / np.where(varies, lengths.var(axis=0), 1)
-
-    def residual(states: States) -> Vectors:
-        return np.asarray(signal(states) - mean - slope * (_log_length(states) - centre), np.float32)
-
-    spread = residual(refs.neutral).std(axis=0)
-    unit = np.where(spread > 0, spread, 1).astype(np.float32)
-    return lambda states: np.asarray(residual(states) / unit)
-
-
-def _log_length(states: States) -> Vectors:
-    """Logarithm of the number of tokens, shape (n, layers)."""
-    return np.asarray(np.log(states["length"][:, :, 0]))
+    return score

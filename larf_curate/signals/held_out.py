@@ -1,7 +1,7 @@
 """Cross-validated scores: references and neutral rows scored by signals that were fitted without them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def _without(refs: ReferenceStates, fold_numbers: dict[str, NDArray[np.intp]], f
         sides[side] = _rows(sides[side], np.flatnonzero(numbers != fold))
     # top_k may be as large as the number of all pairs, of which some are held out now.
     pairs = len(next(iter(sides["unsafe"].values())))
-    return ReferenceStates(**sides, top_k=None if refs.top_k is None else min(refs.top_k, pairs))
+    return replace(refs, **sides, top_k=None if refs.top_k is None else min(refs.top_k, pairs))
 
 
 def _rows(side: States, rows: NDArray[np.intp]) -> States:

@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
+from larf_curate.signals.calibration import calibrated
 from larf_curate.signals.centred import answer_similarity, larf_whitened, unsafe_similarity
-from larf_curate.signals.combined import calibrated
 from larf_curate.signals.direction import projection, refusal_direction
 from larf_curate.signals.held_out import held_out
 from larf_curate.signals.protocol import ReferenceStates, Signal

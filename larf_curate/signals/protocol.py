@@ -17,15 +17,23 @@ class ReferenceStates:
 
     Args:
         unsafe: States of compliant answers to harmful prompts.
-        safe: States of refusals of such prompts.
+        safe: States of refusals of such prompts, or of other answers that show the opposite of the unsafe ones.
         neutral: States of neutral rows.
+        borderline: Prompt states of harmless prompts that sound harmful, shape (n, layers, d); None if the safe answers
+            are no refusals, so that nothing is known about refusals.
         top_k: Number of reference pairs that count in the published LARF score; None for all.
     """
 
     unsafe: States
     safe: States
     neutral: States
+    borderline: Vectors | None = None
     top_k: int | None = None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the safe answers are refusals."""
+        return self.borderline is not None
 
 
 Fit = Callable[[ReferenceStates], Signal]

@@ -33,7 +33,7 @@ def naive_held_out(name, refs):
             side: pick(states, np.setdiff1d(np.arange(len(states["last"])), parts[side][fold]))
             for side, states in ((side, getattr(refs, side)) for side in SIDES)
         }
-        signal = SIGNALS[name].fit(ReferenceStates(**kept))
+        signal = SIGNALS[name].fit(ReferenceStates(**kept, borderline=refs.borderline))
         for side in SIDES:
             scores[side][parts[side][fold]] = signal(pick(getattr(refs, side), parts[side][fold]))
     return scores

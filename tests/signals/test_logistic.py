@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from larf_curate.signals import SIGNALS
-from larf_curate.signals.combined import calibrated as calibrated_signal
+from larf_curate.signals.calibration import calibrated as calibrated_signal
 from larf_curate.signals.held_out import held_out
 from larf_curate.signals.logistic import COMPONENT_SIGNALS, INVERSE_STRENGTHS, _fit
 from tests.fixtures.reference_states import LAYERS, drawn_references, drawn_rows

@@ -1,5 +1,7 @@
 """Every formula against a loop over rows and layers in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.linalg import norm
@@ -7,8 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.covariance import LedoitWolf
 
 from larf_curate.signals import AXES, SIGNALS, ReferenceStates
+from larf_curate.signals.calibration import calibrated
 from larf_curate.signals.centred import Whitening
-from larf_curate.signals.combined import calibrated
+from larf_curate.signals.discriminant import discriminant
 from tests.fixtures.reference_states import LAYERS, SIDES, drawn_references, drawn_rows
 
 
@@ -136,26 +139,63 @@ def test_a_signal_equals_its_formula(name, refs, rows):
     assert_allclose(got, each(rows, refs, FORMULAS[name]), atol=2e-4)
 
 
-def test_the_axes_are_residuals_of_length_in_neutral_standard_deviations(refs, rows):
+def naive_direction(high, low, others=()):
+    """Discriminant of one layer by inverting the shrunken covariance within groups of shape (n, d)."""
+    centred = np.concatenate([group - group.mean(axis=0) for group in (high, *low, *others)])
+    covariance = centred.T @ centred / len(centred)
+    isotropic = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    difference = high.mean(axis=0) - np.mean([group.mean(axis=0) for group in low], axis=0)
+    return np.linalg.inv(covariance / 2 + isotropic / 2) @ difference
+
+
+def naive_axis(refs, rows, position, low, others=()):
+    """Projections of rows on the direction of each layer, in standard deviations of neutral rows around their mean."""
+    groups = {side: getattr(refs, side)[position].astype(float) for side in SIDES}
+    groups["borderline"] = refs.borderline if refs.borderline is None else refs.borderline.astype(float)
+    columns = []
+    for layer in range(LAYERS):
+        at = {side: None if states is None else states[:, layer] for side, states in groups.items()}
+        way = naive_direction(at["unsafe"], [at[side] for side in low], [at[side] for side in others])
+        ordinary = at["neutral"] @ way
+        columns.append((rows[position][:, layer].astype(float) @ way - ordinary.mean()) / ordinary.std())
+    return np.array(columns).T
+
+
+def test_the_axes_and_the_default_signal_are_their_formulas(refs, rows):
     likeness, ordinary = (
         sum(each(some, refs, residuals(formula)) for formula in (unsafe_similarity, answer_similarity))
         for some in (rows, refs.neutral)
     )
     want = {
         "harmful": likeness / ordinary.std(axis=0),  # of residuals, which follow no length any more
-        "erosion": each(rows, refs, residuals(refusal_direction)),
+        "erosion": naive_axis(refs, rows, "prompt", ("neutral", "borderline")),
+        "compliance": naive_axis(refs, rows, "mean", ("safe",), ("neutral",)),
     }
     for name in AXES:
         assert_allclose(SIGNALS[name].fit(refs)(rows), want[name], atol=2e-3)
-    above = np.where(want["harmful"] > 2, want["harmful"] - 2, 0)
-    assert (above > 0).any()
-    assert (above == 0).any()
-    assert_allclose(SIGNALS["combined"].fit(refs)(rows), want["erosion"] + above, atol=2e-3)
+    above = np.maximum(want["harmful"] - 2, 0)
+    below = np.minimum(want["compliance"], 0)
+    for part in (above, below):
+        assert (part != 0).any()
+        assert (part == 0).any()
+    assert_allclose(SIGNALS["combined"].fit(refs)(rows), want["erosion"] + above + 2 * below, atol=4e-3)
 
 
-@pytest.mark.parametrize("name", AXES)
-def test_calibrated_signals_do_not_follow_the_length_of_neutral_rows(name, refs):
-    scores = SIGNALS[name].fit(refs)(refs.neutral)
+def test_without_refusals_among_the_references_compliance_and_borderline_prompts_do_not_count(refs, rows):
+    without = replace(refs, borderline=None)
+    erosion = naive_axis(without, rows, "prompt", ("neutral",))
+    assert_allclose(SIGNALS["erosion"].fit(without)(rows), erosion, atol=2e-3)
+    excess = np.maximum(SIGNALS["harmful"].fit(without)(rows) - 2, 0)
+    assert_allclose(SIGNALS["combined"].fit(without)(rows), erosion + excess, atol=2e-3)
+
+
+def test_a_discriminant_of_states_without_variance_is_their_difference():
+    high, low = (np.full((4, LAYERS, 5), value, np.float32) for value in (3, 1))
+    assert_array_equal(discriminant(high, [low]), np.full((LAYERS, 5), 2))
+
+
+def test_harmful_does_not_follow_the_length_of_neutral_rows(refs):
+    scores = SIGNALS["harmful"].fit(refs)(refs.neutral)
     lengths = np.log(refs.neutral["length"][:, 0, 0])
     raw = SIGNALS["unsafe_similarity"].fit(refs)(refs.neutral)
     follows = [[abs(np.corrcoef(s[:, layer], lengths)[0, 1]) for layer in range(LAYERS)] for s in (scores, raw)]
@@ -181,10 +221,10 @@ def test_neutral_rows_of_one_length_leave_the_score_without_its_effect(length, r
     lengths = {"length": np.full((40, LAYERS, 1), length, np.float32)}
     same = ReferenceStates(unsafe=refs.unsafe, safe=refs.safe, neutral=refs.neutral | lengths)
     values = {
-        name: each(states, same, refusal_direction) for name, states in (("rows", rows), ("neutral", same.neutral))
+        name: each(states, same, answer_similarity) for name, states in (("rows", rows), ("neutral", same.neutral))
     }
     want = (values["rows"] - values["neutral"].mean(axis=0)) / values["neutral"].std(axis=0)
-    assert_allclose(SIGNALS["erosion"].fit(same)(rows), want, atol=2e-3)
+    assert_allclose(calibrated(SIGNALS["answer_similarity"].fit, same)(rows), want, atol=2e-3)
 
 
 def test_a_signal_that_is_the_same_for_all_neutral_rows_is_not_divided_by_nothing():
