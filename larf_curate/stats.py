@@ -114,6 +114,16 @@ def rank_correlation(a: Values | Sequence[float], b: Values | Sequence[float]) -
     return float(spearmanr(a, b).statistic)
 
 
+def top_overlap(a: Values | Sequence[float], b: Values | Sequence[float]) -> float:
+    """Share of the highest tenth of ``a``, at least one value, that is also in the highest tenth of ``b``; in [0, 1].
+
+    Of equal values the first count as higher.
+    """
+    count = -(-len(a) // 10)
+    first, second = (set(np.argsort(-np.asarray(values), kind="stable")[:count].tolist()) for values in (a, b))
+    return len(first & second) / count
+
+
 def agreement(layer_scores: Values) -> list[list[float | None]]:
     """Matrix of Spearman's correlations between all pairs of layers.
 

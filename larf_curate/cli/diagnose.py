@@ -16,6 +16,11 @@ from larf_curate.cli.output import echo_json, json_option, visible
 @click.option("--safe", help="The safe references, if they came as two files; together with --unsafe.")
 @click.option("--neutral", help="The profile's neutral rows: a file, folder or Hub id.")
 @click.option("--float32", is_flag=True, help="Also load the model in float32 and compare the rankings.")
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="Another checkpoint of the model, for example a quantised one: compare the rankings of rows of SCORED.",
+)
 @click.option("--model", help="Model path, if it has moved since the profile was built; for --float32.")
 @device_option
 @json_option
@@ -27,6 +32,7 @@ def diagnose(
     safe: str | None,
     neutral: str | None,
     float32: bool,
+    against: str | None,
     model: str | None,
     device: str | None,
     as_json: bool,
@@ -39,6 +45,7 @@ def diagnose(
     \b
     larf-curate diagnose profile/
     larf-curate diagnose profile/ scored/ --json
+    larf-curate diagnose profile/ scored/ --against ./model-4bit
     larf-curate diagnose profile/ --unsafe unsafe.jsonl --safe safe.jsonl
     """
     from larf_curate.data.references import ReferenceSet
@@ -51,7 +58,14 @@ def diagnose(
     refs = ReferenceSet.load(references) if references else None
     refs = ReferenceSet.from_sides(unsafe, safe) if unsafe and safe else refs
     diagnosis = diagnose_profile(
-        profile_name, scored, references=refs, neutral=neutral, float32=float32, model=model, device=device
+        profile_name,
+        scored,
+        references=refs,
+        neutral=neutral,
+        float32=float32,
+        against=against,
+        model=model,
+        device=device,
     )
     if as_json:
         echo_json(diagnosis.to_json())

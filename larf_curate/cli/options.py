@@ -1,5 +1,6 @@
 """Options shared by several commands, and callbacks that parse option values."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,14 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     pairs = [item.partition("=") for item in value.split(",")]
     if not all(role and column for role, _, column in pairs):
         raise click.BadParameter("wanted role=column pairs, for example user=question,assistant=answer", ctx, param)
-    return {role.strip(): column.strip() for role, _, column in pairs}
+    named = {role.strip(): column for role, _, column in pairs}
+    return {role: unescaped(text) if role == "input_separator" else text.strip() for role, text in named.items()}
+
+
+def unescaped(text: str) -> str:
+    """Text with line breaks and tabs written as ``\\n``, ``\\r`` and ``\\t``, and backslashes as two."""
+    characters = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nrt\\])", lambda found: characters[found[1]], text)
 
 
 def columns_to_read(

@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from larf_curate.cli.options import FOLDER, device_option, max_length_option, read_layers
+from larf_curate.cli.options import FOLDER, device_option, max_length_option, read_layers, unescaped
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.models.dtypes import DTYPES, Dtype
 
@@ -96,6 +96,12 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
 @click.option(
     "--strip-prefix", metavar="PREFIX", help="Prefix to remove from the names of weights, for example _orig_mod."
 )
+@click.option(
+    "--input-separator",
+    metavar="TEXT",
+    callback=lambda ctx, param, value: value and unescaped(value),
+    help="Text between instruction and input of Alpaca and Dolly rows, with \\n for a line break.  [default: \\n]",
+)
 @max_length_option
 @device_option
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
@@ -117,6 +123,7 @@ def profile(
     template_name: str | None,
     adapter: str | None,
     strip_prefix: str | None,
+    input_separator: str | None,
     max_length: int,
     device: str | None,
     trust_remote_code: bool,
@@ -156,6 +163,7 @@ def profile(
             template_name=template_name,
             adapter=adapter,
             strip_prefix=strip_prefix,
+            input_separator=input_separator,
             device=device,
             trust_remote_code=trust_remote_code,
         )

@@ -256,17 +256,18 @@ def verify(
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
     """
+    from larf_curate.conversation.schemas import with_separator
     from larf_curate.files import write_json
     from larf_curate.scoring.folder import Scored
 
-    training = _training()
+    training, data = _training(), Scored.load(scored)
     from larf_curate.training.arms import Arm
 
     checks = {name: value for name, value in others.items() if name in _names(PROMPTS)}
     recipe = {name: value for name, value in others.items() if name not in checks}
     results = training.Experiment(
         model=model,
-        scored=Scored.load(scored).rows,
+        scored=data.rows,
         folder=output,
         checks=_evaluation_suite(**checks),
         arms=tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest")),
@@ -274,7 +275,7 @@ def verify(
         seeds=tuple(range(seeds)),
         rows=rows,
         removed=removed,
-        columns=columns,
+        columns=with_separator(columns, data.separator),
         references=references,
     ).run()
     table = results.table()

@@ -59,6 +59,10 @@ SEEMINGLY_USED = (
 
 ROLE = "role:"
 """Prefix of keys of ``columns`` that name a further role of messages: ``role:narrator=user``."""
+SEPARATOR = "input_separator"
+"""Key of ``columns`` with the text between the instruction of an Alpaca or Dolly row and its input."""
+DEFAULT_SEPARATOR = "\n"
+"""As in the code of LARF's authors and in LLaMA-Factory."""
 NAMED = ("system", "user", "assistant", "messages", "text")
 """Keys of ``columns`` that name a column."""
 
@@ -111,7 +115,8 @@ def to_conversation(
     Args:
         row: A dataset row.
         columns: Column names by role (``{"user": "q", "assistant": "a"}``; also ``system``, ``messages`` and ``text``,
-            and ``role:NAME`` for a further role of messages); default: inferred from the row's column names.
+            and ``role:NAME`` for a further role of messages, and ``input_separator`` for the text between an Alpaca
+            instruction and its input); default: inferred from the row's column names.
         schema: The row's format, if already known: it is the same for all rows of a dataset. Takes precedence over
             ``columns``.
 
@@ -156,8 +161,37 @@ def schema_for(available: Iterable[str], columns: Mapping[str, str] | None) -> S
     """
     columns = columns or {}
     roles = further_roles(columns)
-    named = {key: column for key, column in columns.items() if not key.startswith(ROLE)}
-    return _named_schema(named, roles) if named else detect_schema(available, roles)
+    if named := _named_columns(columns):
+        return _named_schema(named, roles)
+    return detect_schema(available, roles, separator=columns.get(SEPARATOR, DEFAULT_SEPARATOR))
+
+
+def with_separator(columns: Mapping[str, str] | None, separator: str | None) -> dict[str, str] | None:
+    """Column names by role together with the input separator of a profile.
+
+    Args:
+        columns: Column names by role, which may contain a separator.
+        separator: The profile's separator; None for the default.
+
+    Returns:
+        The columns, with the separator if it is not the default; None if that leaves nothing.
+
+    Raises:
+        ConversationError: If the columns contain another separator.
+    """
+    named = dict(columns or {})
+    wanted = DEFAULT_SEPARATOR if separator is None else separator
+    if (given := named.pop(SEPARATOR, wanted)) != wanted:
+        raise ConversationError(
+            f"wanted the input separator of the profile, {wanted!r}, got {given!r}: build a profile with "
+            "--input-separator, or omit it here"
+        )
+    return named | ({} if wanted == DEFAULT_SEPARATOR else {SEPARATOR: wanted}) or None
+
+
+def _named_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """The keys that name a column, without further roles and the separator."""
+    return {key: column for key, column in columns.items() if key != SEPARATOR and not key.startswith(ROLE)}
 
 
 def further_roles(columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -165,18 +199,21 @@ def further_roles(columns: Mapping[str, str] | None) -> dict[str, str]:
     return {key.removeprefix(ROLE).lower(): role for key, role in (columns or {}).items() if key.startswith(ROLE)}
 
 
-def detect_schema(columns: Iterable[str], roles: Mapping[str, str] | None = None) -> Schema:
+def detect_schema(
+    columns: Iterable[str], roles: Mapping[str, str] | None = None, *, separator: str = DEFAULT_SEPARATOR
+) -> Schema:
     """Infer the schema from column names: the first whose columns are all present.
 
     Args:
         columns: Column names of the rows.
         roles: Normalised roles by further names.
+        separator: Text between the instruction of an Alpaca or Dolly row and its input.
 
     Raises:
         ConversationError: If no schema matches.
     """
     present = set(columns)
-    schemas = _schemas(tuple(sorted((roles or {}).items())))
+    schemas = _schemas(tuple(sorted((roles or {}).items())), separator)
     for schema in schemas:
         if present.issuperset(schema.columns):
             return schema
@@ -199,7 +236,8 @@ def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None =
     """
     present = set(available)
     schema = schema_for(present, columns)
-    others = {column for other in _schemas(()) for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
+    schemas = _schemas((), DEFAULT_SEPARATOR)
+    others = {column for other in schemas for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
     return sorted(present & others - schema.used)
 
 
@@ -230,12 +268,12 @@ def check_columns(available: Iterable[str], columns: Mapping[str, str]) -> None:
         ConversationError: If a role is unknown, no column is named for the answer, or a column is missing.
     """
     present = set(available)
-    named = {key: column for key, column in columns.items() if not key.startswith(ROLE)}
+    named = _named_columns(columns)
     if unknown := set(named) - set(NAMED):
         raise ConversationError(
             f"unknown roles in columns: {sorted(unknown)}; use system, user, assistant, messages or text"
         )
-    if wrong_roles := sorted(set(columns.values()) - set(named.values()) - set(ROLES.values())):
+    if wrong_roles := sorted(set(further_roles(columns).values()) - set(ROLES.values())):
         raise ConversationError(f"unknown roles {wrong_roles}: use {', '.join(dict.fromkeys(ROLES.values()))}")
     if named and not named.keys() & {"assistant", "messages", "text"}:
         raise ConversationError("columns must name the assistant's text: assistant=…, messages=… or text=…")
@@ -350,17 +388,17 @@ def _pair(user: str, assistant: str) -> Reader:
     return lambda row: [_turn("user", row[user]), _turn("assistant", row[assistant])]
 
 
-def _with_input(extra: str, answer: str) -> Reader:
-    """Alpaca and Dolly: the user turn is the instruction, followed on a line of its own by the input if there is one.
+def _with_input(extra: str, answer: str, separator: str) -> Reader:
+    """Alpaca and Dolly: the user turn is the instruction, followed by the separator and the input if there is one.
 
-    LARF's authors and LLaMA-Factory have one line break there; the latter also reads earlier turns.
+    Earlier turns are read as in LLaMA-Factory.
     """
 
     def read(row: Row) -> list[Message]:
         parts = [row["instruction"], *([row[extra]] if row.get(extra) else [])]
         user = [text_of(_turn("user", part)) for part in parts]
         earlier = _history(row[HISTORY]) if row.get(HISTORY) else []
-        return [*earlier, message_of("user", "\n".join(user)), _turn("assistant", row[answer])]
+        return [*earlier, message_of("user", separator.join(user)), _turn("assistant", row[answer])]
 
     return read
 
@@ -379,8 +417,8 @@ def _dialog(value: object, roles: Mapping[str, str]) -> list[Message]:
 
 
 @lru_cache(maxsize=16)
-def _schemas(named_roles: tuple[tuple[str, str], ...]) -> tuple[Schema, ...]:
-    """The schemas, for messages with further names of roles; the first match counts.
+def _schemas(named_roles: tuple[tuple[str, str], ...], separator: str) -> tuple[Schema, ...]:
+    """The schemas, for messages with further names of roles and a separator of inputs; the first match counts.
 
     Rows may match several: preference datasets can have ``messages`` beside ``prompt`` and ``chosen``, and rows of any
     format can have a ``text`` column.
@@ -390,8 +428,8 @@ def _schemas(named_roles: tuple[tuple[str, str], ...]) -> tuple[Schema, ...]:
         *(Schema((name,), _list_reader(name, roles)) for name in ("messages", "conversations", "conversation")),
         *(Schema(("prompt", answer), _prompt_and(answer, roles)) for answer in ("completion", "chosen", "response")),
         Schema(("chosen",), _list_reader("chosen", roles)),
-        Schema(("instruction", "output"), _with_input("input", "output"), reads=("input", HISTORY)),
-        Schema(("instruction", "response"), _with_input("context", "response"), reads=("context", HISTORY)),
+        Schema(("instruction", "output"), _with_input("input", "output", separator), reads=("input", HISTORY)),
+        Schema(("instruction", "response"), _with_input("context", "response", separator), reads=("context", HISTORY)),
         Schema(("question", "answer"), _pair("question", "answer")),
         Schema(("question", "response"), _pair("question", "response")),
         Schema(("inputs", "targets"), _pair("inputs", "targets")),

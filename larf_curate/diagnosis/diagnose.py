@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
+from larf_curate.diagnosis.checkpoints import checkpoint_agreement
 from larf_curate.diagnosis.diagnosis import Diagnosis
 from larf_curate.diagnosis.precision import float32_agreement
 from larf_curate.diagnosis.scored_rows import read_scored
@@ -32,6 +33,7 @@ def diagnose(
     references: ReferenceSet | None = None,
     neutral: str | Path | Sequence[Row] | None = None,
     float32: bool = False,
+    against: str | None = None,
     model: str | None = None,
     device: str | None = None,
 ) -> Diagnosis:
@@ -44,8 +46,10 @@ def diagnose(
             Default: those the profile names, if they are built in or a file that still exists.
         neutral: The neutral rows that the profile was built from; default: likewise.
         float32: Whether to load the model in float32 and compare the rankings.
+        against: Another checkpoint of the model, such as a quantised one: a folder or Hub id. A sample of the scored
+            rows is read with it, and the rankings are compared.
         model: Model path, if it has moved since the profile was built; only for ``float32``.
-        device: A torch device; only for ``float32``.
+        device: A torch device; only for ``float32`` and ``against``.
 
     Returns:
         Figures and warnings.
@@ -53,7 +57,9 @@ def diagnose(
     Raises:
         ReferenceSetError: If a side has a single row, or the rows given are not the profile's.
         ProfileMismatchError: If another profile scored the rows.
-        InputError: If the dataset is not scored, or ``float32`` is set and the texts are not available.
+        InputError: If the dataset is not scored, or ``float32`` or ``against`` is set and the texts are not available,
+            or ``against`` is set and no scored folder is given.
+        ModelError: If a model to compare with cannot be loaded.
     """
     if not isinstance(profile, SafetyProfile):
         profile = SafetyProfile.from_pretrained(profile)
@@ -64,6 +70,10 @@ def diagnose(
     # Raised before the slow part: without the texts the float32 model has nothing to read.
     if float32 and not isinstance(texts, Rows):
         raise InputError(f"cannot compare with float32: {texts}")
+    if against and not isinstance(scored, Scored):
+        raise InputError(f"wanted a scored folder to compare with {against}, got none: give what score wrote")
+    if against and not isinstance(texts, Rows):
+        raise InputError(f"cannot compare with {against}: {texts}")
     # Its own signal first; the axes are always reported, if the profile can have them.
     axes = replace(profile, signal=DEFAULT_SIGNAL).axes
     names = dict.fromkeys((profile.signal, *axes))
@@ -86,6 +96,9 @@ def diagnose(
         scored=scored_rows,
         float32=float32_agreement(profile, texts, model=model, device=device)
         if float32 and isinstance(texts, Rows)
+        else None,
+        against=checkpoint_agreement(profile, texts, scored, against, device=device)
+        if against and isinstance(texts, Rows) and isinstance(scored, Scored)
         else None,
         notes=tuple(_notes(profile, texts)),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from larf_curate.diagnosis.checkpoints import CheckpointAgreement
 from larf_curate.diagnosis.scored_rows import ScoredRows
 from larf_curate.diagnosis.separation import SeparationMetrics
 from larf_curate.signals import SIGNALS
@@ -30,6 +31,7 @@ class Diagnosis:
         baselines: Separation by length alone and by TF-IDF alone; empty if the texts were not available.
         scored: Figures of the scored rows, if any were given.
         float32: Spearman's correlation with the scores in float32 over neutral rows, if requested.
+        against: Agreement with another checkpoint of the model on scored rows, if requested.
         notes: Limits of these figures, in plain words.
         warnings: Warnings about the score, in plain words, the most serious first.
     """
@@ -44,6 +46,7 @@ class Diagnosis:
     baselines: dict[str, SeparationMetrics]
     scored: ScoredRows | None = None
     float32: float | None = None
+    against: CheckpointAgreement | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -79,6 +82,13 @@ class Diagnosis:
             agreement,
         )
         yield "Length, drift and coverage", ("", ""), list(self._facts())
+        if self.against is not None:
+            title = f"Agreement with {self.against.model} on {self.against.rows:,} scored rows"
+            named_signals = self.against.signals.items()
+            compared: list[tuple[str, ...]] = [
+                (name, _number(each.correlation), f"{each.top_tenth:.0%}") for name, each in named_signals
+            ]
+            yield title, ("", "rank correlation", "top tenth in common"), compared
         if self.scored is not None and self.scored.beyond:
             title = "Largest clusters of rows without an unsafe reference"
             clusters: list[tuple[str, ...]] = [(" · ".join(c.texts), f"{c.rows:,}") for c in self.scored.beyond]

@@ -38,7 +38,7 @@ def float32_agreement(
     reader = load_reader(source, profile.layers, device=resolve_device(device), max_length=profile.max_length)
     refs = ReferenceSet(unsafe=rows.unsafe, safe=rows.safe, labels=(), source="")
     # Rebuild the states exactly as the profile did, length matching included, so that only the dtype differs.
-    sides = rows_by_side(refs, rows.neutral, reader.tokenizer, match=any(profile.references["cut"].values()))
+    sides = rows_by_side(refs, rows.neutral, reader, match=any(profile.references["cut"].values()))
     states = read_sides(reader, sides)
     check_drift(
         states["unsafe"]["last"][:1],

@@ -28,7 +28,7 @@ MAX_UNSCORABLE = 0.01
 MAX_TRUNCATED = 0.05
 """Share of rows scored without their middle above which there is a warning."""
 MIN_FLOAT32_AGREEMENT = 0.95
-"""Rank correlation with float32 below which the lower precision changes the ranking."""
+"""Rank correlation with float32, or another checkpoint, below which it changes the ranking."""
 
 
 def warnings_of(diagnosis: Diagnosis) -> tuple[str, ...]:
@@ -97,6 +97,13 @@ def _references_warnings(diagnosis: Diagnosis) -> Iterator[str]:
             f"In {diagnosis.profile['dtype']} the model ranks neutral rows differently than in float32 (rank "
             f"correlation {diagnosis.float32:.2f}): build the profile in float32."
         )
+    if diagnosis.against is not None:
+        for name, each in diagnosis.against.signals.items():
+            if each.correlation is not None and each.correlation < MIN_FLOAT32_AGREEMENT:
+                yield (
+                    f"{diagnosis.against.model} ranks scored rows differently by {name} (rank correlation "
+                    f"{each.correlation:.2f}): scores of one checkpoint say little about the other."
+                )
 
 
 def _scored_rows_warnings(scored: ScoredRows, signal: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.schemas import with_separator
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.errors import ModelError, ScoringError
@@ -61,6 +62,7 @@ class StateReader:
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     shortcuts: frozenset[Shortcut] = SHORTCUTS
     day: date | None = None
+    input_separator: str | None = None
     _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,8 +90,12 @@ class StateReader:
         return states
 
     def renderer(self, columns: Mapping[str, str] | None = None, *, keep_texts: bool = False) -> Renderer:
-        """A renderer of rows for this model: its tokenizer, longest conversation and day; see `Renderer`."""
-        return Renderer(self.tokenizer, self.max_length, columns, keep_texts, self.day)
+        """A renderer of rows for this model: its tokenizer, longest conversation, separator and day; see `Renderer`."""
+        return Renderer(self.tokenizer, self.max_length, self.columns(columns), keep_texts, self.day)
+
+    def columns(self, columns: Mapping[str, str] | None = None) -> dict[str, str] | None:
+        """Column names by role together with the input separator; see `with_separator`."""
+        return with_separator(columns, self.input_separator)
 
     def _read_unique(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
         """Read each distinct conversation once and copy its states to the duplicates."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Renderer
+from larf_curate.conversation.schemas import with_separator
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
@@ -76,7 +76,7 @@ def load_renderer(
     """
     config = load_config(source).get_text_config(decoder=True)
     limit = min(max_length, _max_positions(config, max_length))
-    return Renderer(load_tokenizer(source), limit, columns, day=source.day)
+    return Renderer(load_tokenizer(source), limit, with_separator(columns, source.input_separator), day=source.day)
 
 
 def forget_reader() -> None:
@@ -96,7 +96,7 @@ def _load_reader(
 
     def load(attention: str | None) -> StateReader:
         decoder = load_decoder(source, config, max(layers) + 1, dtype, attention=attention).to(device)
-        return _reader(decoder, tokenizer, source.day, layers, _commit(config), max_length, batch_tokens)
+        return _reader(decoder, tokenizer, source, layers, _commit(config), max_length, batch_tokens)
 
     return _with_fastest_attention(load, source, device)
 
@@ -124,9 +124,7 @@ def load_reader_with_head(
     def load(attention: str | None) -> tuple[StateReader, Any]:
         model = load_causal_lm(source, dtype, attention=attention).to(device)
         layers, decoder = tuple(range(len(decoder_blocks(model)))), model.get_decoder()
-        reader = _reader(
-            decoder, tokenizer, source.day, layers, _commit(model.config), max_length, DEFAULT_BATCH_TOKENS
-        )
+        reader = _reader(decoder, tokenizer, source, layers, _commit(model.config), max_length, DEFAULT_BATCH_TOKENS)
         return reader, model
 
     return _with_fastest_attention(load, source, device)
@@ -143,7 +141,7 @@ def _with_fastest_attention(load: Callable[[str | None], Loaded], source: ModelS
 def _reader(
     decoder: Any,  # noqa: ANN401  any decoder of transformers
     tokenizer: Tokenizer,
-    day: date | None,
+    source: ModelSource,
     layers: tuple[int, ...],
     revision: str | None,
     max_length: int,
@@ -157,7 +155,8 @@ def _reader(
         revision=revision,
         max_length=min(max_length, _max_positions(decoder.config, max_length)),
         batch_tokens=batch_tokens,
-        day=day,
+        day=source.day,
+        input_separator=source.input_separator,
     )
     reader.shortcuts = exact_shortcuts(reader)
     return reader

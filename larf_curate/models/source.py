@@ -41,6 +41,7 @@ class ModelSource:
         template_day: Day of dates that the chat template writes, as an ISO date; default: today.
         adapter: Folder or Hub id of a PEFT adapter to merge into the model; default: none.
         strip_prefix: A prefix to remove from the names of weights, such as ``_orig_mod.``; default: none.
+        input_separator: Text between the instruction of an Alpaca or Dolly row and its input; default: one line break.
     """
 
     model_id: str
@@ -52,6 +53,7 @@ class ModelSource:
     template_day: str | None = None
     adapter: str | None = None
     strip_prefix: str | None = None
+    input_separator: str | None = None
 
     @property
     def day(self) -> date | None:
@@ -65,7 +67,7 @@ class ModelSource:
         Permission to run remote code is not part of it: whoever loads the profile must give it. Optional fields that
         are not set are omitted, so that the digests of older profiles remain.
         """
-        optional = ("template_name", "template_day", "adapter", "strip_prefix")
+        optional = ("template_name", "template_day", "adapter", "strip_prefix", "input_separator")
         values = {key: value for key, value in asdict(self).items() if key != "trust_remote_code"}
         return {key: value for key, value in values.items() if key not in optional or value is not None}
 

@@ -158,7 +158,7 @@ def read_profile(model: LoadedModel, rows: SourceRows) -> dict[str, Any]:
         ReferenceSetError: If a row cannot be scored, or both sides of the references have the same states.
     """
     reader = model.reader
-    sides = rows_by_side(rows.references, rows.neutral, reader.tokenizer, match=rows.match_lengths)
+    sides = rows_by_side(rows.references, rows.neutral, reader, match=rows.match_lengths)
     states: dict[str, States] = read_sides(reader, sides)
     check_states_differ(states)
     return {

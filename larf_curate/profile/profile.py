@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.schemas import DEFAULT_SEPARATOR, SEPARATOR, Row
 from larf_curate.conversation.templates import template_digest
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet
@@ -88,6 +88,7 @@ class SafetyProfile:
         template_name: str | None = None,
         adapter: str | Path | None = None,
         strip_prefix: str | None = None,
+        input_separator: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> "SafetyProfile":
@@ -115,6 +116,8 @@ class SafetyProfile:
                 tools, else ``default``.
             adapter: Folder or Hub id of a PEFT adapter to merge into the model.
             strip_prefix: A prefix to remove from the names of the model's weights, such as ``_orig_mod.``.
+            input_separator: Text between the instruction of an Alpaca or Dolly row and its input. Default: one line
+                break.
             device: A torch device. Default: the first available accelerator.
             trust_remote_code: Whether code from the model's repository may run.
 
@@ -139,6 +142,7 @@ class SafetyProfile:
                 template_name=template_name,
                 adapter=identify(adapter) if adapter else None,
                 strip_prefix=strip_prefix,
+                input_separator=None if input_separator == DEFAULT_SEPARATOR else input_separator,
                 trust_remote_code=trust_remote_code,
             )
         )
@@ -350,6 +354,7 @@ class SafetyProfile:
             "top_k": self.top_k,
             "max_length": self.max_length,
             "template_sha256": self.template_digest,
+            **({} if self.source.input_separator is None else {SEPARATOR: self.source.input_separator}),
             "references": {key: value for key, value in self._public_references().items() if key != "labels"},
             "neutral": self.neutral,
             "calibration": self.calibration,

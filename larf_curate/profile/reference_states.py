@@ -10,7 +10,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.conversation.schemas import Row
-from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.data.references import ReferenceSet
@@ -29,14 +28,14 @@ CHUNK_ROWS = 32
 
 
 def rows_by_side(
-    refs: ReferenceSet, neutral: Sequence[Row], tokenizer: Tokenizer, *, match: bool
+    refs: ReferenceSet, neutral: Sequence[Row], reader: StateReader, *, match: bool
 ) -> dict[str, Sequence[Row]]:
     """The rows of every side.
 
     Args:
         refs: The references.
         neutral: Neutral rows.
-        tokenizer: A fast tokenizer, which determines the lengths.
+        reader: Reads the model; its tokenizer determines the lengths.
         match: Whether to cut long reference answers; see `match_lengths`.
 
     Returns:
@@ -48,7 +47,7 @@ def rows_by_side(
     if refs.refuses:  # with an answer, which a conversation needs; it comes after what is read
         sides[BORDERLINE] = [{"prompt": prompt, "response": "OK."} for prompt in overrejection_prompts()]
     if match:
-        matched = match_lengths(refs, tokenizer)
+        matched = match_lengths(refs, reader.tokenizer, columns=reader.columns())
         sides |= {f"{side}{MATCHED}": getattr(matched, side) for side, count in matched.cut.items() if count}
     return sides
 

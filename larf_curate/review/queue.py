@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from tqdm import tqdm
 
+from larf_curate.conversation.schemas import SEPARATOR, with_separator
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.profile.cache import profile_of
 from larf_curate.review.argilla.connection import Connection
@@ -145,6 +146,7 @@ class ReviewQueue:
         """
         rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
+        recorded = scored.get("source", {}).get("columns") or {}
         reduction = reduction_for(rows.states, scored, profile)
         near_duplicates = NearDuplicates.find(rows, reduction, share=group)
         sent = rows.without(near_duplicates.covered)
@@ -152,7 +154,7 @@ class ReviewQueue:
         store.add_missing_properties()
         existing = {record["external_id"]: record for record in store.records(responses=False)}
         maker = RecordMaker(
-            columns=scored.get("source", {}).get("columns") if columns is None else columns,
+            columns=recorded if columns is None else with_separator(columns, recorded.get(SEPARATOR)),
             layers=scored.get("profile", {}).get("layers"),
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 from datasets.exceptions import DatasetsError
 
+from larf_curate.conversation.schemas import SEPARATOR
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, sha256
@@ -31,6 +32,11 @@ class Scored:
         """Description of the source, as part of row ids: dataset, configuration, split, and revision or files."""
         # Without the limit, so that a row keeps its id when more rows are scored.
         return json.dumps({k: v for k, v in self.manifest["source"].items() if k != "limit"}, sort_keys=True)
+
+    @property
+    def separator(self) -> str | None:
+        """Text between instruction and input with which Alpaca and Dolly rows were scored; None for the default."""
+        return (self.manifest["source"].get("columns") or {}).get(SEPARATOR)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = False) -> "Scored":

@@ -15,7 +15,7 @@ from datasets.formatting.formatting import LazyBatch, LazyRow, PythonFormatter
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Status
-from larf_curate.conversation.schemas import Schema, check_columns, schema_for
+from larf_curate.conversation.schemas import Schema, check_columns, schema_for, with_separator
 from larf_curate.data.tables import is_media, media_undecoded
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home, read_json, write_json
@@ -102,7 +102,7 @@ class LarfScorer:
         self.neighbors = neighbors
         self.signals = tuple(signals or profile.axes)
         self.keep_states = keep_states
-        self.columns = dict(columns) if columns else None
+        self.columns = with_separator(columns, profile.source.input_separator)
         self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
         self._loaded: tuple[StateReader, Renderer] | None = None
         self._reported = False

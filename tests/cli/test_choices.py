@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from larf_curate.cli import main
+from larf_curate.cli.options import read_columns, unescaped
 from larf_curate.conversation.refusals import KEYWORDS, RefusalDetector
 from larf_curate.evaluation.judges import JUDGES
 from larf_curate.layers.method import METHOD_NAMES
@@ -64,3 +65,10 @@ def test_help_needs_no_heavy_library():
     code = f"import sys; {'; '.join(f'import larf_curate.cli.{name}' for name in commands)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "argilla", "sklearn", "faiss", "matplotlib"} & set(loaded)
+
+
+def test_separators_are_given_with_escapes():
+    assert unescaped(r"\n\n### Input:\n") == "\n\n### Input:\n"
+    assert unescaped(r"\t|\\n") == "\t|\\n"
+    read = read_columns(None, None, r"user=q, assistant=a,input_separator=\n ")
+    assert read == {"user": "q", "assistant": "a", "input_separator": "\n "}

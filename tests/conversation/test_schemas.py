@@ -13,6 +13,7 @@ from larf_curate.conversation.schemas import (
     to_conversation,
     to_messages,
     unused_columns,
+    with_separator,
 )
 from larf_curate.errors import ConversationError
 
@@ -367,3 +368,22 @@ def test_a_flag_that_says_neither_yes_nor_no_is_malformed():
 
 def test_keys_of_messages_that_are_no_text_are_read():
     assert to_messages({"messages": [{**ASKED[0], 1: 2}, ASKED[1]]})[1] == ASKED[1]
+
+
+@pytest.mark.parametrize(("extra", "answer"), [("input", "output"), ("context", "response")])
+def test_another_separator_gives_the_prompt_that_is_trained_with_it(extra, answer):
+    row = {"instruction": "Q", extra: "I", answer: "A"}
+    columns = {"input_separator": "\n\nInput: "}
+    assert to_messages(row, columns)[0] == {"role": "user", "content": "Q\n\nInput: I"}
+    assert to_messages(row | {extra: ""}, columns)[0] == {"role": "user", "content": "Q"}
+    assert to_messages(row)[0]["content"] == "Q\nI"
+    check_columns(row, columns)
+
+
+def test_a_separator_that_is_not_the_profiles_is_refused():
+    assert with_separator(None, None) is None
+    assert with_separator({"user": "q"}, "\n") == {"user": "q"}
+    assert with_separator({"input_separator": " "}, " ") == {"input_separator": " "}
+    for columns, separator in (({"input_separator": " "}, None), ({"input_separator": "\n"}, " ")):
+        with pytest.raises(ConversationError, match="wanted the input separator of the profile"):
+            with_separator(columns, separator)

@@ -3,20 +3,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from datasets import Dataset
 from numpy.testing import assert_allclose
 from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from larf_curate.cli import main
 from larf_curate.data.references import ReferenceSet
+from larf_curate.data.sources import open_source
 from larf_curate.diagnosis import diagnose
+from larf_curate.diagnosis.checkpoints import CheckpointAgreement, RankAgreement
 from larf_curate.diagnosis.warnings import warnings_of
 from larf_curate.errors import InputError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.source import ModelSource
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from larf_curate.stats import auroc
@@ -353,3 +358,55 @@ def test_clusters_of_rows_without_a_reference_are_named_by_their_rows():
     bare = diagnose(profile, scored_rows(profile, [1.0, 2.0, 3.0]))
     assert bare.scored.coverage is None
     assert not bare.scored.beyond
+
+
+def rounded_copy(folder, to, bits):
+    """A copy of a model whose matrices are rounded to a few bits, symmetric for each output, kept in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    highest = 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        for weight in (p for p in model.model.layers.parameters() if p.ndim == 2):
+            step = weight.abs().amax(dim=1, keepdim=True) / highest
+            weight.copy_((weight / step).round() * step)
+    model.save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+    return str(to)
+
+
+def test_ranks_are_compared_with_those_of_a_quantised_checkpoint(tiny_llama, tmp_path):
+    rows = [
+        {"question": f"How do I {'bake ' * (i % 5)}{i}?", "answer": f"Take {i * 7} {'cups ' * (i % 3)}."}
+        for i in range(45)
+    ]
+    options = PROFILE | {"layers": [3, 1], "signal": "combined"}
+    profile = SafetyProfile.build(tiny_llama, references(), **options)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_source(open_source(str(data)), LarfScorer(profile, device="cpu"), tmp_path / "scored")
+    other = rounded_copy(tiny_llama, tmp_path / "4bit", 3)
+    given = {"references": references(), "neutral": NEUTRAL, "device": "cpu"}
+    found = diagnose(profile, tmp_path / "scored", against=other, **given)
+    quantised = SafetyProfile.build(other, references(), **options)
+    sides = [LarfScorer(p, device="cpu").score(rows) for p in (profile, quantised)]
+    assert found.against.model == "4bit"
+    assert found.against.rows == 45
+    assert list(found.against.signals) == ["larf_score", *sides[0][0].signals]
+    for name, agreement in found.against.signals.items():
+        a, b = ([s.score if name == "larf_score" else s.signals[name] for s in side] for side in sides)
+        assert_allclose(agreement.correlation, np.corrcoef(rankdata(a), rankdata(b))[0, 1], atol=1e-6)
+        top = [set(sorted(range(45), key=lambda i: -values[i])[:5]) for values in (a, b)]
+        assert agreement.top_tenth == len(top[0] & top[1]) / 5
+    assert found.against.signals["larf_score"].correlation < 0.999
+    assert "Agreement with 4bit on 45 scored rows" in str(found)
+    assert found.to_json()["against"]["signals"]["harmful"].keys() == {"correlation", "top_tenth"}
+    same = diagnose(profile, tmp_path / "scored", against=str(tiny_llama), **given).against
+    assert_allclose([[a.correlation, a.top_tenth] for a in same.signals.values()], 1)
+    with pytest.raises(InputError, match="wanted a scored folder"):
+        diagnose(profile, against=other, **given)
+
+
+def test_a_checkpoint_that_ranks_rows_otherwise_is_warned_of():
+    against = CheckpointAgreement(
+        model="4bit", rows=9, signals={"larf_score": RankAgreement(correlation=0.5, top_tenth=0.1)}
+    )
+    assert warned(replace(diagnose(synthetic()), against=against), "4bit", "larf_score", "0.50")

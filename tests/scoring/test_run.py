@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.profile import SafetyProfile
+from larf_curate.profile.rendering import profile_renderer
 from larf_curate.scoring import run
 from larf_curate.scoring.exemplars import ExemplarIndex
+from larf_curate.scoring.explanation import explain
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import first_reasons, score_source
 from larf_curate.scoring.scorer import LarfScorer
@@ -39,14 +42,14 @@ PER_PIECE = 40
 ROWS = [
     {"question": f"Question {i}: how do I {'bake ' * (i % 7)}?", "answer": f"Sure, answer {i}."} for i in range(300)
 ]
+WHOLE = ReferenceSet.load("builtin")
+REFERENCES = ReferenceSet(unsafe=WHOLE.unsafe[:6], safe=WHOLE.safe[:6], labels=WHOLE.labels[:6], source="six")
 pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    refs = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
-    return SafetyProfile.build(tiny_llama, refs, layers=LAYERS, signal="larf", dtype="float32", device="cpu")
+    return SafetyProfile.build(tiny_llama, REFERENCES, layers=LAYERS, signal="larf", dtype="float32", device="cpu")
 
 
 @pytest.fixture
@@ -464,3 +467,48 @@ def test_two_processes_never_score_into_one_folder(data, scorer, tmp_path):
         score_source(open_source(str(data)), scorer, tmp_path / "out")
     score_source(open_source(str(data)), scorer, tmp_path / "out")
     check_whole(tmp_path / "out")
+
+
+def test_the_separator_of_a_profile_is_that_of_every_command_and_a_run_with_another_one_is_refused(
+    tiny_llama, profile, tmp_path
+):
+    refs = [{"instruction": f"{row['prompt']}", "input": "I", "output": row["response"]} for row in REFERENCES.unsafe]
+    refs = ReferenceSet(unsafe=tuple(refs), safe=REFERENCES.safe, labels=REFERENCES.labels, source="mine")
+    chats = [[_user(f"{row['prompt']}\n\nI"), _answer(row["response"])] for row in REFERENCES.unsafe]
+    as_chats = replace(refs, unsafe=tuple({"messages": chat} for chat in chats))
+    options = {"layers": LAYERS, "signal": "larf", "dtype": "float32", "device": "cpu", "match_lengths": True}
+    built = SafetyProfile.build(tiny_llama, refs, input_separator="\n\n", **options)
+    built.save_pretrained(tmp_path / "profile")
+    built, truth = (
+        SafetyProfile.from_pretrained(tmp_path / "profile"),
+        SafetyProfile.build(tiny_llama, as_chats, **options),
+    )
+    rows = [{"instruction": f"Add {i}", "input": f"{i} and 2", "output": f"{i + 2}"} for i in range(6)]
+    trained = [[_user(f"Add {i}\n\n{i} and 2"), _answer(f"{i + 2}")] for i in range(6)]
+    want = [score.score for score in LarfScorer(truth, device="cpu").score([{"messages": chat} for chat in trained])]
+    scorer = LarfScorer(built, device="cpu")
+    alone = LarfScorer(replace(built, source=replace(built.source, input_separator=None)), device="cpu")
+    source = open_source(str(write(tmp_path / "data.jsonl", rows)))
+    score_source(source, scorer, tmp_path / "out")
+    scored = Scored.load(tmp_path / "out")
+    assert scored.separator == "\n\n"
+    assert scored.rows["larf_score"][:] == pytest.approx(want, abs=1e-6)
+    assert Dataset.from_list(rows).map(scorer, batched=True)["larf_score"][:] == pytest.approx(want, abs=1e-6)
+    ids = [item.tokens.ids for item in truth.reader(device="cpu").renderer()([{"messages": chat} for chat in trained])]
+    for columns in (None, scored.manifest["source"]["columns"]):
+        assert [item.tokens.ids for item in profile_renderer(built, columns=columns)(rows)] == ids
+        found = explain(built, rows, columns=columns, device="cpu")
+        assert [each.score for each in found] == pytest.approx(want, abs=1e-6)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="another columns, profile"):
+        score_source(source, alone, tmp_path / "out", resume=True)
+    with pytest.raises(ConversationError, match="wanted the input separator of the profile"):
+        LarfScorer(profile, columns={"input_separator": " "})
+
+
+def _user(text):
+    return {"role": "user", "content": text}
+
+
+def _answer(text):
+    return {"role": "assistant", "content": text}
