@@ -214,7 +214,7 @@ def evaluate(
     "-o", "--output", required=True, type=FOLDER, help="Folder of the runs; complete runs in it are not repeated."
 )
 @click.option("--arm", "arms", multiple=True, metavar="KIND[:SIGNAL]",
-              help="top, bottom, random, longest, all, kept or thinned; repeatable.")  # fmt: skip
+              help="top, bottom, random, longest, all, kept or thinned; SIGNAL may be larf_guard; repeatable.")  # fmt: skip
 @click.option(
     "--method",
     "methods",

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from larf_curate.columns import GUARD
 from larf_curate.errors import InputError
 
 Scores: TypeAlias = NDArray[np.float64]
@@ -68,18 +69,23 @@ def signal_values(scored: Dataset, signal: str) -> Scores:
 
     Args:
         scored: Scored rows.
-        signal: A column, or a field of ``larf_signals``.
+        signal: A column, a field of ``larf_signals``, or ``larf_guard`` for the guard model's probability that the
+            answer is unsafe (``larf_guard.request`` for the request).
 
     Raises:
         InputError: If the dataset does not have the signal, or its values are not numbers.
     """
     fields = scored.features.get("larf_signals", {})
-    if signal in scored.column_names:
-        values: list[Any] = list(scored[signal])
+    values: list[Any]
+    column, _, part = signal.partition(".")
+    if column == GUARD and GUARD in scored.column_names and part in ("", "request", "answer"):
+        values = [(cell or {}).get(part or "answer") for cell in scored[GUARD]]
+    elif signal in scored.column_names:
+        values = list(scored[signal])
     elif signal in fields:
         values = [(row or {}).get(signal) for row in scored["larf_signals"]]
     else:
-        known = [name for name in ("larf_score", *fields) if name in scored.column_names or name in fields]
+        known = [name for name in ("larf_score", GUARD, *fields) if name in scored.column_names or name in fields]
         raise InputError(f"the scored rows have no signal {signal!r}: wanted one of {', '.join(known) or 'none'}")
     if any(not isinstance(value, int | float) and value is not None for value in values):
         raise InputError(f"the column {signal!r} is not numeric: wanted a score")
