@@ -253,6 +253,18 @@ def evaluate(
     type=POSITIVE_INT,
     help="Number of rows of the arms top, bottom, random and longest.",
 )
+@click.option(
+    "--quantiles", type=click.IntRange(min=3), help="Train on each quantile of a ranking, such as 5, instead of --arm."
+)
+@click.option(
+    "--signal",
+    "signals",
+    multiple=True,
+    help="Signal that ranks the rows for --quantiles; repeatable.  [default: larf_score]",
+)
+@click.option(
+    "--length-matched", is_flag=True, help="Rank within strata of length, so that quantiles have equal lengths."
+)
 @click.option("--removed", default=0.1, type=click.FloatRange(0, 1, max_open=True), show_default=True,
               help="Share of rows that kept and thinned leave out.")  # fmt: skip
 @options(RECIPE, DATA, PROMPTS)
@@ -265,6 +277,9 @@ def verify(
     methods: tuple[str, ...],
     seeds: int,
     rows: int,
+    quantiles: int | None,
+    signals: tuple[str, ...],
+    length_matched: bool,
     removed: float,
     columns: dict[str, str] | None,
     references: str,
@@ -278,14 +293,23 @@ def verify(
 
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
+    larf-curate verify scored/ --model org/model -o fifths/ --quantiles 5 --signal larf_score --signal harmful
     """
     from larf_curate.conversation.schemas import with_separator
     from larf_curate.files import write_json
     from larf_curate.scoring.folder import Scored
 
     training, data = _training(), Scored.load(scored)
-    from larf_curate.training.arms import Arm
+    from larf_curate.training.arms import Arm, quantile_arms
+    from larf_curate.training.quantiles import quantile_trends
 
+    if quantiles and arms:
+        raise click.UsageError("--quantiles cannot be combined with --arm: name arms such as q5of5 there")
+    if not quantiles and (signals or length_matched):
+        raise click.UsageError("--signal and --length-matched belong to --quantiles: give it, or --arm KIND:SIGNAL")
+    chosen = tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest"))
+    if quantiles:
+        chosen = quantile_arms(quantiles, signals or ("larf_score",), length_matched=length_matched)
     checks = {name: value for name, value in others.items() if name in _names(PROMPTS)}
     recipe = {name: value for name, value in others.items() if name not in checks}
     results = training.Experiment(
@@ -293,7 +317,7 @@ def verify(
         scored=data.rows,
         folder=output,
         checks=_evaluation_suite(**checks),
-        arms=tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest")),
+        arms=chosen,
         recipes=tuple(_recipe(method, recipe) for method in methods or ("sft",)),
         seeds=tuple(range(seeds)),
         rows=rows,
@@ -303,11 +327,17 @@ def verify(
     ).run()
     table = results.table()
     write_json(output / "table.json", table)
+    by_name = {arm.name: arm for arm in results.arms}
+    trends = [trend.summary() for trend in quantile_trends(chosen, by_name, methods or ("sft",))] if quantiles else []
+    if trends:
+        write_json(output / "quantiles.json", trends)
     results.plot(output / "refusals.png")
     if as_json:
-        echo_json({"table": table, "plot": str(output / "refusals.png")})
-    else:
-        _echo_results(table)
+        echo_json({"table": table, "plot": str(output / "refusals.png"), **({"quantiles": trends} if trends else {})})
+        return
+    _echo_results(table)
+    if trends:
+        _echo_trends(trends)
 
 
 def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[str, float | None]]:
@@ -438,6 +468,28 @@ def _echo_results(table: list[dict[str, Any]]) -> None:
     cells = {name: [read(row) for row in table] for name, read in columns.items()}
     used = {name: column for name, column in cells.items() if any(column)}
     echo_table("Harmful prompts refused, with 95 % interval", list(used), list(zip(*used.values(), strict=True)))
+
+
+def _echo_trends(trends: list[dict[str, Any]]) -> None:
+    """Print what the quantiles of each ranking show; refusals from the lowest to the highest scores."""
+    rows = [
+        (
+            trend["signal"],
+            " ".join(f"{rate:.0%}" for rate in trend["refused"]),
+            f"{trend['monotone_seeds']} of {trend['seeds']}",
+            f"{_shown(trend['spearman'], '.2f') or 'undefined'} (p = {trend['p_value']:.2g})",
+            f"{100 * trend['gap']:.0f} ({100 * trend['gap_interval'][0]:.0f} to {100 * trend['gap_interval'][1]:.0f})",
+        )
+        for trend in trends
+    ]
+    columns = ("signal", "refused, low to high", "monotone seeds", "Spearman", "gap (points)")
+    echo_table("Quantiles", columns, rows)
+    for trend in trends:
+        if not trend["equal_tokens"]:
+            tokens = ", ".join(f"{count:,.0f}" for count in trend["tokens"])
+            click.echo(
+                f"Warning: the quantiles of {trend['signal']} differ in tokens ({tokens}): use --length-matched."
+            )
 
 
 def _shown(value: float | None, form: str) -> str:
