@@ -18,6 +18,8 @@ ROW_ID = "larf_row_id"
 """Column of the stable id of each row; see `row_id`."""
 STATE = "larf_state"
 """Column of the stored hidden state of each row."""
+GUARD = "larf_guard"
+"""Column of a guard model's verdict on each row: ``request`` and ``answer``, probabilities of unsafe; ``status``."""
 
 
 def source_columns(names: Iterable[str]) -> list[str]:

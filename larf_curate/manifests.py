@@ -44,6 +44,12 @@ class ScoredManifest(TypedDict):
     shards: list[ShardRecord]
 
 
+class GuardedManifest(ScoredManifest):
+    """``manifest.json`` of rows that a guard model judged too: its name, and the number of rows by status."""
+
+    guard: dict[str, Any]
+
+
 class SelectionManifest(TypedDict):
     """``selection.json``: the rule, the lowest flagged score, counts, and the manifest of the scored dataset."""
 

@@ -52,6 +52,9 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
     show_default=True,
     help="Store each row's state, for review and re-ranking.",
 )
+@click.option(
+    "--guard", metavar="MODEL", help="Judge the rows with this guard model too, as a baseline: folder or Hub id."
+)
 @click.option("--model", help="Model path, if it has moved since the profile was built.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
 @device_option
@@ -84,6 +87,7 @@ def score(
     neighbors: int,
     exemplars: Path | None,
     keep_states: bool,
+    guard: str | None,
     model: str | None,
     trust_remote_code: bool,
     device: str | None,
@@ -105,7 +109,8 @@ def score(
     from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
-    from larf_curate.scoring.run import first_reasons, score_source
+    from larf_curate.scoring.guard import GuardScorer
+    from larf_curate.scoring.run import first_reasons, guard_statuses, score_source
     from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
@@ -122,7 +127,8 @@ def score(
         device=device,
         batch_tokens=batch_tokens,
     )
-    manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc)
+    judge = GuardScorer(guard, columns=scorer.columns, device=device) if guard else None
+    manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc, guard=judge)
     # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
     if as_json:
@@ -130,6 +136,11 @@ def score(
         echo_json({"scored": str(output), **manifest, "first_unscorable": unscorable})
         return
     echo_table("Scored", ("status", "rows"), [(name, f"{count:,}") for name, count in manifest["status"].items()])
+    if guard:
+        cells = [(name, f"{count:,}") for name, count in guard_statuses(output).items()]
+        echo_table(
+            "Judged by the guard model; other rows than ok and truncated lack a probability", ("status", "rows"), cells
+        )
     if reasons:
         echo_table("First rows without a score", ("row", "reason"), reasons)
     rows, files = manifest["rows"], len(manifest["shards"])

@@ -153,6 +153,15 @@ def train(
     "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, for comparison."
 )
 @click.option("--guard", help="Judge with this guard model, like Llama Guard: folder or Hub id.")
+@click.option(
+    "--second-judge",
+    "further",
+    multiple=True,
+    metavar="JUDGE",
+    help="Judge the same answers by guard:MODEL, model:MODEL, endpoint:MODEL@URL (key in OPENAI_API_KEY), or a name as "
+    "of --judge, and report the agreement; repeatable.",
+)
+@click.option("--base", help="Model before fine-tuning, under which the perplexity of answers is computed.")
 @click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
 @click.option("--refusal-label", default="REFUSAL", show_default=True, help="The classifier's label for refusals.")
 @options(PROMPTS)
@@ -162,6 +171,8 @@ def evaluate(
     output: Path,
     against: Path | None,
     guard: str | None,
+    further: tuple[str, ...],
+    base: str | None,
     classifier: str | None,
     refusal_label: str,
     as_json: bool,
@@ -176,7 +187,8 @@ def evaluate(
     larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
     """
-    from larf_curate.evaluation.judges import ClassifierJudge, GuardJudge
+    from larf_curate.evaluation.agreement import compare_judges
+    from larf_curate.evaluation.judges import ClassifierJudge, GuardJudge, named_judge
     from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.files import write_json
     from larf_curate.models.generation import load_model
@@ -189,22 +201,33 @@ def evaluate(
         suite = replace(suite, judge=GuardJudge.load(guard))
     if classifier:
         suite = replace(suite, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
+    if suite.judge_name in further or len(set(further)) < len(further):
+        raise click.UsageError("wanted each judge once: --second-judge adds to the first")
+    judges = {name: named_judge(name) for name in further}
     # After all inputs are checked, since loading takes longest.
     loaded, tokenizer = load_model(model)
     result = {"model": model, "options": {**checks, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
     if earlier:
         result["against"] = {kind: compare_refusals(earlier[kind], report) for kind, report in reports.items()}
+    del loaded  # free its memory for the base model
+    result["incoherence"] = _incoherence(reports, base)
+    compared = {k: compare_judges(r, judges, earlier=earlier.get(k)) for k, r in reports.items()} if judges else {}
+    if compared:
+        result["judges"] = {kind: comparison.summary() for kind, comparison in compared.items()}
     write_json(output / "evaluation.json", result)
     plot_refusals(reports, output / "refusals.png")
     if as_json:
         echo_json(result)
         return
     echo_table("Evaluation", ("metric", "mean", "95 % interval", "rows"), _metric_rows(result))
-    for kind, compared in result.get("against", {}).items():
-        low, high = compared["interval"]
-        text = f"{kind}: {compared['change']:+.1%} against {compared['models'][0]} ({low:+.1%} to {high:+.1%})"
-        click.echo(f"{text}, McNemar p = {compared['p_value']:.2g}")
+    for kind, change in result.get("against", {}).items():
+        low, high = change["interval"]
+        text = f"{kind}: {change['change']:+.1%} against {change['models'][0]} ({low:+.1%} to {high:+.1%})"
+        click.echo(f"{text}, McNemar p = {change['p_value']:.2g}")
+    for kind, shares in result["incoherence"].items():
+        click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
+    _echo_judges(result.get("judges", {}))
 
 
 @click.command()
@@ -230,6 +253,18 @@ def evaluate(
     type=POSITIVE_INT,
     help="Number of rows of the arms top, bottom, random and longest.",
 )
+@click.option(
+    "--quantiles", type=click.IntRange(min=3), help="Train on each quantile of a ranking, such as 5, instead of --arm."
+)
+@click.option(
+    "--signal",
+    "signals",
+    multiple=True,
+    help="Signal that ranks the rows for --quantiles; repeatable.  [default: larf_score]",
+)
+@click.option(
+    "--length-matched", is_flag=True, help="Rank within strata of length, so that quantiles have equal lengths."
+)
 @click.option("--removed", default=0.1, type=click.FloatRange(0, 1, max_open=True), show_default=True,
               help="Share of rows that kept and thinned leave out.")  # fmt: skip
 @options(RECIPE, DATA, PROMPTS)
@@ -242,6 +277,9 @@ def verify(
     methods: tuple[str, ...],
     seeds: int,
     rows: int,
+    quantiles: int | None,
+    signals: tuple[str, ...],
+    length_matched: bool,
     removed: float,
     columns: dict[str, str] | None,
     references: str,
@@ -255,14 +293,23 @@ def verify(
 
     \b
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
+    larf-curate verify scored/ --model org/model -o fifths/ --quantiles 5 --signal larf_score --signal harmful
     """
     from larf_curate.conversation.schemas import with_separator
     from larf_curate.files import write_json
     from larf_curate.scoring.folder import Scored
 
     training, data = _training(), Scored.load(scored)
-    from larf_curate.training.arms import Arm
+    from larf_curate.training.arms import Arm, quantile_arms
+    from larf_curate.training.quantiles import quantile_trends
 
+    if quantiles and arms:
+        raise click.UsageError("--quantiles cannot be combined with --arm: name arms such as q5of5 there")
+    if not quantiles and (signals or length_matched):
+        raise click.UsageError("--signal and --length-matched belong to --quantiles: give it, or --arm KIND:SIGNAL")
+    chosen = tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest"))
+    if quantiles:
+        chosen = quantile_arms(quantiles, signals or ("larf_score",), length_matched=length_matched)
     checks = {name: value for name, value in others.items() if name in _names(PROMPTS)}
     recipe = {name: value for name, value in others.items() if name not in checks}
     results = training.Experiment(
@@ -270,7 +317,7 @@ def verify(
         scored=data.rows,
         folder=output,
         checks=_evaluation_suite(**checks),
-        arms=tuple(Arm.parse(arm) for arm in arms or ("top", "bottom", "random", "longest")),
+        arms=chosen,
         recipes=tuple(_recipe(method, recipe) for method in methods or ("sft",)),
         seeds=tuple(range(seeds)),
         rows=rows,
@@ -280,11 +327,43 @@ def verify(
     ).run()
     table = results.table()
     write_json(output / "table.json", table)
+    by_name = {arm.name: arm for arm in results.arms}
+    trends = [trend.summary() for trend in quantile_trends(chosen, by_name, methods or ("sft",))] if quantiles else []
+    if trends:
+        write_json(output / "quantiles.json", trends)
     results.plot(output / "refusals.png")
     if as_json:
-        echo_json({"table": table, "plot": str(output / "refusals.png")})
-    else:
-        _echo_results(table)
+        echo_json({"table": table, "plot": str(output / "refusals.png"), **({"quantiles": trends} if trends else {})})
+        return
+    _echo_results(table)
+    if trends:
+        _echo_trends(trends)
+
+
+def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[str, float | None]]:
+    """Shares of incoherent answers by kind of prompt."""
+    from larf_curate.evaluation.coherence import incoherence, perplexities
+    from larf_curate.models.generation import load_model
+
+    loaded = load_model(base) if base else None
+    return {
+        kind: incoherence(report.answers, perplexities(*loaded, report.prompts, report.answers) if loaded else None)
+        for kind, report in reports.items()
+    }
+
+
+def _echo_judges(judges: dict[str, Any]) -> None:
+    """Print each judge's rate and the agreement, with warnings."""
+    for kind, found in judges.items():
+        rates = [
+            (name, "" if row["rate"] is None else f"{row['rate']:.1%}", str(row["unjudged"]))
+            for name, row in found["judges"].items()
+        ]
+        echo_table(f"Judges of the {kind} prompts", ("judge", "refused", "not judged"), rates)
+        for pair in found["kappa"]:
+            click.echo(f"kappa of {' and '.join(pair['judges'])}: {_shown(pair['kappa'], '.2f') or 'undefined'}")
+        for warning in found["warnings"]:
+            click.echo(f"Warning: {warning}")
 
 
 def _training() -> Any:  # noqa: ANN401  a module
@@ -389,6 +468,28 @@ def _echo_results(table: list[dict[str, Any]]) -> None:
     cells = {name: [read(row) for row in table] for name, read in columns.items()}
     used = {name: column for name, column in cells.items() if any(column)}
     echo_table("Harmful prompts refused, with 95 % interval", list(used), list(zip(*used.values(), strict=True)))
+
+
+def _echo_trends(trends: list[dict[str, Any]]) -> None:
+    """Print what the quantiles of each ranking show; refusals from the lowest to the highest scores."""
+    rows = [
+        (
+            trend["signal"],
+            " ".join(f"{rate:.0%}" for rate in trend["refused"]),
+            f"{trend['monotone_seeds']} of {trend['seeds']}",
+            f"{_shown(trend['spearman'], '.2f') or 'undefined'} (p = {trend['p_value']:.2g})",
+            f"{100 * trend['gap']:.0f} ({100 * trend['gap_interval'][0]:.0f} to {100 * trend['gap_interval'][1]:.0f})",
+        )
+        for trend in trends
+    ]
+    columns = ("signal", "refused, low to high", "monotone seeds", "Spearman", "gap (points)")
+    echo_table("Quantiles", columns, rows)
+    for trend in trends:
+        if not trend["equal_tokens"]:
+            tokens = ", ".join(f"{count:,.0f}" for count in trend["tokens"])
+            click.echo(
+                f"Warning: the quantiles of {trend['signal']} differ in tokens ({tokens}): use --length-matched."
+            )
 
 
 def _shown(value: float | None, form: str) -> str:

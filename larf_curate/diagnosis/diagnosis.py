@@ -89,6 +89,8 @@ class Diagnosis:
                 (name, _number(each.correlation), f"{each.top_tenth:.0%}") for name, each in named_signals
             ]
             yield title, ("", "rank correlation", "top tenth in common"), compared
+        if self.scored is not None and self.scored.guard is not None:
+            yield self.scored.guard.table()
         if self.scored is not None and self.scored.beyond:
             title = "Largest clusters of rows without an unsafe reference"
             clusters: list[tuple[str, ...]] = [(" · ".join(c.texts), f"{c.rows:,}") for c in self.scored.beyond]

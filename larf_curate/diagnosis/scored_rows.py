@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from larf_curate.conversation.schemas import Row
+from larf_curate.diagnosis.guard import GuardComparison, compare_guard
 from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
 from larf_curate.manifests import check_profile
 from larf_curate.profile import SIDES, SafetyProfile
@@ -76,6 +77,7 @@ class ScoredRows:
         coverage: Coverage of the profile's concepts by the unsafe references at its first layer; None if no states
             were stored.
         beyond: The largest clusters of rows that contain no unsafe reference; empty if no states were stored.
+        guard: Comparison with the guard model that judged all rows; None if none did.
     """
 
     rows: int
@@ -87,6 +89,7 @@ class ScoredRows:
     drift: Drift | None
     coverage: Coverage | None = None
     beyond: tuple[UncoveredCluster, ...] = ()
+    guard: GuardComparison | None = None
 
 
 def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
@@ -131,6 +134,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
         drift=_drift(profile, rows),
         coverage=_coverage(profile) if any(_has_state(row, profile) for row in rows) else None,
         beyond=_uncovered_clusters(profile, rows, columns),
+        guard=compare_guard(data),
     )
 
 

@@ -27,6 +27,8 @@ MAX_UNSCORABLE = 0.01
 """Share of rows without a score above which there is a warning."""
 MAX_TRUNCATED = 0.05
 """Share of rows scored without their middle above which there is a warning."""
+MAX_UNJUDGED = 0.01
+"""Share of rows without a probability by the guard model above which there is a warning."""
 MIN_FLOAT32_AGREEMENT = 0.95
 """Rank correlation with float32, or another checkpoint, below which it changes the ranking."""
 
@@ -112,6 +114,11 @@ def _scored_rows_warnings(scored: ScoredRows, signal: str) -> Iterator[str]:
         yield from _distribution_warnings(scored, signal)
     if scored.unscorable > MAX_UNSCORABLE:
         yield f"{scored.unscorable:.1%} of the rows could not be scored: larf_status says why, and select flags them."
+    if scored.guard is not None and scored.guard.unjudged > MAX_UNJUDGED * scored.rows:
+        yield (
+            f"The guard model gave no probability for {scored.guard.unjudged:,} of {scored.rows:,} rows: they count as "
+            "neither safe nor unsafe; the status in larf_guard says why."
+        )
     if scored.truncated > MAX_TRUNCATED:
         yield (
             f"{scored.truncated:.1%} of the rows are longer than the profile's maximum length and were scored without "

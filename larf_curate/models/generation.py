@@ -132,8 +132,39 @@ def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  
             )
 
 
-@torch.no_grad()
 def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
+    texts = AnswerDecoder(tokenizer)(_greedy(model, tokenizer, encoded, new).sequences.tolist())
+    thoughts = [opened_thought(tokenizer.decode(row[-PROMPT_END:])) for row in encoded]
+    return [thought + text.strip() for thought, text in zip(thoughts, texts, strict=True)]
+
+
+def generate_tokens(
+    model: Any,  # noqa: ANN401  transformers has no types
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[list[int]],
+    new: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generate greedy continuations of one batch of prompts, and the logits that they were chosen by.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        prompts: Token ids of the prompts.
+        new: Longest continuation in tokens.
+
+    Returns:
+        Token ids, shape (prompts, steps), padded on the right, and logits, shape (prompts, steps, vocabulary).
+
+    Raises:
+        ModelError: If the logits are NaN, or no token ends an answer.
+    """
+    output = _greedy(model, tokenizer, prompts, new, output_logits=True)
+    return output.sequences, torch.stack(output.logits, dim=1)
+
+
+@torch.no_grad()
+def _greedy(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int, **options: bool) -> Any:  # noqa: ANN401
+    """Output of `generate`, with the new tokens alone as ``sequences``."""
     stop = stop_ids(model, tokenizer)
     if not stop:
         raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
@@ -144,12 +175,18 @@ def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY),
+        generation_config=GenerationConfig(
+            max_new_tokens=new,
+            eos_token_id=stop,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            **GREEDY,
+            **options,
+        ),
         logits_processor=LogitsProcessorList([_RaiseOnNan()]),
     )
-    texts = AnswerDecoder(tokenizer)(output[:, ids.shape[1] :].tolist())
-    thoughts = [opened_thought(tokenizer.decode(row[-PROMPT_END:])) for row in encoded]
-    return [thought + text.strip() for thought, text in zip(thoughts, texts, strict=True)]
+    output.sequences = output.sequences[:, ids.shape[1] :]
+    return output
 
 
 class _RaiseOnNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types

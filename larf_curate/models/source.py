@@ -162,6 +162,22 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *,
     return _load_weights(transformers.AutoModelForCausalLM, source, dtype, attention, head=True)
 
 
+def load_classifier(source: ModelSource) -> Any:  # noqa: ANN401  any sequence classifier of transformers
+    """Load a sequence classifier in float32, in evaluation mode.
+
+    Raises:
+        ModelError: If it cannot be loaded, or its files lack weights, for instance those of the head.
+    """
+    kind = transformers.AutoModelForSequenceClassification
+    model, info = _load(kind, source, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{source.model_id} lacks {len(missing)} weights of {type(model).__name__}, which would be random, such as "
+            f"{missing[0]}: use a classifier that was saved with its head"
+        )
+    return model.eval()
+
+
 def check_checkpoint(source: ModelSource) -> None:
     """Check that a model has all its weights, without reading them: for training, which loads the model itself.
 

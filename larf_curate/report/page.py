@@ -15,6 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from larf_curate.diagnosis import diagnose
+from larf_curate.diagnosis.guard import compare_guard
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 from larf_curate.profile import SafetyProfile
@@ -70,6 +71,7 @@ def write_report(
         raise InputError("tokens can only be shaded with the profile that scored the rows: pass it (--profile)")
     report_rows = read_report_rows(scored, selection)
     context = _context(report_rows, examples) | {"diagnosis": None, "shading": {}}
+    context["guard"] = compare_guard(report_rows.rows)
     if profile is not None:
         profile = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
         context["diagnosis"] = diagnose(profile, report_rows.scored)

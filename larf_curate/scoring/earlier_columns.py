@@ -4,11 +4,11 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from larf_curate.columns import PREFIX, STATE
+from larf_curate.columns import GUARD, PREFIX, STATE
 from larf_curate.data.sources import Source
 
 logger = logging.getLogger(__name__)
-OPTIONAL = ("larf_neighbors", STATE)
+OPTIONAL = ("larf_neighbors", STATE, GUARD)
 """Columns that a scorer may not write: those of an earlier scoring would be taken for its own."""
 
 

@@ -23,11 +23,12 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from larf_curate.columns import GUARD
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
-from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_manifest
+from larf_curate.manifests import PLAN, SCORED, VERSION, GuardedManifest, ScoredManifest, check_manifest
 from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.folder import shard_digests
 from larf_curate.scoring.workers import rank_and_payload, workers
@@ -35,6 +36,7 @@ from larf_curate.version import __version__
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Rendered, Renderer
+    from larf_curate.scoring.guard import GuardScorer
     from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
 BATCH_ROWS = 250
@@ -52,6 +54,7 @@ def score_source(
     *,
     resume: bool = False,
     num_proc: int = 1,
+    guard: "GuardScorer | None" = None,
 ) -> ScoredManifest:
     """Score a dataset into a folder: each piece of the source becomes one shard of the result.
 
@@ -64,6 +67,7 @@ def score_source(
         out: Folder for one ``<piece>.parquet`` per piece, ``plan.json`` and, at the end, ``manifest.json``.
         resume: Whether to continue a run with the same settings that was started in this folder.
         num_proc: Number of worker processes; each loads the model, on the GPU of its rank if there are several.
+        guard: A guard model whose verdicts are written to ``larf_guard``, as a baseline; default: none.
 
     Returns:
         The manifest; see `larf_curate.manifests.ScoredManifest`.
@@ -77,20 +81,28 @@ def score_source(
     """
     folder = Path(out)
     with _locked(folder):
-        return _score_into(folder, source, scorer, resume, num_proc)
+        return _score_into(folder, source, scorer, resume, num_proc, guard)
 
 
-def _score_into(folder: Path, source: Source, scorer: "LarfScorer", resume: bool, num_proc: int) -> ScoredManifest:
-    _start_run(folder, {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}, resume)
+def _score_into(
+    folder: Path,
+    source: Source,
+    scorer: "LarfScorer",
+    resume: bool,
+    num_proc: int,
+    guard: "GuardScorer | None",
+) -> ScoredManifest:
+    plan = {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}
+    _start_run(folder, plan | ({"guard": guard.describe()} if guard else {}), resume)
     digests = _recorded_digests(folder)
-    source = without_earlier_columns(source, scorer.features())
+    source = without_earlier_columns(source, _features(scorer, guard))
     missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, digests)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
-        for rows in _score_pieces(missing, scorer, folder, num_proc):
+        for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
             bar.update(rows)
-    manifest = _manifest(source, scorer, folder)
+    manifest = _manifest(source, scorer, folder, guard)
     write_json(folder / SCORED.file, manifest)
     return manifest
 
@@ -195,7 +207,10 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
 
 def _changed_settings(old_plan: dict[str, Any], new_plan: dict[str, Any]) -> list[str]:
     """Names of the settings that differ between two plans."""
-    old, new = ({**plan["source"], **plan["scorer"], "rows": plan["rows"]} for plan in (old_plan, new_plan))
+    old, new = (
+        {**plan["source"], **plan["scorer"], "rows": plan["rows"], "guard": plan.get("guard")}
+        for plan in (old_plan, new_plan)
+    )
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
@@ -205,14 +220,16 @@ def _remove_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _score_pieces(pieces: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int) -> Iterator[int]:
+def _score_pieces(
+    pieces: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int, guard: "GuardScorer | None"
+) -> Iterator[int]:
     """Score pieces in this process or in workers; yields numbers of newly scored rows."""
     if num_proc <= 1 or len(pieces) <= 1:
         for piece in pieces:
-            yield from score_piece(piece, scorer, folder)
+            yield from score_piece(piece, scorer, folder, guard=guard)
         return
     try:
-        with workers(min(num_proc, len(pieces)), scorer) as pool:
+        with workers(min(num_proc, len(pieces)), (scorer, guard)) as pool:
             for job in as_completed([pool.submit(_score_in_worker, piece, folder) for piece in pieces]):
                 yield job.result()
     except BrokenProcessPool as error:
@@ -223,14 +240,30 @@ def _score_pieces(pieces: Sequence[Piece], scorer: "LarfScorer", folder: Path, n
 
 def _score_in_worker(piece: Piece, folder: Path) -> int:
     """Score a piece in a worker process; returns its number of rows."""
-    rank, scorer = rank_and_payload()
-    return sum(score_piece(piece, scorer, folder, rank))
+    rank, (scorer, guard) = rank_and_payload()
+    return sum(score_piece(piece, scorer, folder, rank, guard))
 
 
-def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> ScoredManifest:
+def _features(scorer: "LarfScorer", guard: "GuardScorer | None", existing: Features | None = None) -> Features:
+    """Column types of a shard; with ``existing``, including those of the rows."""
+    features = scorer.features(existing)
+    return features if guard is None else guard.features(features)
+
+
+def guard_statuses(folder: str | Path) -> dict[str, int]:
+    """Number of rows of a scored folder by the status of ``larf_guard``.
+
+    Args:
+        folder: Folder that `score_source` wrote with a guard.
+    """
+    tables = (pq.read_table(path, columns=[GUARD]) for path in sorted(Path(folder).glob("*.parquet")))
+    return dict(sorted(Counter(cell["status"] for table in tables for cell in table[0].to_pylist()).items()))
+
+
+def _manifest(source: Source, scorer: "LarfScorer", folder: Path, guard: "GuardScorer | None") -> ScoredManifest:
     files = [shard_file(folder, piece) for piece in source.pieces]
     status = Counter(status for path in files for status in _statuses(path))
-    return {
+    manifest: ScoredManifest = {
         "kind": SCORED.name,
         "version": VERSION,
         "package": f"larf-curate {__version__}",
@@ -244,9 +277,19 @@ def _manifest(source: Source, scorer: "LarfScorer", folder: Path) -> ScoredManif
             for path, piece in zip(files, source.pieces, strict=True)
         ],
     }
+    if guard is None:
+        return manifest
+    judged: GuardedManifest = {**manifest, "guard": {**guard.describe(), "status": guard_statuses(folder)}}
+    return judged
 
 
-def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | None = None) -> Iterator[int]:
+def score_piece(
+    piece: Piece,
+    scorer: "LarfScorer",
+    folder: Path,
+    rank: int | None = None,
+    guard: "GuardScorer | None" = None,
+) -> Iterator[int]:
     """Score one piece of the source into one shard, ``folder/<name>.parquet``.
 
     Args:
@@ -254,6 +297,7 @@ def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | No
         scorer: The scorer.
         folder: Folder of the result.
         rank: Rank of this worker process, which selects the GPU; default: none.
+        guard: A guard model whose verdicts are written too; default: none.
 
     Yields:
         The number of rows of each batch, after it is written.
@@ -261,14 +305,15 @@ def score_piece(piece: Piece, scorer: "LarfScorer", folder: Path, rank: int | No
     Raises:
         ScoringError: If the shard cannot be written.
     """
-    features = scorer.features(piece.rows.features)
+    features = _features(scorer, guard, piece.rows.features)
     path = shard_file(folder, piece)
     ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
     batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
     try:
         with atomic_path(path) as temporary, pq.ParquetWriter(temporary, features.arrow_schema) as writer:
-            for table, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
-                writer.write_table(_with_scores(table, scorer.columns_of(rendered, rank), features))
+            for table, rows, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
+                added = scorer.columns_of(rendered, rank) | (guard(rows) if guard else {})
+                writer.write_table(_with_scores(table, added, features))
                 yield len(table)
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
@@ -279,9 +324,12 @@ def shard_file(folder: Path, piece: Piece) -> Path:
     return folder / f"{piece.name}.parquet"
 
 
-def _rendered(scorer: "LarfScorer", rank: int | None, batch: Dataset) -> tuple[pa.Table, list["Rendered"]]:
-    """The original columns of a batch as an Arrow table, and its tokenized rows."""
-    return batch.with_format("arrow")[:], scorer.render(text_rows(batch)[:], rank)
+def _rendered(
+    scorer: "LarfScorer", rank: int | None, batch: Dataset
+) -> tuple[pa.Table, dict[str, list[Any]], list["Rendered"]]:
+    """The original columns of a batch as an Arrow table and, without media, as lists, and its tokenized rows."""
+    rows = text_rows(batch)[:]
+    return batch.with_format("arrow")[:], rows, scorer.render(rows, rank)
 
 
 def text_rows(rows: Dataset) -> Dataset:
