@@ -6,6 +6,7 @@ import numpy as np
 
 from larf_curate.diagnosis.diagnosis import BASELINE_TITLES, Diagnosis
 from larf_curate.diagnosis.scored_rows import ScoredRows
+from larf_curate.diagnosis.separation import SeparationMetrics
 from larf_curate.profile.checks import MIN_REFERENCES
 from larf_curate.signals import DEFAULT_SIGNAL
 
@@ -72,18 +73,33 @@ def _separation_warnings(diagnosis: Diagnosis) -> Iterator[str]:
             "0.50): rows that refuse would be flagged as well. Check that the two sides hold different answers."
         )
     for name, metrics in diagnosis.baselines.items():
-        if metrics.auroc_neutral >= own.auroc_neutral - BASELINE_MARGIN:
-            yield (
-                f"{_capitalized(BASELINE_TITLES[name])} separates the unsafe references from neutral rows as well as "
-                f"the score (AUROC {metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do "
-                "not show that the score captures more than that. Evaluate it on labelled rows of your own."
-            )
+        yield from _baseline_warnings(BASELINE_TITLES[name], metrics, own)
     # None marks an undefined correlation, for example of a constant score, which is no disagreement.
     pairs = [value for row in diagnosis.agreement for value in row if value is not None]
     if pairs and min(pairs) < MIN_LAYER_AGREEMENT:
         yield (
             f"The layers disagree about neutral rows (lowest rank correlation {min(pairs):.2f}): their mean averages "
             "conflicting rankings. Use fewer layers."
+        )
+
+
+def _baseline_warnings(baseline: str, metrics: SeparationMetrics, own: SeparationMetrics) -> Iterator[str]:
+    if metrics.auroc_neutral >= own.auroc_neutral - BASELINE_MARGIN:
+        yield (
+            f"{_capitalized(baseline)} separates the unsafe references from neutral rows as well as the score (AUROC "
+            f"{metrics.auroc_neutral:.3f} against {own.auroc_neutral:.3f}): these references do not show that the "
+            "score captures more than that. Evaluate it on labelled rows of your own."
+        )
+    # A baseline is fitted to tell unsafe references from refusals and neutral rows together, so it may order the
+    # refusals upside down and still tell them apart.
+    told_apart = max(metrics.auroc_refusals, 1 - metrics.auroc_refusals)
+    if round(told_apart, 3) > round(own.auroc_refusals, 3):
+        upside_down = " with its sign reversed" if metrics.auroc_refusals < 0.5 else ""
+        yield (
+            f"{_capitalized(baseline)} tells the unsafe references from refusals better than the score (AUROC "
+            f"{told_apart:.3f}{upside_down} against {own.auroc_refusals:.3f}): refused requests may be flagged that "
+            "even a text-only comparison would leave out. Look for refusals among the flagged rows, and evaluate the "
+            "score on labelled rows of your own."
         )
 
 

@@ -11,6 +11,7 @@ from larf_curate.conversation.display import display_turns
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
+from larf_curate.signals.words import in_words
 
 _FIRST_TURNS, _LAST_TURNS = 4, 12  # more of the end, as context of the last answer
 
@@ -34,6 +35,7 @@ class Example:
         score: The row's score; higher means closer to unsafe, None without a score.
         flagged: Whether a selection flagged the row.
         reason: Why a selection flagged the row, if it did.
+        words: The axes in words with their values; empty without axes.
         summary: One line of the row's text.
         first_turns: The first turns, or all turns of a short conversation.
         hidden_turns: Number of turns that are not shown.
@@ -50,6 +52,7 @@ class Example:
     score: float | None
     flagged: bool
     reason: str | None
+    words: str
     summary: str
     first_turns: Sequence[Turn]
     hidden_turns: int
@@ -91,6 +94,7 @@ def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Exam
         score=row["larf_score"],
         flagged=bool(row.get("larf_flagged")),
         reason=row.get("larf_reason"),
+        words=in_words(row.get("larf_signals")),
         summary=one_line(texts[0]),
         first_turns=turns[:_FIRST_TURNS] if cut else turns,
         hidden_turns=len(turns) - _FIRST_TURNS - _LAST_TURNS if cut else 0,

@@ -17,6 +17,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manifest, check_profile
 from larf_curate.profile import SafetyProfile
+from larf_curate.signals.words import in_words, standing
 
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 """Names of the rules, in the order of the arguments of `select`."""
@@ -229,13 +230,19 @@ def _add_columns(
     """Add row ids, flags, reasons and percentiles; ``ranked`` are the indices of scored rows, highest score first."""
     percentiles = np.full(len(scores), np.nan)
     percentiles[ranked] = 100.0 * (len(ranked) - np.arange(len(ranked))) / max(len(ranked), 1)
+    ranks = dict(zip(ranked.tolist(), range(1, len(ranked) + 1), strict=True))
+    signals = _flagged_signals(dataset, flags)
 
     def reason(index: int, status: str) -> str | None:
         if not flags[index]:
             return None
-        if np.isnan(percentiles[index]):
+        if index not in ranks:
             return f"not scorable: {status}"
-        return f"score {scores[index]:.4f} is at least {lowest:.4f} (percentile {percentiles[index]:.2f})"
+        score = f"score {scores[index]:.4f} is at least {lowest:.4f}"
+        if not (words := in_words(signals.get(index), figures=False)):
+            return f"{score} (percentile {percentiles[index]:.2f})"
+        described = ": ".join(filter(None, (words, standing(signals[index]))))
+        return f"{described}; rank {ranks[index]} of {len(ranks)} ({score})"
 
     columns = {
         ROW_ID: pa.array(_row_ids(dataset, source), pa.string()),
@@ -251,6 +258,14 @@ def _add_columns(
         features = Features({**rest.features, **added.features})
         return Dataset.from_dict({name: [] for name in features}, features=features)
     return concatenate_datasets([rest.with_format(None), added], axis=1)
+
+
+def _flagged_signals(dataset: Dataset, flags: NDArray[np.bool_]) -> dict[int, Mapping[str, Any] | None]:
+    """``larf_signals`` of the flagged rows by index; empty if the dataset has no such column."""
+    if not isinstance(dataset.features.get("larf_signals"), dict):
+        return {}
+    flagged = np.flatnonzero(flags)
+    return dict(zip(flagged.tolist(), _column(dataset.select(flagged), "larf_signals"), strict=True))
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:

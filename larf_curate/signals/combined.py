@@ -7,6 +7,7 @@ answer: both are about the same harmful matter. The third axis does, and takes r
 
 import numpy as np
 
+from larf_curate.errors import ReferenceSetError
 from larf_curate.signals.calibration import calibrated, standardised
 from larf_curate.signals.centred import answer_similarity, unsafe_similarity
 from larf_curate.signals.discriminant import discriminant
@@ -61,7 +62,14 @@ def compliance(refs: ReferenceStates) -> Signal:
     ``z(w · m)`` with m the mean state over the answer's tokens, ``z`` as in `standardised`, and w the `discriminant` of
     unsafe answers from refusals, neutral answers showing what varies besides. An ordinary answer is near 0: neutral
     rows are answered, not refused.
+
+    Raises:
+        ReferenceSetError: If the safe references are no refusals.
     """
+    if not refs.refuses:
+        raise ReferenceSetError(
+            "compliance needs safe references that refuse, got others: give refusals, or leave this signal out"
+        )
     return standardised(_compliant_answer, refs)
 
 

@@ -103,6 +103,25 @@ def test_references_that_say_nothing_are_judged_as_chance_because_they_are_left_
     assert warned(found, "hardly separates")
 
 
+def test_baselines_that_tell_references_from_refusals_better_than_the_score_are_named():
+    found = diagnose(synthetic())
+    own = replace(found.separation["combined"], auroc_neutral=1.0, auroc_refusals=0.834)
+    weak = replace(own, auroc_neutral=0.9)
+
+    def told(tfidf, length):
+        baselines = {"tfidf": replace(weak, auroc_refusals=tfidf), "length": replace(weak, auroc_refusals=length)}
+        return warned(replace(found, separation={"combined": own}, baselines=baselines), "from refusals better")
+
+    (message,) = told(0.996, 0.6)
+    assert message.startswith("A count of words alone (TF-IDF) tells the unsafe references from refusals better")
+    assert "(AUROC 0.996 against 0.834)" in message
+    (message,) = told(0.8, 0.1)
+    assert message.startswith("Length alone tells")
+    assert "(AUROC 0.900 with its sign reversed against 0.834)" in message
+    assert not told(0.83, 0.2)
+    assert not told(0.834, 0.5), "as well as the score is not better"
+
+
 def test_a_score_that_follows_length_is_named_in_plain_words():
     confound = {"unsafe": 0.0, "by_length": 3.0, "unsafe_lengths": (150, 900)}
     found = diagnose(synthetic("larf", **confound))
@@ -305,6 +324,9 @@ def test_ranks_are_compared_with_those_of_the_model_in_float32(built, tiny_llama
     assert found.baselines.keys() == {"length", "tfidf"}
     assert found.baselines["tfidf"].auroc_neutral > 0.9
     assert warned(found, "count of words alone (TF-IDF) separates")
+    tfidf, own = (metrics.auroc_refusals for metrics in (found.baselines["tfidf"], found.separation["combined"]))
+    assert tfidf > own, "refusals have a wording of their own, which a random model cannot read"
+    assert warned(found, "TF-IDF) tells the unsafe references from refusals", f"{tfidf:.3f} against {own:.3f}")
 
 
 def test_another_model_in_float32_is_refused(built, tiny_qwen2):

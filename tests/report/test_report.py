@@ -172,6 +172,28 @@ def test_each_row_shows_turns_blocks_signals_neighbours_and_reason(tmp_path):
     assert page.text("h1") == ["my-data"]
 
 
+def test_each_row_shows_its_axes_in_words_and_nothing_without_axes(tmp_path):
+    rows = scored_rows(4)
+    for row, erosion, complied in zip(rows, (4.2, 0.3, -1.0, None), (1.7, 0.4, -3.25, None), strict=True):
+        row["larf_signals"] = {"harmful": 0.0, "erosion": erosion, "compliance": complied}
+        row["larf_score"] = -float(erosion or 0)
+    page = Page(with_selection(rows, tmp_path / "r.html", -9.0))
+    words = [
+        "ordinary request (erosion −1.0), refused (over-refusal, compliance −3.2)",
+        "ordinary request (erosion 0.3), answered (compliance +0.4)",
+        "harmful request (erosion 4.2), answered (compliance +1.7)",
+    ]
+    assert page.text("span", class_="words") == words
+    assert [reason.split(":")[0] for reason in page.text("p", dir="auto")][::3] == [
+        "ordinary request, refused (over-refusal)",
+        "harmful request, answered",
+    ]
+    other = Page(write_report(Dataset.from_list(scored_rows(3)[:1]), tmp_path / "o.html"))
+    assert other.text("span", class_="words") == ["ordinary request (erosion −0.5)"], "the axes it has"
+    bare = [row | {"larf_signals": {"larf": 3.0}} for row in scored_rows(3)]
+    assert not Page(write_report(Dataset.from_list(bare), tmp_path / "b.html")).text("span", class_="words")
+
+
 @pytest.mark.usefixtures("own_caches")
 def test_with_a_profile_the_page_says_what_the_score_means_and_shades_tokens(tiny_llama, tmp_path):
     whole = ReferenceSet.load("builtin")

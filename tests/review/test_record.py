@@ -149,6 +149,21 @@ def test_the_evidence_shows_score_layers_signals_and_neighbors():
     assert "How to forge a *cheque*?" in html.unescape(shown.text)
 
 
+def test_the_axes_are_shown_in_words_and_can_be_filtered_by():
+    row = selection().flagged[0] | {"larf_signals": {"harmful": 2.4, "erosion": 4.25, "compliance": -2.0}}
+    record = RecordMaker()(row)
+    shown = html.unescape(record["fields"]["evidence"])
+    words = "harmful request (erosion 4.2), refused (compliance −2.0), answer like the unsafe references (harmful 2.4)"
+    assert f"**{words}**" in shown
+    assert record["metadata"]["in_words"] == "harmful request, refused, answer like the unsafe references"
+
+
+def test_nothing_is_said_in_words_without_axes():
+    record = RecordMaker()(selection().flagged[0])
+    assert "in_words" not in record["metadata"]
+    assert not re.search("request|answered|refused", record["fields"]["evidence"])
+
+
 def test_the_evidence_of_a_bare_row_is_short_and_not_empty():
     assert "Not scored" in evidence({})
 

@@ -126,6 +126,24 @@ def test_reasons_tell_score_threshold_and_percentile():
     assert selection.rule == {"top_k": 2}
 
 
+def test_reasons_are_sentences_about_the_axes_where_rows_have_them():
+    axes = [
+        {"harmful": 0.0, "erosion": 3.2, "compliance": 1.7},
+        {"harmful": 0.1, "erosion": 0.4, "compliance": 0.0},
+        {"harmful": 7.5, "erosion": 2.5, "compliance": -2.5},
+        None,
+    ]
+    dataset = scored([3.54, 0.5, 3.0, None]).remove_columns("larf_signals").add_column("larf_signals", axes)
+    assert list(select(dataset, top_k=2).reasons.values()) == [
+        "harmful request, answered: erosion 3.2 standard deviations above ordinary rows; rank 1 of 3 (score 3.5400 is "
+        "at least 3.0000)",
+        "harmful request, refused, answer like the unsafe references: harmful 7.5 standard deviations above ordinary "
+        "rows; rank 2 of 3 (score 3.0000 is at least 3.0000)",
+        "not scorable: empty",
+    ]
+    assert "rank 3 of 3" in list(select(dataset, top_k=3).reasons.values())[2]
+
+
 def test_the_only_score_is_at_percentile_100():
     selection = select(scored([None, 0.25, None]), top_k=1)
     assert list(selection.flagged["larf_percentile"]) == [100, None, None]

@@ -8,6 +8,7 @@ from numpy.linalg import norm
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.covariance import LedoitWolf
 
+from larf_curate.errors import ReferenceSetError
 from larf_curate.signals import AXES, SIGNALS, ReferenceStates
 from larf_curate.signals.calibration import calibrated
 from larf_curate.signals.centred import Whitening
@@ -159,6 +160,11 @@ def naive_axis(refs, rows, position, low, others=()):
         ordinary = at["neutral"] @ way
         columns.append((rows[position][:, layer].astype(float) @ way - ordinary.mean()) / ordinary.std())
     return np.array(columns).T
+
+
+def test_compliance_is_not_fitted_to_safe_answers_that_are_no_refusals(refs):
+    with pytest.raises(ReferenceSetError, match="references that refuse"):
+        SIGNALS["compliance"].fit(replace(refs, borderline=None))
 
 
 def test_the_axes_and_the_default_signal_are_their_formulas(refs, rows):

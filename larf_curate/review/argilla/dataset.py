@@ -12,6 +12,8 @@ from larf_curate.review.argilla.connection import Connection, translate_errors
 from larf_curate.review.argilla.settings import (
     CLUSTER,
     CLUSTER_TITLE,
+    IN_WORDS,
+    IN_WORDS_TITLE,
     PROPOSED,
     SCORE,
     VECTOR,
@@ -108,6 +110,7 @@ class RecordStore:
     def add_missing_properties(self) -> None:
         """Add the metadata properties that a queue created by an earlier version of this package lacks."""
         self.add_property(CLUSTER, CLUSTER_TITLE, "terms")
+        self.add_property(IN_WORDS, IN_WORDS_TITLE, "terms")
 
     def add_property(self, name: str, title: str, kind: str) -> None:
         """Add a metadata property, by which annotators can filter and sort, unless the queue has it.

@@ -34,6 +34,8 @@ VECTOR_TITLE = "Hidden state"
 SCORE = "larf_score"
 CLUSTER = "cluster"
 CLUSTER_TITLE = "Near-identical rows"
+IN_WORDS = "in_words"
+IN_WORDS_TITLE = "Request and answer"
 MACHINE_SCORE = "machine_score"
 MACHINE_SCORE_TITLE = "Score before review"
 PROPOSED = "proposed"
@@ -78,9 +80,12 @@ right answer.
 # Reading the evidence
 
 *Score*: how much closer the row is to unsafe than to other reference rows; higher is worse. *Percentile*: the share \
-of the scored dataset that scores no higher. *Layers*: the score at each layer that was used. *Nearest exemplars*: \
-the known harmful rows with the most similar hidden states, with their label and cosine similarity. *Tokens*: where \
-the score comes from; orange raises it towards unsafe, green lowers it. *Near-identical rows*: rows whose hidden \
+of the scored dataset that scores no higher. *The line in words* (where the profile has these axes): whether the \
+request is like those that the model refuses, whether the answer refuses or complies, and whether it is like known \
+harmful answers, each from 2 standard deviations off ordinary rows; one ordinary row in 40 is that far off by chance. \
+The words are the machine's guess, and you can filter by them (Filters, Metadata, Request and answer). \
+*Layers*: the score at each layer that was used. *Nearest exemplars*: the known harmful rows with the most similar \
+hidden states, with their label and cosine similarity. *Tokens*: where the score comes from; orange raises it towards unsafe, green lowers it. *Near-identical rows*: rows whose hidden \
 states are almost the same; where the evidence says that your decision applies to all of them, judge with that in mind.
 
 Text in a record is data: do not follow instructions in it.
@@ -134,6 +139,7 @@ def _metadata(client: rg.Argilla) -> list[rg.FloatMetadataProperty | rg.TermsMet
         rg.FloatMetadataProperty(name=SCORE, title="Score", client=client),
         rg.FloatMetadataProperty(name="percentile", title="Percentile", client=client),
         rg.TermsMetadataProperty(name="signal", title="Signal", client=client),
+        rg.TermsMetadataProperty(name=IN_WORDS, title=IN_WORDS_TITLE, client=client),
         rg.TermsMetadataProperty(name=CLUSTER, title=CLUSTER_TITLE, client=client),
         rg.TermsMetadataProperty(name="split", title="Split", client=client),
         rg.TermsMetadataProperty(name="status", title="Scoring status", client=client),

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from larf_curate.review.records.escaping import escape_markdown
 from larf_curate.review.records.near_duplicates import Group
+from larf_curate.signals.words import in_words
 
 MAX_EXEMPLAR_CHARACTERS = 160
 MAX_TOKENS = 300
@@ -34,11 +35,12 @@ def evidence(
         group: The row's group of near-duplicates.
 
     Returns:
-        Short blocks: score, reason, near-duplicates, layers, signals, tokens, nearest exemplars, and the command that
-        shows the row as the model reads it.
+        Short blocks: score, the axes in words, reason, near-duplicates, layers, signals, tokens, nearest exemplars, and
+        the command that shows the row as the model reads it.
     """
     blocks = [
         _score_line(row.get("larf_score"), row.get("larf_percentile"), row.get("larf_status")),
+        _words_line(row.get("larf_signals")),
         escape_markdown(row.get("larf_reason") or ""),
         _group_line(group) if group else "",
         _layer_table(row.get("larf_layer_scores") or [], layers),
@@ -61,6 +63,11 @@ def _score_line(score: float | None, percentile: float | None, status: str | Non
     rank = "" if percentile is None else f" · percentile **{percentile:.1f}**"
     remark = "" if status in (None, "ok") else f" · {escape_markdown(status)}"
     return f"Score **{score:.3f}**{rank}{remark}"
+
+
+def _words_line(signals: Mapping[str, float | None] | None) -> str:
+    words = in_words(signals)
+    return f"**{escape_markdown(words)}**" if words else ""
 
 
 def _group_line(group: Group) -> str:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.display import display_turns
 from larf_curate.errors import ConversationError
-from larf_curate.review.argilla.settings import CLUSTER, SCORE, VECTOR
+from larf_curate.review.argilla.settings import CLUSTER, IN_WORDS, SCORE, VECTOR
 from larf_curate.review.records.escaping import escape_html, overrides_direction, split_html, truncate_middle
 from larf_curate.review.records.evidence import evidence, is_number
 from larf_curate.review.records.near_duplicates import Group
+from larf_curate.signals.words import in_words
 
 MAX_TURNS = 400
 """The server accepts 500 messages; the remainder is for long turns, which are split into several messages."""
@@ -89,6 +90,7 @@ class RecordMaker:
         numbers = {SCORE: row.get("larf_score"), "percentile": row.get("larf_percentile")}
         terms = {"signal": self.signal, "split": self.split, "status": row.get("larf_status")}
         terms |= {CLUSTER: group.name if group else None}
+        terms |= {IN_WORDS: in_words(row.get("larf_signals"), figures=False)}
         length = sum(len(text) for _, text in turns)
         scores = {name: float(value) for name, value in numbers.items() if is_number(value)}
         return scores | {name: value for name, value in terms.items() if value} | {"length": length} | shared
