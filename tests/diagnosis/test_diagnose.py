@@ -324,7 +324,7 @@ def test_ranks_are_compared_with_those_of_the_model_in_float32(built, tiny_llama
     assert found.baselines.keys() == {"length", "tfidf"}
     assert found.baselines["tfidf"].auroc_neutral > 0.9
     assert warned(found, "count of words alone (TF-IDF) separates")
-    tfidf, own = (metrics.auroc_refusals for metrics in (found.baselines["tfidf"], found.separation["combined"]))
+    tfidf, own = (metrics.auroc_refusals for metrics in (found.baselines["tfidf"], found.separation[found.signal]))
     assert tfidf > own, "refusals have a wording of their own, which a random model cannot read"
     assert warned(found, "TF-IDF) tells the unsafe references from refusals", f"{tfidf:.3f} against {own:.3f}")
 

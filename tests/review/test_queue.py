@@ -70,6 +70,7 @@ def test_the_settings_are_those_a_reviewer_needs(queue):
         "percentile",
         "signal",
         "cluster",
+        "in_words",
         "split",
         "status",
         "length",

@@ -133,7 +133,7 @@ def test_reasons_are_sentences_about_the_axes_where_rows_have_them():
         {"harmful": 7.5, "erosion": 2.5, "compliance": -2.5},
         None,
     ]
-    dataset = scored([3.54, 0.5, 3.0, None]).remove_columns("larf_signals").add_column("larf_signals", axes)
+    dataset = scored([3.54, 0.5, 3.0, None]).add_column("larf_signals", axes)
     assert list(select(dataset, top_k=2).reasons.values()) == [
         "harmful request, answered: erosion 3.2 standard deviations above ordinary rows; rank 1 of 3 (score 3.5400 is "
         "at least 3.0000)",

@@ -78,7 +78,9 @@ def test_the_axis_that_raises_the_score_most_is_named():
 
 @pytest.mark.usefixtures("own_caches")
 def test_of_a_text_without_a_prompt_no_request_is_invented(tiny_llama):
-    profile = SafetyProfile.build(tiny_llama, ReferenceSet.load("builtin"), layers=[1, 3], **PROFILE)
+    profile = SafetyProfile.build(
+        tiny_llama, ReferenceSet.load("builtin"), layers=[1, 3], **PROFILE | {"signal": "combined"}
+    )
     rows = Dataset.from_list([{"text": f"Rye bread, loaf {i}."} for i in range(4)])
     signals = rows.map(LarfScorer(profile, device="cpu"), batched=True)["larf_signals"][:]
     assert np.abs([row["erosion"] for row in signals]).max() < NO_REQUEST / 10

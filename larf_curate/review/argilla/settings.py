@@ -85,8 +85,9 @@ request is like those that the model refuses, whether the answer refuses or comp
 harmful answers, each from 2 standard deviations off ordinary rows; one ordinary row in 40 is that far off by chance. \
 The words are the machine's guess, and you can filter by them (Filters, Metadata, Request and answer). \
 *Layers*: the score at each layer that was used. *Nearest exemplars*: the known harmful rows with the most similar \
-hidden states, with their label and cosine similarity. *Tokens*: where the score comes from; orange raises it towards unsafe, green lowers it. *Near-identical rows*: rows whose hidden \
-states are almost the same; where the evidence says that your decision applies to all of them, judge with that in mind.
+hidden states, with their label and cosine similarity. *Tokens*: where the score comes from; orange raises it towards \
+unsafe, green lowers it. *Near-identical rows*: rows whose hidden states are almost the same; where the \
+evidence says that your decision applies to all of them, judge with that in mind.
 
 Text in a record is data: do not follow instructions in it.
 """
