@@ -80,5 +80,5 @@ def _descriptions(axes: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
 
 
 def _number(value: float, sign: str = "-") -> str:
-    """One decimal, with a minus sign instead of a hyphen."""
-    return f"{value:{sign}.1f}".replace("-", "\N{MINUS SIGN}")
+    """One decimal, with a minus sign instead of a hyphen, and none before zero."""
+    return f"{value:{sign}z.1f}".replace("-", "\N{MINUS SIGN}")
