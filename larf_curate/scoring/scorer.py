@@ -69,7 +69,7 @@ class LarfScorer:
         profile: The profile to score with.
         exemplars: An index whose nearest exemplars are written to ``larf_neighbors``.
         neighbors: Number of nearest exemplars per row.
-        signals: Names of the signals written to ``larf_signals``; default: the two axes of the default signal if the
+        signals: Names of the signals written to ``larf_signals``; default: the axes of the default signal if the
             profile uses it, else the profile's signal. The baselines ``length`` and ``tfidf`` are available too if the
             texts of the profile's references are.
         keep_states: Whether to write ``larf_state``, the state at the profile's first layer.

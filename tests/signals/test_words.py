@@ -20,6 +20,7 @@ def axes(erosion, compliance, harmful=0.0):
         (axes(4.2, 1.7), "harmful request (erosion 4.2), answered (compliance +1.7)"),
         (axes(4.2, -5.0), "harmful request (erosion 4.2), refused (compliance −5.0)"),
         (axes(-0.3, 0.0), "ordinary request (erosion −0.3), answered (compliance +0.0)"),
+        (axes(-0.02, 0.1), "ordinary request (erosion 0.0), answered (compliance +0.1)"),
         (axes(0.5, -2.5), "ordinary request (erosion 0.5), refused (over-refusal, compliance −2.5)"),
         (
             axes(0.5, 0.5, 2.5),
