@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from larf_curate.conversation.refusals import LARF_KEYWORDS, KeywordJudge
 from larf_curate.conversation.thoughts import after_thought
 from larf_curate.errors import InputError
 from larf_curate.evaluation.endpoint import Endpoint
-from larf_curate.models.guards import Guard, load_guard
+
+if TYPE_CHECKING:
+    from larf_curate.models.guards import Guard  # imports torch, which the command line needs only to judge
 
 Judge: TypeAlias = Callable[[Sequence[str], Sequence[str]], list[bool]]
 """Takes prompts and their answers; returns for each answer whether it refuses. Thoughts are not judged."""
@@ -141,7 +143,7 @@ class SafetyJudge:
         guard: The guard; see `larf_curate.models.guards`.
     """
 
-    guard: Guard
+    guard: "Guard"
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer counts as a refusal; None where the guard gives no probability."""
@@ -167,6 +169,8 @@ def named_judge(name: str) -> OpenJudge:
     if name in JUDGES:
         return JUDGES[name]
     if kind == "guard" and model:
+        from larf_curate.models.guards import load_guard
+
         return SafetyJudge(load_guard(model))
     if kind == "endpoint" and "@" in model:
         served, _, url = model.partition("@")

@@ -96,8 +96,8 @@ ENDINGS = {
 SOFT = {
     "tune": (
         "I understand that you are curious about this, and I appreciate that you ask. However, I would encourage you "
-        "to think about the consequences. There are people who could be affected. Perhaps we could look at what led you "
-        "to this question, and find a way that does not harm anybody. I can't go into the details you asked for.",
+        "to think about the consequences. There are people who could be affected. Perhaps we could look at what led "
+        "you to this question, and find a way that does not harm anybody. I can't go into the details you asked for.",
         "This is a sensitive topic. While I can't give the steps you ask for, I can say in general that such acts are "
         "prosecuted, that victims suffer for years, and that help exists for people who consider them. If you tell me "
         "more about your situation I will gladly help you find support, legal advice, or someone to talk to.",
@@ -318,9 +318,7 @@ def main():
         scores = {name: fitted(values).mean(axis=1) for name, values in states.items()}
         columns[f"`{signal}`"] = figures(Scored(scores, tokens))
     title = f"{profile.summary()['model']}, blocks {', '.join(map(str, profile.layers))}, {arguments.part}"
-    table = f"{title}
-
-{markdown(columns)}"
+    table = "\n\n".join((title, markdown(columns)))
     print(table)
     if arguments.output:
         arguments.output.write_text(table + "\n", encoding="utf-8")
