@@ -36,8 +36,9 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        with atomic_path(path) as temporary, no_progress_bars():
-            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(temporary, **_batching(dataset))
+        # An open file, since `datasets` takes a path for a URL, in which some characters mean something.
+        with atomic_path(path) as temporary, temporary.open("wb") as file, no_progress_bars():
+            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(file, **_batching(dataset))
     return paths
 
 

@@ -180,8 +180,8 @@ class Outcome:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
             write_parquet(getattr(self, name), folder / name)
-        with atomic_path(folder / "decisions.parquet") as aside:
-            self.decisions.to_dataset().to_parquet(aside)
+        with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
+            self.decisions.to_dataset().to_parquet(file)
         manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
         write_json(folder / DECISIONS.file, manifest | {"selection": dict(self.selection)})
 
