@@ -71,7 +71,8 @@ def check_integers(path: Path, features: Features) -> None:
         if rounded := next(_rounded(row, features), None):
             name, value = rounded
             raise InputError(
-                f"row {index} of {path.name} has the integer {value:.60} in {name!r}, which would be rounded: write it as text"
+                f"row {index} of {path.name} has the integer {value:.60} in {name!r}, which would be rounded: write it "
+                "as text"
             )
 
 

@@ -1,7 +1,7 @@
 """Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path
+from larf_curate.files import atomic_path, sha256
+from larf_curate.manifests import ShardRecord
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
@@ -73,6 +74,18 @@ def read_parquet(folder: str | Path) -> Dataset:
         return _dataset(table, Features.from_arrow_schema(table.schema))
     with no_progress_bars():
         return Dataset.from_parquet([glob.escape(path) for path in paths])
+
+
+def shard_records(folder: Path, paths: Iterable[Path]) -> list[ShardRecord]:
+    """Records of Parquet files in a folder or below it, by their paths in it."""
+    return [
+        {
+            "file": path.relative_to(folder).as_posix(),
+            "rows": int(pq.read_metadata(path).num_rows),
+            "sha256": sha256(path),
+        }
+        for path in paths
+    ]
 
 
 def undecoded(rows: Dataset) -> Dataset:

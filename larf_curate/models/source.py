@@ -21,6 +21,8 @@ from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import is_out_of_memory
 
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+"""Endings of files of references, which `public_name` takes for local ones."""
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError)
 """Errors of ``from_pretrained`` with files, configs or quantisations that it cannot load."""
 
@@ -262,4 +264,7 @@ def identify(model: str | Path) -> str:
 
 def public_name(name: str) -> str:
     """Name for reports and uploads: the last part of a local path, which reveals no folders; Hub ids are unchanged."""
-    return Path(name).name if os.path.isabs(name) else name
+    path = Path(name)
+    # A Hub id has one slash and no ending of a file of rows.
+    is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    return path.name if is_local or path.suffix.lower() in ROW_SUFFIXES else name

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 from datasets.formatting.formatting import LazyBatch, LazyRow, PythonFormatter
-from multiprocess.reduction import ForkingPickler as DatasetsForkingPickler  # type: ignore[import-untyped]
+from multiprocess.reduction import ForkingPickler as DatasetsForkingPickler
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Status

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, row_id, source_columns
-from larf_curate.data.tables import read_parquet, undecoded, write_parquet
+from larf_curate.data.tables import read_parquet, shard_records, undecoded, write_parquet
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manifest, check_profile
@@ -84,9 +84,9 @@ class Selection:
         """
         check_folder(folder, SELECTION)
         (Path(folder) / SELECTION.file).unlink(missing_ok=True)
-        for name, part in (("kept", self.kept), ("flagged", self.flagged)):
-            write_parquet(part, Path(folder) / name)
-        write_json(Path(folder) / SELECTION.file, self.manifest())
+        parts = (("kept", self.kept), ("flagged", self.flagged))
+        paths = [path for name, part in parts for path in write_parquet(part, Path(folder) / name)]
+        write_json(Path(folder) / SELECTION.file, self.manifest() | {"shards": shard_records(Path(folder), paths)})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":

@@ -32,6 +32,7 @@ from tests.fixtures.decisions_folder import (
     row,
     scored_record,
     selection_record,
+    with_digests,
     write_decisions,
     write_selection,
 )
@@ -231,7 +232,7 @@ def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub,
 
 def test_added_columns_reach_the_metadata_of_an_existing_card(hub, decisions):
     Dataset.from_list([{"messages": row(0)["messages"], "label": 0}]).push_to_hub(REPO, token=hub.token)
-    send(hub, decisions)
+    send(hub, decisions, replace=True)
     loaded = load_dataset(REPO, split="train", token=hub.token)
     assert loaded.to_list() == kept_table(decisions).to_pylist()
 
@@ -418,7 +419,7 @@ def test_hostile_column_names_load_again(hub, tmp_path):
     data = Dataset.from_parquet(str(path)).rename_columns({"messages": "q"}).add_column("z", ["\x00"] * 9)
     data = data.rename_columns({"q": names[0], "z": names[1]})
     data.to_parquet(path)
-    send(hub, folder)
+    send(hub, with_digests(folder))
     assert load_dataset(REPO, split="train", token=hub.token).to_list() == data.to_list()
 
 
@@ -460,6 +461,7 @@ def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
     path = next((folder / name).glob("*.parquet"))
     features = Dataset.from_parquet(str(path)).features
     Dataset.from_list(rows, features=features).to_parquet(path)
+    with_digests(folder)
 
 
 def test_refuses_a_folder_in_which_a_removed_row_is_kept(hub, decisions):
@@ -547,6 +549,8 @@ def test_a_folder_gets_what_the_commit_would_hold(hub, decisions, tmp_path):
     folder = tmp_path / "curated"
     (folder / "data").mkdir(parents=True)
     (folder / "data/train-00000-of-00002.parquet").write_bytes(b"old")
+    old = {"data/train-00000-of-00002.parquet": {"sha256": hashlib.sha256(b"old").hexdigest()}}
+    (folder / "provenance.json").write_text(json.dumps({"files": old}))
     done = publish(decisions, folder)
     held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert held == hub.files(REPO)

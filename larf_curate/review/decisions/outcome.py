@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
-from larf_curate.data.tables import undecoded, write_parquet
+from larf_curate.data.tables import shard_records, undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path, read_json, write_json
 from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
@@ -176,14 +176,16 @@ class Outcome:
         check_folder(folder, DECISIONS)
         folder = Path(folder)
         (folder / DECISIONS.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
+        paths = [folder / "decisions.parquet"]
         for name in PARTS:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
-            write_parquet(getattr(self, name), folder / name)
+            paths += write_parquet(getattr(self, name), folder / name)
         with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
             self.decisions.to_dataset().to_parquet(file)
         manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
-        write_json(folder / DECISIONS.file, manifest | {"selection": dict(self.selection)})
+        added = {"selection": dict(self.selection), "shards": shard_records(folder, paths)}
+        write_json(folder / DECISIONS.file, manifest | added)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
