@@ -80,13 +80,14 @@ class _Embedding:
         for cell in storage.to_pylist():
             if cell and cell["bytes"] is None and cell["path"] is not None:
                 self._check(cell["path"])
+        paths = storage.field("path").to_pylist()
+        local = [path and local_path(path) for path in paths]
+        storage = _storage(storage.field("bytes"), local, storage)
         try:
             embedded = self.feature.embed_storage(storage, **options)
         except Exception as error:  # whatever a file system or server raises: the message names the column
             raise InputError(f"cannot read the media of column {self.name!r} ({error}): {_REMEDY}") from error
-        names = [path and public_file_name(path) for path in storage.field("path").to_pylist()]
-        columns = [embedded.field("bytes"), pa.array(names, pa.string())]
-        return pa.StructArray.from_arrays(columns, ["bytes", "path"], mask=embedded.is_null())
+        return _storage(embedded.field("bytes"), [path and public_file_name(path) for path in paths], embedded)
 
     def _check(self, path: str) -> None:
         """Check a file before it is read: data from elsewhere may refer to any file of this machine."""
@@ -97,6 +98,16 @@ class _Embedding:
                 f"column {self.name!r} refers to {path}, which does not look like a media file by its name: {_REMEDY}"
             )
         self.embedder.files[self.name] += 1
+
+
+def _storage(content: pa.Array, paths: list[str | None], like: pa.StructArray) -> pa.StructArray:
+    """Media with this content and these paths, null where others are."""
+    return pa.StructArray.from_arrays([content, pa.array(paths, pa.string())], ["bytes", "path"], mask=like.is_null())
+
+
+def local_path(path: str) -> str:
+    """The path that a ``file:`` URL names; `datasets` would look for it in the current folder. Others are unchanged."""
+    return unquote(urlsplit(path).path) if path.startswith("file:") and "::" not in path else path
 
 
 _REMEDY = "restore the files, or remove the column"
@@ -139,7 +150,7 @@ def _check_texts(name: str, column: pa.ChunkedArray, feature: Any) -> None:  # n
 
 def _exists(path: str) -> bool:
     try:
-        return Path(unquote(urlsplit(path).path) if path.startswith("file:") else path).expanduser().exists()
+        return Path(local_path(path)).expanduser().exists()
     except (OSError, ValueError, RuntimeError):
         return False
 

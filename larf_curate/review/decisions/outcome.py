@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
-from larf_curate.data.tables import shard_records, undecoded, write_parquet
+from larf_curate.data.tables import from_undecoded, shard_records, undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path, read_json, write_json
 from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
@@ -263,7 +263,7 @@ def _edited(flagged: Dataset, index: int, text: str, columns: Mapping[str, str] 
     row = flagged[index]
     changed = replace_answer(row, text, columns)
     original = answer(row, columns)
-    [stored] = Dataset.from_list([changed], features=flagged.features)
+    [stored] = from_undecoded([changed], flagged.features)
     if answer(stored, columns) != text:
         raise ConversationError("the type of its column cannot store the corrected answer: edit the row by hand")
     return changed | {ORIGINAL: original}
@@ -306,7 +306,7 @@ def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[st
         return labelled
     added = [{DECISION: decision, ORIGINAL: None} for decision in labelled[DECISION]]
     changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, added, strict=True)]
-    return Dataset.from_list(changed, features=labelled.features)
+    return from_undecoded(changed, labelled.features)
 
 
 def _published_columns(rows: Dataset, *, reason: bool = False) -> Dataset:
