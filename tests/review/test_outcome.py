@@ -2,12 +2,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from datasets import Dataset, Features, Image, concatenate_datasets
+from datasets import Audio, Dataset, Features, Image, List, concatenate_datasets
 
 from larf_curate.columns import content_digest
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.conversation.schemas import to_messages
-from larf_curate.data.tables import read_parquet
+from larf_curate.data.tables import from_undecoded, read_parquet, undecoded
 from larf_curate.errors import ConversationError, InputError
 from larf_curate.review import Decision, Decisions
 from tests.fixtures.review_rows import questions, selection
@@ -181,6 +181,17 @@ EMPTY = {
     "conversations": ({"conversations": [{"from": None, "value": "x"}]}, {"conversations": SHAREGPT}),
     "text": ({"text": ""}, {"text": "A"}),
 }
+
+
+def test_an_edit_of_a_row_with_sound_needs_no_library_of_sound():
+    sound = from_undecoded([{"sound": [{"bytes": b"no sound", "path": None}]}] * 5, Features({"sound": List(Audio())}))
+    chosen = selection()
+    parts = {"flagged": chosen.flagged, "kept": chosen.kept}
+    heard = {name: concatenate_datasets([part, sound.select(range(len(part)))], axis=1) for name, part in parts.items()}
+    chosen = replace(chosen, **heard)
+    outcome = decisions(undecoded(chosen.flagged), "keep", "edit", "remove").apply(chosen)
+    assert (outcome.counts["edited"], outcome.counts["conflict"]) == (1, 0)
+    assert undecoded(outcome.kept)["sound"][:] == undecoded(sound)["sound"][:4]
 
 
 @pytest.mark.parametrize(("odd", "plain"), EMPTY.values(), ids=list(EMPTY))
