@@ -4,6 +4,7 @@ import logging
 import re
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import (
@@ -63,6 +64,10 @@ class HubTarget:
         if not self.token:
             raise PublishError(
                 "no Hugging Face token: run `hf auth login`, or set HF_TOKEN to a token with write access"
+            )
+        if not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
+            raise PublishError(  # the token is not quoted: a malformed one may contain most of a real one
+                "wanted a Hugging Face token of ASCII characters without spaces: run `hf auth login` or set HF_TOKEN"
             )
         self.repo_id, self.private, self.create_pr = repo_id, private, create_pr
         self.revision, self.commit_message = revision, commit_message
@@ -142,7 +147,8 @@ class HubTarget:
             if dry_run:
                 return DestinationState(private=self.private, created=True)
             # exist_ok: an earlier attempt may have created it before its response was lost.
-            self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
+            with suppress(KeyError):  # the client takes the URL from every answer, which some lack if it exists
+                self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._created = True
             return self._contents(self.revision, created=True)
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,13 +13,21 @@ import pytest
 from datasets import Audio, Dataset, Features, Image, Json, LargeList, List, Pdf, Value, Video, load_dataset
 from PIL import Image as Pillow
 
+from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import from_undecoded
 from larf_curate.errors import InputError
+from larf_curate.profile import SafetyProfile
 from larf_curate.publish import publish
 from larf_curate.publish.media import public_file_name
+from larf_curate.report import write_report
+from larf_curate.scoring.exemplars import ExemplarIndex
+from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.run import score_source
+from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
+from tests.fixtures.models import PROFILE
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 SECRET = "alice-secret-folder"
@@ -180,6 +189,34 @@ def test_records_name_files_and_no_folders(here):
     assert_private(out)
     stage = json.loads((out / "provenance.json").read_text())["stage"]["scored"]["profile"]
     assert (stage["references"]["source"], stage["model"], stage["adapter"]) == ("refs.jsonl", "model", "adapter")
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_everything_that_comes_of_relative_and_absolute_paths_is_private(here, hub, tiny_llama, relative):
+    shutil.copytree(tiny_llama, here / "models" / "llama")
+    (here / "refs").mkdir()
+    pairs = [{"prompt": f"P{i}", "unsafe": f"Sure, {i}.", "safe": f"No, {i}.", "category": "c"} for i in range(12)]
+    (here / "refs" / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (here / "rows").mkdir()
+    (here / "rows" / "a.jsonl").write_text("".join(json.dumps(text(f"It is {i}.")) + "\n" for i in range(8)))
+    start = f"../{SECRET}/" if relative else f"{here}/"
+    references = ReferenceSet.load(f"{start}refs/pairs.jsonl")
+    profile = SafetyProfile.build(f"{start}models/llama", references=references, layers=[1], **PROFILE)
+    scorer = LarfScorer(profile, exemplars=ExemplarIndex.build(profile, references), device="cpu")
+    folder = here.parent
+    score_source(open_source(f"{start}rows/a.jsonl"), scorer, folder / "scored")
+    scored = Scored.load(folder / "scored")
+    select(scored.rows, top_k=2, source=scored.source_id, scored=scored.manifest).save(folder / "selection")
+    publish(folder / "selection", folder / "published" / "rows")
+    report = folder / "published" / "report.html"
+    write_report(folder / "scored", report, selection=folder / "selection", profile=profile, tokens=1)
+    for name in ("scored", "selection"):
+        for path in (folder / name).glob("*.json"):
+            shutil.copy(path, folder / "published")
+    profile.push_to_hub("org/profile", token=hub.token)
+    for name, content in hub.files("org/profile", kind="model").items():
+        (folder / "published" / name).write_bytes(content)
+    assert_private(folder / "published", "refs/pairs", "models/llama", "rows/a")
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -296,6 +296,13 @@ def test_goes_on_when_the_hub_stumbles_and_commits_once(hub, decisions, match, h
     assert len(titles(hub)) == 2
 
 
+def test_goes_on_if_another_process_has_created_the_repository_and_its_answer_has_no_url(hub, decisions, monkeypatch):
+    monkeypatch.setattr(hub, "conflict_has_url", False)
+    hub.before_next("POST /api/repos/create", lambda: hub.create(REPO))
+    assert send(hub, decisions).changed
+    assert len(titles(hub)) == 2
+
+
 def test_a_lost_answer_does_not_open_a_second_pull_request(hub, decisions):
     hub.create(REPO)
     hub.fail_next(match=COMMIT, drop=True, after=True)
@@ -522,6 +529,8 @@ def test_gives_up_after_a_few_tries(hub, decisions, status, said):
         ("org/a b", {}, "wanted org/name"),
         (REPO, {"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
         (REPO, {"token": None}, "no Hugging Face token"),
+        (REPO, {"token": "hf_\u00fc"}, "of ASCII characters"),
+        (REPO, {"token": "hf_a b"}, "of ASCII characters"),
     ],
 )
 def test_a_refusal_is_one_line_with_the_remedy(hub, decisions, repo, options, said):
