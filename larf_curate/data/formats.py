@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
+from larf_curate.data.dates import dates_as_texts
 from larf_curate.data.numbers import check_integers, typed_columns
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
@@ -139,6 +140,7 @@ def _convert(path: Path, suffix: str, folder: Path) -> None:
             return
         if kind == "json":
             check_integers(plain, rows.features)
+            rows = dates_as_texts(rows, plain, folder / "texts")
         if kind == "csv":
             features = typed_columns(rows)
             rows = rows.cast(features) if features != rows.features else rows

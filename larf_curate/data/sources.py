@@ -116,7 +116,7 @@ def _is_local(name: str) -> bool:
     """Whether a name refers to files, even if there are none, rather than to a Hub dataset."""
     path = Path(name)
     looks_local = any(c in name for c in "*?[") or format_suffix(path) or name.startswith((".", "/", "~"))
-    return bool(looks_local or path.exists() or glob.glob(name, recursive=True))
+    return bool(looks_local or path.exists() or _glob(name))
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -187,11 +187,18 @@ def _files(name: str, split: str | None, config: str | None) -> FolderFiles:
 def _matches(pattern: str) -> list[Path]:
     """The files that match a glob, without hidden ones, unless the glob names them."""
     special = special_part(Path(pattern).relative_to(Path(pattern).anchor))
-    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    found = sorted(_glob(pattern))
     found = [path for path in found if special or not special_part(path.relative_to(path.anchor))]
     if not found:
         raise InputError(f"no files match {pattern}: give a file, a folder, a glob or a Hub dataset id")
     return found
+
+
+def _glob(pattern: str) -> list[Path]:
+    """The paths that match a glob; the names of folders in it that exist are taken as they are."""
+    folder = next((folder for folder in Path(pattern).parents if folder.is_dir()), Path())
+    rest = Path(pattern).relative_to(folder)
+    return [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/{rest}", recursive=True)]
 
 
 def _check_data_folder(folder: Path) -> None:

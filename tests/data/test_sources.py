@@ -384,6 +384,16 @@ def test_a_folder_whose_name_has_glob_characters_has_its_splits(here):
     assert rows_of(open_source(str(here / "rows [v2] *"), split="test")) == ROWS
 
 
+def test_a_glob_in_a_folder_whose_name_has_glob_characters_finds_the_files_in_it(here, monkeypatch):
+    write(here / "rows [v2] *" / "part-1.jsonl")
+    write(here / "rows v" / "part-2.jsonl", ROWS[:1])
+    for name in ("part-*.jsonl", "*.jsonl", "**/*.jsonl", "part-[12].jsonl"):
+        assert rows_of(open_source(str(here / "rows [v2] *" / name))) == ROWS
+    monkeypatch.chdir(here / "rows [v2] *")
+    for name in ("part-*.jsonl", "./*.jsonl", "**/*.jsonl"):
+        assert rows_of(open_source(name)) == ROWS
+
+
 def test_the_configurations_of_a_dataset_card_are_followed(here, caplog):
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: a/x-*\n  - split: held_out\n"
     card += "    path: [a/y.jsonl]\n- config_name: two\n  data_dir: b\n---\n# Rows\n"
@@ -539,6 +549,16 @@ def test_fields_are_numbers_only_if_no_character_is_lost(here, name, suffix):
 def test_strings_of_json_stay_strings(here):
     rows = [{"question": text, "answer": "x", "n": i} for i, text in enumerate(["00501", "null", "1.50", "true", ""])]
     assert rows_of(open_source(str(write(here / "a.jsonl", rows)))) == rows
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_dates_of_json_stay_as_they_are_written(here, name):
+    days = ["2024-01-01", "2024-01-02T10:00:00Z", None, "2024-01-03 10:00:00"]
+    rows = [
+        {"n": i, "question": "Which day?", "answer": day, "turns": [{"at": day, "said": "x"}], "more": {"at": day}}
+        for i, day in enumerate(days)
+    ]
+    assert rows_of(open_source(str((compressed if name.endswith(".gz") else write)(here / name, rows)))) == rows
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -171,6 +173,40 @@ def test_texts_that_are_paths_of_media_of_this_machine_are_refused(here, monkeyp
     monkeypatch.setitem(KINDS, "odd", kind if nested else (Value("string"), lambda at: f"{at}/red.png"))
     with pytest.raises(InputError, match="column 'extra' refers to files of this machine"):
         publish(selected("odd", here), here.parent / "published")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_media_by_url_are_embedded_or_refused(here, monkeypatch, found):
+    if found:
+        pytest.importorskip("aiohttp")  # of `datasets`, to read URLs
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(PNG)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(PNG)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}/red.png?token=secretkey"
+        monkeypatch.setitem(KINDS, "url", (Image(), lambda at: cell(url)))
+        folder = selected("url", here)
+        if found:
+            publish(folder, here.parent / "published")
+        else:
+            with pytest.raises(InputError, match="cannot read the media of column 'extra'"):
+                publish(folder, here.parent / "published")
+        server.shutdown()
+    if found:
+        assert_private(here.parent / "published")
+        assert load_dataset(str(here.parent / "published"), split="train")[0]["extra"].getpixel((0, 0)) == (255, 0, 0)
 
 
 RECORDS = {
