@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Generic, NotRequired, Protocol, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from larf_curate.errors import InputError, ProfileMismatchError
 
@@ -51,7 +51,10 @@ class GuardedManifest(ScoredManifest):
 
 
 class SelectionManifest(TypedDict):
-    """``selection.json``: the rule, the lowest flagged score, counts, and the manifest of the scored dataset."""
+    """``selection.json``: the rule, the lowest flagged score, counts, and the manifest of the scored dataset.
+
+    ``shards`` are the files of the folder, by their paths in it; publishing requires them.
+    """
 
     kind: str
     version: int
@@ -59,16 +62,18 @@ class SelectionManifest(TypedDict):
     threshold: float | None
     counts: dict[str, int]
     scored: dict[str, Any]
+    shards: NotRequired[list[ShardRecord]]
 
 
 class DecisionsManifest(TypedDict):
-    """``decisions.json``: the merge rule, counts, and the manifest of the selection."""
+    """``decisions.json``: the merge rule, counts, the manifest of the selection, and ``shards`` as in a selection."""
 
     kind: str
     version: int
     merge: str
     counts: dict[str, int]
     selection: dict[str, Any]
+    shards: NotRequired[list[ShardRecord]]
 
 
 Record = TypeVar("Record", ScoredManifest, SelectionManifest, DecisionsManifest)
@@ -154,7 +159,8 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
 
 def _field_types(record: type[Any]) -> dict[str, tuple[type, ...]]:
     """Built-in types by field of a manifest, as `isinstance` takes them."""
-    return {field: _runtime_types(hint) for field, hint in get_type_hints(record).items()}
+    hints = get_type_hints(record)
+    return {field: _runtime_types(hint) for field, hint in hints.items() if field in record.__required_keys__}
 
 
 def _runtime_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  any type hint

@@ -15,12 +15,15 @@ CARD_LINES = 40  # of the card in a dry run
     "--to", required=True, metavar="ORG/NAME|FOLDER", help="Hub dataset, or a folder that begins with ./ or /."
 )
 @click.option("--public", is_flag=True, help="Create a new repository as public.  [default: private]")
-@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main.")
+@click.option("--create-pr", is_flag=True, help="Open, or update, a pull request instead of committing to main.")
+@click.option("--replace", is_flag=True, help="Delete data at the destination that larf-curate did not publish.")
 @click.option(
     "--dry-run", is_flag=True, help="Publish nothing; show the files, the counts and the beginning of the card."
 )
 @json_option
-def publish(decisions: str, to: str, public: bool, create_pr: bool, dry_run: bool, as_json: bool) -> None:
+def publish(
+    decisions: str, to: str, public: bool, create_pr: bool, replace: bool, dry_run: bool, as_json: bool
+) -> None:
     """Publish the kept rows to the Hub or to a folder.
 
     They are published in one commit, together with a dataset card and provenance.json. DECISIONS is the folder that
@@ -36,7 +39,7 @@ def publish(decisions: str, to: str, public: bool, create_pr: bool, dry_run: boo
     """
     from larf_curate.publish import publish as publish_rows  # datasets takes a second to import: not for --help
 
-    publication = publish_rows(decisions, to, private=not public, create_pr=create_pr, dry_run=dry_run)
+    publication = publish_rows(decisions, to, private=not public, create_pr=create_pr, replace=replace, dry_run=dry_run)
     if as_json:
         echo_json(asdict(publication))
         return
@@ -46,6 +49,12 @@ def publish(decisions: str, to: str, public: bool, create_pr: bool, dry_run: boo
         click.echo(visible("\n".join(publication.card.splitlines()[:CARD_LINES])) + "\n")
     for path in publication.deleted:
         click.echo(f"{'would delete' if dry_run else 'deleted'}: {visible(path)}")
+    for path in publication.replaced:
+        click.echo(
+            f"{'would replace' if dry_run else 'replaced'} data that larf-curate did not publish: {visible(path)}"
+        )
+    for path in publication.beside:
+        click.echo(f"note: stays beside the published rows: {visible(path)}")
     if publication.private is False and not public:
         click.echo("note: this repository is already public; anyone can read these rows")
     if publication.private and public and not publication.created:

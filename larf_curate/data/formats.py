@@ -1,22 +1,28 @@
 """Files of rows: which endings are read, with which reader, and one clear error for a file that cannot be read."""
 
 import glob
+import hashlib
+import json
 import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset_builder
+from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
+from larf_curate.data.dates import dates_as_texts
+from larf_curate.data.numbers import check_integers, typed_columns
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path, cache_home, sha256
+from larf_curate.files import cache_home, sha256
 
 FORMATS = {
     ".jsonl": "json",
@@ -39,6 +45,9 @@ _CSV = {
     "keep_default_na": False,
     "na_values": [""],
 }
+READER = 1
+"""Version of the conversion of files to rows, part of the key of the cache."""
+ROWS = "rows"
 READ_OPTIONS: dict[str, dict[str, Any]] = {".csv": _CSV, ".tsv": {**_CSV, "sep": "\t"}}
 
 
@@ -56,56 +65,111 @@ def bare_name(path: Path) -> str:
     return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
 
 
-def read_file(path: Path) -> Dataset | None:
+def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     """Read a file of rows.
+
+    The rows are cached by the content of the file: neither its name nor the time of its last change counts.
 
     Args:
         path: The file; its name may have any characters, also those of globs.
+        digest: Hex SHA-256 of its content, if already known.
 
     Returns:
         The rows; None if there are none.
 
     Raises:
-        InputError: If the file cannot be read.
+        InputError: If the file cannot be read, changes while it is read, or has numbers that would be rounded.
     """
     suffix = format_suffix(path)
     if suffix is None:
         raise InputError(f"wanted a file ending in {READABLE}, got {path.name}: convert it")
     try:
-        plain = _decompressed(path, suffix) if path.suffix.lower() in COMPRESSIONS else path
-        return _read(plain, FORMATS[suffix], READ_OPTIONS.get(suffix, {}))
+        digest = digest or sha256(path)
+        folder = _rows_folder(digest, suffix, path.suffix)
+        if not folder.exists():
+            with _new_folder(folder) as temporary:
+                _convert(path, suffix, temporary)
+                if sha256(path) != digest:
+                    raise InputError(f"{path.name} changed while it was read: read it again when it is complete")
+        return _cached_rows(folder)
     except (DatasetsError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"cannot read {path.name} as {FORMATS[suffix]}: {first_line(error.__cause__ or error)}; repair the file or "
             "omit it"
         ) from error
 
 
-def _decompressed(path: Path, suffix: str) -> Path:
-    """A decompressed copy in the cache, under the digest of the file.
-
-    `datasets` decompresses too, but fails on file names with brackets, and needs another package for Zstandard.
-    """
-    copy = cache_home() / "decompressed" / f"{sha256(path)}{suffix}"
-    if not copy.exists():
-        compression = COMPRESSIONS[path.suffix.lower()]
-        with pa.input_stream(str(path), compression=compression) as stream, atomic_path(copy) as temporary:
-            with temporary.open("wb") as target:
-                shutil.copyfileobj(stream, target)
-    return copy
+def _rows_folder(digest: str, *suffixes: str) -> Path:
+    """Folder in the cache for the rows of a file: what is read also depends on its format and on the reader."""
+    reader = [READER, datasets.__version__, pa.__version__, *suffixes]
+    return cache_home() / "rows" / f"{digest}-{hashlib.sha256(json.dumps(reader).encode()).hexdigest()[:16]}"
 
 
-def _read(path: Path, kind: str, options: dict[str, Any]) -> Dataset | None:
-    if not path.stat().st_size or (kind == "parquet" and not pq.read_metadata(path).num_rows):
-        return None  # `datasets` fails on these with unrelated errors
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes its name when it is complete, unless another process was faster."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
+        with suppress(OSError):  # it exists: its content is the same
+            (temporary / ROWS).replace(folder)
+        if not folder.exists():
+            raise OSError(f"cannot write {folder}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert(path: Path, suffix: str, folder: Path) -> None:
+    """Convert a file to Arrow files in ``folder/rows``; without rows, that folder is empty."""
+    plain = folder / f"file{suffix}"  # a name without characters that mean something to `datasets` and fsspec
+    if path.suffix.lower() in COMPRESSIONS:
+        _decompress(path, plain)
+    else:
+        plain.symlink_to(path.absolute())
+    (folder / ROWS).mkdir()
+    kind = FORMATS[suffix]
+    if not plain.stat().st_size or (kind == "parquet" and not pq.read_metadata(plain).num_rows):
+        return  # `datasets` fails on these with unrelated errors
+    options = READ_OPTIONS.get(suffix, {})
     with silenced():
-        builder = load_dataset_builder(kind, data_files=glob.escape(str(path)), **options)
-        builder.download_and_prepare()
-        if not builder.info.splits["train"].num_examples:
-            return None
-        dataset = builder.as_dataset("train")
-    dataset.data.validate(full=True)  # finds text that is not UTF-8, which the JSON and Parquet readers accept
-    return dataset
+        rows = _builder_rows(plain, kind, options, folder / "raw")
+        if rows is None:
+            return
+        if kind == "json":
+            check_integers(plain, rows.features)
+            rows = dates_as_texts(rows, plain, folder / "texts")
+        if kind == "csv":
+            features = typed_columns(rows)
+            rows = rows.cast(features) if features != rows.features else rows
+        rows.data.validate(full=True)  # finds text that is not UTF-8, which the JSON and Parquet readers accept
+        rows.save_to_disk(folder / ROWS)
+
+
+def _builder_rows(path: Path, kind: str, options: Mapping[str, Any], folder: Path) -> Dataset | None:
+    """The rows as `datasets` reads them, those of CSV files as texts."""
+    if kind == "csv":
+        names = pd.read_csv(path, nrows=0, **options).columns
+        options = {**options, "features": Features({str(name): Value("string") for name in names})}
+    data_files = glob.escape(str(path))
+    builder = load_dataset_builder(kind, data_files=data_files, cache_dir=str(folder), **options)
+    builder.download_and_prepare()
+    return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
+
+
+def _decompress(path: Path, target: Path) -> None:
+    """Decompress a file: `datasets` does too, but needs another package for Zstandard."""
+    compression = COMPRESSIONS[path.suffix.lower()]
+    with pa.input_stream(str(path), compression=compression) as stream, target.open("wb") as plain:
+        shutil.copyfileobj(stream, plain)
+
+
+def _cached_rows(folder: Path) -> Dataset | None:
+    files = sorted(folder.glob("*.arrow"))
+    with silenced():
+        return concatenate_datasets([Dataset.from_file(str(path)) for path in files]) if files else None
 
 
 @contextmanager

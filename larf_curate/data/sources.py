@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,30 @@ class Source:
         pieces: The pieces, in row order.
         description: Provenance of the rows, as JSON values: name of the dataset, with its split, configuration and
             commit, or with the number of files and the digest of their content.
+        mapped: Files that are read whenever rows are, and whose digest is in the description. Rows of other files are
+            read once, into the cache.
     """
 
     pieces: tuple[Piece, ...]
     description: dict[str, Any]
+    mapped: tuple[Path, ...] = ()
 
     @property
     def rows(self) -> int:
         """Total number of rows."""
         return sum(len(piece.rows) for piece in self.pieces)
+
+    def check_unchanged(self) -> None:
+        """Check that the rows still are those of the description.
+
+        Raises:
+            InputError: If a file was changed since the source was opened.
+        """
+        if self.mapped and _digest(self.mapped) != self.description["sha256"]:
+            raise InputError(
+                f"the files of {self.description['dataset']} changed while they were read: score them again, into "
+                "another folder"
+            )
 
 
 def open_source(
@@ -92,14 +107,16 @@ def open_source(
         parts, description = _open_local(names, split, config, revision)
     if not any(len(dataset) for _, dataset in parts):
         raise InputError(f"{_joined(names)} has no rows: check it, or give another dataset")
-    return _source(parts, limit, description)
+    saved = len(names) == 1 and _is_saved(Path(names[0]))
+    mapped = _mapped_files(parts[0][1]) if saved else ()
+    return replace(_source(parts, limit, description), mapped=mapped)
 
 
 def _is_local(name: str) -> bool:
     """Whether a name refers to files, even if there are none, rather than to a Hub dataset."""
     path = Path(name)
     looks_local = any(c in name for c in "*?[") or format_suffix(path) or name.startswith((".", "/", "~"))
-    return bool(looks_local or path.exists() or glob.glob(name, recursive=True))
+    return bool(looks_local or path.exists() or _glob(name))
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -138,12 +155,13 @@ def _from_files(
     groups = [_files(name, split, config) for name in names]
     files = [path for group in groups for path in group.files]
     _check_unique(files)
-    read = [(name, read_file(path)) for name, path in zip(_names(files), files, strict=True)]
+    digests = [sha256(path) for path in files]
+    read = [(name, read_file(path, digest)) for name, path, digest in zip(_names(files), files, digests, strict=True)]
     parts = [(name, dataset) for name, dataset in read if dataset is not None]
     config, split = _common("configurations", [g.config for g in groups]), _common("splits", [g.split for g in groups])
     # Only what distinguishes rows of this dataset, since row ids depend on the description.
     chosen = {key: value for key, value in (("config", config), ("split", split)) if value}
-    return _aligned(parts), {**chosen, "files": len(files), "sha256": _digest(files)}
+    return _aligned(parts), {**chosen, "files": len(files), "sha256": _joint_digest(digests)}
 
 
 def _common(kind: str, values: Sequence[str | None]) -> str | None:
@@ -169,11 +187,18 @@ def _files(name: str, split: str | None, config: str | None) -> FolderFiles:
 def _matches(pattern: str) -> list[Path]:
     """The files that match a glob, without hidden ones, unless the glob names them."""
     special = special_part(Path(pattern).relative_to(Path(pattern).anchor))
-    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    found = sorted(_glob(pattern))
     found = [path for path in found if special or not special_part(path.relative_to(path.anchor))]
     if not found:
         raise InputError(f"no files match {pattern}: give a file, a folder, a glob or a Hub dataset id")
     return found
+
+
+def _glob(pattern: str) -> list[Path]:
+    """The paths that match a glob; the names of folders in it that exist are taken as they are."""
+    folder = next((folder for folder in Path(pattern).parents if folder.is_dir()), Path())
+    rest = Path(pattern).relative_to(folder)
+    return [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/{rest}", recursive=True)]
 
 
 def _check_data_folder(folder: Path) -> None:
@@ -199,9 +224,12 @@ def _names(files: Sequence[Path]) -> list[str]:
     return ["--".join(path.relative_to(folder).parts) for path in paths]
 
 
-def _digest(files: Sequence[str | Path]) -> str:
-    """Hex SHA-256 of all files' contents in order; for a single file, that of the file itself."""
-    digests = [sha256(path) for path in files]
+def _digest(files: Sequence[Path]) -> str:
+    return _joint_digest([sha256(path) for path in files])
+
+
+def _joint_digest(digests: Sequence[str]) -> str:
+    """Hex SHA-256 of all files' contents in order, by their digests; for a single file, that of the file itself."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -234,7 +262,11 @@ def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]],
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read {name} as save_to_disk wrote it: {first_line(error)}; save it again") from error
-    return [(split, dataset)], {"split": split, "sha256": _digest([file["filename"] for file in dataset.cache_files])}
+    return [(split, dataset)], {"split": split, "sha256": _digest(_mapped_files(dataset))}
+
+
+def _mapped_files(dataset: Dataset) -> tuple[Path, ...]:
+    return tuple(Path(file["filename"]) for file in dataset.cache_files)
 
 
 def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tuple[Dataset, str]:

@@ -1,7 +1,7 @@
 """Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +10,18 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List
+from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List, Value
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path
+from larf_curate.files import atomic_path, sha256
+from larf_curate.manifests import ShardRecord
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
+STORED = {"bytes": Value("binary"), "path": Value("string")}
+"""Type of media as they are stored."""
+MEDIA_ROWS = 100
+"""Number of rows of a row group with media, as on the Hub."""
 
 
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
@@ -36,14 +41,15 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        with atomic_path(path) as temporary, no_progress_bars():
-            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(temporary, **_batching(dataset))
+        # An open file, since `datasets` takes a path for a URL, in which some characters mean something.
+        with atomic_path(path) as temporary, temporary.open("wb") as file, no_progress_bars():
+            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(file, **_batching(dataset))
     return paths
 
 
 def _batching(dataset: Dataset) -> dict[str, int]:
-    """Options of `to_parquet`: `datasets` cannot estimate a batch size for media columns without rows."""
-    return {} if len(dataset) else {"batch_size": 1}
+    """Options of `to_parquet`: to choose a batch size, `datasets` would look for the files of all media."""
+    return {} if media_undecoded(dataset.features) == dataset.features else {"batch_size": MEDIA_ROWS}
 
 
 def _contiguous(dataset: Dataset) -> Dataset:
@@ -74,6 +80,18 @@ def read_parquet(folder: str | Path) -> Dataset:
         return Dataset.from_parquet([glob.escape(path) for path in paths])
 
 
+def shard_records(folder: Path, paths: Iterable[Path]) -> list[ShardRecord]:
+    """Records of Parquet files in a folder or below it, by their paths in it."""
+    return [
+        {
+            "file": path.relative_to(folder).as_posix(),
+            "rows": int(pq.read_metadata(path).num_rows),
+            "sha256": sha256(path),
+        }
+        for path in paths
+    ]
+
+
 def undecoded(rows: Dataset) -> Dataset:
     """Return the same rows, with images, audio and other media as they are stored (bytes or path) instead of decoded.
 
@@ -83,9 +101,18 @@ def undecoded(rows: Dataset) -> Dataset:
     return _dataset(rows.with_format("arrow")[:], media_undecoded(rows.features))
 
 
+def from_undecoded(rows: Sequence[Mapping[str, Any]], features: Features) -> Dataset:
+    """The reverse of `undecoded`: a dataset of rows whose media are as they are stored.
+
+    `Dataset.from_list` needs the libraries that decode media, even to store them unchanged.
+    """
+    stored = Dataset.from_list([dict(row) for row in rows], features=_with_media(features, lambda _: STORED))
+    return _dataset(stored.with_format("arrow")[:], features)
+
+
 def media_undecoded(features: Features) -> Features:
     """The same column types, with ``decode=False`` for media at any depth."""
-    return Features(_without_decoding(dict(features)))
+    return _with_media(features, lambda feature: replace(feature, decode=False))
 
 
 def is_media(feature: object) -> bool:
@@ -93,14 +120,19 @@ def is_media(feature: object) -> bool:
     return hasattr(feature, "decode") and not isinstance(feature, Json)
 
 
-def _without_decoding(feature: Any) -> Any:  # noqa: ANN401  a feature, or a dict or list of features
-    if isinstance(feature, dict):
-        return {name: _without_decoding(part) for name, part in feature.items()}
-    if isinstance(feature, list):
-        return [_without_decoding(part) for part in feature]
-    if isinstance(feature, List | LargeList):
-        return replace(feature, feature=_without_decoding(feature.feature))
-    return replace(feature, decode=False) if is_media(feature) else feature
+def _with_media(features: Features, media: Callable[[Any], Any]) -> Features:
+    """The same column types, with other ones for media at any depth."""
+
+    def changed(feature: Any) -> Any:  # noqa: ANN401  a feature, or a dict or list of features
+        if isinstance(feature, dict):
+            return {name: changed(part) for name, part in feature.items()}
+        if isinstance(feature, list):
+            return [changed(part) for part in feature]
+        if isinstance(feature, List | LargeList):
+            return replace(feature, feature=changed(feature.feature))
+        return media(feature) if is_media(feature) else feature
+
+    return Features(changed(dict(features)))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,12 @@ from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import is_out_of_memory
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError)
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+"""Endings of files of references, which `public_name` takes for local ones."""
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, EOFError),
+    *(SafetensorError, UnpicklingError),
+)
 """Errors of ``from_pretrained`` with files, configs or quantisations that it cannot load."""
 
 
@@ -253,6 +259,8 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         # What to install comes after a colon, on a line of its own.
+        if isinstance(error, UnpicklingError):
+            lines = ["its weights are a pickle that is damaged or would run code; save them as safetensors"]
         first = " ".join(lines[:2]) if lines[0].endswith(":") and isinstance(error, ImportError) else lines[0]
         where = "folder" if os.path.isdir(source.model_id) else "Hub id"
         raise ModelError(f"cannot load {kind.__name__} from the {where} {source.model_id!r}: {first}") from error
@@ -280,4 +288,7 @@ def identify(model: str | Path) -> str:
 
 def public_name(name: str) -> str:
     """Name for reports and uploads: the last part of a local path, which reveals no folders; Hub ids are unchanged."""
-    return Path(name).name if os.path.isabs(name) else name
+    path = Path(name)
+    # A Hub id has one slash and no ending of a file of rows.
+    is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    return path.name if is_local or path.suffix.lower() in ROW_SUFFIXES else name

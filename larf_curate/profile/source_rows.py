@@ -46,8 +46,13 @@ def find_rows(
     ]
     if unavailable:
         return f"the texts of the {' and '.join(unavailable)} are not available; give them to evaluate the baselines"
-    refs = ReferenceSet.load(sources[0]) if references is None else references
-    neutral_rows = load_neutral(sources[1] if neutral is None else neutral)
+    try:
+        refs = ReferenceSet.load(sources[0]) if references is None else references
+        neutral_rows = load_neutral(sources[1] if neutral is None else neutral)
+    except ReferenceSetError as error:
+        if neutral is not None:
+            raise
+        return f"the files of the references and neutral rows are not those that the profile was built from: {error}"
     for name, same, given in (
         ("references", refs.digest == profile.references["digest"], references),
         ("neutral rows", neutral_digest(neutral_rows) == profile.neutral["digest"], neutral),

@@ -21,6 +21,7 @@ def publish(
     private: bool = True,
     create_pr: bool = False,
     dry_run: bool = False,
+    replace: bool = False,
     token: str | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
@@ -32,13 +33,17 @@ def publish(
     and metadata of an existing card. If the repository changes in the meantime, it is read and merged again. Publishing
     the same decisions again makes no commit. Deleted rows remain in the history of the repository.
 
+    Images and other media are embedded; the files that rows refer to are read for that.
+
     Args:
         decisions: The folder that ``review pull`` or ``select`` wrote. Of a selection only the rows that were not
             flagged are published, and the card states that the flagged rows were not reviewed by people.
         repo_id: ``org/name`` on the Hub, or a folder: a path object, or a string beginning with ``.``, ``/`` or ``~``.
         private: Visibility of a new repository; that of an existing one does not change.
-        create_pr: Open a pull request instead of committing to the branch.
+        create_pr: Open a pull request instead of committing to the branch, or update the open one that an earlier
+            call with the same title has opened.
         dry_run: Merge with the destination and report the result, but write nothing.
+        replace: Delete data at the destination that larf-curate did not publish; without it, such data are refused.
         token: A Hub token with write access (default: ``HF_TOKEN`` or the token of ``hf auth login``).
         revision: An existing branch (default: ``main``).
         commit_message: Title of the commit.
@@ -49,8 +54,8 @@ def publish(
 
     Raises:
         InputError: If ``decisions`` is not such a folder, is inconsistent, or has no row to publish.
-        PublishError: If the Hub rejects the request or cannot be reached, or if the destination holds data that would
-            remain beside the published rows.
+        PublishError: If the Hub rejects the request or cannot be reached, or if the destination holds data that
+            larf-curate did not publish and ``replace`` is not set.
     """
     target: FolderTarget | HubTarget
     if folder := _as_folder(repo_id):
@@ -70,7 +75,9 @@ def publish(
     kept_rows = read_kept_rows(Path(decisions))
     with tempfile.TemporaryDirectory(prefix="larf-curate-") as staging:
         shards = stage_shards(kept_rows, Path(staging))
-        return target.publish(lambda current: assemble(kept_rows, shards, current, target.name), dry_run=dry_run)
+        return target.publish(
+            lambda current: assemble(kept_rows, shards, current, target.name, replace=replace), dry_run=dry_run
+        )
 
 
 def _as_folder(target: str | os.PathLike[str]) -> Path | None:

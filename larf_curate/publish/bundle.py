@@ -1,6 +1,7 @@
 """A publication as files: the current and the new contents of the destination, and whether they differ."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,8 +16,10 @@ from larf_curate.publish.provenance import render_provenance
 from larf_curate.publish.shards import Shards
 
 CARD, PROVENANCE = "README.md", "provenance.json"
-# What `load_dataset` may load as data, compressed files included.
+# What `load_dataset` may load as data, compressed files included, and what else holds rows.
 DATA_SUFFIXES = (
+    *(".tar", ".tgz", ".7z", ".rar", ".pkl", ".pickle", ".h5", ".hdf5", ".npy", ".npz", ".feather", ".orc", ".avro"),
+    *(".xlsx", ".xls", ".db", ".sqlite", ".sqlite3", ".tfrecord", ".msgpack", ".lance", ".xml"),
     ".parquet",
     ".csv",
     ".tsv",
@@ -30,6 +33,9 @@ DATA_SUFFIXES = (
     ".bz2",
     ".zip",
 )
+DOCUMENT_SUFFIXES = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".py", ".bib", ".cff", ".gitignore")
+DOCUMENTS = ("license", "licence", "notice", "copying", ".gitattributes", "croissant.json")
+"""Beginnings of the lower-case names of files about a dataset, which stay beside it without a word."""
 SHA256_LENGTH = 64  # hex digits; git's blob ids have 40
 Content: TypeAlias = Path | bytes
 
@@ -56,7 +62,10 @@ class Publication:
         created: Whether the repository or folder is new.
         dry_run: Whether this was a dry run, which writes nothing.
         files: All files of the publication.
-        deleted: Paths of deleted files, from an earlier publication.
+        deleted: Paths of deleted files.
+        replaced: Paths of data files that larf-curate had not published, and that were deleted or overwritten.
+        beside: Paths of files that stay beside the published rows, and that are neither documents nor of another
+            configuration of the card.
         counts: Numbers of rows: ``rows``, ``flagged``, ``unscorable``, ``reviewed``, ``removed``, ``edited``,
             ``withheld`` and ``published``.
         card: Text of the dataset card.
@@ -71,6 +80,8 @@ class Publication:
     dry_run: bool
     files: tuple[PublishedFile, ...]
     deleted: tuple[str, ...]
+    replaced: tuple[str, ...]
+    beside: tuple[str, ...]
     counts: dict[str, int]
     card: str
 
@@ -82,6 +93,7 @@ class DestinationState:
     Args:
         files: Digest of each file by path: hex SHA-256, or git's blob id (hex SHA-1).
         card: Text of the dataset card, if there is one.
+        provenance: Content of ``provenance.json``, if there is one.
         parent: Commit that was read, the parent of the new one; None for a folder.
         private: Visibility of the repository; None for a folder.
         created: Whether the destination is new.
@@ -89,6 +101,7 @@ class DestinationState:
 
     files: dict[str, str] = field(default_factory=dict)
     card: str | None = None
+    provenance: bytes | None = None
     parent: str | None = None
     private: bool | None = None
     created: bool = False
@@ -96,11 +109,16 @@ class DestinationState:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Contents of a destination after publishing: files to add by path, and paths to delete."""
+    """Contents of a destination after publishing: files to add by path, and paths to delete.
+
+    ``replaced`` and ``beside`` are as in `Publication`.
+    """
 
     files: dict[str, Content]
     deleted: tuple[str, ...]
     counts: dict[str, int]
+    replaced: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def card(self) -> str:
@@ -137,6 +155,8 @@ class Bundle:
                 for path, content in self.files.items()
             ),
             deleted=self.deleted,
+            replaced=self.replaced,
+            beside=self.beside,
             counts=self.counts,
             card=self.card,
         )
@@ -145,7 +165,9 @@ class Bundle:
 Assemble: TypeAlias = Callable[[DestinationState], Bundle]
 
 
-def assemble(kept_rows: KeptRows, shards: Shards, current: DestinationState, name: str) -> Bundle:
+def assemble(
+    kept_rows: KeptRows, shards: Shards, current: DestinationState, name: str, *, replace: bool = False
+) -> Bundle:
     """Merge a publication with the current contents of the destination.
 
     Args:
@@ -153,22 +175,27 @@ def assemble(kept_rows: KeptRows, shards: Shards, current: DestinationState, nam
         shards: Their Parquet files.
         current: Contents of the destination.
         name: Title of a new card.
+        replace: Whether data that larf-curate did not publish may be deleted.
 
     Returns:
         The files and deletions of one commit.
 
     Raises:
-        PublishError: If the destination holds data that would remain beside the published rows, or its card cannot be
-            merged.
+        PublishError: If the destination holds data that larf-curate did not publish and ``replace`` is not set, or its
+            card cannot be merged.
     """
-    earlier = [path for path in current.files if _matches(path, DATA_PATTERN)]
-    _check_unrelated_data(current, earlier)
-    card = merge_card(current.card, render_section(kept_rows), name=name, shards=shards)
+    ours, foreign, beside = _sorted_files(current, shards, replace=replace)
+    if foreign and not replace:
+        raise PublishError(
+            f"the destination holds other data, which larf-curate did not publish ({_listed(foreign)}): publish to a "
+            "separate repository or folder, or replace these files (--replace; with --dry-run to see all of them)"
+        )
+    card = merge_card(current.card, render_section(kept_rows), name=name, shards=shards, replace=replace)
     files: dict[str, Content] = {**shards.files}
     files[CARD] = card.encode()
     files[PROVENANCE] = render_provenance(kept_rows, shards)
-    deleted = tuple(path for path in earlier if path not in files)
-    return Bundle(files=files, deleted=deleted, counts=kept_rows.counts)
+    deleted = tuple(path for path in sorted({*ours, *foreign}) if path not in files)
+    return Bundle(files=files, deleted=deleted, counts=kept_rows.counts, replaced=tuple(foreign), beside=tuple(beside))
 
 
 def size(content: Content) -> int:
@@ -194,27 +221,54 @@ def _is_unchanged(reported: str | None, content: Content) -> bool:
     return reported == (digest(content) if len(reported) == SHA256_LENGTH else git_blob_id(content))
 
 
-def _check_unrelated_data(current: DestinationState, earlier: list[str]) -> None:
-    """Refuse a destination with data files that neither we nor another configuration of the card account for.
+def _sorted_files(
+    current: DestinationState, shards: Shards, *, replace: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """Paths of the destination: data that we published, other data, and other files that stay beside the rows.
 
-    Such files may be the unfiltered dataset: the removed rows would then be published beside the kept ones.
+    Other data may be the unfiltered dataset: the removed rows would then be published beside the kept ones, or data
+    would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists.
     """
-    claimed = [
-        pattern for config in other_configs_of_card(current.card) for pattern in _patterns(config.get("data_files"))
-    ]
-    unrelated = [
-        path
-        for path in sorted(current.files)
-        if path.lower().endswith(DATA_SUFFIXES)
-        and path not in (PROVENANCE, *earlier)
-        and not any(_matches(path, pattern) for pattern in claimed)
-    ]
-    if unrelated:
-        shown = ", ".join(unrelated[:3]) + (f" and {len(unrelated) - 3} more" if len(unrelated) > 3 else "")
-        raise PublishError(
-            f"the destination holds other data ({shown}) that would remain beside the published rows: publish to a"
-            " separate repository or folder, or delete those files first"
-        )
+    published = _published_digests(current.provenance)
+    configs = other_configs_of_card(current.card, replace=replace)
+    claimed = [pattern for config in configs for pattern in _patterns(config.get("data_files"))]
+    ours: list[str] = []
+    foreign: list[str] = []
+    beside: list[str] = []
+    for path, reported in sorted(current.files.items()):
+        if path in (CARD, PROVENANCE) or any(_matches(path, pattern) for pattern in claimed):
+            continue
+        if _matches(path, DATA_PATTERN):
+            new = path in shards.files and _is_unchanged(reported, shards.files[path])
+            (ours if new or _is_published(reported, published.get(path)) else foreign).append(path)
+        elif path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
+            foreign.append(path)
+        elif not _is_document(path):
+            beside.append(path)
+    return ours, foreign, beside
+
+
+def _published_digests(provenance: bytes | None) -> dict[str, str]:
+    """Hex SHA-256 by path of the data files of an earlier publication."""
+    try:
+        record = json.loads(provenance or b"{}")
+        return {str(path): str(file["sha256"]) for path, file in record["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # not a record of ours
+
+
+def _is_published(reported: str, recorded: str | None) -> bool:
+    """Whether a file is one that was recorded; git's blob ids, of files outside LFS, cannot be compared."""
+    return recorded is not None and (reported == recorded or len(reported) != SHA256_LENGTH)
+
+
+def _is_document(path: str) -> bool:
+    name = path.lower().rsplit("/", 1)[-1]
+    return name.startswith(DOCUMENTS) or name.endswith(DOCUMENT_SUFFIXES)
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def _patterns(data_files: object) -> list[str]:

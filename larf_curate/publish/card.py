@@ -30,7 +30,7 @@ _SECTION_RE = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*
 _MARKUP_CHARACTERS = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
-def merge_card(existing: str | None, section: str, *, name: str, shards: Shards) -> str:
+def merge_card(existing: str | None, section: str, *, name: str, shards: Shards, replace: bool = False) -> str:
     """Update a card with the generated section and the metadata of the kept rows; the rest of it does not change.
 
     Args:
@@ -38,6 +38,7 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
         section: The generated section, between ``BEGIN`` and ``END``.
         name: Title of a new card.
         shards: The files that the default configuration loads.
+        replace: Whether other splits of the default configuration are replaced.
 
     Returns:
         The text of the merged card.
@@ -59,7 +60,7 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards)
     tags = card.data.get("tags") or []
     tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
     card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.data["configs"] = [_default_config(), *other_configs(card.data.get("configs"))]
+    card.data["configs"] = [_default_config(), *other_configs(card.data.get("configs"), replace=replace)]
     card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), shards)
     return str(card)
 
@@ -82,11 +83,12 @@ def decode_card(data: bytes) -> str:
         raise PublishError("README.md at the destination is not UTF-8 text: repair it first") from error
 
 
-def other_configs(configs: object) -> list[dict[str, Any]]:
+def other_configs(configs: object, *, replace: bool = False) -> list[dict[str, Any]]:
     """Return the configurations of a card except the default one, none of them marked as the default.
 
     Args:
         configs: The value of ``configs`` in the metadata, of any type: people write it by hand.
+        replace: Whether other splits of the default configuration are replaced.
 
     Returns:
         Copies of the configurations.
@@ -99,20 +101,21 @@ def other_configs(configs: object) -> list[dict[str, Any]]:
         if not isinstance(config, dict):
             continue
         if config.get("config_name", CONFIG) == CONFIG:
-            _check_other_splits(config.get("data_files"))
+            if not replace:
+                _check_other_splits(config.get("data_files"))
         else:
             others.append({key: value for key, value in config.items() if key != "default"})
     return others
 
 
-def other_configs_of_card(card: str | None) -> list[dict[str, Any]]:
+def other_configs_of_card(card: str | None, *, replace: bool = False) -> list[dict[str, Any]]:
     """Parse a card's text and return its `other_configs`; empty if it has no valid metadata."""
     match = REGEX_YAML_BLOCK.search(card or "")
     try:
         data = yaml.safe_load(match.group(2)) if match else None
     except yaml.YAMLError:
         return []
-    return other_configs(data.get("configs")) if isinstance(data, dict) else []
+    return other_configs(data.get("configs"), replace=replace) if isinstance(data, dict) else []
 
 
 def render_section(kept_rows: KeptRows) -> str:
@@ -157,7 +160,7 @@ def _check_other_splits(data_files: object) -> None:
     if others := [escape_inline(item.get("split")) for item in listed if item.get("split") != SPLIT]:
         raise PublishError(
             f"the existing dataset also has the split {', '.join(others)}, which would no longer load beside the"
-            " published columns: publish to a separate repository"
+            " published columns: publish to a separate repository, or replace it (--replace)"
         )
 
 

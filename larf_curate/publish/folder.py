@@ -5,7 +5,7 @@ from pathlib import Path
 
 from larf_curate.errors import PublishError
 from larf_curate.files import atomic_path, sha256
-from larf_curate.publish.bundle import CARD, Assemble, Content, DestinationState, Publication
+from larf_curate.publish.bundle import CARD, PROVENANCE, Assemble, Content, DestinationState, Publication
 from larf_curate.publish.card import decode_card
 
 
@@ -56,7 +56,9 @@ class FolderTarget:
         names = {path.relative_to(self.folder).as_posix(): path for path in paths}
         card = decode_card(names[CARD].read_bytes()) if CARD in names else None
         files = {name: sha256(path) for name, path in names.items()}
-        return DestinationState(files=files, card=card, created=not self.folder.exists())
+        provenance = names[PROVENANCE].read_bytes() if PROVENANCE in names else None
+        created = not self.folder.exists()
+        return DestinationState(files=files, card=card, provenance=provenance, created=created)
 
 
 def _write(path: Path, content: Content) -> None:

@@ -1,22 +1,34 @@
 """Publishing to a dataset repository on the Hub, in one commit on top of the revision that was read."""
 
 import logging
+import re
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetInfo,
+    Discussion,
+    HfApi,
+    get_token,
+)
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
 from larf_curate.errors import LarfCurateError, PublishError
-from larf_curate.publish.bundle import CARD, Assemble, Bundle, DestinationState, Publication
+from larf_curate.publish.bundle import CARD, PROVENANCE, Assemble, Bundle, DestinationState, Publication
 from larf_curate.publish.card import decode_card
 from larf_curate.publish.hub_errors import STALE_PARENT, check_repo_id, retry_delay, status_of, to_publish_error
 from larf_curate.version import __version__
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)
 INFO_TIMEOUT = 30.0
+TITLE = re.compile(r"Publish \d+ rows with larf-curate")
+"""Title of the commits and pull requests that publishing makes by default."""
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +65,10 @@ class HubTarget:
             raise PublishError(
                 "no Hugging Face token: run `hf auth login`, or set HF_TOKEN to a token with write access"
             )
+        if not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
+            raise PublishError(  # the token is not quoted: a malformed one may contain most of a real one
+                "wanted a Hugging Face token of ASCII characters without spaces: run `hf auth login` or set HF_TOKEN"
+            )
         self.repo_id, self.private, self.create_pr = repo_id, private, create_pr
         self.revision, self.commit_message = revision, commit_message
         self.api = HfApi(endpoint, self.token, library_name="larf-curate", library_version=__version__)
@@ -60,9 +76,8 @@ class HubTarget:
         self.url = f"{self.api.endpoint}/datasets/{repo_id}"
         self._created = False
         # A commit was sent but no response arrived: the Hub may have made it. The next attempt has to find out, or it
-        # would report that nothing changed, or open a second pull request.
+        # would report that nothing changed.
         self._commit_unconfirmed = False
-        self._earlier_pulls: set[str] = set()
 
     def publish(self, assemble: Assemble, *, dry_run: bool) -> Publication:
         """Read, merge and commit; retried a few times if the repository changed meanwhile or the Hub failed.
@@ -101,20 +116,25 @@ class HubTarget:
         current = self._read(dry_run=dry_run)
         bundle = assemble(current)
         changed = bundle.differs(current)
+        pull = self._open_pull() if self.create_pr and not current.created else None
+        if pull:
+            current = self._contents(pull.git_reference, created=False)
+            bundle = assemble(current)
+            changed = bundle.differs(current)
+        pr_url = pull.url if pull else None
         if dry_run:
-            return bundle.publication(current, self.url, changed=changed, dry_run=True)
+            return bundle.publication(current, self.url, pr_url=pr_url, changed=changed, dry_run=True)
         if not changed:  # published before, or by a commit of ours whose response was lost
-            return bundle.publication(current, self.url, commit=current.parent, changed=self._commit_unconfirmed)
-        if self.create_pr and (found := self._find_opened_pull(bundle)):
-            commit, pr_url = found
-            return bundle.publication(current, self.url, commit=commit, pr_url=pr_url, changed=True)
-        info = self._commit(bundle, current)
-        return bundle.publication(current, self.url, commit=info.oid, pr_url=info.pr_url, changed=True)
+            return bundle.publication(
+                current, self.url, commit=current.parent, pr_url=pr_url, changed=self._commit_unconfirmed
+            )
+        info = self._commit(bundle, current, pull.git_reference if pull else None)
+        return bundle.publication(current, self.url, commit=info.oid, pr_url=pr_url or info.pr_url, changed=True)
 
     def _read(self, *, dry_run: bool) -> DestinationState:
         """Read the head of the branch; creates the repository if it does not exist, except in a dry run."""
         try:
-            info = self._info()
+            return self._contents(self.revision, created=self._created)
         except GatedRepoError:  # a subclass of RepositoryNotFoundError, but the repository exists
             raise
         except RepositoryNotFoundError as error:
@@ -127,24 +147,32 @@ class HubTarget:
             if dry_run:
                 return DestinationState(private=self.private, created=True)
             # exist_ok: an earlier attempt may have created it before its response was lost.
-            self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
+            with suppress(KeyError):  # the client takes the URL from every answer, which some lack if it exists
+                self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._created = True
-            info = self._info()
+            return self._contents(self.revision, created=True)
+
+    def _contents(self, revision: str | None, *, created: bool) -> DestinationState:
+        """Read a branch or pull request at its head."""
+        info = self.api.dataset_info(self.repo_id, revision=revision, files_metadata=True, timeout=INFO_TIMEOUT)
         files = _digests(info)
-        card = self._card(info.sha) if CARD in files else None
-        return DestinationState(files=files, card=card, parent=info.sha, private=info.private, created=self._created)
+        card = decode_card(self._download(CARD, info.sha)) if CARD in files else None
+        return DestinationState(
+            files=files,
+            card=card,
+            provenance=self._download(PROVENANCE, info.sha) if PROVENANCE in files else None,
+            parent=info.sha,
+            private=info.private,
+            created=created,
+        )
 
-    def _info(self) -> DatasetInfo:
-        return self.api.dataset_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=INFO_TIMEOUT)
-
-    def _card(self, revision: str | None) -> str:
+    def _download(self, name: str, revision: str | None) -> bytes:
         with tempfile.TemporaryDirectory(prefix="larf-curate-") as cache:
-            path = self.api.hf_hub_download(self.repo_id, CARD, repo_type="dataset", revision=revision, cache_dir=cache)
-            return decode_card(Path(path).read_bytes())
+            path = self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=revision, cache_dir=cache)
+            return Path(path).read_bytes()
 
-    def _commit(self, bundle: Bundle, current: DestinationState) -> CommitInfo:
-        if self.create_pr and not self._commit_unconfirmed:
-            self._earlier_pulls = set(self._pull_request_heads())
+    def _commit(self, bundle: Bundle, current: DestinationState, pull: str | None) -> CommitInfo:
+        """Make one commit: to the branch, to an open pull request, or to a new one."""
         additions = [CommitOperationAdd(path, content) for path, content in bundle.files.items()]
         deletions = [CommitOperationDelete(path, is_folder=False) for path in bundle.deleted]
         self._commit_unconfirmed = True
@@ -153,27 +181,22 @@ class HubTarget:
             [*additions, *deletions],
             commit_message=self.commit_message or f"Publish {bundle.counts['published']} rows with larf-curate",
             repo_type="dataset",
-            revision=self.revision,
-            create_pr=self.create_pr,
+            revision=pull or self.revision,
+            create_pr=self.create_pr and not pull,
             parent_commit=current.parent,
         )
 
-    def _pull_request_heads(self) -> dict[str, str]:
-        """Commit at the head of each pull request, by its git reference."""
-        refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset", include_pull_requests=True)
-        return {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
-
-    def _find_opened_pull(self, bundle: Bundle) -> tuple[str, str] | None:
-        """Commit and URL of a pull request that an earlier attempt opened without receiving the response, if any."""
-        if not self._commit_unconfirmed:
-            return None
-        for ref, commit in self._pull_request_heads().items():
-            if ref in self._earlier_pulls:
-                continue
-            info = self.api.dataset_info(self.repo_id, revision=commit, files_metadata=True, timeout=INFO_TIMEOUT)
-            if not bundle.differs(DestinationState(files=_digests(info))):
-                return commit, f"{self.url}/discussions/{ref.rsplit('/', 1)[1]}"
-        return None
+    def _open_pull(self) -> Discussion | None:
+        """The first open pull request of this user that publishing has opened, by its title."""
+        pulls = self.api.get_repo_discussions(
+            self.repo_id,
+            repo_type="dataset",
+            author=self.api.whoami()["name"],
+            discussion_type="pull_request",
+            discussion_status="open",
+        )
+        ours = [pull for pull in pulls if pull.title == self.commit_message or TITLE.fullmatch(pull.title)]
+        return min(ours, key=lambda pull: pull.num, default=None)
 
 
 def _digests(info: DatasetInfo) -> dict[str, str]:

@@ -55,8 +55,9 @@ class KeptRows:
 def read_kept_rows(folder: Path) -> KeptRows:
     """Read a folder that ``review pull`` or ``select`` wrote, and check its row ids.
 
-    No row may occur twice, in one part of the folder or in two of them; together the parts must have as many rows as
-    were selected from, if the manifest records it; and no row may be kept that was flagged and not approved.
+    The files must be those that the manifest records. No row may occur twice, in one part of the folder or in two of
+    them; together the parts must have as many rows as were selected from, if the manifest records it; and no row may be
+    kept that was flagged and not approved.
 
     Args:
         folder: A folder with ``decisions.json`` or ``selection.json``; the former takes precedence.
@@ -68,9 +69,13 @@ def read_kept_rows(folder: Path) -> KeptRows:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
     if (folder / DECISIONS.file).is_file():
-        kept_rows = _read_decisions(folder, check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder))
+        decisions = check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder)
+        _check_files(folder, decisions, ("kept", "removed", "withheld"), (folder / "decisions.parquet",))
+        kept_rows = _read_decisions(folder, decisions)
     elif (folder / SELECTION.file).is_file():
-        kept_rows = _read_selection(folder, check_manifest(read_json(folder / SELECTION.file), SELECTION, folder))
+        selection = check_manifest(read_json(folder / SELECTION.file), SELECTION, folder)
+        _check_files(folder, selection, ("kept", "flagged"))
+        kept_rows = _read_selection(folder, selection)
     else:
         raise InputError(
             f"wanted a folder with decisions.json or selection.json, got {folder}: pass the folder that "
@@ -82,6 +87,26 @@ def read_kept_rows(folder: Path) -> KeptRows:
             "or flag fewer"
         )
     return kept_rows
+
+
+def _check_files(
+    folder: Path,
+    manifest: SelectionManifest | DecisionsManifest,
+    parts: tuple[str, ...],
+    others: tuple[Path, ...] = (),
+) -> None:
+    """Check that the rows are those that were written with the manifest: not changed, and not of another run."""
+    remedy = "run `larf-curate select`, and `larf-curate review pull` after a review, again"
+    if not (recorded := manifest.get("shards")):
+        raise InputError(f"{folder} was written without digests of its rows, which publishing checks: {remedy}")
+    wanted = {shard["file"]: shard["sha256"] for shard in recorded}
+    paths = (*others, *(path for part in parts for path in _shards(folder / part)))
+    found = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
+    names = sorted({*wanted, *found})
+    if changed := [name for name in names if wanted.get(name) != found.get(name)]:
+        raise InputError(
+            f"{folder} is not as it was written ({', '.join(changed[:3])} changed, or of another run): {remedy}"
+        )
 
 
 def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:

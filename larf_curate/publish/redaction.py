@@ -32,6 +32,11 @@ MERGE_KEY = "merge"
 """Key of the merge rule, whose value may be ``arbiter:NAME``."""
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _ABSOLUTE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
+# Hub ids have one slash and URLs have ://, so that these are paths relative to a folder of this machine.
+_RELATIVE_PATH = re.compile(
+    r"(?!\w+://)(?:\.{1,2}/.*|[^\s/]+(?:/[^\s/]+){2,}|.*/[^/]*\.(?:jsonl?|ndjson|csv|tsv|parquet)(?:\.\w+)?)/?",
+    re.DOTALL,
+)
 # The lookbehind excludes URLs, Hub ids such as org/name, and expressions such as and/or.
 _EMBEDDED_PATH = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/\"',;|]+)+/(?P<name>[^\s/\"',;|]+)")
 
@@ -44,7 +49,7 @@ def redact(value: Any) -> Any:  # noqa: ANN401  any JSON value
     - a key in `PRIVATE_KEYS`, in upper or lower case, is removed with its value;
     - a list or mapping under a key in `PEOPLE_KEYS` becomes its length;
     - a merge rule ``arbiter:NAME`` becomes ``arbiter``;
-    - an absolute path, also within a text, becomes its last part;
+    - an absolute path, also within a text, and a text that is a relative path become their last part;
     - a Hub token (``hf_`` and at least 16 letters or digits) within a text becomes ``(removed)``.
 
     Other credentials are recognised by their key only.
@@ -69,4 +74,6 @@ def _redact_text(text: str) -> str:
     text = _HUB_TOKEN.sub("(removed)", text)
     if path := _ABSOLUTE_PATH.fullmatch(text):
         return path["name"]
+    if _RELATIVE_PATH.fullmatch(text):
+        return text.rstrip("/").rsplit("/", 1)[-1]
     return _EMBEDDED_PATH.sub(lambda match: match["name"], text)

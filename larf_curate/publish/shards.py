@@ -1,5 +1,6 @@
-"""The Parquet shards of a publication: those of the kept rows, rewritten only if some columns are not published."""
+"""The Parquet shards of a publication: those of the kept rows, with media embedded and some columns left out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from datasets import Features
 from larf_curate.columns import ROW_ID, source_columns
 from larf_curate.errors import InputError
 from larf_curate.publish.kept_rows import KeptRows
+from larf_curate.publish.media import ROWS_PER_GROUP, MediaEmbedder, has_media
 
-PUBLISHED_COLUMNS = (ROW_ID, "larf_score", "larf_decision")
+PUBLISHED_COLUMNS = (ROW_ID, "larf_score")
+DECISION = "larf_decision"
+"""Column that is published too if people reviewed the rows: else it is of an earlier review."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,8 @@ class Shards:
 def stage_shards(kept_rows: KeptRows, staging: Path) -> Shards:
     """Give the shards of the kept rows the names that the Hub expects, and drop columns that are not published.
 
-    The columns of the source dataset and ``PUBLISHED_COLUMNS`` are published; other ``larf_*`` columns are not.
+    The columns of the source dataset and ``PUBLISHED_COLUMNS`` are published, and ``DECISION`` of reviewed rows; other
+    ``larf_*`` columns are not. Media are embedded.
 
     Args:
         kept_rows: The rows to publish.
@@ -44,34 +49,51 @@ def stage_shards(kept_rows: KeptRows, staging: Path) -> Shards:
         The files and their totals.
 
     Raises:
-        InputError: If the shards do not all have the same schema.
+        InputError: If the shards do not all have the same schema, or media cannot be embedded.
     """
     schemas = [pq.read_schema(path) for path in kept_rows.shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise InputError(f"the shards in {kept_rows.shards[0].parent} differ in their columns: write the folder again")
-    published = {*source_columns(schemas[0].names), *PUBLISHED_COLUMNS}
+    published = {*source_columns(schemas[0].names), *PUBLISHED_COLUMNS, *([DECISION] if kept_rows.is_reviewed else [])}
     columns = [name for name in schemas[0].names if name in published]
     all_features = Features.from_arrow_schema(schemas[0])
     features = Features({name: all_features[name] for name in columns})
-    paths = kept_rows.shards
-    if columns != schemas[0].names:  # otherwise the files are published as they are
-        paths = tuple(_copy_columns(path, features, staging / path.name) for path in kept_rows.shards)
+    embed = MediaEmbedder(features)
+    paths = tuple(_copy(path, features, embed, staging / path.name) for path in kept_rows.shards)
+    embed.report()
     names = [f"data/train-{i:05d}-of-{len(paths):05d}.parquet" for i in range(len(paths))]
     rows, num_bytes = _totals(paths)
     return Shards(files=dict(zip(names, paths, strict=True)), features=features, rows=rows, num_bytes=num_bytes)
 
 
-def _copy_columns(path: Path, features: Features, target: Path) -> Path:
-    """Copy a shard with only the columns in ``features``, one row group in memory at a time; returns ``target``."""
+def _copy(path: Path, features: Features, embed: MediaEmbedder, target: Path) -> Path:
+    """Copy a shard with only the columns in ``features`` and media embedded; returns ``target``.
+
+    Only a part of the rows is in memory at a time. A shard in which nothing changes is not copied.
+    """
     # The schema's metadata holds the features as JSON: unchanged, it would still list the dropped columns.
     metadata = features.arrow_schema.metadata
+    media = has_media(features)
     with pq.ParquetFile(path) as shard:
         schema = pa.schema([shard.schema_arrow.field(name) for name in features], metadata=metadata)
+        if not media and list(features) == shard.schema_arrow.names:
+            for batch in shard.iter_batches():
+                embed(pa.Table.from_batches([batch]))
+            return path
         with pq.ParquetWriter(target, schema) as writer:
-            for group in range(shard.num_row_groups):
-                table = shard.read_row_group(group).select(list(features))
-                writer.write_table(table.replace_schema_metadata(metadata))
+            for table in _parts(shard, list(features), media):
+                writer.write_table(embed(table).replace_schema_metadata(metadata))
     return target
+
+
+def _parts(shard: pq.ParquetFile, columns: list[str], media: bool) -> Iterator[pa.Table]:
+    """The row groups of a shard, or smaller parts if it has media."""
+    if media:
+        for batch in shard.iter_batches(ROWS_PER_GROUP, columns=columns):
+            yield pa.Table.from_batches([batch]).select(columns)
+        return
+    for group in range(shard.num_row_groups):
+        yield shard.read_row_group(group).select(columns)
 
 
 def _totals(paths: tuple[Path, ...]) -> tuple[int, int]:

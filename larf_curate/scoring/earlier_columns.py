@@ -1,26 +1,24 @@
-"""Columns of an earlier scoring in rows that are scored again: reported, and removed where they would mislead."""
+"""Columns of an earlier scoring or review in rows that are scored again: reported, and never taken for new ones."""
 
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from larf_curate.columns import GUARD, PREFIX, STATE
+from larf_curate.columns import PREFIX
 from larf_curate.data.sources import Source
 
 logger = logging.getLogger(__name__)
-OPTIONAL = ("larf_neighbors", STATE, GUARD)
-"""Columns that a scorer may not write: those of an earlier scoring would be taken for its own."""
 
 
 def without_earlier_columns(source: Source, written: Collection[str]) -> Source:
-    """Remove optional columns of an earlier scoring, and report all ``larf_*`` columns of the rows.
+    """Remove the ``larf_*`` columns of an earlier scoring or review, and report them.
 
     Args:
         source: The rows to be scored.
-        written: Names of the columns that the scorer writes.
+        written: Names of the columns that the scorer writes, which replace columns of these names.
 
     Returns:
-        The same rows, without the columns in `OPTIONAL` that the scorer does not write.
+        The same rows, without the ``larf_*`` columns that the scorer does not write.
     """
     names = source.pieces[0].rows.column_names
     outdated = _outdated(names, written)
@@ -35,16 +33,14 @@ def report_earlier_columns(names: Iterable[str], written: Collection[str], *, ou
     Args:
         names: Names of the columns of the rows.
         written: Names of the columns that the scorer writes.
-        outdated: What happens to optional columns that the scorer does not write.
+        outdated: What happens to the columns that the scorer does not write.
     """
     present = [name for name in names if name.startswith(PREFIX)]
-    stale = _outdated(present, written)
-    kept = [name for name in present if name not in written and name not in stale]
-    found = {"replaced": [name for name in present if name in written], outdated: stale, "kept": kept}
+    found = {"replaced": [name for name in present if name in written], outdated: _outdated(present, written)}
     if present:
         listed = "; ".join(f"{', '.join(group)} {action}" for action, group in found.items() if group)
-        logger.warning("the rows already have columns of an earlier scoring: %s", listed)
+        logger.warning("the rows already have columns of an earlier curation: %s", listed)
 
 
 def _outdated(names: Iterable[str], written: Collection[str]) -> list[str]:
-    return [name for name in names if name in OPTIONAL and name not in written]
+    return [name for name in names if name.startswith(PREFIX) and name not in written]

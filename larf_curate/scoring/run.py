@@ -73,8 +73,8 @@ def score_source(
         The manifest; see `larf_curate.manifests.ScoredManifest`.
 
     Raises:
-        InputError: If another process is scoring into the folder, the folder has other content, or the run in it was
-            started with other settings.
+        InputError: If another process is scoring into the folder, the folder has other content, the run in it was
+            started with other settings, or the rows change while they are scored.
         ConversationError: If the columns have no recognised conversation format.
         ProfileMismatchError: If the model is not the one of the profile.
         ScoringError: If a worker process dies, or a shard cannot be written.
@@ -102,6 +102,7 @@ def _score_into(
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
             bar.update(rows)
+    source.check_unchanged()
     manifest = _manifest(source, scorer, folder, guard)
     write_json(folder / SCORED.file, manifest)
     return manifest

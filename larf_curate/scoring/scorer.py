@@ -1,24 +1,24 @@
 """LarfScorer: a callable for ``datasets.Dataset.map`` that adds safety scores to rows."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 from datasets.formatting.formatting import LazyBatch, LazyRow, PythonFormatter
+from multiprocess.reduction import ForkingPickler as DatasetsForkingPickler
 from numpy.typing import NDArray
 
 from larf_curate.conversation.chat_template import Rendered, Renderer, Status
 from larf_curate.conversation.schemas import Schema, check_columns, schema_for, with_separator
 from larf_curate.data.tables import is_media, media_undecoded
 from larf_curate.errors import InputError, ProfileError
-from larf_curate.files import cache_home, read_json, write_json
+from larf_curate.files import cache_home
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.profile.rendering import profile_renderer
@@ -32,6 +32,8 @@ from larf_curate.states import POSITIONS, Position, States, Vectors
 
 ALGORITHM = 5
 """Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
+Runtime: TypeAlias = dict[str, Any]
+"""Settings that do not change results: model path, device and batch size."""
 HALF_MAX = float(np.finfo(np.float16).max)
 """Largest number in a stored state; larger ones would become infinite in float16."""
 
@@ -62,8 +64,9 @@ class LarfScorer:
     """Scores rows of a dataset: ``ds.map(LarfScorer(profile), batched=True)``.
 
     The model is loaded lazily, once per process. Settings that change a result are part of the cache key of ``map``;
-    device, batch size and model path are not. A row with several assistant turns gets the scores of its highest-scoring
-    turn.
+    device, batch size and model path are not. Worker processes get these too, but a plain ``pickle`` has neither them
+    nor the permission to run code of the model's repository. A row with several assistant turns gets the scores of its
+    highest-scoring turn.
 
     Args:
         profile: The profile to score with.
@@ -103,16 +106,14 @@ class LarfScorer:
         self.signals = tuple(signals or profile.axes)
         self.keep_states = keep_states
         self.columns = with_separator(columns, profile.source.input_separator)
-        self._runtime: dict[str, Any] = {"model": model, "device": device, "batch_tokens": batch_tokens}
+        self._runtime: Runtime = {"model": model, "device": device, "batch_tokens": batch_tokens}
         self._loaded: tuple[StateReader, Renderer] | None = None
         self._reported = False
         self._check()
-        # A pickled scorer is only its key (see `__reduce__`): another process loads the rest from the cache.
+        # A pickled scorer has no states (see `__reduce__`): another process loads them from the cache.
         cache_profile(profile)
         if exemplars is not None:
             cache_exemplars(exemplars)
-        trusted = {"trust_remote_code": profile.source.trust_remote_code}
-        write_json(_runtime_file(self.key), self._runtime | trusted)
 
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
         """Score a batch or a single row.
@@ -316,7 +317,7 @@ class LarfScorer:
 
     @property
     def key(self) -> str:
-        """Every setting that can change a result, as canonical JSON; this is all that a pickled scorer contains."""
+        """Every setting that can change a result, as canonical JSON; this is all that a plain pickle contains."""
         settings = {
             "algorithm": ALGORITHM,
             "profile": self.profile.digest,
@@ -334,23 +335,27 @@ class LarfScorer:
         return _rebuild, (self.key,)
 
 
-def _rebuild(key: str) -> LarfScorer:
-    """Unpickle a scorer, from its key and from the cache that its constructor filled."""
+def _rebuild(key: str, runtime: Runtime | None = None, trust_remote_code: bool = False) -> LarfScorer:
+    """Unpickle a scorer: its key, what its constructor stored in the cache, and the settings of the process."""
     settings = json.loads(key)
     exemplars = settings["exemplars"]
-    runtime = read_json(_runtime_file(key))
     folder = cache_home() / "profiles" / settings["profile"]
     return LarfScorer(
-        SafetyProfile.from_pretrained(folder, trust_remote_code=runtime.pop("trust_remote_code")),
+        SafetyProfile.from_pretrained(folder, trust_remote_code=trust_remote_code),
         exemplars=exemplars and ExemplarIndex.load(cache_home() / "exemplars" / exemplars),
         **{name: settings[name] for name in ("neighbors", "signals", "keep_states", "columns")},
-        **runtime,
+        **(runtime or {}),
     )
 
 
-def _runtime_file(key: str) -> Path:
-    """File with the settings that do not change results, from which worker processes read them."""
-    return cache_home() / "scorers" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+def _sent_to_worker(scorer: LarfScorer) -> tuple[Any, tuple[str, Runtime, bool]]:
+    """What a worker process gets: also the runtime settings, which belong to the process that starts it."""
+    return _rebuild, (scorer.key, scorer._runtime, scorer.profile.source.trust_remote_code)
+
+
+# Only what is sent to another process is pickled with these, not what `map` hashes.
+for _pickler in (ForkingPickler, DatasetsForkingPickler):
+    _pickler.register(LarfScorer, _sent_to_worker)
 
 
 def _neighbor_cell(neighbor: Neighbor) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Split a scored dataset into kept and flagged rows by a rule, with a reason for every flagged row."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +13,20 @@ from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, row_id, source_columns
-from larf_curate.data.tables import read_parquet, undecoded, write_parquet
+from larf_curate.data.tables import read_parquet, shard_records, undecoded, write_parquet
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manifest, check_profile
 from larf_curate.profile import SafetyProfile
 from larf_curate.signals.words import in_words, standing
 
+logger = logging.getLogger(__name__)
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 """Names of the rules, in the order of the arguments of `select`."""
+ADDED = (ROW_ID, "larf_flagged", "larf_reason", "larf_percentile")
+"""Columns that `select` adds."""
+REVIEWED = ("larf_decision", "larf_original_answer")
+"""Columns that a review adds later."""
 MAX_FLOAT = float(np.finfo(np.float64).max)
 
 
@@ -79,9 +85,9 @@ class Selection:
         """
         check_folder(folder, SELECTION)
         (Path(folder) / SELECTION.file).unlink(missing_ok=True)
-        for name, part in (("kept", self.kept), ("flagged", self.flagged)):
-            write_parquet(part, Path(folder) / name)
-        write_json(Path(folder) / SELECTION.file, self.manifest())
+        parts = (("kept", self.kept), ("flagged", self.flagged))
+        paths = [path for name, part in parts for path in write_parquet(part, Path(folder) / name)]
+        write_json(Path(folder) / SELECTION.file, self.manifest() | {"shards": shard_records(Path(folder), paths)})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":
@@ -139,6 +145,7 @@ def select(
         raise InputError(
             f"wanted a datasets.Dataset, got {type(dataset).__name__}: give one split, loaded without streaming"
         )
+    dataset = _without_earlier_columns(dataset)
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
     scores = _scores(dataset)
@@ -156,6 +163,16 @@ def select(
         threshold=lowest,
         scored=dict(scored or {}),
     )
+
+
+def _without_earlier_columns(dataset: Dataset) -> Dataset:
+    """Remove, and report, columns that an earlier curation has published; row ids only, if `select` added them now."""
+    published = [name for name in REVIEWED if name in dataset.column_names]
+    if ROW_ID in dataset.column_names and not set(ADDED) <= set(dataset.column_names):
+        published.append(ROW_ID)
+    if published:
+        logger.warning("the rows have columns of an earlier curation, which are removed: %s", ", ".join(published))
+    return dataset.remove_columns(published)
 
 
 def _scores(dataset: Dataset) -> NDArray[np.float64]:
@@ -274,7 +291,7 @@ def _column(dataset: Dataset, name: str) -> list[Any]:
 
 
 def _row_ids(dataset: Dataset, source: str) -> list[str]:
-    """The ids of all rows: those they already have, else new ones."""
+    """The ids of all rows: those that an earlier selection of them gave, else new ones."""
     if ROW_ID in dataset.column_names:
         ids = _column(dataset, ROW_ID)
         if not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids):

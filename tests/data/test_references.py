@@ -71,6 +71,14 @@ def test_names_may_have_glob_characters(tmp_path, name):
     assert load_neutral(write(tmp_path / f"neutral {name}", neutral)) == tuple(neutral)
 
 
+def test_a_name_with_glob_characters_is_not_that_of_another_file(tmp_path):
+    write(tmp_path / "refs1.jsonl", [PAIRS[0] | {"unsafe": "other"}])
+    with pytest.raises(ReferenceSetError, match="there is no file"):
+        ReferenceSet.load(tmp_path / "refs[1].jsonl")
+    assert texts(ReferenceSet.load(write(tmp_path / "refs[1].jsonl", PAIRS))) == WANT
+    assert texts(ReferenceSet.load(write(tmp_path / "a::b#%41?.jsonl", PAIRS))) == WANT
+
+
 def test_hidden_files_and_other_splits_of_a_folder_are_no_references(tmp_path):
     for name in (".ipynb_checkpoints", "train", "test"):
         (tmp_path / name).mkdir()

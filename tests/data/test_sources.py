@@ -4,6 +4,7 @@ import bz2
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
-from larf_curate.data import sources
+from larf_curate.data import formats, sources
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError
 
@@ -61,7 +62,19 @@ def refusal(name, **options) -> str:
     return str(error.value)
 
 
-NAMES = ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet", "A.JSONL", "a [1] *?.jsonl", "ä 你.jsonl"]
+NAMES = [
+    "a::b.jsonl",
+    "file:a#?x=%41.csv",
+    "a.jsonl",
+    "a.ndjson",
+    "a.json",
+    "a.csv",
+    "a.tsv",
+    "a.parquet",
+    "A.JSONL",
+    "a [1] *?.jsonl",
+    "ä 你.jsonl",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -371,6 +384,16 @@ def test_a_folder_whose_name_has_glob_characters_has_its_splits(here):
     assert rows_of(open_source(str(here / "rows [v2] *"), split="test")) == ROWS
 
 
+def test_a_glob_in_a_folder_whose_name_has_glob_characters_finds_the_files_in_it(here, monkeypatch):
+    write(here / "rows [v2] *" / "part-1.jsonl")
+    write(here / "rows v" / "part-2.jsonl", ROWS[:1])
+    for name in ("part-*.jsonl", "*.jsonl", "**/*.jsonl", "part-[12].jsonl"):
+        assert rows_of(open_source(str(here / "rows [v2] *" / name))) == ROWS
+    monkeypatch.chdir(here / "rows [v2] *")
+    for name in ("part-*.jsonl", "./*.jsonl", "**/*.jsonl"):
+        assert rows_of(open_source(name)) == ROWS
+
+
 def test_the_configurations_of_a_dataset_card_are_followed(here, caplog):
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: a/x-*\n  - split: held_out\n"
     card += "    path: [a/y.jsonl]\n- config_name: two\n  data_dir: b\n---\n# Rows\n"
@@ -451,6 +474,112 @@ def test_words_that_look_like_missing_values_are_text_and_an_empty_field_is_miss
     rows = rows_of(open_source(str(here / name)))
     assert [row["word"] for row in rows] == [word or None for word in words]
     assert [row["number"] for row in rows] == list(range(len(words)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_file_of_other_content_and_the_same_time_is_read_again(here, name):
+    make = compressed if name.endswith(".gz") else write
+    for rows in (ROWS, ROWS[::-1], ROWS):
+        path = make(here / name, rows)
+        os.utime(path, ns=(10**18, 10**18))
+        source = open_source(str(path))
+        assert rows_of(source) == rows
+        assert source.description["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_of_the_same_content_is_read_once_wherever_it_is(here, monkeypatch):
+    open_source(str(write(here / "a.jsonl")))
+    monkeypatch.setattr(formats, "_convert", None)
+    assert rows_of(open_source(str(write(here / "other" / "b.jsonl")))) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_cached(here, name, monkeypatch):
+    make = compressed if name.endswith(".gz") else write
+    path, convert = make(here / name), formats._convert
+
+    def changing(*arguments):
+        make(path, ROWS[:2])
+        convert(*arguments)
+
+    monkeypatch.setattr(formats, "_convert", changing)
+    assert f"{name} changed while it was read" in refusal(path)
+    monkeypatch.setattr(formats, "_convert", convert)
+    assert rows_of(open_source(str(path))) == ROWS[:2]
+    assert rows_of(open_source(str(make(path)))) == ROWS
+    assert not list((here.parent / "home" / "rows").glob(".*"))
+
+
+def test_a_saved_dataset_that_changes_while_it_is_scored_is_refused(here):
+    Dataset.from_list(ROWS).save_to_disk(here / "saved")
+    source = open_source(str(here / "saved"))
+    source.check_unchanged()
+    [arrow] = (here / "saved").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes().replace(b"What", b"Whom"))
+    with pytest.raises(InputError, match="changed while they were read"):
+        source.check_unchanged()
+
+
+COLUMNS = {
+    "int64": (["501", "-7", "0", "9223372036854775807"], [501, -7, 0, 2**63 - 1]),
+    "float64": (["0.5", "-1.25", "3.0", "1e-07"], [0.5, -1.25, 3.0, 1e-07]),
+    "bool": (["True", "False", "True", "True"], [True, False, True, True]),
+    "string": (["00501", "7", "8", "9"], None),
+    "plus": (["+1", "7", "8", "9"], None),
+    "trailing zero": (["1.50", "1.1", "1.0", "2.25"], None),
+    "too long": (["18446744073709551615", "1", "2", "3"], None),
+    "too exact": (["0.1234567890123456789", "1.5", "2.5", "3.5"], None),
+    "words": (["true", "false", "True", "yes"], None),
+    "underscore": (["1_000", "2", "3", "4"], None),
+    "infinity": (["inf", "nan", "1.5", "2.5"], None),
+    "date": (["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"], None),
+    "space": ([" 1", "2 ", "3", "4"], None),
+}
+
+
+@pytest.mark.parametrize("name", list(COLUMNS))
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_fields_are_numbers_only_if_no_character_is_lost(here, name, suffix):
+    texts, want = COLUMNS[name]
+    separator = "," if suffix == "csv" else "\t"
+    (here / f"a.{suffix}").write_text("\n".join([f"v{separator}w", *(f"{text}{separator}x" for text in texts)]) + "\n")
+    assert [row["v"] for row in rows_of(open_source(str(here / f"a.{suffix}")))] == (texts if want is None else want)
+
+
+def test_strings_of_json_stay_strings(here):
+    rows = [{"question": text, "answer": "x", "n": i} for i, text in enumerate(["00501", "null", "1.50", "true", ""])]
+    assert rows_of(open_source(str(write(here / "a.jsonl", rows)))) == rows
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_dates_of_json_stay_as_they_are_written(here, name):
+    days = ["2024-01-01", "2024-01-02T10:00:00Z", None, "2024-01-03 10:00:00"]
+    rows = [
+        {"n": i, "question": "Which day?", "answer": day, "turns": [{"at": day, "said": "x"}], "more": {"at": day}}
+        for i, day in enumerate(days)
+    ]
+    assert rows_of(open_source(str((compressed if name.endswith(".gz") else write)(here / name, rows)))) == rows
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ([1, 2**64 - 1], "id"),
+        ([-(2**63) - 1, 2], "id"),
+        ([0.5, 2**53 + 1], "id"),
+        ([{"x": [1, 2**64]}, {"x": []}], "id.x"),
+        ([10**400, 1], "id"),
+    ],
+)
+def test_integers_that_would_be_rounded_are_refused_by_row_and_column(here, name, values, place):
+    rows = [{"question": "1" * 20, "id": value} for value in values]
+    assert "which would be rounded" in (said := refusal(write(here / name, rows))) or "cannot read" in said
+    assert place in said or "cannot read" in said
+    fine = [{"question": "1" * 20, "id": value} for value in (2**63 - 1, -(2**63), 2**53 + 1)]
+    assert rows_of(open_source(str(write(here / name, fine)))) == fine
+    exact = [{"question": "1" * 20, "id": value} for value in (0.5, 2**54)]
+    assert rows_of(open_source(str(write(here / name, exact)))) == exact
 
 
 def lines(rows) -> bytes:

@@ -193,3 +193,28 @@ def test_an_adapter_stored_with_pickle_is_refused(tiny_llama, tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"without adapter_model.safetensors: .*pickle \(.bin\) are not loaded"):
         decoder(tiny_llama, adapter=str(tmp_path))
+
+
+class Code:
+    """What a pickle may hold beside tensors: a call at loading."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("content", ["code", "damaged", "empty"])
+def test_weights_in_a_pickle_with_code_or_damage_are_refused_in_one_line_and_not_run(changed, tmp_path, content):
+    folder = changed(lambda states: states)
+    (folder / "model.safetensors").unlink()
+    weights = folder / "pytorch_model.bin"
+    if content == "code":
+        torch.save({"model.embed_tokens.weight": Code(tmp_path / "ran")}, weights)
+    else:
+        weights.write_bytes(b"\x80\x02damaged" if content == "damaged" else b"")
+    with pytest.raises(ModelError) as refused:
+        decoder(folder)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "ran").exists()

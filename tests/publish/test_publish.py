@@ -1,9 +1,11 @@
 """Publishing through the real client to the local Hub: exactly the kept rows, one commit, the user's own card."""
 
 import hashlib
+import io
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from datasets import Dataset, load_dataset
+from huggingface_hub import HfApi
 
 from larf_curate.cli.publish import publish as publish_command
 from larf_curate.columns import content_digest
@@ -32,6 +35,7 @@ from tests.fixtures.decisions_folder import (
     row,
     scored_record,
     selection_record,
+    with_digests,
     write_decisions,
     write_selection,
 )
@@ -231,7 +235,7 @@ def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub,
 
 def test_added_columns_reach_the_metadata_of_an_existing_card(hub, decisions):
     Dataset.from_list([{"messages": row(0)["messages"], "label": 0}]).push_to_hub(REPO, token=hub.token)
-    send(hub, decisions)
+    send(hub, decisions, replace=True)
     loaded = load_dataset(REPO, split="train", token=hub.token)
     assert loaded.to_list() == kept_table(decisions).to_pylist()
 
@@ -292,6 +296,13 @@ def test_goes_on_when_the_hub_stumbles_and_commits_once(hub, decisions, match, h
     assert len(titles(hub)) == 2
 
 
+def test_goes_on_if_another_process_has_created_the_repository_and_its_answer_has_no_url(hub, decisions, monkeypatch):
+    monkeypatch.setattr(hub, "conflict_has_url", False)
+    hub.before_next("POST /api/repos/create", lambda: hub.create(REPO))
+    assert send(hub, decisions).changed
+    assert len(titles(hub)) == 2
+
+
 def test_a_lost_answer_does_not_open_a_second_pull_request(hub, decisions):
     hub.create(REPO)
     hub.fail_next(match=COMMIT, drop=True, after=True)
@@ -313,6 +324,178 @@ def test_a_pull_request_leaves_main_alone(hub, decisions):
     assert hub.files(REPO) == {}
     assert titles(hub, revision="refs/pr/1") == ["Please look", "initial commit"]
     assert done.pr_url.endswith("/discussions/1")
+
+
+def pulls(hub: LocalHub) -> dict[int, list[str]]:
+    """Titles of the commits of each pull request."""
+    numbers = hub.repos["dataset", REPO].pulls
+    return {number: titles(hub, revision=f"refs/pr/{number}") for number in numbers}
+
+
+def test_a_second_pull_request_updates_the_first(hub, tmp_path, decisions):
+    hub.create(REPO)
+    token = hub.other_token  # of a user who may only open pull requests
+    first = send(hub, decisions, create_pr=True, token=token)
+    assert send(hub, decisions, create_pr=True, token=token).changed is False
+    second = write_decisions(tmp_path / "second", rows=8)
+    planned = send(hub, second, create_pr=True, token=token, dry_run=True)
+    done = send(hub, second, create_pr=True, token=token)
+    assert planned.pr_url == done.pr_url == first.pr_url
+    assert (planned.changed, done.changed) == (True, True)
+    assert pulls(hub) == {1: ["Publish 5 rows with larf-curate", "Publish 9 rows with larf-curate", "initial commit"]}
+    held = hub.files(REPO, revision="refs/pr/1")
+    assert pq.read_table(io.BytesIO(held[SHARD])).equals(kept_table(second))
+    assert hub.files(REPO) == {}
+
+
+def test_closed_pull_requests_and_those_of_others_are_left_alone(hub, decisions):
+    hub.create(REPO)
+    for number, about in enumerate(({"status": "closed"}, {"author": "larf"}, {"title": "Fix a typo"}), start=1):
+        send(hub, decisions, create_pr=True, token=hub.other_token)
+        hub.repos["dataset", REPO].pulls[number] |= about
+    done = send(hub, decisions, create_pr=True, token=hub.other_token)
+    assert done.pr_url.endswith("/discussions/4")
+    assert [len(commits) for commits in pulls(hub).values()] == [2] * 4
+
+
+def test_the_first_open_pull_request_is_found_on_a_later_page(hub, decisions, tmp_path):
+    hub.create(REPO)
+    send(hub, decisions, create_pr=True)
+    made = hub.repos["dataset", REPO].pulls
+    made |= {number: made[1] | {"title": "Other"} for number in range(2, 25)}
+    assert send(hub, write_decisions(tmp_path / "b", rows=8), create_pr=True).pr_url.endswith("/discussions/1")
+
+
+def test_a_merged_pull_request_is_followed_by_a_new_one(hub, tmp_path, decisions):
+    hub.create(REPO)
+    send(hub, decisions, create_pr=True)
+    HfApi(endpoint=hub.endpoint, token=hub.token).merge_pull_request(REPO, 1, repo_type="dataset")
+    assert send(hub, decisions, create_pr=True).pr_url is None
+    done = send(hub, write_decisions(tmp_path / "second", rows=8), create_pr=True)
+    assert done.pr_url.endswith("/discussions/2")
+
+
+FOREIGN = {
+    "data/train-00000-of-00001.parquet": b"rows of somebody",
+    "data/train-00001-of-00002.parquet": b"more rows",
+    "old.tar": b"t",
+    "rows.pkl": b"p",
+    "x/rows.h5": b"h",
+    "rows.7z": b"7",
+    "test.jsonl": b"{}",
+}
+
+
+@pytest.mark.parametrize("on_the_hub", [True, False])
+@pytest.mark.parametrize("paths", [(path,) for path in FOREIGN] + [tuple(FOREIGN)])
+def test_data_of_others_is_replaced_only_when_asked(hub, tmp_path, decisions, on_the_hub, paths):
+    files = {path: FOREIGN[path] for path in paths}
+    stay = {"LICENSE.txt": b"l", "notes.txt": b"n", "model.bin": b"m", "figure.png": b"f"}
+    target = REPO if on_the_hub else tmp_path / "there"
+
+    def held():
+        found = (
+            hub.files(REPO)
+            if on_the_hub
+            else {
+                path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()
+            }
+        )
+        return {path: content for path, content in found.items() if path not in ("README.md", "provenance.json")}
+
+    if on_the_hub:
+        hub.create(REPO)
+        hub.commit(REPO, files | stay)
+    else:
+        for path, content in (files | stay).items():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(content)
+    for dry_run in (True, False):
+        with pytest.raises(PublishError, match=rf"{re.escape(sorted(paths)[0])}.*--replace"):
+            send(hub, decisions, target, dry_run=dry_run)
+    assert held() == files | stay
+    planned = send(hub, decisions, target, replace=True, dry_run=True)
+    assert held() == files | stay
+    assert planned.replaced == tuple(sorted(files))
+    assert planned.deleted == tuple(path for path in sorted(files) if path != SHARD)
+    assert planned.beside == ("model.bin", "notes.txt")
+    done = send(hub, decisions, target, replace=True)
+    assert (done.replaced, done.deleted) == (planned.replaced, planned.deleted)
+    assert held().keys() == stay.keys() | {SHARD}
+    assert send(hub, decisions, target).changed is False
+
+
+def test_what_somebody_changed_in_our_publication_is_replaced_only_when_asked(hub, tmp_path, decisions):
+    send(hub, decisions)
+    hub.commit(REPO, {SHARD: b"other rows"})
+    second = write_decisions(tmp_path / "second", rows=8)
+    with pytest.raises(PublishError, match="--replace"):
+        send(hub, second)
+    assert send(hub, second, replace=True).replaced == (SHARD,)
+
+
+def test_a_publication_to_a_folder_that_was_cut_off_goes_on(tmp_path, decisions):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    publish(decisions, whole)
+    (half / "data").mkdir(parents=True)
+    shutil.copy(whole / SHARD, half / SHARD)
+    assert publish(decisions, half).replaced == ()
+
+
+def test_other_splits_are_replaced_when_asked(hub, decisions):
+    Dataset.from_list([{"a": 1}]).push_to_hub(REPO, split="test", token=hub.token)
+    with pytest.raises(PublishError, match="--replace"):
+        send(hub, decisions)
+    done = send(hub, decisions, replace=True)
+    assert done.replaced == ("data/test-00000-of-00001.parquet",)
+    assert list(load_dataset(REPO, token=hub.token)) == ["train"]
+
+
+@pytest.mark.parametrize("make", [write_decisions, write_selection])
+def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make):
+    folder, other = make(tmp_path / "one"), make(tmp_path / "other", rows=13)
+    manifest = next(path.name for path in folder.glob("*.json"))
+    shard = next((folder / "kept").glob("*.parquet"))
+    table = pq.read_table(shard)
+    kept = table.to_pylist()
+    kept[0]["messages"][1]["content"] = "Something else."
+    right = shard.read_bytes()
+    pq.write_table(pa.Table.from_pylist(kept, table.schema), shard)
+    with pytest.raises(InputError, match=r"not as it was written \(kept/part-"):
+        send(hub, folder)
+    shard.write_bytes(right)
+    (folder / "kept" / "part-99999-of-00001.parquet").write_bytes(right)
+    with pytest.raises(InputError, match="part-99999"):
+        send(hub, folder)
+    (folder / "kept" / "part-99999-of-00001.parquet").unlink()
+    record = (folder / manifest).read_text()
+    (folder / manifest).write_text((other / manifest).read_text())
+    with pytest.raises(InputError, match="of another run"):
+        send(hub, folder)
+    values = json.loads(record)
+    del values["shards"]
+    (folder / manifest).write_text(json.dumps(values))
+    with pytest.raises(InputError, match="without digests"):
+        send(hub, folder)
+    assert not hub.repos
+    (folder / manifest).write_text(record)
+    assert send(hub, folder).changed
+
+
+def test_decisions_of_another_review_are_refused(hub, tmp_path):
+    folder, other = write_decisions(tmp_path / "one"), write_decisions(tmp_path / "other", category="fraud")
+    shutil.copy(other / "decisions.parquet", folder)
+    with pytest.raises(InputError, match=r"not as it was written \(decisions.parquet"):
+        send(hub, folder)
+
+
+def test_decisions_that_the_rows_of_a_selection_have_are_not_published(hub, tmp_path):
+    folder = write_selection(tmp_path / "selection")
+    for path in folder.rglob("*.parquet"):
+        rows = Dataset.from_parquet(str(path))
+        rows.add_column("larf_decision", ["keep"] * len(rows)).to_parquet(path)
+    send(hub, with_digests(folder))
+    assert "larf_decision" not in load_dataset(REPO, split="train", token=hub.token).column_names
 
 
 def test_commits_to_a_branch_that_exists(hub, decisions):
@@ -346,6 +529,8 @@ def test_gives_up_after_a_few_tries(hub, decisions, status, said):
         ("org/a b", {}, "wanted org/name"),
         (REPO, {"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
         (REPO, {"token": None}, "no Hugging Face token"),
+        (REPO, {"token": "hf_\u00fc"}, "of ASCII characters"),
+        (REPO, {"token": "hf_a b"}, "of ASCII characters"),
     ],
 )
 def test_a_refusal_is_one_line_with_the_remedy(hub, decisions, repo, options, said):
@@ -418,7 +603,7 @@ def test_hostile_column_names_load_again(hub, tmp_path):
     data = Dataset.from_parquet(str(path)).rename_columns({"messages": "q"}).add_column("z", ["\x00"] * 9)
     data = data.rename_columns({"q": names[0], "z": names[1]})
     data.to_parquet(path)
-    send(hub, folder)
+    send(hub, with_digests(folder))
     assert load_dataset(REPO, split="train", token=hub.token).to_list() == data.to_list()
 
 
@@ -460,6 +645,7 @@ def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
     path = next((folder / name).glob("*.parquet"))
     features = Dataset.from_parquet(str(path)).features
     Dataset.from_list(rows, features=features).to_parquet(path)
+    with_digests(folder)
 
 
 def test_refuses_a_folder_in_which_a_removed_row_is_kept(hub, decisions):
@@ -547,6 +733,8 @@ def test_a_folder_gets_what_the_commit_would_hold(hub, decisions, tmp_path):
     folder = tmp_path / "curated"
     (folder / "data").mkdir(parents=True)
     (folder / "data/train-00000-of-00002.parquet").write_bytes(b"old")
+    old = {"data/train-00000-of-00002.parquet": {"sha256": hashlib.sha256(b"old").hexdigest()}}
+    (folder / "provenance.json").write_text(json.dumps({"files": old}))
     done = publish(decisions, folder)
     held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert held == hub.files(REPO)

@@ -2,12 +2,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from datasets import Dataset, Features, Image, concatenate_datasets
+from datasets import Audio, Dataset, Features, Image, List, concatenate_datasets
 
 from larf_curate.columns import content_digest
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.conversation.schemas import to_messages
-from larf_curate.data.tables import read_parquet
+from larf_curate.data.tables import from_undecoded, read_parquet, undecoded
 from larf_curate.errors import ConversationError, InputError
 from larf_curate.review import Decision, Decisions
 from tests.fixtures.review_rows import questions, selection
@@ -155,6 +155,65 @@ def test_a_row_that_cannot_be_edited_is_withheld():
     assert list(outcome.withheld["larf_decision"]) == ["conflict"]
     assert outcome.kept[1]["messages"][-1]["content"] == "better"
     assert outcome.kept.features["messages"] == chosen.kept.features["messages"]
+
+
+def test_an_edit_that_cannot_be_applied_is_in_conflict_and_all_others_are_applied(caplog):
+    rows = [{"question": f"Q{i}", "answer": i} for i in range(4)]
+    chosen = selection(rows, flagged=4)
+    made = decisions(chosen.flagged, "keep", "edit", "remove", "edit").rows
+    made = (*made[:3], replace(made[3], corrected_answer="7"))  # a number, which the column of numbers can store
+    outcome = Decisions(made, "majority").apply(chosen)
+    assert [row.status for row in outcome.decisions.rows] == ["decided", "conflict", "decided", "decided"]
+    assert outcome.kept["answer"][:] == [0, 7]
+    assert (len(outcome.removed), list(outcome.withheld["larf_decision"])) == (1, ["conflict"])
+    assert made[1].row_id in caplog.text
+
+
+EMPTY = {
+    "question": ({"question": "Q", "answer": ""}, {"question": "Q", "answer": "A"}),
+    "no answer": ({"question": "Q", "answer": None}, {"question": "Q", "answer": "A"}),
+    "no messages": ({"messages": []}, {"messages": CHAT}),
+    "no assistant": ({"messages": CHAT[:1]}, {"messages": CHAT}),
+    "empty turn": ({"messages": [CHAT[0], {"role": "assistant", "content": None}]}, {"messages": CHAT}),
+    "a null message": ({"messages": [None]}, {"messages": CHAT}),
+    "unknown role": ({"messages": [{"role": "wizard", "content": "x"}]}, {"messages": CHAT}),
+    "no json": ({"messages": ["{"]}, {"messages": [json.dumps(message) for message in CHAT]}),
+    "conversations": ({"conversations": [{"from": None, "value": "x"}]}, {"conversations": SHAREGPT}),
+    "text": ({"text": ""}, {"text": "A"}),
+}
+
+
+def test_an_edit_of_a_row_with_sound_needs_no_library_of_sound():
+    sound = from_undecoded([{"sound": [{"bytes": b"no sound", "path": None}]}] * 5, Features({"sound": List(Audio())}))
+    chosen = selection()
+    parts = {"flagged": chosen.flagged, "kept": chosen.kept}
+    heard = {name: concatenate_datasets([part, sound.select(range(len(part)))], axis=1) for name, part in parts.items()}
+    chosen = replace(chosen, **heard)
+    outcome = decisions(undecoded(chosen.flagged), "keep", "edit", "remove").apply(chosen)
+    assert (outcome.counts["edited"], outcome.counts["conflict"]) == (1, 0)
+    assert undecoded(outcome.kept)["sound"][:] == undecoded(sound)["sound"][:4]
+
+
+@pytest.mark.parametrize(("odd", "plain"), EMPTY.values(), ids=list(EMPTY))
+def test_an_edit_of_a_row_without_an_answer_does_not_block_the_queue(odd, plain):
+    chosen = selection([odd, plain, plain, plain], flagged=3)
+    outcome = decisions(chosen.flagged, "edit", "edit", "remove").apply(chosen)
+    assert [row.status for row in outcome.decisions.rows] == ["conflict", "decided", "decided"]
+    assert (len(outcome.kept), len(outcome.removed), len(outcome.withheld)) == (2, 1, 1)
+    assert answer(outcome.kept[1]) == "better"
+
+
+def test_decisions_of_an_earlier_review_are_replaced():
+    chosen = selection(questions(6), flagged=3)
+    parts = {"kept": chosen.kept, "flagged": chosen.flagged}
+    old = {
+        n: p.add_column("larf_decision", ["x"] * 3).add_column("larf_original_answer", ["x"] * 3)
+        for n, p in parts.items()
+    }
+    made = decisions(chosen.flagged, "keep", "edit", "remove")
+    again, once = made.apply(replace(chosen, **old)), made.apply(chosen)
+    assert again.kept.to_list() == once.kept.to_list()
+    assert again.kept.features == once.kept.features
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):

@@ -1,10 +1,14 @@
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing import reduction
 
+import multiprocess
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -442,10 +446,72 @@ def test_forked_workers_score_after_their_parent_has_used_torch_and_searched_fai
     assert_allclose(got["scores"], [item.score for item in LarfScorer(profile, device="cpu").score(PLAIN)], atol=1e-5)
 
 
+def sent(scorer, pickler=reduction.ForkingPickler):
+    """The scorer as a worker process receives it."""
+    return pickle.loads(pickler.dumps(scorer))
+
+
+RUNTIME = """
+import json, sys, time
+from pathlib import Path
+from datasets import Dataset
+from larf_curate import LarfScorer, SafetyProfile
+from larf_curate.data.sources import Piece, Source
+from larf_curate.scoring.run import score_source
+
+def main():
+    here, model, tokens, how = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    rows = Dataset.from_list([{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(8)])
+    trust = how == "trusting"
+    profile = SafetyProfile.from_pretrained(here / "profile", trust_remote_code=trust)
+    scorer = LarfScorer(profile, model=model, device="cpu", batch_tokens=tokens)
+    (here / f"ready-{tokens}").touch()
+    while not all((here / f"ready-{other}").exists() for other in (64, 65)):
+        time.sleep(0.01)
+    name = Path(model).name
+    if how == "score":
+        pieces = tuple(Piece(name=str(i), rows=rows.shard(2, i)) for i in range(2))
+        score_source(Source(pieces=pieces, description={}), scorer, here / f"out-{name}", num_proc=2)
+        return
+    settings = rows.map(report, fn_kwargs={"scorer": scorer}, num_proc=2)["settings"][:]
+    (here / f"{name}.json").write_text(json.dumps(settings))
+
+def report(row, scorer):
+    runtime = scorer._runtime | {"trust": scorer.profile.source.trust_remote_code}
+    return {"settings": json.dumps(runtime)}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("how", ["map", "score"])
+def test_two_runs_at_once_with_one_profile_keep_their_own_settings(own_caches, profile, tiny_llama, how):
+    here = own_caches.parent
+    profile.save_pretrained(here / "profile")
+    (here / "script.py").write_text(RUNTIME)
+    models = {64: here / "one", 65: here / "two"}
+    shutil.copytree(tiny_llama, models[64])  # the other one is missing, so that its run must fail where it scores
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(here / "datasets")}
+    running = []
+    for tokens, model in models.items():
+        kind = "trusting" if how == "map" and tokens == 65 else how
+        command = [sys.executable, str(here / "script.py"), str(here), str(model), str(tokens), kind]
+        running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=200)[1] for process in running]
+    if how == "score":
+        assert [process.returncode for process in running] == [0, 1], errors
+        assert str(models[65]) in errors[1]
+        return
+    for tokens, model in models.items():
+        got = [json.loads(text) for text in json.loads((here / f"{model.name}.json").read_text())]
+        assert got == [{"model": str(model), "device": "cpu", "batch_tokens": tokens, "trust": tokens == 65}] * 8
+
+
 def test_a_scorer_made_again_in_a_worker_keeps_its_runtime_settings(profile, refs):
     scorer = LarfScorer(profile, exemplars=ExemplarIndex.build(profile, refs), device="cpu", batch_tokens=321)
-    rebuild, arguments = scorer.__reduce__()
-    again = rebuild(*arguments)
+    LarfScorer(profile, exemplars=ExemplarIndex.build(profile, refs), device="meta", batch_tokens=1)  # of another run
+    again = sent(scorer)
     assert again._load(None)[0].batch_tokens == 321
     assert_array_equal([item.score for item in again.score(PLAIN)], [item.score for item in scorer.score(PLAIN)])
     assert again.key == scorer.key
@@ -455,8 +521,10 @@ def test_trust_in_remote_code_reaches_workers_and_is_never_read_from_a_profile(p
     trusting = replace(profile, source=replace(profile.source, trust_remote_code=True))
     trusting.save_pretrained(tmp_path / "profile")
     assert not SafetyProfile.from_pretrained(tmp_path / "profile").source.trust_remote_code
-    rebuild, arguments = LarfScorer(trusting).__reduce__()
-    assert rebuild(*arguments).profile.source.trust_remote_code
+    for pickler in (reduction.ForkingPickler, multiprocess.reduction.ForkingPickler):
+        assert sent(LarfScorer(trusting), pickler).profile.source.trust_remote_code
+        assert not sent(LarfScorer(profile), pickler).profile.source.trust_remote_code
+    assert not pickle.loads(pickle.dumps(LarfScorer(trusting))).profile.source.trust_remote_code
 
 
 def test_unknown_columns_and_roles_are_refused(profile):

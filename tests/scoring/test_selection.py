@@ -235,9 +235,23 @@ def test_selecting_again_keeps_the_ids_and_replaces_the_verdicts():
 
 
 def test_ids_that_are_not_unique_are_refused():
-    doubled = scored([0.1, 0.2]).add_column("larf_row_id", ["a", "a"])
     with pytest.raises(InputError, match="larf_row_id"):
-        select(doubled, top_k=1)
+        select(selected_with_ids(["a", "a"]), top_k=1)
+
+
+def selected_with_ids(ids):
+    """Rows as an earlier selection has them, with other ids."""
+    rows = select(scored([0.5, 0.1]), threshold=2).kept
+    return rows.remove_columns("larf_row_id").add_column("larf_row_id", ids)
+
+
+def test_columns_of_an_earlier_curation_are_reported_and_not_believed(caplog):
+    plain = scored([0.5, 0.1, 0.2])
+    published = plain.add_column("larf_row_id", ["a", "a", "b"]).add_column("larf_decision", ["keep", "keep", "remove"])
+    chosen = select(published, top_k=1, source="x")
+    assert "larf_decision, larf_row_id" in caplog.text
+    assert list(chosen.reasons) == list(select(plain, top_k=1, source="x").reasons)
+    assert "larf_decision" not in chosen.kept.column_names
 
 
 def test_a_saved_selection_is_read_back_whole(tmp_path):
@@ -294,7 +308,7 @@ def test_a_hundred_thousand_rows_are_split_exactly():
 @pytest.mark.parametrize("ids", [[1, 2], [None, "a"], [[1], [2]], ["a", "a"]])
 def test_row_ids_that_are_no_strings_or_not_unique_are_refused(ids):
     with pytest.raises(InputError, match="larf_row_id must be a unique string"):
-        select(scored([0.5, 0.1]).add_column("larf_row_id", ids), top_k=1)
+        select(selected_with_ids(ids), top_k=1)
 
 
 def test_ids_of_rows_with_pictures_are_the_same_each_time_and_need_no_decoding(tmp_path):

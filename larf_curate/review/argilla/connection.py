@@ -1,11 +1,14 @@
 """HTTP connection to an Argilla server; failures become this package's errors, and no message contains the API key."""
 
+import ipaddress
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import argilla as rg
 import httpx
@@ -52,7 +55,9 @@ class Connection:
         _check_format(self.url, key)
         _check_server(self.url, key, timeout)
         with translate_errors(self.url):
-            self.client = rg.Argilla(api_url=self.url, api_key=key, timeout=timeout, retries=1)
+            self.client = rg.Argilla(
+                api_url=self.url, api_key=key, timeout=timeout, retries=1, trust_env=not is_local(self.url)
+            )
         self.workspace = workspace
         self.timeout = timeout
         try:
@@ -126,6 +131,27 @@ class Connection:
         return str(ids[self.workspace])
 
 
+def is_local(url: str) -> bool:
+    """Whether a server is on this machine: it is never reached through a proxy, which would learn the API key."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(_full_address(host))
+    except ValueError:  # a name
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+def _full_address(host: str) -> str:
+    """An IPv4 address in its full form: 127.1 and 2130706433 are 127.0.0.1 too."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return host
+
+
 def _check_format(url: str, key: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise InputError(f"wanted a server address that begins with http:// or https://, got {url!r}")
@@ -139,7 +165,8 @@ def _check_format(url: str, key: str) -> None:
 def _check_server(url: str, key: str, timeout: int) -> None:
     """Check server and API key before the Argilla client connects, since it leaks open sockets if that fails."""
     with translate_errors(url):
-        response = httpx.get(f"{url}/api/v1/me", headers={"X-Argilla-Api-Key": key}, timeout=timeout)
+        headers = {"X-Argilla-Api-Key": key}
+        response = httpx.get(f"{url}/api/v1/me", headers=headers, timeout=timeout, trust_env=not is_local(url))
         if not response.is_success:
             raise _refused(url, response.status_code)
         if "username" not in response.json():

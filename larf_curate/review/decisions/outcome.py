@@ -1,26 +1,32 @@
 """Decisions applied to a selection: rows kept, rows removed, and rows withheld because they are undecided."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
-from larf_curate.data.tables import undecoded, write_parquet
+from larf_curate.data.formats import first_line
+from larf_curate.data.tables import from_undecoded, shard_records, undecoded, write_parquet
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path, read_json, write_json
 from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
+logger = logging.getLogger(__name__)
 DECISION = "larf_decision"
 ORIGINAL = "larf_original_answer"
 PARTS = ("kept", "removed", "withheld")
+EDIT_ERRORS = (ConversationError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""Errors of an edit whose row has no answer, or whose column cannot store the new one."""
 UNFLAGGED = "unflagged"
 FEATURES = Features(
     {
@@ -170,14 +176,16 @@ class Outcome:
         check_folder(folder, DECISIONS)
         folder = Path(folder)
         (folder / DECISIONS.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
+        paths = [folder / "decisions.parquet"]
         for name in PARTS:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
-            write_parquet(getattr(self, name), folder / name)
-        with atomic_path(folder / "decisions.parquet") as aside:
-            self.decisions.to_dataset().to_parquet(aside)
+            paths += write_parquet(getattr(self, name), folder / name)
+        with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
+            self.decisions.to_dataset().to_parquet(file)
         manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
-        write_json(folder / DECISIONS.file, manifest | {"selection": dict(self.selection)})
+        added = {"selection": dict(self.selection), "shards": shard_records(folder, paths)}
+        write_json(folder / DECISIONS.file, manifest | added)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
@@ -194,7 +202,8 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     """
     _check_flagged(decisions, selection)
     # Media are compared and edited as stored: decoding them takes long, can fail, and re-encoding would change them.
-    flagged, rows = selection.flagged, undecoded(selection.flagged)
+    kept, flagged = (_without_earlier_decisions(part) for part in selection)
+    rows = undecoded(flagged)
     applied = list(decisions.for_rows(rows).rows)
     recorded = (selection.scored.get("source") or {}).get("columns")
     edits = _edits(rows, applied, recorded if columns is None else columns)
@@ -204,7 +213,7 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         indices[_part(decision)].append(index)
     labelled = _labelled(flagged, [_label(decision) for decision in applied])
     reviewed = _with_edits(labelled.select(indices["kept"]), rows.select(indices["kept"]), edits)
-    unflagged = _labelled(selection.kept, [UNFLAGGED] * len(selection.kept))
+    unflagged = _labelled(kept, [UNFLAGGED] * len(kept))
     outcome = Outcome(
         kept=concatenate_datasets([_published_columns(unflagged), _published_columns(reviewed)]),
         removed=_published_columns(labelled.select(indices["removed"]), reason=True),
@@ -214,6 +223,11 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     )
     _check_complete(outcome, selection)
     return outcome
+
+
+def _without_earlier_decisions(rows: Dataset) -> Dataset:
+    """The rows without the columns of an earlier review, of which the rows were published and curated again."""
+    return rows.remove_columns([name for name in (DECISION, ORIGINAL) if name in rows.column_names])
 
 
 def _check_flagged(decisions: Decisions, selection: Selection) -> None:
@@ -232,17 +246,27 @@ def _check_flagged(decisions: Decisions, selection: Selection) -> None:
 def _edits(
     flagged: Dataset, decisions: Sequence[Decision], columns: Mapping[str, str] | None
 ) -> dict[str, dict[str, Any]]:
-    """Edited rows by row id; rows whose answer cannot be replaced are omitted."""
+    """Edited rows by row id; edits that cannot be applied are reported and omitted."""
     edited = {}
     for index, decision in enumerate(decisions):
         if decision.status == "decided" and decision.decision == "edit":
-            row = flagged[index]
             try:
-                changed = replace_answer(row, decision.corrected_answer or "", columns)
-            except ConversationError:
-                continue
-            edited[decision.row_id] = changed | {ORIGINAL: answer(row, columns)}
+                edited[decision.row_id] = _edited(flagged, index, decision.corrected_answer or "", columns)
+            except EDIT_ERRORS as error:
+                reason = first_line(error)
+                logger.warning("the edit of row %s cannot be applied, it is in conflict: %s", decision.row_id, reason)
     return edited
+
+
+def _edited(flagged: Dataset, index: int, text: str, columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """One row with a new answer and the original one; raises one of `EDIT_ERRORS` if it cannot be stored."""
+    row = flagged[index]
+    changed = replace_answer(row, text, columns)
+    original = answer(row, columns)
+    [stored] = from_undecoded([changed], flagged.features)
+    if answer(stored, columns) != text:
+        raise ConversationError("the type of its column cannot store the corrected answer: edit the row by hand")
+    return changed | {ORIGINAL: original}
 
 
 def _failed_edit_as_conflict(decision: Decision, edits: Mapping[str, Any]) -> Decision:
@@ -282,7 +306,7 @@ def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[st
         return labelled
     added = [{DECISION: decision, ORIGINAL: None} for decision in labelled[DECISION]]
     changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, added, strict=True)]
-    return Dataset.from_list(changed, features=labelled.features)
+    return from_undecoded(changed, labelled.features)
 
 
 def _published_columns(rows: Dataset, *, reason: bool = False) -> Dataset:
