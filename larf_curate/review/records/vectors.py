@@ -37,7 +37,7 @@ class Reduction:
     @classmethod
     def of_profile(cls, profile: SafetyProfile) -> "Reduction":
         """Principal components of a profile's reference and neutral states (last token) at its first layer."""
-        states = np.concatenate([by["last"][:, 0] for by in profile.states.values()])
+        states = np.concatenate([by["last"][:, 0] for by in profile.states.values() if "last" in by])
         return cls.fit(states, name=profile.digest[:12])
 
     @classmethod
