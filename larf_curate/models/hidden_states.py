@@ -117,6 +117,11 @@ class StateReader:
         return int(self.model.config.get_text_config(decoder=True).hidden_size)  # type: ignore[union-attr, operator]
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether the weights are quantised, so that states depend on what else is in the batch."""
+        return hasattr(self.model.config, "quantization_config")
+
+    @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device

@@ -185,7 +185,7 @@ def exact_shortcuts(reader: StateReader) -> frozenset[Shortcut]:
     probes = [Tokens(ids, (Turn(10, 19),)), Tokens([*ids[:8], *ids[4:9]], (Turn(9, 12),))]
 
     # Half precision is off by about 0.01, and so are kernels of quantised weights.
-    is_exact = reader.model.dtype == torch.float32 and not hasattr(reader.model.config, "quantization_config")
+    is_exact = reader.model.dtype == torch.float32 and not reader.is_quantised
     tolerance = 0.001 if is_exact else 0.05
 
     def states(conversations: Sequence[Tokens], shortcuts: frozenset[Shortcut]) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ from larf_curate.states import States, Vectors
 logger = logging.getLogger(__name__)
 MAX_DRIFT = {"float32": 0.005, "bfloat16": 0.05, "float16": 0.05}
 """Largest relative difference between the computed and the recorded state of the first reference, by dtype."""
+MAX_QUANTISED_DRIFT = 0.2
+"""The same for quantised weights, whose kernels round by what is in the batch: up to 9 % was seen in 8 bits."""
 MIN_REFERENCES = 10
 """References per side below which there is a warning, since scores and figures are then uncertain."""
 NEAR_DUPLICATE = 0.9

@@ -27,7 +27,7 @@ from larf_curate.models.source import ModelSource, count_layers, identify, publi
 from larf_curate.models.template_dates import writes_dates
 from larf_curate.profile import storage
 from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, read_profile
-from larf_curate.profile.checks import MAX_DRIFT, check_drift
+from larf_curate.profile.checks import MAX_DRIFT, MAX_QUANTISED_DRIFT, check_drift
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, SIDES, read_states
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
@@ -322,7 +322,7 @@ class SafetyProfile:
         check_drift(
             computed,
             recorded,
-            allowed=MAX_DRIFT[source.dtype],
+            allowed=MAX_QUANTISED_DRIFT if reader.is_quantised else MAX_DRIFT[source.dtype],
             model_id=source.model_id,
             built_with=self.source.model_id,
             undated=self.source.day is None and writes_dates(reader.tokenizer),

@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 
@@ -143,6 +144,19 @@ def test_another_model_is_refused(profile, tmp_path, refs):
     other = save_tiny("Llama", tmp_path / "other", seed=5)
     with pytest.raises(ProfileMismatchError, match="not the model this profile was built with"):
         profile.reader(model=str(other), device="cpu")
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.1, True), (0.4, False)])
+def test_states_of_quantised_weights_may_differ_more(share, accepted, profile, monkeypatch):
+    """Their kernels round by what is in the batch; a state scaled by 1 + share differs by that share."""
+    reader = profile.reader(device="cpu")
+    other = {p: v * np.float32(1 + share) for p, v in profile.states["unsafe"].items()}
+    moved = replace(profile, states=profile.states | {"unsafe": other})
+    with pytest.raises(ProfileMismatchError):
+        moved._check(reader, moved.source)
+    monkeypatch.setattr(reader.model.config, "quantization_config", {}, raising=False)
+    with nullcontext() if accepted else pytest.raises(ProfileMismatchError):
+        moved._check(reader, moved.source)
 
 
 def test_a_model_of_another_width_is_refused(profile, tmp_path):
