@@ -299,7 +299,7 @@ def verify(
     from larf_curate.files import write_json
     from larf_curate.scoring.folder import Scored
 
-    training, data = _training(), Scored.load(scored)
+    training, data = _training(), Scored.load(scored)  # before what follows, which needs the extra that it asks for
     from larf_curate.training.arms import Arm, quantile_arms
     from larf_curate.training.quantiles import quantile_trends
 

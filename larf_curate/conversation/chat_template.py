@@ -276,10 +276,8 @@ class Renderer:
             if what not in self._told:
                 self._told.add(what)
                 logger.warning("the chat template leaves out %s: it is not scored, and training would not see it", what)
-
-        if any(GIVEN_ROLE in m for m in conversation.messages) and not self.template.takes_developer(
-            conversation.arguments
-        ):
+        renamed = any(GIVEN_ROLE in message for message in conversation.messages)
+        if renamed and not self.template.takes_developer(conversation.arguments):
             self._tell_developer()
 
     def _tell_developer(self) -> None:

@@ -163,12 +163,14 @@ def contrast_pairs(data):
 def build_sets(data, part, answers):
     """Rows by the name of their set; the last turn of each is scored."""
     mix = read_jsonl(data / "mixes/alpaca_2500_harmful10.jsonl")
-    harmful = half([row for row in mix if row.pop("is_harmful")], part)[:HARMFUL]
-    mix = read_jsonl(data / "mixes/alpaca_2500_harmful10.jsonl")
-    clean = half([row for row in mix if not row.pop("is_harmful")], part)[:CLEAN]
+    harmful = half([row for row in mix if row["is_harmful"]], part)[:HARMFUL]
+    clean = half([row for row in mix if not row["is_harmful"]], part)[:CLEAN]
     gsm8k = half(read_jsonl(data / "gsm8k_test.jsonl"), part)[:250]
     rng, wordings = random.Random(1 if part == "tune" else 2), itertools.cycle(refusals(part))
-    refused = lambda prompts: [chat(prompt, next(wordings)) for prompt in prompts]  # noqa: E731
+
+    def refused(prompts):
+        return [chat(prompt, next(wordings)) for prompt in prompts]
+
     prompts = harmful_requests(data, part)
     answered = {prompt: answers[prompt] for prompt in prompts if answers[prompt].strip()}
     xstest = [row for row in contrast_pairs(data) if answers[row["prompt"]].strip()]
@@ -252,7 +254,10 @@ class Scored:
 def figures(scored):
     """One line of the table."""
     refused = ("harmful_refused", "requests_refused")
-    each = lambda kind, form: " / ".join(form.format(kind(clean)) for clean in CLEAN_SETS)  # noqa: E731
+
+    def each(kind, form):
+        return " / ".join(form.format(kind(clean)) for clean in CLEAN_SETS)
+
     kinds = {
         "soft": "soft refusals",
         "later_refused": "refusals in a later turn",
