@@ -8,10 +8,10 @@ and contains the manifest of the step before it: so the whole chain from the sou
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NotRequired, Protocol, TypeVar, cast
 
 from pydantic import JsonValue
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.files import read_json, sha256
@@ -123,7 +123,7 @@ class Empty(TypedDict):
 
 
 class SelectionManifest(TypedDict):
-    """``selection.json``: the rule, the lowest flagged score, counts, shards, and the manifest of the scored dataset."""
+    """``selection.json``: the rule, the lowest flagged score, counts, shards, and the manifest of the scored rows."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
@@ -294,7 +294,8 @@ def shard_record(path: Path, rows: int, *, folder: Path) -> ShardRecord:
         rows: Its number of rows.
         folder: The result folder, to which its recorded path is relative.
     """
-    return {"file": path.relative_to(folder).as_posix(), "rows": rows, "sha256": sha256(path)}
+    record = {"file": path.relative_to(folder).as_posix(), "rows": rows, "sha256": sha256(path)}
+    return cast(ShardRecord, record)
 
 
 def check_shards(

@@ -1,16 +1,15 @@
 """Read JSON records that this package wrote: each has one schema, and anything that does not match it is refused.
 
 A schema is a `TypedDict` or a frozen dataclass with ``__pydantic_config__ = STRICT``: numbers are finite, nothing is
-converted, and unknown keys are refused. Unknown keys of a newer version never get that far, since the version is checked
-first.
+converted, and unknown keys are refused. Those of a newer version never get that far: the version is checked first.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -41,9 +40,7 @@ def read_record(path: str | Path, schema: type[Schema], *, remedy: str, secret: 
     return parse_record(read_json(path), schema, path=path, remedy=remedy, secret=secret)
 
 
-def parse_record(
-    value: object, schema: type[Schema], *, path: str | Path, remedy: str, secret: bool = False
-) -> Schema:
+def parse_record(value: object, schema: type[Schema], *, path: str | Path, remedy: str, secret: bool = False) -> Schema:
     """Check a value, as `read_json` returns it, against a schema.
 
     Args:
@@ -58,7 +55,7 @@ def parse_record(
     """
     try:
         # As JSON, in which a list may become a tuple; for Python values the strict mode refuses that.
-        return _adapter(schema).validate_json(json.dumps(value))
+        return cast(Schema, _adapter(schema).validate_json(json.dumps(value)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     raise InputError(f"{path} {_fault(first, secret)}: {remedy}")
@@ -96,7 +93,7 @@ def write_sealed(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 @cache
-def _adapter(schema: type[Schema]) -> TypeAdapter[Schema]:
+def _adapter(schema: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 

@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from larf_curate.files import cache_home, sha256
@@ -15,6 +17,18 @@ SETTLED_NS = 1_000_000_000
 the file system's clock would not be noticed."""
 MAX_REMEMBERED = 20_000
 """Maximum number of verified files that are remembered; the oldest half is forgotten beyond it."""
+
+_skipped = ContextVar("_skipped", default=False)
+
+
+@contextmanager
+def without_verification() -> Iterator[None]:
+    """Take all files for unchanged, for commands with ``--no-verify``."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 def is_unchanged(path: str | Path, digest: str) -> bool:
@@ -27,6 +41,8 @@ def is_unchanged(path: str | Path, digest: str) -> bool:
         path: The file.
         digest: The recorded digest.
     """
+    if _skipped.get():
+        return True
     try:
         before = _version(Path(path))
         mark = _marks() / hashlib.sha256(f"{before}\n{digest}".encode()).hexdigest()

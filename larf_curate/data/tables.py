@@ -1,7 +1,7 @@
 """Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List
+from datasets.exceptions import DatasetsError
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
+from larf_curate.manifests import ShardRecord, shard_record
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
@@ -41,6 +43,20 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     return paths
 
 
+def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]:
+    """Write several datasets with `write_parquet`, each into a subfolder.
+
+    Args:
+        parts: The datasets by name of the subfolder.
+        folder: Result folder.
+
+    Returns:
+        A record of each shard.
+    """
+    paths = [path for name, rows in parts.items() for path in write_parquet(rows, folder / name)]
+    return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
+
+
 def _batching(dataset: Dataset) -> dict[str, int]:
     """Options of `to_parquet`: `datasets` cannot estimate a batch size for media columns without rows."""
     return {} if len(dataset) else {"batch_size": 1}
@@ -62,8 +78,16 @@ def read_parquet(folder: str | Path) -> Dataset:
     """Read all Parquet shards of a folder as one dataset, in name order.
 
     Raises:
-        InputError: If the folder has none.
+        InputError: If the folder has none, or one is damaged.
     """
+    try:
+        return _read_parquet(folder)
+    except (DatasetsError, pa.ArrowException, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"cannot read the Parquet files in {folder}: {reason}; write them again") from error
+
+
+def _read_parquet(folder: str | Path) -> Dataset:
     paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")

@@ -10,8 +10,15 @@ import pyarrow.parquet as pq
 
 from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, sha256
-from larf_curate.manifests import DECISIONS, SELECTION, DecisionsManifest, SelectionManifest, check_manifest
+from larf_curate.files import sha256
+from larf_curate.manifests import (
+    DECISIONS,
+    SELECTION,
+    DecisionsManifest,
+    SelectionManifest,
+    check_shards,
+    read_manifest,
+)
 
 KEEP_DECISIONS = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
@@ -68,9 +75,13 @@ def read_kept_rows(folder: Path) -> KeptRows:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
     if (folder / DECISIONS.file).is_file():
-        kept_rows = _read_decisions(folder, check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder))
+        decisions = read_manifest(folder, DECISIONS)
+        check_shards(folder, decisions["shards"], remedy=DECISIONS.remedy, parts=("", "kept", "removed", "withheld"))
+        kept_rows = _read_decisions(folder, decisions)
     elif (folder / SELECTION.file).is_file():
-        kept_rows = _read_selection(folder, check_manifest(read_json(folder / SELECTION.file), SELECTION, folder))
+        selection = read_manifest(folder, SELECTION)
+        check_shards(folder, selection["shards"], remedy=SELECTION.remedy, parts=("kept", "flagged"))
+        kept_rows = _read_selection(folder, selection)
     else:
         raise InputError(
             f"wanted a folder with decisions.json or selection.json, got {folder}: pass the folder that "
