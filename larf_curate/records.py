@@ -55,7 +55,7 @@ def parse_record(value: object, schema: type[Schema], *, path: str | Path, remed
     """
     try:
         # As JSON, in which a list may become a tuple; for Python values the strict mode refuses that.
-        return cast(Schema, _adapter(schema).validate_json(json.dumps(value)))
+        return cast(Schema, _adapter(cast(Hashable, schema)).validate_json(json.dumps(value)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     raise InputError(f"{path} {_fault(first, secret)}: {remedy}")
@@ -94,7 +94,7 @@ def write_sealed(path: str | Path, record: Mapping[str, Any]) -> None:
 
 @cache
 def _adapter(schema: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(schema)
+    return TypeAdapter(cast(Any, schema))
 
 
 def _fault(error: Mapping[str, Any], secret: bool) -> str:
