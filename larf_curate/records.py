@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
@@ -50,12 +51,18 @@ def parse_record(value: object, schema: type[Schema], *, path: str | Path, remed
         remedy: What to do if it is damaged, as the end of the message.
         secret: Whether values must not occur in the message.
 
+    Returns:
+        The same value for a `TypedDict`, an instance of a dataclass.
+
     Raises:
         InputError: If it differs; the message names the file, the field, what was wanted and what came.
     """
     try:
-        # As JSON, in which a list may become a tuple; for Python values the strict mode refuses that.
-        return cast(Schema, _adapter(cast(Hashable, schema)).validate_json(json.dumps(value)))
+        # As JSON, in which a list may become a tuple: for Python values the strict mode refuses that. Names of files
+        # that are not UTF-8 are lone surrogates, which pydantic does not read.
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        parsed = _adapter(cast(Hashable, schema)).validate_json(text)
+        return cast(Schema, value if is_typeddict(schema) else parsed)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     raise InputError(f"{path} {_fault(first, secret)}: {remedy}")

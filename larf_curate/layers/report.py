@@ -188,9 +188,8 @@ class LayerReport:
         report = parse_record(value, cls, path=path, remedy=remedy)
         blocks = len(report.scores)
         numbers = {*report.layers, *report.ranking, *report.broken}
-        if {len(column) for column in (report.low, report.high, report.neutral_loss)} != {blocks} or not numbers <= set(
-            range(blocks)
-        ):
+        lengths = {len(column) for column in (report.low, report.high, report.neutral_loss)}
+        if lengths != {blocks} or not numbers <= set(range(blocks)):
             raise InputError(f"{path} has lists of other lengths or blocks than its {blocks} scores: {remedy}")
         return report
 

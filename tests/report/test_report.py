@@ -23,8 +23,9 @@ from larf_curate.report import write_report
 from larf_curate.report.excerpts import excerpt, visible
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
+from tests.fixtures.decisions_folder import scored_record
 from tests.fixtures.models import PROFILE
-from tests.fixtures.scored_folder import write_scored
+from tests.fixtures.scored_folder import PROFILE, write_scored
 
 VOID = {"meta", "br"}
 HOSTILE = [
@@ -356,14 +357,14 @@ def test_every_id_of_the_page_is_its_own(tmp_path):
 
 def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     rows = [*scored_rows(10), unscorable()]
-    profile = {"model": "org/model", "revision": "abc123", "dtype": "bfloat16", "layers": [3, 5], "signal": "larf"}
-    profile["layer_choice"] = {"by": "the user"}
-    scored = {"kind": "scored", "source": {"dataset": "d"}, "profile": profile, "package": "larf-curate 0.0.9"}
+    profile = PROFILE | {"revision": "abc123", "dtype": "bfloat16", "layers": [3, 5]}
+    scored = scored_record(11, source={"dataset": "d"}, profile=profile, package="larf-curate 0.0.9")
     select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
     assert page.text("dd")[:3] == ["11", "3", "1"]
-    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf", "top_k 3", "larf-curate 0.0.9"]
-    assert page.text("bdi")[1:9] == facts
+    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf"]
+    assert page.text("bdi")[1:7] == facts
+    assert page.text("bdi")[9:11] == ["top_k 3", "larf-curate 0.0.9"]
 
 
 def test_a_selection_without_flagged_rows_gives_a_page(tmp_path):
