@@ -46,7 +46,7 @@ def test_a_change_of_the_manifest_before_is_found_too():
         (SELECTED | {"kind": "scored"}, "sel holds 'scored', wanted a selection"),
         (SELECTED | {"version": 1}, "of version 1, wanted version 2"),
         (SELECTED | {"threshold": "high"}, "sel/selection.json has \"high\" as 'threshold', wanted a valid number"),
-        (SELECTED | {"more": 1}, "sel/selection.json has the unknown field 'more'"),
+        (seal(SELECTED | {"more": 1}), "sel/selection.json has the unknown field 'more'"),
         ({k: v for k, v in SELECTED.items() if k != "rule"}, "has nothing as 'rule'"),
     ],
 )
