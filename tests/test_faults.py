@@ -100,6 +100,8 @@ def damage(folder: Path, other: Path, fault: int, rng: random.Random) -> None:
         shard.unlink()
     elif fault == 3:
         shutil.copy(other / shard.relative_to(folder), shard)
+        if shard.read_bytes() == data:  # both runs have the same rows in this shard
+            shard.unlink()
     elif fault == 4:
         shutil.copy(shard, shard.with_name("part-99999.parquet"))
     else:
