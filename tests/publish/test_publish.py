@@ -462,7 +462,7 @@ def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make
     kept[0]["messages"][1]["content"] = "Something else."
     right = shard.read_bytes()
     pq.write_table(pa.Table.from_pylist(kept, table.schema), shard)
-    with pytest.raises(InputError, match=r"not as it was written \(kept/part-"):
+    with pytest.raises(InputError, match="kept/part-.* was changed after it was written"):
         send(hub, folder)
     shard.write_bytes(right)
     (folder / "kept" / "part-99999-of-00001.parquet").write_bytes(right)
@@ -471,12 +471,12 @@ def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make
     (folder / "kept" / "part-99999-of-00001.parquet").unlink()
     record = (folder / manifest).read_text()
     (folder / manifest).write_text((other / manifest).read_text())
-    with pytest.raises(InputError, match="of another run"):
+    with pytest.raises(InputError, match="was changed after it was written"):
         send(hub, folder)
     values = json.loads(record)
     del values["shards"]
     (folder / manifest).write_text(json.dumps(values))
-    with pytest.raises(InputError, match="without digests"):
+    with pytest.raises(InputError, match="shards"):
         send(hub, folder)
     assert not hub.repos
     (folder / manifest).write_text(record)
