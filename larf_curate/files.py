@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 APP = "larf-curate"
 HOME = "LARF_CURATE_HOME"
 """Environment variable with a folder that replaces both the cache and the data folder."""
+MAX_DEPTH = 64
+"""Maximum nesting of lists and objects in a JSON file."""
 BLOCK_BYTES = 4096
 """Size of a block that `sampled_digest` reads."""
 BLOCKS = 256
@@ -102,25 +105,68 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
     """Read a JSON file.
 
     Raises:
-        InputError: If the file does not exist or is not valid JSON.
+        InputError: If the file does not exist or cannot be read, is not valid JSON, is nested too deeply, or has a
+            number that is NaN or infinite.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} is not there: give a folder that a larf-curate command wrote completely") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}): write it again with the command that created it") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: str | Path) -> Any:  # noqa: ANN401  any JSON value
+    """Parse JSON strictly.
+
+    Args:
+        text: The text.
+        path: Where it was read, for messages.
+
+    Raises:
+        InputError: If it is not valid JSON, is nested over `MAX_DEPTH` deep, or has a number that is NaN or infinite.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        _check_depth(value)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(
-            f"{path} is not valid JSON ({error}): write it again with the command that created it"
+            f"{path} is not valid JSON ({reason}): write it again with the command that created it"
         ) from error
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is out of range")
+    return value
+
+
+def _check_depth(value: object) -> None:
+    """Raise a RecursionError if lists and objects are nested over `MAX_DEPTH` deep."""
+    level, depth = [value], 0
+    while level := [part for item in level if isinstance(item, dict | list) for part in _parts(item)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RecursionError
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes; the file need not fit into memory."""
-    digest = hashlib.sha256()
+    # SHA-256 is the fastest of hashlib's secure digests where the processor has instructions for it.
     with Path(path).open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sampled_digest(paths: Sequence[Path]) -> str:

@@ -1,79 +1,177 @@
-"""Manifests of result folders: their types, and checks of a folder, a manifest and the profile it names.
+"""Manifests of result folders: their schemas, and checks of a folder, its shards and the profile that it names.
 
 ``score`` writes ``manifest.json``, ``select`` writes ``selection.json`` and ``review pull`` writes ``decisions.json``.
-Each is written last, so a folder that has one is complete, and each contains the manifest of the step before it.
+Each is written last, so a folder that has one is complete. Each has a digest of itself and of every shard beside it,
+and contains the manifest of the step before it: so the whole chain from the source to the decisions is verified.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Generic, NotRequired, Protocol, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NotRequired, Protocol, TypeVar, cast
+
+from pydantic import JsonValue
+from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileMismatchError
+from larf_curate.files import read_json, sha256
+from larf_curate.records import STRICT, check_seal, parse_record, read_record
+from larf_curate.verification import is_unchanged
 
-VERSION = 1
+VERSION = 2
 """Version of all manifests, to be raised when an older one can no longer be read."""
 PLAN = "plan.json"
 """Name of the file with the settings of a scoring run, written before its first shard."""
 
 
 class ShardRecord(TypedDict):
-    """One Parquet file of a scored dataset: its name, number of rows and hex SHA-256."""
+    """One Parquet file: its path in the folder, number of rows and hex SHA-256."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
 
     file: str
     rows: int
     sha256: str
 
 
+class SourceRecord(TypedDict):
+    """Description of a scored dataset: its name, whatever identifies its version, and the columns by role."""
+
+    __pydantic_config__ = STRICT | {"extra": "allow"}  # type: ignore[misc]
+
+    dataset: NotRequired[str]
+    columns: NotRequired[dict[str, str] | None]
+
+
+class ReferencesRecord(TypedDict):
+    """Description of the references of a profile: source, digest, and numbers of rows and of cut answers by side."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    source: str
+    digest: str
+    unsafe: int
+    safe: int
+    cut: dict[str, int]
+
+
+class NeutralRecord(TypedDict):
+    """Description of the neutral rows of a profile."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    source: str
+    digest: str
+    rows: int
+
+
+class CalibrationRecord(TypedDict):
+    """Number of neutral rows, and the upper half of their held-out scores in falling order."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    neutral_rows: int
+    highest: list[float]
+
+
+class ProfileRecord(TypedDict):
+    """Summary of the profile that scored the rows; see `SafetyProfile.summary`."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    model: str
+    adapter: NotRequired[str]
+    revision: str | None
+    dtype: str
+    layers: list[int]
+    layer_choice: dict[str, JsonValue]
+    signal: str
+    top_k: int | None
+    max_length: int
+    template_sha256: str
+    input_separator: NotRequired[str]
+    references: ReferencesRecord
+    neutral: NeutralRecord
+    calibration: CalibrationRecord
+    digest: str
+    package: str
+
+
+class GuardRecord(TypedDict):
+    """The guard model that judged the rows too, and the number of rows by status of ``larf_guard``."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    model: str
+    status: dict[str, int]
+
+
 class ScoredManifest(TypedDict):
     """``manifest.json``: what was scored, with which profile, and the resulting shards.
 
-    ``source`` describes the dataset, ``profile`` is `SafetyProfile.summary`, and ``status`` is the number of rows by
-    ``larf_status``.
+    ``status`` is the number of rows by ``larf_status``, and ``digest`` that of all other fields.
     """
 
-    kind: str
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    kind: Literal["scored"]
     version: int
     package: str
-    source: dict[str, Any]
-    profile: dict[str, Any]
+    source: SourceRecord
+    profile: ProfileRecord
     signals: list[str]
     rows: int
     status: dict[str, int]
     shards: list[ShardRecord]
+    guard: NotRequired[GuardRecord]
+    digest: str
 
 
-class GuardedManifest(ScoredManifest):
-    """``manifest.json`` of rows that a guard model judged too: its name, and the number of rows by status."""
+class Empty(TypedDict):
+    """In place of the manifest of a dataset that was scored or selected in memory."""
 
-    guard: dict[str, Any]
+    __pydantic_config__ = STRICT  # type: ignore[misc]
 
 
 class SelectionManifest(TypedDict):
-    """``selection.json``: the rule, the lowest flagged score, counts, and the manifest of the scored dataset.
+    """``selection.json``: the rule, the lowest flagged score, counts, shards, and the manifest of the scored rows."""
 
-    ``shards`` are the files of the folder, by their paths in it; publishing requires them.
-    """
+    __pydantic_config__ = STRICT  # type: ignore[misc]
 
-    kind: str
+    kind: Literal["selection"]
     version: int
     rule: dict[str, float]
     threshold: float | None
     counts: dict[str, int]
-    scored: dict[str, Any]
-    shards: NotRequired[list[ShardRecord]]
+    status: dict[str, int]
+    shards: list[ShardRecord]
+    scored: ScoredManifest | Empty
+    digest: str
 
 
 class DecisionsManifest(TypedDict):
-    """``decisions.json``: the merge rule, counts, the manifest of the selection, and ``shards`` as in a selection."""
+    """``decisions.json``: the merge rule, counts, shards, and the manifest of the selection."""
 
-    kind: str
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    kind: Literal["decisions"]
     version: int
     merge: str
     counts: dict[str, int]
-    selection: dict[str, Any]
-    shards: NotRequired[list[ShardRecord]]
+    shards: list[ShardRecord]
+    selection: SelectionManifest
+    digest: str
+
+
+class Plan(TypedDict):
+    """``plan.json``: the source, the settings of the scorer, and the number of rows of a scoring run."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    source: dict[str, JsonValue]
+    scorer: dict[str, JsonValue]
+    rows: int
+    guard: NotRequired[dict[str, JsonValue]]
 
 
 Record = TypeVar("Record", ScoredManifest, SelectionManifest, DecisionsManifest)
@@ -88,7 +186,8 @@ class Kind(Generic[Record]):
         file: File name of the manifest.
         content: Description of the content, for error messages.
         command: Subcommand of ``larf-curate`` that writes such a folder.
-        record: Type of the manifest.
+        record: Schema of the manifest.
+        before: Field with the manifest of the step before, if there is one, and its kind.
     """
 
     name: str
@@ -96,14 +195,30 @@ class Kind(Generic[Record]):
     content: str
     command: str
     record: type[Record]
+    before: tuple[str, "Kind[Any]"] | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do if the folder is damaged."""
+        return f"write it again with larf-curate {self.command}"
 
 
 SCORED = Kind(name="scored", file="manifest.json", content="a scored dataset", command="score", record=ScoredManifest)
 SELECTION = Kind(
-    name="selection", file="selection.json", content="a selection", command="select", record=SelectionManifest
+    name="selection",
+    file="selection.json",
+    content="a selection",
+    command="select",
+    record=SelectionManifest,
+    before=("scored", SCORED),
 )
 DECISIONS = Kind(
-    name="decisions", file="decisions.json", content="decisions", command="review pull", record=DecisionsManifest
+    name="decisions",
+    file="decisions.json",
+    content="decisions",
+    command="review pull",
+    record=DecisionsManifest,
+    before=("selection", SELECTION),
 )
 KINDS: tuple[Kind[Any], ...] = (SCORED, SELECTION, DECISIONS)
 
@@ -124,8 +239,17 @@ def check_folder(folder: str | Path, kind: Kind[Any]) -> None:
             raise InputError(f"{folder} holds {other.content}, which would be overwritten: write to another folder")
 
 
+def read_manifest(folder: str | Path, kind: Kind[Record]) -> Record:
+    """Read the manifest of a folder, and check it with the manifests that it contains.
+
+    Raises:
+        InputError: If it is missing, of another kind or version, differs from its schema, or was changed.
+    """
+    return check_manifest(read_json(Path(folder) / kind.file), kind, folder)
+
+
 def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Record:
-    """Check the kind, version and field types of a manifest.
+    """Check the kind, version, schema and digest of a manifest and of those that it contains.
 
     Args:
         value: Content of a manifest file, any JSON value.
@@ -133,43 +257,92 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
         folder: Folder that it was read from, for error messages.
 
     Returns:
-        The same value with its type; additional fields are kept.
+        The same value with its type.
 
     Raises:
-        InputError: If the kind or version differs, or a field is missing or has another type.
+        InputError: If the kind or version differs, a field has another type, or the content was changed.
     """
     found = value.get("kind") if isinstance(value, dict) else type(value).__name__
     if not isinstance(value, dict) or found != kind.name:
         raise InputError(
-            f"{folder} holds {found!r}, wanted {kind.content}: give the folder that larf-curate {kind.command} wrote"
+            f"{folder} holds {str(found)[:60]!r}, wanted {kind.content}: give the folder that larf-curate "
+            f"{kind.command} wrote"
         )
     if value.get("version") != VERSION:
         raise InputError(
-            f"{folder} holds {kind.content} of version {value.get('version')!r}, wanted version {VERSION}: write it "
-            f"again with larf-curate {kind.command}"
+            f"{folder} holds {kind.content} of version {str(value.get('version'))[:20]}, wanted version {VERSION}: "
+            f"{kind.remedy}"
         )
-    for field, wanted in _field_types(kind.record).items():
-        if not isinstance(value.get(field), wanted):
-            got = type(value[field]).__name__ if field in value else "nothing"
-            raise InputError(
-                f"{Path(folder) / kind.file} has {got} as {field!r}: write it again with larf-curate {kind.command}"
-            )
-    return cast(Record, value)
+    path = Path(folder) / kind.file
+    parsed = parse_record(value, kind.record, path=path, remedy=kind.remedy)
+    _check_seals(parsed, kind, path, kind.remedy)
+    return parsed
 
 
-def _field_types(record: type[Any]) -> dict[str, tuple[type, ...]]:
-    """Built-in types by field of a manifest, as `isinstance` takes them."""
-    hints = get_type_hints(record)
-    return {field: _runtime_types(hint) for field, hint in hints.items() if field in record.__required_keys__}
+def _check_seals(value: Mapping[str, Any], kind: Kind[Any], path: Path, remedy: str) -> None:
+    """Check the digests of a manifest and of those that it contains, the first step first."""
+    if kind.before and value[kind.before[0]]:
+        name, earlier = kind.before
+        _check_seals(value[name], earlier, path, remedy)
+        if value[name]["version"] != VERSION:
+            raise InputError(f"{path} holds {earlier.content} of another version than {VERSION}: {remedy}")
+    check_seal(value, path=path, remedy=remedy)
 
 
-def _runtime_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  any type hint
-    """Types of the JSON values that match a type hint; item types of lists and dicts are not checked."""
-    if isinstance(hint, UnionType):
-        return tuple(found for part in get_args(hint) for found in _runtime_types(part))
-    if hint is float:
-        return (int, float)  # an integer is a valid value of a float field
-    return (NoneType,) if hint is None else (get_origin(hint) or hint,)
+def read_plan(folder: Path) -> Plan:
+    """Read the settings of the scoring run in a folder.
+
+    Raises:
+        InputError: If they are missing or damaged.
+    """
+    return read_record(folder / PLAN, Plan, remedy="score into another folder")
+
+
+def shard_record(path: Path, rows: int, *, folder: Path) -> ShardRecord:
+    """Describe a shard that was written completely.
+
+    Args:
+        path: The shard.
+        rows: Its number of rows.
+        folder: The result folder, to which its recorded path is relative.
+    """
+    record = {"file": path.relative_to(folder).as_posix(), "rows": rows, "sha256": sha256(path)}
+    return cast(ShardRecord, record)
+
+
+def check_shards(
+    folder: str | Path, shards: Sequence[ShardRecord], *, remedy: str, parts: Sequence[str] = ("",), verify: bool = True
+) -> None:
+    """Check that a folder has exactly the shards of its manifest, unchanged.
+
+    Args:
+        folder: The result folder.
+        shards: The shards in its manifest.
+        remedy: What to do if they differ, as the end of the message.
+        parts: Subfolders of the shards.
+        verify: Whether to compare their digests; each version of a file is read once.
+
+    Raises:
+        InputError: If a shard is missing, was changed or is not in the manifest, or a path or link leads out of the
+            folder.
+    """
+    root, recorded = Path(folder), {shard["file"]: shard for shard in shards}
+    present = {path.relative_to(root).as_posix() for part in parts for path in visible_shards(root / part)}
+    if foreign := sorted(present - set(recorded)):
+        raise InputError(f"{root} has {foreign[0]}, which its manifest does not list: remove it, or {remedy}")
+    for name, shard in recorded.items():
+        path = root / name
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{root} has the shard {name[:60]!r}, which is outside of the folder: {remedy}")
+        if not path.is_file():
+            raise InputError(f"{path} is not there: {remedy}")
+        if verify and not is_unchanged(path, shard["sha256"]):
+            raise InputError(f"{path} was changed after it was written: {remedy}")
+
+
+def visible_shards(folder: Path) -> list[Path]:
+    """The Parquet files in a folder in name order, without hidden ones, which are incomplete."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
 class ScoringProfile(Protocol):

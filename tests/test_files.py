@@ -23,8 +23,17 @@ def test_json_that_is_missing_or_damaged_is_refused(tmp_path):
     with pytest.raises(InputError, match="not valid JSON"):
         read_json(tmp_path / "x.json")
     (tmp_path / "y.json").write_bytes(b'"\xff\xfe"')
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="cannot read .*y.json"):
         read_json(tmp_path / "y.json")
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": -Infinity}', "[1e400]", "[" * 20_000, "[" * 70 + "]" * 70, "9" * 5000])
+def test_numbers_that_json_does_not_know_and_deep_nesting_are_refused_in_one_line(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match="not valid JSON") as error:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -1,31 +1,52 @@
 import pytest
 
 from larf_curate.errors import InputError, ProfileMismatchError
-from larf_curate.manifests import DECISIONS, KINDS, SCORED, SELECTION, check_folder, check_manifest, check_profile
+from larf_curate.manifests import (
+    DECISIONS,
+    KINDS,
+    SCORED,
+    SELECTION,
+    VERSION,
+    check_folder,
+    check_manifest,
+    check_profile,
+)
+from larf_curate.records import seal
 
 SELECTED = {
     "kind": "selection",
-    "version": 1,
+    "version": VERSION,
     "rule": {"top_k": 3},
     "threshold": None,
     "counts": {"rows": 5},
+    "status": {"ok": 5},
+    "shards": [],
     "scored": {},
 }
 
 
-def test_a_whole_manifest_is_given_back_with_fields_that_are_not_known():
-    assert check_manifest(SELECTED | {"more": 1}, SELECTION, "sel") == SELECTED | {"more": 1}
-    assert check_manifest(SELECTED | {"threshold": 2}, SELECTION, "sel")["threshold"] == 2
+def test_a_whole_manifest_is_given_back_and_one_that_was_changed_is_refused():
+    assert check_manifest(seal(SELECTED), SELECTION, "sel") == seal(SELECTED)
+    with pytest.raises(InputError, match="sel/selection.json was changed after it was written: write it again"):
+        check_manifest(seal(SELECTED) | {"threshold": 2}, SELECTION, "sel")
+
+
+def test_a_change_of_the_manifest_before_is_found_too():
+    inner = seal(SELECTED) | {"threshold": 2}
+    outer = {"kind": "decisions", "version": VERSION, "merge": "majority", "counts": {}, "shards": []}
+    with pytest.raises(InputError, match="was changed after it was written"):
+        check_manifest(seal(outer | {"selection": inner}), DECISIONS, "dec")
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         ([], "sel holds 'list', wanted a selection: give the folder that larf-curate select wrote"),
-        ({}, "sel holds None, wanted a selection"),
+        ({}, "sel holds 'None', wanted a selection"),
         (SELECTED | {"kind": "scored"}, "sel holds 'scored', wanted a selection"),
-        (SELECTED | {"version": 2}, "of version 2, wanted version 1"),
-        (SELECTED | {"threshold": "high"}, "sel/selection.json has str as 'threshold'"),
+        (SELECTED | {"version": 1}, "of version 1, wanted version 2"),
+        (SELECTED | {"threshold": "high"}, "sel/selection.json has \"high\" as 'threshold', wanted a valid number"),
+        (seal(SELECTED | {"more": 1}), "sel/selection.json has the unknown field 'more'"),
         ({k: v for k, v in SELECTED.items() if k != "rule"}, "has nothing as 'rule'"),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, device_option
+from larf_curate.cli.options import EXISTING_FOLDER, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, json_option, visible
 
 
@@ -23,6 +23,7 @@ from larf_curate.cli.output import echo_json, json_option, visible
 )
 @click.option("--model", help="Model path, if it has moved since the profile was built; for --float32.")
 @device_option
+@no_verify_option
 @json_option
 def diagnose(
     profile_name: str,

@@ -44,6 +44,23 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\([nrt\\])", lambda found: characters[found[1]], text)
 
 
+def _skip_verification(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Click callback of `no_verify_option`: nothing is verified until the command ends."""
+    if value:
+        from larf_curate.verification import without_verification
+
+        ctx.with_resource(without_verification())
+
+
+no_verify_option = click.option(
+    "--no-verify",
+    is_flag=True,
+    expose_value=False,
+    callback=_skip_verification,
+    help="Do not compare files with their recorded digests.",
+)
+
+
 def columns_to_read(
     available: Sequence[str], columns: dict[str, str] | None, side: str | None
 ) -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import click
 
+from larf_curate.cli.options import no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 CARD_LINES = 40  # of the card in a dry run
@@ -20,6 +21,7 @@ CARD_LINES = 40  # of the card in a dry run
 @click.option(
     "--dry-run", is_flag=True, help="Publish nothing; show the files, the counts and the beginning of the card."
 )
+@no_verify_option
 @json_option
 def publish(
     decisions: str, to: str, public: bool, create_pr: bool, replace: bool, dry_run: bool, as_json: bool

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import device_option
+from larf_curate.cli.options import device_option, no_verify_option
 from larf_curate.cli.output import echo_json, json_option
 
 
@@ -34,6 +34,7 @@ from larf_curate.cli.output import echo_json, json_option
 )
 @click.option("--model", help="Model path, if it has moved since the profile was built; for --tokens.")
 @device_option
+@no_verify_option
 @json_option
 def report(
     scored: Path,

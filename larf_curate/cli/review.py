@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli import learning, server
-from larf_curate.cli.options import FOLDER
+from larf_curate.cli.options import FOLDER, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 
@@ -47,6 +47,7 @@ def review() -> None:
     is_flag=True,
     help="Show one of each group of near-identical rows; its decision applies to all of them, which pull records.",
 )
+@no_verify_option
 @json_option
 def push(
     selection: Path,
@@ -113,6 +114,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
     help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
 )
 @queue_options
+@no_verify_option
 @json_option
 def pull(
     selection: Path | None,

@@ -9,6 +9,7 @@ from larf_curate.cli.options import (
     FOLDER,
     columns_to_read,
     device_option,
+    no_verify_option,
     read_columns,
     side_option,
 )
@@ -72,6 +73,7 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
     help="Number of processes, each with one GPU.",
 )
 @click.option("--resume", is_flag=True, help="Resume an interrupted run.")
+@no_verify_option
 @json_option
 def score(
     names: tuple[str, ...],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
 
 
@@ -30,6 +30,7 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @click.option("--profile", "profile_name", metavar="PROFILE", help="Profile that scored the rows; for --tokens.")
 @click.option("--model", help="Model path, if it has moved since the profile was built; for --tokens.")
 @device_option
+@no_verify_option
 @json_option
 def select(
     scored: Path,

@@ -1,7 +1,7 @@
 """Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List, Value
+from datasets.exceptions import DatasetsError
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path, sha256
-from larf_curate.manifests import ShardRecord
+from larf_curate.files import atomic_path
+from larf_curate.manifests import ShardRecord, shard_record
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
@@ -47,6 +48,20 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     return paths
 
 
+def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]:
+    """Write several datasets with `write_parquet`, each into a subfolder.
+
+    Args:
+        parts: The datasets by name of the subfolder.
+        folder: Result folder.
+
+    Returns:
+        A record of each shard.
+    """
+    paths = [path for name, rows in parts.items() for path in write_parquet(rows, folder / name)]
+    return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
+
+
 def _batching(dataset: Dataset) -> dict[str, int]:
     """Options of `to_parquet`: to choose a batch size, `datasets` would look for the files of all media."""
     return {} if media_undecoded(dataset.features) == dataset.features else {"batch_size": MEDIA_ROWS}
@@ -68,8 +83,16 @@ def read_parquet(folder: str | Path) -> Dataset:
     """Read all Parquet shards of a folder as one dataset, in name order.
 
     Raises:
-        InputError: If the folder has none.
+        InputError: If the folder has none, or one is damaged.
     """
+    try:
+        return _read_parquet(folder)
+    except (DatasetsError, pa.ArrowException, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"cannot read the Parquet files in {folder}: {reason}; write them again") from error
+
+
+def _read_parquet(folder: str | Path) -> Dataset:
     paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
@@ -78,18 +101,6 @@ def read_parquet(folder: str | Path) -> Dataset:
         return _dataset(table, Features.from_arrow_schema(table.schema))
     with no_progress_bars():
         return Dataset.from_parquet([glob.escape(path) for path in paths])
-
-
-def shard_records(folder: Path, paths: Iterable[Path]) -> list[ShardRecord]:
-    """Records of Parquet files in a folder or below it, by their paths in it."""
-    return [
-        {
-            "file": path.relative_to(folder).as_posix(),
-            "rows": int(pq.read_metadata(path).num_rows),
-            "sha256": sha256(path),
-        }
-        for path in paths
-    ]
 
 
 def undecoded(rows: Dataset) -> Dataset:

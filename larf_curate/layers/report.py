@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
+from pydantic import ConfigDict
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json, write_json
 from larf_curate.layers.method import Method
+from larf_curate.records import STRICT, parse_record
 from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class LayerReport:
         scaled: Names of the weights that are scaled in a block.
         seconds: Run time, loading included.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     method: Method
     model: str
@@ -181,10 +184,14 @@ class LayerReport:
         value = read_json(report_file(path))
         if not isinstance(value, dict) or value.pop("kind", None) != "layers" or value.pop("format", None) != FORMAT:
             raise InputError(f"{path} is not a layer report of format {FORMAT}: make it again with larf-curate layers")
-        try:
-            return cls(**_from_json(value))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"the layer report {path} is damaged ({error}): make it again") from error
+        remedy = "make it again with larf-curate layers"
+        report = parse_record(value, cls, path=path, remedy=remedy)
+        blocks = len(report.scores)
+        numbers = {*report.layers, *report.ranking, *report.broken}
+        lengths = {len(column) for column in (report.low, report.high, report.neutral_loss)}
+        if lengths != {blocks} or not numbers <= set(range(blocks)):
+            raise InputError(f"{path} has lists of other lengths or blocks than its {blocks} scores: {remedy}")
+        return report
 
 
 def report_file(path: str | Path) -> Path:
@@ -196,18 +203,3 @@ def _correlation(one: LayerReport, other: LayerReport, blocks: Sequence[int]) ->
     """Rank correlation of two reports' scores over some blocks; NaN where it is undefined."""
     found = rank_correlation([one.scores[block] for block in blocks], [other.scores[block] for block in blocks])
     return math.nan if found is None else found
-
-
-def _from_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Convert lists back to tuples.
-
-    Raises:
-        ValueError: If scores and intervals are not finite numbers of equal count.
-    """
-    numbers = np.array([value["scores"], value["low"], value["high"]], np.float64)
-    if numbers.ndim != 2 or not np.isfinite(numbers).all() or None in (value["ranking"], value["broken"]):
-        raise ValueError("scores and intervals are not numbers, one per block")
-    curves = tuple(tuple(curve) for curve in value["curves"])
-    measures = {name: tuple(column) for name, column in value["measures"].items()}
-    fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-    return {**fields, "curves": curves, "measures": measures}

@@ -391,6 +391,7 @@ class SafetyProfile:
         try:
             source = ModelSource(**config["source"] | {"trust_remote_code": trust_remote_code})
             states = storage.read_tensors(folder)
+            storage.check_states(states, config)
             profile = cls(**config | {"source": source, "layers": tuple(config["layers"]), "states": states})
             digest = profile.digest
         except storage.DAMAGE_ERRORS as error:

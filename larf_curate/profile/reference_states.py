@@ -60,7 +60,7 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
     count = sum(map(len, sides.values()))
     with tqdm(total=count, desc="references", unit="row") as bar, logging_redirect_tqdm():
         states = {
-            side: read_states(reader, rows, side.removesuffix(MATCHED), bar, _positions(side))
+            side: read_states(reader, rows, side.removesuffix(MATCHED), bar, positions_of(side))
             for side, rows in sides.items()
         }
     neutral_prompts = states["neutral"]["prompt"]
@@ -71,7 +71,8 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
     return states
 
 
-def _positions(side: str) -> Sequence[Position]:
+def positions_of(side: str) -> Sequence[Position]:
+    """Positions at which the states of a side are read."""
     return ("prompt",) if side == BORDERLINE else POSITIONS
 
 

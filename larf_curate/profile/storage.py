@@ -2,23 +2,70 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
+import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import atomic_path, read_json, write_json
-from larf_curate.states import States, Vectors
+from larf_curate.manifests import NeutralRecord, ReferencesRecord
+from larf_curate.profile.reference_states import BORDERLINE, MATCHED, positions_of
+from larf_curate.records import STRICT, parse_record
+from larf_curate.states import POSITIONS, States, Vectors
 
 FORMAT = 2
 CONFIG_FILE = "larf_profile.json"
 STATES_FILE = "larf_profile.safetensors"
 DAMAGE_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """Errors that a damaged file can raise while a profile is read from it."""
+
+
+class SourceConfig(TypedDict):
+    """The fields of `ModelSource` in a profile."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    model_id: str
+    revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    chat_template: str | None
+    template_name: NotRequired[str]
+    template_day: NotRequired[str]
+    adapter: NotRequired[str]
+    strip_prefix: NotRequired[str]
+    input_separator: NotRequired[str]
+
+
+class LabelledReferences(ReferencesRecord):
+    """Description of the references, with the hazard category of each pair."""
+
+    labels: list[str]
+
+
+class ProfileConfig(TypedDict):
+    """``larf_profile.json``: everything that a profile records except its states."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    format: int
+    source: SourceConfig
+    layers: list[int]
+    template_digest: str
+    references: LabelledReferences
+    neutral: NeutralRecord
+    canary: dict[str, JsonValue]
+    choice: dict[str, JsonValue]
+    signal: str
+    top_k: int | None
+    max_length: int
+    package: str
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], digest: str) -> None:
@@ -49,14 +96,19 @@ def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
     Raises:
         ProfileError: If they are damaged, or of another format.
     """
+    path = folder / CONFIG_FILE
     try:
-        config = dict(read_json(folder / CONFIG_FILE))
-    except (InputError, TypeError, ValueError) as error:
+        value = read_json(path)
+        found = value.get("format") if isinstance(value, dict) else None
+        if found not in (None, FORMAT):
+            raise ProfileError(
+                f"profile format {str(found)[:20]} in {name}, wanted {FORMAT}: build it again, or upgrade larf-curate"
+            )
+        config = parse_record(value, ProfileConfig, path=path, remedy="build the profile again")
+    except ProfileError:
+        raise
+    except InputError as error:
         raise damaged_error(name, error) from error
-    if config.get("format") != FORMAT:
-        raise ProfileError(
-            f"profile format {config.get('format')} in {name}, wanted {FORMAT}: build it again, or upgrade larf-curate"
-        )
     return {key: value for key, value in config.items() if key != "format"}
 
 
@@ -67,6 +119,35 @@ def read_tensors(folder: Path) -> dict[str, States]:
         side, position = key.split(".")
         states.setdefault(side, {})[position] = value  # type: ignore[index]
     return states
+
+
+def check_states(states: Mapping[str, States], config: Mapping[str, Any]) -> None:
+    """Check the shapes of the states of a profile, and that they are finite.
+
+    Args:
+        states: States by side and position.
+        config: The settings of the profile.
+
+    Raises:
+        ValueError: If a side or position is missing or unknown, a shape does not fit, or a number is not finite.
+    """
+    layers, references = len(config["layers"]), config["references"]
+    rows = {"unsafe": references["unsafe"], "safe": references["safe"], "neutral": config["neutral"]["rows"]}
+    if missing := sorted(set(rows) - set(states)):
+        raise ValueError(f"no states of the {missing[0]} rows")
+    rows |= {side + MATCHED: count for side, count in rows.items()}
+    if borderline := states.get(BORDERLINE):
+        rows[BORDERLINE] = len(borderline.get("prompt", ()))  # any number: the packaged prompts may change
+    width = states["unsafe"]["last"].shape[-1]
+    for side, by_position in states.items():
+        if side not in rows or set(by_position) != set(positions_of(side)):
+            raise ValueError(f"wanted states {', '.join(POSITIONS)} of each side, got others of {side[:20]}")
+        for position, values in by_position.items():
+            wanted = (rows[side], layers, 1 if position == "length" else width)
+            if values.shape != wanted or values.dtype != np.float32:
+                raise ValueError(f"{side}.{position} is {values.dtype} of shape {values.shape}, wanted {wanted}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{side}.{position} has values that are NaN or infinite")
 
 
 def check_digest(folder: Path, name: str | Path, digest: str) -> None:

@@ -10,8 +10,15 @@ import pyarrow.parquet as pq
 
 from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, sha256
-from larf_curate.manifests import DECISIONS, SELECTION, DecisionsManifest, SelectionManifest, check_manifest
+from larf_curate.files import sha256
+from larf_curate.manifests import (
+    DECISIONS,
+    SELECTION,
+    DecisionsManifest,
+    SelectionManifest,
+    check_shards,
+    read_manifest,
+)
 
 KEEP_DECISIONS = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
@@ -69,12 +76,12 @@ def read_kept_rows(folder: Path) -> KeptRows:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
     if (folder / DECISIONS.file).is_file():
-        decisions = check_manifest(read_json(folder / DECISIONS.file), DECISIONS, folder)
-        _check_files(folder, decisions, ("kept", "removed", "withheld"), (folder / "decisions.parquet",))
+        decisions = read_manifest(folder, DECISIONS)
+        check_shards(folder, decisions["shards"], remedy=DECISIONS.remedy, parts=("", "kept", "removed", "withheld"))
         kept_rows = _read_decisions(folder, decisions)
     elif (folder / SELECTION.file).is_file():
-        selection = check_manifest(read_json(folder / SELECTION.file), SELECTION, folder)
-        _check_files(folder, selection, ("kept", "flagged"))
+        selection = read_manifest(folder, SELECTION)
+        check_shards(folder, selection["shards"], remedy=SELECTION.remedy, parts=("kept", "flagged"))
         kept_rows = _read_selection(folder, selection)
     else:
         raise InputError(
@@ -87,26 +94,6 @@ def read_kept_rows(folder: Path) -> KeptRows:
             "or flag fewer"
         )
     return kept_rows
-
-
-def _check_files(
-    folder: Path,
-    manifest: SelectionManifest | DecisionsManifest,
-    parts: tuple[str, ...],
-    others: tuple[Path, ...] = (),
-) -> None:
-    """Check that the rows are those that were written with the manifest: not changed, and not of another run."""
-    remedy = "run `larf-curate select`, and `larf-curate review pull` after a review, again"
-    if not (recorded := manifest.get("shards")):
-        raise InputError(f"{folder} was written without digests of its rows, which publishing checks: {remedy}")
-    wanted = {shard["file"]: shard["sha256"] for shard in recorded}
-    paths = (*others, *(path for part in parts for path in _shards(folder / part)))
-    found = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
-    names = sorted({*wanted, *found})
-    if changed := [name for name in names if wanted.get(name) != found.get(name)]:
-        raise InputError(
-            f"{folder} is not as it was written ({', '.join(changed[:3])} changed, or of another run): {remedy}"
-        )
 
 
 def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:

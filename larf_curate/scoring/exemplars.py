@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from larf_curate.columns import ROW_ID
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.extras import require
-from larf_curate.files import atomic_path, cache_home, read_json, write_json
+from larf_curate.files import atomic_path, cache_home, write_json
 from larf_curate.models.threads import worker_threads
 from larf_curate.profile import SIDES, SafetyProfile, read_states
+from larf_curate.records import STRICT, read_record
 from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
 from larf_curate.signals.protocol import unit
 from larf_curate.states import Vectors
@@ -41,6 +43,17 @@ class Neighbor:
     id: str
     label: str
     cosine: float
+
+
+class IndexConfig(TypedDict):
+    """``exemplars.json``: what an index records except its states."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    layer: int
+    centred: bool
+    ids: list[str]
+    labels: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,9 +223,11 @@ class ExemplarIndex:
         Raises:
             InputError: If the folder has no index, or it is damaged.
         """
-        config: Mapping[str, Any] = read_json(Path(folder) / CONFIG_FILE)
+        config = read_record(Path(folder) / CONFIG_FILE, IndexConfig, remedy="build the index again")
         try:
             tensors = load_file(Path(folder) / STATES_FILE)
+            if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in tensors.values()):
+                raise TypeError("states that are not finite float32 numbers")
             return cls(
                 states=tensors["states"],
                 ids=tuple(config["ids"]),

@@ -11,8 +11,7 @@ from datasets.exceptions import DatasetsError
 from larf_curate.conversation.schemas import SEPARATOR
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, sha256
-from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_manifest
+from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_shards, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,19 +38,21 @@ class Scored:
         return (self.manifest["source"].get("columns") or {}).get(SEPARATOR)
 
     @classmethod
-    def load(cls, folder: str | Path, *, verify: bool = False) -> "Scored":
+    def load(cls, folder: str | Path, *, verify: bool = True) -> "Scored":
         """Load a folder that `larf_curate.scoring.run.score_source` wrote.
 
         Args:
             folder: The folder.
-            verify: Whether to read all shards completely and compare their digests with those in the manifest.
+            verify: Whether to compare the digests of the shards with those in the manifest; each version of a file is
+                read once.
 
         Raises:
             InputError: If the folder is incomplete, damaged or, with ``verify``, changed.
         """
         if not (Path(folder) / SCORED.file).exists() and (Path(folder) / PLAN).exists():
             raise InputError(f"scoring into {folder} is not finished: continue with larf-curate score --resume")
-        manifest = check_manifest(read_json(Path(folder) / SCORED.file), SCORED, folder)
+        manifest = read_manifest(folder, SCORED)
+        check_shards(folder, manifest["shards"], remedy="score again with --resume", verify=verify)
         shards = [Path(folder) / shard["file"] for shard in manifest["shards"]]
         try:
             with no_progress_bars():
@@ -60,13 +61,4 @@ class Scored:
             raise InputError(f"cannot read {folder}: {error.__cause__ or error}; score again with --resume") from error
         if len(rows) != manifest["rows"]:
             raise InputError(f"{folder} has {len(rows)} rows, but its manifest has {manifest['rows']}: score again")
-        recorded = shard_digests(manifest)
-        changed = [path.name for path in shards if verify and sha256(path) != recorded[path.name]]
-        if changed:
-            raise InputError(f"{folder} was changed since it was scored: {', '.join(changed)}; score with --resume")
         return cls(rows=rows, manifest=manifest)
-
-
-def shard_digests(manifest: ScoredManifest) -> dict[str, str]:
-    """Hex SHA-256 of each shard, by file name."""
-    return {shard["file"]: shard["sha256"] for shard in manifest["shards"]}

@@ -6,6 +6,7 @@ last, when all shards are complete.
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,11 +28,13 @@ from larf_curate.columns import GUARD
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
-from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
-from larf_curate.manifests import PLAN, SCORED, VERSION, GuardedManifest, ScoredManifest, check_manifest
+from larf_curate.files import atomic_path, cache_home, sha256, write_json
+from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
+from larf_curate.records import seal
 from larf_curate.scoring.earlier_columns import without_earlier_columns
-from larf_curate.scoring.folder import shard_digests
+from larf_curate.scoring.journal import read_journal, record_shard, remove_journal
 from larf_curate.scoring.workers import rank_and_payload, workers
+from larf_curate.verification import is_unchanged
 from larf_curate.version import __version__
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from larf_curate.scoring.guard import GuardScorer
     from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
+logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
 """Number of rows that are tokenized, scored and written together."""
 SCORED_STATUSES = ("ok", "truncated")
@@ -94,17 +98,18 @@ def _score_into(
 ) -> ScoredManifest:
     plan = {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}
     _start_run(folder, plan | ({"guard": guard.describe()} if guard else {}), resume)
-    digests = _recorded_digests(folder)
+    recorded = _recorded_shards(folder)
     source = without_earlier_columns(source, _features(scorer, guard))
-    missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, digests)]
+    missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, recorded)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
             bar.update(rows)
     source.check_unchanged()
-    manifest = _manifest(source, scorer, folder, guard)
+    manifest = _manifest(source, scorer, folder, recorded | read_journal(folder), guard)
     write_json(folder / SCORED.file, manifest)
+    remove_journal(folder)
     return manifest
 
 
@@ -161,23 +166,21 @@ def _reason(row: Dataset, status: str, render: "Renderer", dtype: str) -> str:
     return rendered.reason or f"it was {status} when it was scored, and can be rendered now: score it again"
 
 
-def _recorded_digests(folder: Path) -> dict[str, str]:
-    """Hex SHA-256 of the shards by file name, from the manifest; empty if the run has not finished."""
-    path = folder / SCORED.file
-    return shard_digests(check_manifest(read_json(path), SCORED, folder)) if path.exists() else {}
+def _recorded_shards(folder: Path) -> dict[str, ShardRecord]:
+    """Shards by file name, from the manifest if the run has finished, and from the journal of an unfinished run."""
+    finished = read_manifest(folder, SCORED)["shards"] if (folder / SCORED.file).exists() else []
+    return {shard["file"]: shard for shard in finished} | read_journal(folder)
 
 
-def _is_scored(path: Path, piece: Piece, digests: Mapping[str, str]) -> bool:
-    """Whether the shard of a piece is complete, and as recorded in the manifest if there is one."""
-    return _row_count(path) == len(piece.rows) and digests.get(path.name) in (None, sha256(path))
-
-
-def _row_count(path: Path) -> int | None:
-    """Number of rows of a Parquet file, from its metadata; None if it does not exist or is damaged."""
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException):
-        return None
+def _is_scored(path: Path, piece: Piece, recorded: Mapping[str, ShardRecord]) -> bool:
+    """Whether the shard of a piece is there, and is the one that was recorded when it was complete."""
+    if not path.exists():
+        return False
+    shard = recorded.get(path.name)
+    is_scored = shard is not None and shard["rows"] == len(piece.rows) and is_unchanged(path, shard["sha256"])
+    if not is_scored:
+        logger.warning("%s is damaged, or of another run: its rows are scored again", path)
+    return is_scored
 
 
 def _statuses(path: Path) -> list[str]:
@@ -201,12 +204,12 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
         )
     elif not resume:
         raise InputError(f"{folder} has an unfinished run: continue it with --resume, or use another folder")
-    elif changed := _changed_settings(read_json(folder / PLAN), plan):
+    elif changed := _changed_settings(read_plan(folder), plan):
         raise InputError(f"{folder} was started with another {', '.join(changed)}: use another folder")
     _remove_temporary_files(folder)
 
 
-def _changed_settings(old_plan: dict[str, Any], new_plan: dict[str, Any]) -> list[str]:
+def _changed_settings(old_plan: Plan, new_plan: Mapping[str, Any]) -> list[str]:
     """Names of the settings that differ between two plans."""
     old, new = (
         {**plan["source"], **plan["scorer"], "rows": plan["rows"], "guard": plan.get("guard")}
@@ -261,10 +264,16 @@ def guard_statuses(folder: str | Path) -> dict[str, int]:
     return dict(sorted(Counter(cell["status"] for table in tables for cell in table[0].to_pylist()).items()))
 
 
-def _manifest(source: Source, scorer: "LarfScorer", folder: Path, guard: "GuardScorer | None") -> ScoredManifest:
+def _manifest(
+    source: Source,
+    scorer: "LarfScorer",
+    folder: Path,
+    recorded: Mapping[str, ShardRecord],
+    guard: "GuardScorer | None",
+) -> ScoredManifest:
     files = [shard_file(folder, piece) for piece in source.pieces]
     status = Counter(status for path in files for status in _statuses(path))
-    manifest: ScoredManifest = {
+    manifest = {
         "kind": SCORED.name,
         "version": VERSION,
         "package": f"larf-curate {__version__}",
@@ -273,15 +282,10 @@ def _manifest(source: Source, scorer: "LarfScorer", folder: Path, guard: "GuardS
         "signals": list(scorer.signals),
         "rows": source.rows,
         "status": dict(sorted(status.items())),
-        "shards": [
-            {"file": path.name, "rows": len(piece.rows), "sha256": sha256(path)}
-            for path, piece in zip(files, source.pieces, strict=True)
-        ],
+        "shards": [recorded[path.name] for path in files],
     }
-    if guard is None:
-        return manifest
-    judged: GuardedManifest = {**manifest, "guard": {**guard.describe(), "status": guard_statuses(folder)}}
-    return judged
+    judged = {"guard": {**guard.describe(), "status": guard_statuses(folder)}} if guard else {}
+    return cast(ScoredManifest, seal(manifest | judged))
 
 
 def score_piece(
@@ -311,11 +315,14 @@ def score_piece(
     ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
     batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
     try:
-        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, features.arrow_schema) as writer:
-            for table, rows, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
-                added = scorer.columns_of(rendered, rank) | (guard(rows) if guard else {})
-                writer.write_table(_with_scores(table, added, features))
-                yield len(table)
+        with atomic_path(path) as temporary:
+            with pq.ParquetWriter(temporary, features.arrow_schema) as writer:
+                for table, rows, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
+                    added = scorer.columns_of(rendered, rank) | (guard(rows) if guard else {})
+                    writer.write_table(_with_scores(table, added, features))
+                    yield len(table)
+            # Before the shard gets its name: so a run that is killed here has no shard without a digest.
+            record_shard(folder, path.name, rows=len(piece.rows), digest=sha256(temporary))
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, row_id, source_columns
-from larf_curate.data.tables import read_parquet, shard_records, undecoded, write_parquet
+from larf_curate.data.tables import read_parquet, undecoded, write_parts
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, write_json
-from larf_curate.manifests import SELECTION, VERSION, check_folder, check_manifest, check_profile
+from larf_curate.manifests import (
+    SELECTION,
+    VERSION,
+    ShardRecord,
+    check_folder,
+    check_profile,
+    check_shards,
+    read_manifest,
+)
 from larf_curate.profile import SafetyProfile
+from larf_curate.records import seal, write_sealed
 from larf_curate.signals.words import in_words, standing
 
 logger = logging.getLogger(__name__)
@@ -71,9 +79,14 @@ class Selection:
             "status": dict(sorted(status.items())),
         }
 
-    def manifest(self) -> dict[str, Any]:
-        """Content of ``selection.json``; see `larf_curate.manifests.SelectionManifest`."""
-        return {"kind": SELECTION.name, "version": VERSION, **self.summary(), "scored": dict(self.scored)}
+    def manifest(self, shards: Sequence[ShardRecord] = ()) -> dict[str, Any]:
+        """Content of ``selection.json``; see `larf_curate.manifests.SelectionManifest`.
+
+        Args:
+            shards: The files that the selection was written to.
+        """
+        head = {"kind": SELECTION.name, "version": VERSION, **self.summary()}
+        return seal({**head, "shards": list(shards), "scored": dict(self.scored)})
 
     def save(self, folder: str | Path) -> None:
         """Write both parts as Parquet, and ``selection.json`` last, so that a folder with this file is complete.
@@ -85,21 +98,22 @@ class Selection:
         """
         check_folder(folder, SELECTION)
         (Path(folder) / SELECTION.file).unlink(missing_ok=True)
-        parts = (("kept", self.kept), ("flagged", self.flagged))
-        paths = [path for name, part in parts for path in write_parquet(part, Path(folder) / name)]
-        write_json(Path(folder) / SELECTION.file, self.manifest() | {"shards": shard_records(Path(folder), paths)})
+        shards = write_parts({"kept": self.kept, "flagged": self.flagged}, Path(folder))
+        write_sealed(Path(folder) / SELECTION.file, self.manifest(shards))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":
         """Load a selection from a folder that `save` wrote.
 
         Raises:
-            InputError: If the folder has no complete selection.
+            InputError: If the folder has no complete selection, or was changed.
         """
-        manifest = check_manifest(read_json(Path(folder) / SELECTION.file), SELECTION, folder)
-        kept, flagged = (read_parquet(Path(folder) / name) for name in ("kept", "flagged"))
+        manifest = read_manifest(folder, SELECTION)
+        parts = ("kept", "flagged")
+        check_shards(folder, manifest["shards"], remedy=SELECTION.remedy, parts=parts)
+        kept, flagged = (read_parquet(Path(folder) / name) for name in parts)
         rule, threshold = manifest["rule"], manifest["threshold"]
-        return cls(kept=kept, flagged=flagged, rule=rule, threshold=threshold, scored=manifest["scored"])
+        return cls(kept=kept, flagged=flagged, rule=rule, threshold=threshold, scored=dict(manifest["scored"]))
 
 
 def select(

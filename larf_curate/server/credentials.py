@@ -3,13 +3,17 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from larf_curate.errors import ReviewServerError
+from pydantic import ConfigDict
 
+from larf_curate.errors import InputError, ReviewServerError
+from larf_curate.files import parse_json
+from larf_curate.records import STRICT, parse_record
+
+REMEDY = "remove it, the next start creates new credentials"
 OWNER = "argilla"
 WORKSPACE = "argilla"
 
@@ -24,6 +28,8 @@ class Account:
         password: Password for the web interface.
         api_key: API key for the Python client.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     username: str
     role: str
@@ -44,6 +50,8 @@ class Credentials:
         auth_secret: Signs the sessions of the web interface; stored, as a new one would sign everybody out.
         accounts: The owner first, then accounts added later.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     auth_secret: str = field(repr=False)
     accounts: tuple[Account, ...]
@@ -82,14 +90,19 @@ def read_credentials(path: Path) -> Credentials:
         ReviewServerError: If the file does not exist or is invalid.
     """
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        credentials = parse_record(parse_json(text, path), Credentials, path=path, remedy=REMEDY, secret=True)
     except FileNotFoundError as error:
         raise ReviewServerError(
             f"no credentials in {path}: start the server once with `larf-curate review up`"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        # Without the cause: its message may quote the file, which would put secrets into a traceback.
-        raise ReviewServerError(f"{path} cannot be read: remove it, the next start creates new credentials") from None
+    except InputError as error:
+        raise ReviewServerError(str(error)) from None  # without the cause, which may quote secrets
+    except (OSError, ValueError):
+        raise ReviewServerError(f"{path} cannot be read: {REMEDY}") from None
+    if not credentials.accounts or credentials.owner.role != "owner":
+        raise ReviewServerError(f"{path} does not begin with the account of the owner: {REMEDY}")
+    return credentials
 
 
 def write_credentials(path: Path, credentials: Credentials) -> None:
@@ -101,10 +114,3 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
-
-
-def _parse(value: Mapping[str, Any]) -> Credentials:
-    accounts = tuple(Account(**account) for account in value["accounts"])
-    if accounts[0].role != "owner":
-        raise ValueError("the first account must be the owner")
-    return Credentials(auth_secret=value["auth_secret"], accounts=accounts)

@@ -90,7 +90,8 @@ def test_explain_says_why_a_row_has_no_score_and_finds_the_columns_of_a_scored_f
     profile = SafetyProfile.build(tiny_llama, layers=[1], **PROFILE)
     profile.save_pretrained(tmp_path / "profile")
     data = scored([{"q": "Q?", "a": "A."}, {"q": "Q?", "a": ""}])
-    folder = write_scored(tmp_path / "scored", data, source={"columns": {"user": "q", "assistant": "a"}})
+    source = {"columns": {"user": "q", "assistant": "a"}}
+    folder = write_scored(tmp_path / "scored", data, source=source, profile=profile.summary())
     options = ("--profile", tmp_path / "profile", "--device", "cpu")
     shown = run("explain", folder, *options, "--row", 0, "--row", 1).stdout
     assert "Row 0: score" in shown

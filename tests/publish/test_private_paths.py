@@ -210,8 +210,8 @@ def test_media_by_url_are_embedded_or_refused(here, monkeypatch, found):
 
 
 RECORDS = {
-    "references": {"source": f"../{SECRET}/refs.jsonl", "digest": "ab"},
-    "neutral": {"source": f"{SECRET}/neutral.csv", "digest": "cd"},
+    "references": {"source": f"../{SECRET}/refs.jsonl", "digest": "ab", "unsafe": 5, "safe": 5, "cut": {}},
+    "neutral": {"source": f"{SECRET}/neutral.csv", "digest": "cd", "rows": 8},
     "model": f"/home/x/{SECRET}/model",
     "adapter": f"./{SECRET}/adapter",
 }

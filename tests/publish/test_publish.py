@@ -26,16 +26,17 @@ from larf_curate.files import sha256
 from larf_curate.publish import publish
 from larf_curate.publish.card import BEGIN, END, escape_inline
 from larf_curate.publish.redaction import redact
+from larf_curate.records import seal
 from larf_curate.scoring.selection import Selection
 from tests.fixtures.decisions_folder import (
     HARMFUL,
     MODEL,
     REVISION,
     kept_table,
+    reseal,
     row,
     scored_record,
     selection_record,
-    with_digests,
     write_decisions,
     write_selection,
 )
@@ -265,7 +266,7 @@ def test_the_same_decisions_again_make_no_commit(hub, decisions):
 def test_a_raced_commit_is_merged_and_not_lost(hub, decisions):
     send(hub, decisions)
     hub.commit(REPO, {"README.md": card(hub) + "\nOne.\n"})
-    (decisions / "decisions.json").write_text((decisions / "decisions.json").read_text().replace("majority", "any"))
+    reseal(decisions, "decisions.json", merge="any")
     hub.before_next(COMMIT, lambda: hub.commit(REPO, {"README.md": card(hub) + "\nTwo.\n", "new.md": "x"}))
     done = send(hub, decisions)
     assert card(hub).endswith("\nOne.\n\nTwo.\n")
@@ -461,7 +462,7 @@ def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make
     kept[0]["messages"][1]["content"] = "Something else."
     right = shard.read_bytes()
     pq.write_table(pa.Table.from_pylist(kept, table.schema), shard)
-    with pytest.raises(InputError, match=r"not as it was written \(kept/part-"):
+    with pytest.raises(InputError, match="kept/part-.* was changed after it was written"):
         send(hub, folder)
     shard.write_bytes(right)
     (folder / "kept" / "part-99999-of-00001.parquet").write_bytes(right)
@@ -470,12 +471,12 @@ def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make
     (folder / "kept" / "part-99999-of-00001.parquet").unlink()
     record = (folder / manifest).read_text()
     (folder / manifest).write_text((other / manifest).read_text())
-    with pytest.raises(InputError, match="of another run"):
+    with pytest.raises(InputError, match="was changed after it was written"):
         send(hub, folder)
     values = json.loads(record)
     del values["shards"]
     (folder / manifest).write_text(json.dumps(values))
-    with pytest.raises(InputError, match="without digests"):
+    with pytest.raises(InputError, match="shards"):
         send(hub, folder)
     assert not hub.repos
     (folder / manifest).write_text(record)
@@ -485,7 +486,7 @@ def test_changed_rows_and_records_of_another_run_are_refused(hub, tmp_path, make
 def test_decisions_of_another_review_are_refused(hub, tmp_path):
     folder, other = write_decisions(tmp_path / "one"), write_decisions(tmp_path / "other", category="fraud")
     shutil.copy(other / "decisions.parquet", folder)
-    with pytest.raises(InputError, match=r"not as it was written \(decisions.parquet"):
+    with pytest.raises(InputError, match="decisions.parquet was changed after it was written"):
         send(hub, folder)
 
 
@@ -494,7 +495,8 @@ def test_decisions_that_the_rows_of_a_selection_have_are_not_published(hub, tmp_
     for path in folder.rglob("*.parquet"):
         rows = Dataset.from_parquet(str(path))
         rows.add_column("larf_decision", ["keep"] * len(rows)).to_parquet(path)
-    send(hub, with_digests(folder))
+    reseal(folder, "selection.json")
+    send(hub, folder)
     assert "larf_decision" not in load_dataset(REPO, split="train", token=hub.token).column_names
 
 
@@ -554,8 +556,9 @@ def test_the_token_of_the_environment_is_used(hub, decisions, monkeypatch):
 
 
 def test_the_token_appears_nowhere(hub, tmp_path, caplog, monkeypatch):
-    leaky = {"token": hub.token, "api_key": "argilla.apikey", "note": f"used {hub.token}"}
-    folder = write_decisions(tmp_path / "decisions", **leaky)
+    source = {"token": hub.token, "api_key": "argilla.apikey", "note": f"used {hub.token}"}
+    selection = selection_record(12, 5, scored=scored_record(12, source=source))
+    folder = write_decisions(tmp_path / "decisions", selection=selection)
     monkeypatch.setenv("HF_TOKEN", hub.token)
     with caplog.at_level(logging.DEBUG):
         hub.fail_next(match=COMMIT)
@@ -578,8 +581,8 @@ HOSTILE = (
 
 def test_hostile_text_stays_text(hub, tmp_path):
     scored = scored_record(12, source={"path": HOSTILE})
-    scored["profile"] |= {"model": HOSTILE, "signal": HOSTILE, "layers": [HOSTILE]}
-    selection = selection_record(12, 5, scored=scored, rule={HOSTILE: HOSTILE})
+    scored = seal(scored | {"profile": scored["profile"] | {"model": HOSTILE, "signal": HOSTILE}})
+    selection = selection_record(12, 5, scored=scored, rule={HOSTILE: 0.5})
     safe = HOSTILE.replace("\ud800", "")
     folder = write_decisions(tmp_path / "d", category=safe, selection=selection, merge=HOSTILE)
     send(hub, folder)
@@ -603,7 +606,8 @@ def test_hostile_column_names_load_again(hub, tmp_path):
     data = Dataset.from_parquet(str(path)).rename_columns({"messages": "q"}).add_column("z", ["\x00"] * 9)
     data = data.rename_columns({"q": names[0], "z": names[1]})
     data.to_parquet(path)
-    send(hub, with_digests(folder))
+    reseal(folder, "decisions.json")
+    send(hub, folder)
     assert load_dataset(REPO, split="train", token=hub.token).to_list() == data.to_list()
 
 
@@ -645,7 +649,16 @@ def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
     path = next((folder / name).glob("*.parquet"))
     features = Dataset.from_parquet(str(path)).features
     Dataset.from_list(rows, features=features).to_parquet(path)
-    with_digests(folder)
+    record = "decisions.json" if (folder / "decisions.json").exists() else "selection.json"
+    reseal(folder, record)
+
+
+def test_refuses_rows_that_were_changed_after_the_decisions(hub, decisions):
+    path = next((decisions / "kept").glob("*.parquet"))
+    Dataset.from_parquet(str(path)).select(range(3)).to_parquet(path)
+    with pytest.raises(InputError, match="part-00000-of-00001.parquet was changed after it was written: write it"):
+        send(hub, decisions)
+    assert not hub.repos
 
 
 def test_refuses_a_folder_in_which_a_removed_row_is_kept(hub, decisions):
@@ -688,8 +701,8 @@ def test_refuses_a_selection_in_which_a_duplicate_makes_up_for_a_missing_row(hub
 def test_refuses_what_is_not_a_folder_of_decisions(hub, tmp_path, decisions):
     with pytest.raises(InputError, match="wanted a folder with decisions.json"):
         send(hub, tmp_path)
-    (decisions / "decisions.json").write_text('{"kind": "decisions", "version": 2}')
-    with pytest.raises(InputError, match="version 1"):
+    (decisions / "decisions.json").write_text('{"kind": "decisions", "version": 3}')
+    with pytest.raises(InputError, match="of version 3, wanted version 2"):
         send(hub, decisions)
 
 

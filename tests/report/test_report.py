@@ -23,7 +23,9 @@ from larf_curate.report import write_report
 from larf_curate.report.excerpts import excerpt, visible
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
+from tests.fixtures.decisions_folder import scored_record
 from tests.fixtures.models import PROFILE
+from tests.fixtures.scored_folder import PROFILE as SUMMARY
 from tests.fixtures.scored_folder import write_scored
 
 VOID = {"meta", "br"}
@@ -159,7 +161,7 @@ def test_rows_are_listed_from_the_highest_score_down_and_ties_in_row_order(tmp_p
 
 def test_each_row_shows_turns_blocks_signals_neighbours_and_reason(tmp_path):
     row = scored_rows(1)[0] | {"larf_score": 1.5, "larf_layer_scores": [1.0, 2.0]}
-    manifest = {"profile": {"layers": [9, 14]}, "source": {"dataset": "my-data"}}
+    manifest = {"profile": SUMMARY | {"layers": [9, 14]}, "source": {"dataset": "my-data"}}
     write_scored(tmp_path / "out", Dataset.from_list([row]), **manifest)
     selection = select(Dataset.from_list([row]), threshold=1.0)
     page = Page(write_report(tmp_path / "out", tmp_path / "r.html", selection=selection))
@@ -378,14 +380,14 @@ def test_every_id_of_the_page_is_its_own(tmp_path):
 
 def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     rows = [*scored_rows(10), unscorable()]
-    profile = {"model": "org/model", "revision": "abc123", "dtype": "bfloat16", "layers": [3, 5], "signal": "larf"}
-    profile["layer_choice"] = {"by": "the user"}
-    scored = {"kind": "scored", "source": {"dataset": "d"}, "profile": profile, "package": "larf-curate 0.0.9"}
+    profile = SUMMARY | {"revision": "abc123", "dtype": "bfloat16", "layers": [3, 5]}
+    scored = scored_record(11, source={"dataset": "d"}, profile=profile, package="larf-curate 0.0.9")
     select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
     assert page.text("dd")[:3] == ["11", "3", "1"]
-    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf", "top_k 3", "larf-curate 0.0.9"]
-    assert page.text("bdi")[1:9] == facts
+    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf"]
+    assert page.text("bdi")[1:7] == facts
+    assert page.text("bdi")[9:11] == ["top_k 3", "larf-curate 0.0.9"]
 
 
 def test_a_selection_without_flagged_rows_gives_a_page(tmp_path):

@@ -9,6 +9,7 @@ from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.data.tables import from_undecoded, read_parquet, undecoded
 from larf_curate.errors import ConversationError, InputError
+from larf_curate.manifests import VERSION
 from larf_curate.review import Decision, Decisions
 from tests.fixtures.review_rows import questions, selection
 
@@ -226,7 +227,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         assert loaded.to_list() == getattr(outcome, part).to_list()
         assert loaded.features == getattr(outcome, part).features
     manifest = json.loads((tmp_path / "decisions.json").read_text())
-    assert (manifest["kind"], manifest["version"], manifest["merge"]) == ("decisions", 1, "majority")
+    assert (manifest["kind"], manifest["version"], manifest["merge"]) == ("decisions", VERSION, "majority")
     assert manifest["counts"] == outcome.counts
     assert manifest["selection"]["rule"] == {"top_k": 5}
     assert Decisions.load(tmp_path) == outcome.decisions
@@ -247,8 +248,8 @@ def test_a_damaged_folder_is_refused(tmp_path):
     (tmp_path / "decisions.json").write_text('{"kind": "selection"}')
     with pytest.raises(InputError, match="holds 'selection', wanted decisions"):
         Decisions.load(tmp_path)
-    (tmp_path / "decisions.json").write_text('{"kind": "decisions", "version": 1, "merge": 3, "counts": {}}')
-    with pytest.raises(InputError, match="has int as 'merge'"):
+    (tmp_path / "decisions.json").write_text('{"kind": "decisions", "version": 2, "merge": 3, "counts": {}}')
+    with pytest.raises(InputError, match="has 3 as 'merge', wanted a valid string"):
         Decisions.load(tmp_path)
 
 

@@ -33,17 +33,17 @@ def test_a_file_with_other_rows_is_found_only_by_reading_it_and_one_with_fewer_a
     shard = folder / "part-00000.parquet"
     table = pq.read_table(shard)
     pq.write_table(table.take([1, 0, 2, 3, 4]), shard)
-    assert Scored.load(folder).rows["question"][:2] == ["Q1", "Q0"]
-    with pytest.raises(InputError, match="changed since it was scored: part-00000.parquet; score with --resume"):
-        Scored.load(folder, verify=True)
+    assert Scored.load(folder, verify=False).rows["question"][:2] == ["Q1", "Q0"]
+    with pytest.raises(InputError, match="part-00000.parquet was changed after it was written: score again"):
+        Scored.load(folder)
     pq.write_table(table.slice(0, 4), shard)
     with pytest.raises(InputError, match="has 4 rows, but its manifest has 5"):
-        Scored.load(folder)
+        Scored.load(folder, verify=False)
 
 
 def test_a_folder_that_is_not_whole_says_how_to_go_on(folder, tmp_path):
     (folder / "part-00000.parquet").unlink()
-    with pytest.raises(InputError, match="cannot read .*score again with --resume"):
+    with pytest.raises(InputError, match="part-00000.parquet is not there: score again with --resume"):
         Scored.load(folder)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json").write_text("{}")

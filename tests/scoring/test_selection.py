@@ -5,6 +5,7 @@ from numpy.testing import assert_allclose
 
 from larf_curate.errors import InputError
 from larf_curate.scoring.selection import Selection, select
+from tests.fixtures.decisions_folder import scored_record
 
 FEATURES = Features(
     {
@@ -256,12 +257,13 @@ def test_columns_of_an_earlier_curation_are_reported_and_not_believed(caplog):
 
 def test_a_saved_selection_is_read_back_whole(tmp_path):
     scores = [*random_scores(20), None]
-    selection = select(scored(scores), top_ratio=0.2, scored={"kind": "scored", "rows": 21})
+    record = scored_record(21)
+    selection = select(scored(scores), top_ratio=0.2, scored=record)
     selection.save(tmp_path / "sel")
     again = Selection.load(tmp_path / "sel")
     assert again.summary() == selection.summary()
     assert again.reasons == selection.reasons
-    assert again.scored == {"kind": "scored", "rows": 21}
+    assert again.scored == record
     for part, want in zip(again, selection, strict=True):
         assert part.features == want.features
         assert part.to_list() == want.to_list()

@@ -14,10 +14,11 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
-from larf_curate.data.tables import from_undecoded, shard_records, undecoded, write_parquet
+from larf_curate.data.tables import from_undecoded, undecoded, write_parts
 from larf_curate.errors import ConversationError, InputError, ReviewError
-from larf_curate.files import atomic_path, read_json, write_json
-from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_manifest
+from larf_curate.files import atomic_path
+from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_shards, read_manifest, shard_record
+from larf_curate.records import write_sealed
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
@@ -106,9 +107,10 @@ class Decisions:
         """Read the decisions from a folder written by `Outcome.save`.
 
         Raises:
-            InputError: If it is not such a folder.
+            InputError: If it is not such a folder, or was changed.
         """
-        manifest = check_manifest(read_json(Path(folder) / DECISIONS.file), DECISIONS, folder)
+        manifest = read_manifest(folder, DECISIONS)
+        check_shards(folder, manifest["shards"], remedy=DECISIONS.remedy, parts=("", *PARTS))
         rows = pq.read_table(Path(folder) / "decisions.parquet").to_pylist()
         return cls(tuple(_from_dict(row) for row in rows), manifest["merge"])
 
@@ -176,16 +178,15 @@ class Outcome:
         check_folder(folder, DECISIONS)
         folder = Path(folder)
         (folder / DECISIONS.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
-        paths = [folder / "decisions.parquet"]
         for name in PARTS:
             for old in (folder / name).glob("*.parquet"):
                 old.unlink()
-            paths += write_parquet(getattr(self, name), folder / name)
+        shards = write_parts({name: getattr(self, name) for name in PARTS}, folder)
         with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
             self.decisions.to_dataset().to_parquet(file)
+        shards.append(shard_record(folder / "decisions.parquet", len(self.decisions.rows), folder=folder))
         manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
-        added = {"selection": dict(self.selection), "shards": shard_records(folder, paths)}
-        write_json(folder / DECISIONS.file, manifest | added)
+        write_sealed(folder / DECISIONS.file, manifest | {"shards": shards, "selection": dict(self.selection)})
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:

@@ -1,0 +1,63 @@
+"""Journal of an unfinished scoring run: the digest of each shard, from the moment at which it is complete.
+
+It has one file per shard, since several worker processes write it, in a hidden folder beside the shards. The manifest
+replaces it when the run finishes.
+"""
+
+import shutil
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from larf_curate.errors import InputError
+from larf_curate.files import sha256
+from larf_curate.manifests import PLAN, ShardRecord
+from larf_curate.records import STRICT, check_seal, read_record, write_sealed
+
+JOURNAL = ".journal"
+"""Name of the folder of the journal."""
+REMEDY = "its rows are scored again"
+
+
+class Entry(TypedDict):
+    """A complete shard, and the digest of the plan of the run that it belongs to."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    shard: ShardRecord
+    plan: str
+    digest: str
+
+
+def record_shard(folder: Path, name: str, *, rows: int, digest: str) -> None:
+    """Record a shard that is written completely, before it gets its name.
+
+    Args:
+        folder: Folder of the run.
+        name: Future file name of the shard.
+        rows: Its number of rows.
+        digest: Its hex SHA-256.
+    """
+    shard = {"file": name, "rows": rows, "sha256": digest}
+    write_sealed(folder / JOURNAL / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
+
+
+def read_journal(folder: Path) -> dict[str, ShardRecord]:
+    """Recorded shards of the run in a folder, by file name; entries that are damaged or of another run are omitted."""
+    plan = sha256(folder / PLAN)
+    entries = [_read_entry(path) for path in (folder / JOURNAL).glob("*.json") if not path.name.startswith(".")]
+    return {entry["shard"]["file"]: entry["shard"] for entry in entries if entry and entry["plan"] == plan}
+
+
+def remove_journal(folder: Path) -> None:
+    """Remove the journal of a run whose manifest is written."""
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def _read_entry(path: Path) -> Entry | None:
+    try:
+        entry = read_record(path, Entry, remedy=REMEDY)
+        check_seal(entry, path=path, remedy=REMEDY)
+    except InputError:  # the same as a shard that was never recorded
+        return None
+    return entry
