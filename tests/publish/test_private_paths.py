@@ -106,7 +106,7 @@ def selected(kind, at, **record) -> Path:
     types |= {"larf_score": Value("float32"), "larf_status": Value("string")}
     dataset = from_undecoded(rows, Features(types))
     folder = at.parent / "selection"
-    select(dataset, top_k=1, source="x", scored=scored_record(6) | record).save(folder)
+    select(dataset, top_k=1, source="x", scored=scored_record(6, **record)).save(folder)
     return folder
 
 

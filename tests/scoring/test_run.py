@@ -261,7 +261,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_resuming_completes_it(data, sc
     with pytest.raises(ScoringError, match="--resume"):
         score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
     assert multiprocessing.active_children() == []
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob(".*.tmp"))
     monkeypatch.undo()
     monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
     score_source(open_source(str(data)), scorer, tmp_path / "out", resume=True)
