@@ -91,6 +91,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the incomplete files that killed processes have left in a folder; no other process may be writing it."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON value
     """Write a JSON file atomically, in ASCII and with keys in the order given.
 

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List, Valu
 from datasets.exceptions import DatasetsError
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path
+from larf_curate.files import atomic_path, remove_temporary_files
 from larf_curate.manifests import ShardRecord, shard_record
 
 ROWS_PER_SHARD = 100_000
@@ -37,6 +37,7 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     Returns:
         Paths of the shards, in row order.
     """
+    remove_temporary_files(Path(folder))
     for earlier in Path(folder).glob("part-*.parquet"):
         earlier.unlink()
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
@@ -58,6 +59,7 @@ def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]
     Returns:
         A record of each shard.
     """
+    remove_temporary_files(folder)
     paths = [path for name, rows in parts.items() for path in write_parquet(rows, folder / name)]
     return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
 

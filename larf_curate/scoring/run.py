@@ -28,7 +28,7 @@ from larf_curate.columns import GUARD
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
-from larf_curate.files import atomic_path, cache_home, sha256, write_json
+from larf_curate.files import atomic_path, cache_home, remove_temporary_files, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
 from larf_curate.records import seal
 from larf_curate.scoring.earlier_columns import without_earlier_columns
@@ -206,7 +206,7 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
         raise InputError(f"{folder} has an unfinished run: continue it with --resume, or use another folder")
     elif changed := _changed_settings(read_plan(folder), plan):
         raise InputError(f"{folder} was started with another {', '.join(changed)}: use another folder")
-    _remove_temporary_files(folder)
+    remove_temporary_files(folder)
 
 
 def _changed_settings(old_plan: Plan, new_plan: Mapping[str, Any]) -> list[str]:
@@ -216,12 +216,6 @@ def _changed_settings(old_plan: Plan, new_plan: Mapping[str, Any]) -> list[str]:
         for plan in (old_plan, new_plan)
     )
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
-
-
-def _remove_temporary_files(folder: Path) -> None:
-    """Remove the incomplete shards of killed processes."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _score_pieces(
@@ -239,7 +233,7 @@ def _score_pieces(
     except BrokenProcessPool as error:
         raise ScoringError("a worker process was killed, perhaps for lack of memory: continue with --resume") from error
     finally:
-        _remove_temporary_files(folder)
+        remove_temporary_files(folder)
 
 
 def _score_in_worker(piece: Piece, folder: Path) -> int:
