@@ -8,23 +8,23 @@ from larf_curate.cli.output import visible
 from larf_curate.errors import InputError, LarfCurateError
 from larf_curate.version import __version__
 
-COMMANDS = {
-    "demo": "demo",
-    "layers": "layers",
-    "profile": "profile",
-    "diagnose": "diagnose",
-    "preview": "preview",
-    "score": "score",
-    "explain": "explain",
-    "select": "select",
-    "report": "report",
-    "review": "review",
-    "publish": "publish",
-    "train": "training",
-    "evaluate": "training",
-    "verify": "training",
-}
-"""Module in this package by command name; a module is imported when its command is used."""
+COMMANDS = (
+    "demo",
+    "layers",
+    "profile",
+    "diagnose",
+    "preview",
+    "score",
+    "explain",
+    "select",
+    "report",
+    "review",
+    "publish",
+    "train",
+    "evaluate",
+    "verify",
+)
+"""Commands in the order in which data passes through them; the module of this name is imported when one is used."""
 
 
 class CommandError(click.ClickException):
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
         """Import and return a command; None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"{__name__}.{COMMANDS[cmd_name]}"), cmd_name)
+        command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
     def invoke(self, ctx: click.Context) -> object:

@@ -3,7 +3,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from larf_curate.cli.training import _recipe, evaluate, train, verify
+from larf_curate.cli.evaluate import evaluate
+from larf_curate.cli.train import train
+from larf_curate.cli.training_options import make_recipe
+from larf_curate.cli.verify import verify
 from larf_curate.errors import InputError
 from tests.fixtures.scored_folder import write_scored
 from tests.fixtures.training_rows import scored_rows
@@ -72,6 +75,6 @@ def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start,
 
 
 def test_a_batch_smaller_than_the_usual_micro_batch_needs_no_second_option():
-    recipe = _recipe("sft", {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None})
+    recipe = make_recipe("sft", {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None})
     assert recipe.micro_batch_size == 8
     assert recipe.lora_targets == ("q_proj", "v_proj")

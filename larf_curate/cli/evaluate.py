@@ -1,0 +1,136 @@
+"""``larf-curate evaluate``: measure how often a model refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER
+from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.training_options import PROMPTS, evaluation_suite, formatted, options
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder for figures, answers and the plot.")
+@click.option(
+    "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, for comparison."
+)
+@click.option("--guard", help="Judge with this guard model, like Llama Guard: folder or Hub id.")
+@click.option(
+    "--second-judge",
+    "further",
+    multiple=True,
+    metavar="JUDGE",
+    help="Judge the same answers by guard:MODEL, model:MODEL, endpoint:MODEL@URL (key in OPENAI_API_KEY), or a name as "
+    "of --judge, and report the agreement; repeatable.",
+)
+@click.option("--base", help="Model before fine-tuning, under which the perplexity of answers is computed.")
+@click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
+@click.option("--refusal-label", default="REFUSAL", show_default=True, help="The classifier's label for refusals.")
+@options(PROMPTS)
+@json_option
+def evaluate(
+    model: str,
+    output: Path,
+    against: Path | None,
+    guard: str | None,
+    further: tuple[str, ...],
+    base: str | None,
+    classifier: str | None,
+    refusal_label: str,
+    as_json: bool,
+    **checks: Any,  # noqa: ANN401  the options of PROMPTS
+) -> None:
+    """Measure how often a model refuses.
+
+    Counts how often MODEL refuses harmful prompts and, wrongly, safe ones; optionally computes its held-out loss and
+    exact match. Writes evaluation.json, harmful.json and safe.json with all answers, and refusals.png.
+
+    \b
+    larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
+    larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
+    """
+    from larf_curate.evaluation.agreement import compare_judges
+    from larf_curate.evaluation.judges import ClassifierJudge, GuardJudge, named_judge
+    from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
+    from larf_curate.files import write_json
+    from larf_curate.models.generation import load_model
+
+    if guard and classifier:
+        raise click.UsageError("--guard and --classifier are two judges: use one")
+    suite = evaluation_suite(**checks)
+    earlier = suite.comparable(against) if against else {}
+    if guard:
+        suite = replace(suite, judge=GuardJudge.load(guard))
+    if classifier:
+        suite = replace(suite, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
+    if suite.judge_name in further or len(set(further)) < len(further):
+        raise click.UsageError("wanted each judge once: --second-judge adds to the first")
+    judges = {name: named_judge(name) for name in further}
+    # After all inputs are checked, since loading takes longest.
+    loaded, tokenizer = load_model(model)
+    result = {"model": model, "options": {**checks, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
+    reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
+    if earlier:
+        result["against"] = {kind: compare_refusals(earlier[kind], report) for kind, report in reports.items()}
+    del loaded  # free its memory for the base model
+    result["incoherence"] = _incoherence(reports, base)
+    compared = {k: compare_judges(r, judges, earlier=earlier.get(k)) for k, r in reports.items()} if judges else {}
+    if compared:
+        result["judges"] = {kind: comparison.summary() for kind, comparison in compared.items()}
+    write_json(output / "evaluation.json", result)
+    plot_refusals(reports, output / "refusals.png")
+    if as_json:
+        echo_json(result)
+        return
+    echo_table("Evaluation", ("metric", "mean", "95 % interval", "rows"), _metric_rows(result))
+    for kind, change in result.get("against", {}).items():
+        low, high = change["interval"]
+        text = f"{kind}: {change['change']:+.1%} against {change['models'][0]} ({low:+.1%} to {high:+.1%})"
+        click.echo(f"{text}, McNemar p = {change['p_value']:.2g}")
+    for kind, shares in result["incoherence"].items():
+        click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
+    _echo_judges(result.get("judges", {}))
+
+
+def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[str, float | None]]:
+    """Shares of incoherent answers by kind of prompt."""
+    from larf_curate.evaluation.coherence import incoherence, perplexities
+    from larf_curate.models.generation import load_model
+
+    loaded = load_model(base) if base else None
+    return {
+        kind: incoherence(report.answers, perplexities(*loaded, report.prompts, report.answers) if loaded else None)
+        for kind, report in reports.items()
+    }
+
+
+def _echo_judges(judges: dict[str, Any]) -> None:
+    """Print each judge's rate and the agreement, with warnings."""
+    for kind, found in judges.items():
+        rates = [
+            (name, "" if row["rate"] is None else f"{row['rate']:.1%}", str(row["unjudged"]))
+            for name, row in found["judges"].items()
+        ]
+        echo_table(f"Judges of the {kind} prompts", ("judge", "refused", "not judged"), rates)
+        for pair in found["kappa"]:
+            click.echo(f"kappa of {' and '.join(pair['judges'])}: {formatted(pair['kappa'], '.2f') or 'undefined'}")
+        for warning in found["warnings"]:
+            click.echo(f"Warning: {warning}")
+
+
+def _metric_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """One table row per metric that was measured."""
+    names = {
+        "harmful": "harmful prompts refused",
+        "safe": "safe prompts refused",
+        "held_out_loss": "held-out loss",
+        "exact_match": "questions answered correctly",
+    }
+    return [
+        (text, f"{r['mean']:.3f}", f"{r['interval'][0]:.3f} to {r['interval'][1]:.3f}", str(r["rows"]))
+        for key, text in names.items()
+        if (r := result.get(key))
+    ]

@@ -1,0 +1,76 @@
+"""``larf-curate train``: fine-tune a model with SFT or SAP."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from larf_curate.cli.options import FOLDER
+from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.training_options import DATA, NATURAL, RECIPE, load_rows, make_recipe, options, training_module
+from larf_curate.training.choices import TRAINING_METHODS
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--model", required=True, help="Folder or Hub id of the model to fine-tune.")
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder for checkpoints and the trained model.")
+@click.option(
+    "--method", type=click.Choice(TRAINING_METHODS), default="sap", show_default=True, help="Training method."
+)
+@click.option("--split", help="Split, if the dataset has several.")
+@click.option("--seed", default=0, type=NATURAL, show_default=True, help="Random seed.")
+@click.option("--save-steps", default=0, type=NATURAL, show_default=True, help="Steps between checkpoints; 0 for none.")
+@click.option("--resume", is_flag=True, help="Resume from the last complete checkpoint in the folder.")
+@options(RECIPE, DATA)
+@json_option
+def train(
+    dataset: str,
+    model: str,
+    output: Path,
+    method: str,
+    seed: int,
+    save_steps: int,
+    resume: bool,
+    split: str | None,
+    columns: dict[str, str] | None,
+    references: str,
+    as_json: bool,
+    **recipe: Any,  # noqa: ANN401  the options of RECIPE
+) -> None:
+    """Fine-tune a model with SFT or SAP.
+
+    SFT is plain supervised fine-tuning; SAP (Safety-Aware Probing) preserves the model's refusals. DATASET is a file, a
+    folder or a Hub id. From a selection or decisions folder, the kept rows are read.
+
+    \b
+    larf-curate train decisions/ --model org/model -o tuned/ --method sap
+    """
+    fine_tune = training_module().fine_tune
+    rows = load_rows(dataset, split)
+    trained = fine_tune(
+        model,
+        rows,
+        output,
+        recipe=make_recipe(method, recipe),
+        seed=seed,
+        references=references,
+        columns=columns,
+        save_steps=save_steps,
+        resume=resume,
+    )
+    history = [entry for entry in trained.state.log_history if "seconds_per_step" in entry]
+    result = {"output": str(output), "method": method, "steps": trained.state.global_step, **_last_metrics(history)}
+    if not trained.is_world_process_zero():  # under DDP, one process prints for all
+        return
+    if as_json:
+        echo_json(result)
+    else:
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.items()}
+        echo_table("Trained", ("", ""), list(shown.items()))
+
+
+def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of the last log entry that are worth printing."""
+    keys = ("loss", "seconds_per_step", "peak_memory_mb", "sap/cost")
+    return {key: float(history[-1][key]) for key in keys if history and key in history[-1]}
