@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
+from operator import itemgetter
 from typing import Any, Literal
 
 from larf_curate.conversation.messages import (
@@ -32,8 +33,17 @@ from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
 Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
+ENCODING = {
+    "add_special_tokens": False,  # the template has already written them
+    "return_offsets_mapping": True,
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
+"""Options of the tokenizer."""
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
+_start, _end = itemgetter(0), itemgetter(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +96,8 @@ class Inspection:
 
     rendered: Rendered
     text: str = ""
-    ids: tuple[int, ...] = ()
-    offsets: tuple[tuple[int, int], ...] = ()
+    ids: Sequence[int] = ()
+    offsets: Sequence[tuple[int, int]] = ()
     learned: tuple[tuple[int, int], ...] = ()
     others: tuple[tuple[int, int], ...] = ()
     read: tuple[tuple[int, int], ...] = ()
@@ -158,9 +168,7 @@ class Renderer:
         self._tell_unused_columns(rows)
         items = [self._try_render(row, schema) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
-        # The template has already written the special tokens, so the tokenizer must not add them again.
-        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-        encoded = self.tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
+        encoded = self.tokenizer(texts, **ENCODING) if texts else {"input_ids": [], "offset_mapping": []}
         tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         for item in items:
             yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, *next(tokenized))
@@ -293,11 +301,10 @@ class Renderer:
         """Convert character spans of the turns to token positions, and truncate."""
         if not ids:
             return Inspection(rendered=Rendered(status="empty", reason="the conversation has no tokens"))
-        starts, ends = zip(*offsets, strict=True)
         turns = []
         for begin, stop in item.spans:
-            end = max(bisect_left(starts, stop) - 1, 0)  # the last one where several tokens share a character
-            turns.append(Turn(min(bisect_right(ends, begin), end), end))
+            end = max(bisect_left(offsets, stop, key=_start) - 1, 0)  # the last one where several share a character
+            turns.append(Turn(min(bisect_right(offsets, begin, key=_end), end), end))
         length = turns[-1].end + 1  # no state is read after the last answer
         tokens = Tokens(ids[:length], tuple(turns))
         kept = tokens if length <= self.max_length else truncate(tokens, self.max_length)
@@ -306,8 +313,8 @@ class Renderer:
         return Inspection(
             rendered=Rendered(status="truncated" if gap else "ok", tokens=kept, texts=texts),
             text=item.text,
-            ids=tuple(ids),
-            offsets=tuple(offsets),
+            ids=ids,
+            offsets=offsets,
             learned=tuple(item.spans),
             others=item.others,
             read=((0, head), (head + gap, length)) if gap else ((0, length),),
