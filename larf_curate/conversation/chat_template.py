@@ -8,7 +8,7 @@ convert these spans to token positions.
 import json
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -20,6 +20,7 @@ from larf_curate.conversation.messages import (
     DEVELOPER,
     GIVEN_ROLE,
     EmptyConversationError,
+    Message,
     UnsupportedContentError,
     has_content,
     is_learned,
@@ -203,28 +204,33 @@ class Renderer:
             return _RenderedText(text, [(0, len(text))])
         messages, arguments = conversation.messages, conversation.arguments
         text = self.template(messages, arguments=arguments)
-        turns = self._finder(arguments)(messages, text)
-        learned = [span for index, span in turns.spans.items() if is_learned(messages[index])]
-        others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
-        self._check_learned(conversation, text, turns)
+        finder = self._finder(arguments)
+        turns = finder(messages, text)
+        learned = [index for index, message in enumerate(messages) if is_learned(message)]
+        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
         self._tell(conversation, turns)
-        return _RenderedText(text, learned, others)
+        spans = [turns.spans[index] for index in learned if index in turns.spans]
+        others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
+        return _RenderedText(text, spans, others)
 
-    def _check_learned(self, conversation: Conversation, text: str, turns: Turns) -> None:
+    def _check_learned(self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[int], bool]) -> None:
         """Refuse a conversation of whose learned turns nothing is shown: only end-of-turn tokens would be scored.
+
+        Args:
+            messages: The conversation.
+            learned: Indices of the messages that are learned.
+            shows: Whether the rendered conversation shows anything of a message, by its index.
 
         Raises:
             EmptyConversationError: If no turn is learned, or none that is has content.
             UnsupportedContentError: If the chat template leaves out all content of the learned turns.
         """
-        messages, finder = conversation.messages, self._finder(conversation.arguments)
-        learned = [index for index, message in enumerate(messages) if is_learned(message)]
         if not learned:
             raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
         with_content = [index for index in learned if has_content(messages[index])]
         if not with_content:
             raise EmptyConversationError("wanted text in a turn that is learned, got none: there is nothing to score")
-        if not any(index in turns.spans and finder.shows(messages, text, turns, index) for index in with_content):
+        if not any(map(shows, with_content)):
             unread = self.template.unread([messages[index] for index in with_content], {})
             texts = ["its text"] if any(text_of(messages[index]).strip() for index in with_content) else []
             left_out = " and ".join([*unread, *texts]) or "all of it"
