@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
-from operator import itemgetter
 from typing import Any, Literal
 
 from larf_curate.conversation.messages import (
@@ -27,7 +26,7 @@ from larf_curate.conversation.messages import (
     text_of,
 )
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
-from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
+from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
@@ -36,15 +35,13 @@ logger = logging.getLogger(__name__)
 Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
 ENCODING = {
     "add_special_tokens": False,  # the template has already written them
-    "return_offsets_mapping": True,
     "return_attention_mask": False,
     "return_token_type_ids": False,
     "verbose": False,
 }
-"""Options of the tokenizer."""
+"""Options of the tokenizer: character offsets come from its encodings, where they are wanted."""
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
-_start, _end = itemgetter(0), itemgetter(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +84,7 @@ class Inspection:
     Args:
         rendered: The result, as the renderer returns it.
         text: The rendered text.
-        ids: Token ids of the whole text.
-        offsets: First character of each token, and the one behind its last.
+        encoding: The whole text as the tokenizer encodes it.
         learned: Character span of each assistant turn that is learned, and so scored.
         others: Character span of each assistant turn that a flag of the row excludes from training.
         read: Tokens whose states the model computes: ``ids[start:end]`` for each pair.
@@ -97,12 +93,21 @@ class Inspection:
 
     rendered: Rendered
     text: str = ""
-    ids: Sequence[int] = ()
-    offsets: Sequence[tuple[int, int]] = ()
+    encoding: Encoding | None = None
     learned: tuple[tuple[int, int], ...] = ()
     others: tuple[tuple[int, int], ...] = ()
     read: tuple[tuple[int, int], ...] = ()
     turns: tuple[Turn, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of the whole text."""
+        return self.encoding.ids if self.encoding else []
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """First character of each token, and the one behind its last."""
+        return self.encoding.offsets if self.encoding else []
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,9 @@ class Renderer:
         self._tell_unused_columns(rows)
         items = [self._try_render(row, schema) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
-        encoded = self.tokenizer(texts, **ENCODING) if texts else {"input_ids": [], "offset_mapping": []}
-        tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
         for item in items:
-            yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, *next(tokenized))
+            yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, next(encodings))
 
     @property
     def left_out(self) -> list[str]:
@@ -303,24 +307,25 @@ class Renderer:
                 "the role in the data, as training may give the template the name as it is"
             )
 
-    def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Inspection:
+    def _locate(self, item: _RenderedText, encoding: Encoding) -> Inspection:
         """Convert character spans of the turns to token positions, and truncate."""
-        if not ids:
+        if not (ids := encoding.ids):
             return Inspection(rendered=Rendered(status="empty", reason="the conversation has no tokens"))
-        turns = []
+        indices, turns = range(len(ids)), []
         for begin, stop in item.spans:
-            end = max(bisect_left(offsets, stop, key=_start) - 1, 0)  # the last one where several share a character
-            turns.append(Turn(min(bisect_right(offsets, begin, key=_end), end), end))
+            behind = bisect_left(indices, stop, key=lambda index: encoding.token_to_chars(index)[0])
+            end = max(behind - 1, 0)  # the last one where several tokens share a character
+            start = bisect_right(indices, begin, key=lambda index: encoding.token_to_chars(index)[1])
+            turns.append(Turn(min(start, end), end))
         length = turns[-1].end + 1  # no state is read after the last answer
         tokens = Tokens(ids[:length], tuple(turns))
         kept = tokens if length <= self.max_length else truncate(tokens, self.max_length)
         gap, head = length - len(kept.ids), self.max_length // 4
-        texts = self._texts(item.text, tokens, gap, offsets) if self.keep_texts else ()
+        texts = self._texts(item.text, tokens, gap, encoding.offsets) if self.keep_texts else ()
         return Inspection(
             rendered=Rendered(status="truncated" if gap else "ok", tokens=kept, texts=texts),
             text=item.text,
-            ids=ids,
-            offsets=offsets,
+            encoding=encoding,
             learned=tuple(item.spans),
             others=item.others,
             read=((0, head), (head + gap, length)) if gap else ((0, length),),

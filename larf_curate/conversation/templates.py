@@ -46,6 +46,17 @@ PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 """Texts that no template changes."""
 
 
+class Encoding(Protocol):
+    """A text as a fast tokenizer encodes it."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int]:
+        """First character of a token, and the one behind its last: one item of ``offsets``, which copies them all."""
+        ...
+
+
 class Tokenizer(Protocol):
     """The interface of a fast transformers tokenizer that this package uses."""
 
@@ -53,7 +64,7 @@ class Tokenizer(Protocol):
     chat_template: str | dict[str, str] | None
     bos_token: str | None
 
-    def __call__(self, text: Sequence[str], **options: bool) -> Mapping[str, Any]:
+    def __call__(self, text: Sequence[str], **options: bool) -> Any:  # noqa: ANN401  a BatchEncoding
         """Tokenize texts."""
         ...
 
