@@ -8,7 +8,7 @@ convert these spans to token positions.
 import json
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,19 +19,27 @@ from larf_curate.conversation.messages import (
     DEVELOPER,
     GIVEN_ROLE,
     EmptyConversationError,
+    Message,
     UnsupportedContentError,
     has_content,
     is_learned,
     text_of,
 )
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
-from larf_curate.conversation.templates import ChatTemplate, Tokenizer, template_digest
+from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
 Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
+ENCODING = {
+    "add_special_tokens": False,  # the template has already written them
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
+"""Options of the tokenizer: character offsets come from its encodings, where they are wanted."""
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
 
@@ -76,8 +84,7 @@ class Inspection:
     Args:
         rendered: The result, as the renderer returns it.
         text: The rendered text.
-        ids: Token ids of the whole text.
-        offsets: First character of each token, and the one behind its last.
+        encoding: The whole text as the tokenizer encodes it.
         learned: Character span of each assistant turn that is learned, and so scored.
         others: Character span of each assistant turn that a flag of the row excludes from training.
         read: Tokens whose states the model computes: ``ids[start:end]`` for each pair.
@@ -86,12 +93,21 @@ class Inspection:
 
     rendered: Rendered
     text: str = ""
-    ids: tuple[int, ...] = ()
-    offsets: tuple[tuple[int, int], ...] = ()
+    encoding: Encoding | None = None
     learned: tuple[tuple[int, int], ...] = ()
     others: tuple[tuple[int, int], ...] = ()
     read: tuple[tuple[int, int], ...] = ()
     turns: tuple[Turn, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of the whole text."""
+        return self.encoding.ids if self.encoding else []
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """First character of each token, and the one behind its last."""
+        return self.encoding.offsets if self.encoding else []
 
 
 @dataclass(frozen=True)
@@ -158,12 +174,9 @@ class Renderer:
         self._tell_unused_columns(rows)
         items = [self._try_render(row, schema) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
-        # The template has already written the special tokens, so the tokenizer must not add them again.
-        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-        encoded = self.tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
-        tokenized = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
         for item in items:
-            yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, *next(tokenized))
+            yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, next(encodings))
 
     @property
     def left_out(self) -> list[str]:
@@ -195,28 +208,33 @@ class Renderer:
             return _RenderedText(text, [(0, len(text))])
         messages, arguments = conversation.messages, conversation.arguments
         text = self.template(messages, arguments=arguments)
-        turns = self._finder(arguments)(messages, text)
-        learned = [span for index, span in turns.spans.items() if is_learned(messages[index])]
-        others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
-        self._check_learned(conversation, text, turns)
+        finder = self._finder(arguments)
+        turns = finder(messages, text)
+        learned = [index for index, message in enumerate(messages) if is_learned(message)]
+        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
         self._tell(conversation, turns)
-        return _RenderedText(text, learned, others)
+        spans = [turns.spans[index] for index in learned if index in turns.spans]
+        others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
+        return _RenderedText(text, spans, others)
 
-    def _check_learned(self, conversation: Conversation, text: str, turns: Turns) -> None:
+    def _check_learned(self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[int], bool]) -> None:
         """Refuse a conversation of whose learned turns nothing is shown: only end-of-turn tokens would be scored.
+
+        Args:
+            messages: The conversation.
+            learned: Indices of the messages that are learned.
+            shows: Whether the rendered conversation shows anything of a message, by its index.
 
         Raises:
             EmptyConversationError: If no turn is learned, or none that is has content.
             UnsupportedContentError: If the chat template leaves out all content of the learned turns.
         """
-        messages, finder = conversation.messages, self._finder(conversation.arguments)
-        learned = [index for index, message in enumerate(messages) if is_learned(message)]
         if not learned:
             raise EmptyConversationError("wanted a turn that is learned, got weight, train or loss 0 for every turn")
         with_content = [index for index in learned if has_content(messages[index])]
         if not with_content:
             raise EmptyConversationError("wanted text in a turn that is learned, got none: there is nothing to score")
-        if not any(index in turns.spans and finder.shows(messages, text, turns, index) for index in with_content):
+        if not any(map(shows, with_content)):
             unread = self.template.unread([messages[index] for index in with_content], {})
             texts = ["its text"] if any(text_of(messages[index]).strip() for index in with_content) else []
             left_out = " and ".join([*unread, *texts]) or "all of it"
@@ -289,25 +307,25 @@ class Renderer:
                 "the role in the data, as training may give the template the name as it is"
             )
 
-    def _locate(self, item: _RenderedText, ids: list[int], offsets: list[tuple[int, int]]) -> Inspection:
+    def _locate(self, item: _RenderedText, encoding: Encoding) -> Inspection:
         """Convert character spans of the turns to token positions, and truncate."""
-        if not ids:
+        if not (ids := encoding.ids):
             return Inspection(rendered=Rendered(status="empty", reason="the conversation has no tokens"))
-        starts, ends = zip(*offsets, strict=True)
-        turns = []
+        indices, turns = range(len(ids)), []
         for begin, stop in item.spans:
-            end = max(bisect_left(starts, stop) - 1, 0)  # the last one where several tokens share a character
-            turns.append(Turn(min(bisect_right(ends, begin), end), end))
+            behind = bisect_left(indices, stop, key=lambda index: encoding.token_to_chars(index)[0])
+            end = max(behind - 1, 0)  # the last one where several tokens share a character
+            start = bisect_right(indices, begin, key=lambda index: encoding.token_to_chars(index)[1])
+            turns.append(Turn(min(start, end), end))
         length = turns[-1].end + 1  # no state is read after the last answer
         tokens = Tokens(ids[:length], tuple(turns))
         kept = tokens if length <= self.max_length else truncate(tokens, self.max_length)
         gap, head = length - len(kept.ids), self.max_length // 4
-        texts = self._texts(item.text, tokens, gap, offsets) if self.keep_texts else ()
+        texts = self._texts(item.text, tokens, gap, encoding.offsets) if self.keep_texts else ()
         return Inspection(
             rendered=Rendered(status="truncated" if gap else "ok", tokens=kept, texts=texts),
             text=item.text,
-            ids=tuple(ids),
-            offsets=tuple(offsets),
+            encoding=encoding,
             learned=tuple(item.spans),
             others=item.others,
             read=((0, head), (head + gap, length)) if gap else ((0, length),),

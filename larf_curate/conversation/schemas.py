@@ -138,6 +138,8 @@ def to_conversation(
         raise EmptyConversationError(f"wanted {wanted}, got none: there is nothing to score")
     if schema.plain:
         return Conversation(messages=messages, text=messages[0]["content"])
+    if row.keys().isdisjoint(EXTRAS):
+        return Conversation(messages=messages)
     messages = _with_extras(messages, row, schema)
     return Conversation(
         messages=messages, arguments=_arguments(row), ignored=_ignored_prompts(messages[0], row, schema)

@@ -5,11 +5,11 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 from jinja2 import Environment, TemplateError
@@ -46,6 +46,17 @@ PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 """Texts that no template changes."""
 
 
+class Encoding(Protocol):
+    """A text as a fast tokenizer encodes it."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int]:
+        """First character of a token, and the one behind its last: one item of ``offsets``, which copies them all."""
+        ...
+
+
 class Tokenizer(Protocol):
     """The interface of a fast transformers tokenizer that this package uses."""
 
@@ -53,7 +64,7 @@ class Tokenizer(Protocol):
     chat_template: str | dict[str, str] | None
     bos_token: str | None
 
-    def __call__(self, text: Sequence[str], **options: bool) -> Mapping[str, Any]:
+    def __call__(self, text: Sequence[str], **options: bool) -> Any:  # noqa: ANN401  a BatchEncoding
         """Tokenize texts."""
         ...
 
@@ -129,17 +140,20 @@ class ChatTemplate:
                 f"chat_template_kwargs have {', '.join(reserved)}, which no row can set: remove them"
             )
         try:
+            _bound(source)
             text = self.tokenizer.apply_chat_template(
                 given, tokenize=False, add_generation_prompt=generation_prompt, chat_template=source, **arguments
             )
+            if len(text) > MAX_TEXT:
+                raise _TooLongError
+        except _TooLongError as error:
+            raise ConversationError(
+                f"wanted at most {MAX_TEXT:,} characters, got more from the model's chat template: "
+                "shorten the row, or pass another template"
+            ) from error
         except TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__  # some have no words
             raise ConversationError(f"the model's chat template rejects the conversation: {reason}") from error
-        if len(text) > MAX_TEXT:
-            raise ConversationError(
-                f"wanted at most {MAX_TEXT:,} characters, got {len(text):,} from the model's chat template: "
-                "shorten the row, or pass another template"
-            )
         return str(clean(str(text)))
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
@@ -223,6 +237,34 @@ class ChatTemplate:
     def _kinds_shown(self, source: str) -> set[str]:
         """Kinds of parts beside text that the template mentions."""
         return {kind for kind in MEDIA if re.search(rf"['\".]{kind}\b", source)}
+
+
+class _TooLongError(TemplateError):
+    """A template has written more than `MAX_TEXT` characters."""
+
+
+@lru_cache(maxsize=64)
+def _bound(source: str) -> None:
+    """Let a template stop once it has written too much; otherwise it is rejected only after it has written all."""
+    with suppress(ImportError):  # the environment in which transformers renders has no public name
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        _compile_jinja_template(source).environment.concat = _join
+
+
+def _join(parts: Iterable[str]) -> str:
+    """Join what a template writes.
+
+    Raises:
+        _TooLongError: As soon as it is more than `MAX_TEXT` characters; what follows is not rendered.
+    """
+    kept, size = [], 0
+    for part in parts:
+        kept.append(part)
+        size += len(part)
+        if size > MAX_TEXT:
+            raise _TooLongError
+    return "".join(kept)
 
 
 def with_day(source: str, day: date) -> str:

@@ -133,7 +133,7 @@ class TurnFinder:
         return Turns(spans, tuple(sorted(unseen | found.keys() - spans.keys())))
 
     def shows(self, messages: Sequence[Message], text: str, turns: Turns, index: int) -> bool:
-        """Whether the rendered conversation shows anything of a message: its text, its calls of tools or its thought.
+        """Whether the turn of a message shows anything of it: its text, its calls of tools or its thought.
 
         Args:
             messages: The conversation.
@@ -141,7 +141,9 @@ class TurnFinder:
             turns: The turns of the conversation.
             index: Index of the message.
         """
-        start, end = turns.spans.get(index, (0, 0))
+        if index not in turns.spans:
+            return False
+        start, end = turns.spans[index]
         message, core = messages[index], _core(messages[index]).rpartition(THOUGHT_END)[2].strip()
         if core and text.find(core, start, end) >= 0:
             return True
@@ -149,7 +151,7 @@ class TurnFinder:
         try:
             return self.render(without) != text
         except ConversationError:  # it looks at what the message has
-            return index in turns.spans
+            return True
 
     def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]

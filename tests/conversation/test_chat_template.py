@@ -287,8 +287,16 @@ def test_thousands_of_turns_are_each_found():
     assert texts_of_turns(tokenizer, item.tokens) == answers
 
 
+STOPPED = "{% for _ in range(1000) %}a{% endfor %}{{ raise_exception('went on') }}"
+
+
 @pytest.mark.parametrize(
-    ("endless", "words"), [("{{ 'a' * 10**13 }}", "MemoryError"), ("{{ 'a' * 1000 }}", "at most 999")]
+    ("endless", "words"),
+    [
+        ("{{ 'a' * 10**13 }}", "MemoryError"),
+        ("{{ 'a' * 1000 }}", "at most 999"),
+        (STOPPED, "at most 999"),
+    ],
 )
 def test_a_template_that_writes_too_much_makes_the_row_malformed(endless, words, monkeypatch):
     monkeypatch.setattr(templates, "MAX_TEXT", 999)
