@@ -27,7 +27,7 @@ from larf_curate.conversation.messages import (
 )
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
-from larf_curate.conversation.truncation import Tokens, Turn, truncate
+from larf_curate.conversation.truncation import Tokens, Turn, shorten, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
@@ -70,11 +70,13 @@ class _RenderedText:
         text: The text.
         spans: Spans of the assistant turns that are learned.
         others: Spans of the assistant turns that a flag of the row excludes from training.
+        is_cut: Whether the text lacks its middle.
     """
 
     text: str
     spans: list[tuple[int, int]]
     others: tuple[tuple[int, int], ...] = ()
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ class Renderer:
             schema: Format of all rows, if known; default: inferred for each row.
         """
         self._tell_unused_columns(rows)
-        items = [self._try_render(row, schema) for row in rows]
+        items = [self._shortened(self._try_render(row, schema)) for row in rows]
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
         encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
         for item in items:
@@ -307,6 +309,20 @@ class Renderer:
                 "the role in the data, as training may give the template the name as it is"
             )
 
+    def _shortened(self, item: _RenderedText | Rendered) -> _RenderedText | Rendered:
+        """The same text, or the ends of a text that is so long that no token of its middle is kept."""
+        if isinstance(item, Rendered) or len(item.text) <= 4 * self._side:
+            return item
+        text, spans = shorten(item.text, [*item.others, *item.spans], self._side)
+        learned = [span for span in spans[len(item.others) :] if span]
+        others = tuple(span for span in spans[: len(item.others)] if span)
+        return _RenderedText(text, learned, others, is_cut=len(text) < item.spans[-1][1])
+
+    @cached_property
+    def _side(self) -> int:
+        """Number of characters that have more than ``max_length`` tokens, whichever they are."""
+        return (self.max_length + 1) * max(map(len, self.tokenizer.get_vocab()))
+
     def _locate(self, item: _RenderedText, encoding: Encoding) -> Inspection:
         """Convert character spans of the turns to token positions, and truncate."""
         if not (ids := encoding.ids):
@@ -323,7 +339,7 @@ class Renderer:
         gap, head = length - len(kept.ids), self.max_length // 4
         texts = self._texts(item.text, tokens, gap, encoding.offsets) if self.keep_texts else ()
         return Inspection(
-            rendered=Rendered(status="truncated" if gap else "ok", tokens=kept, texts=texts),
+            rendered=Rendered(status="truncated" if gap or item.is_cut else "ok", tokens=kept, texts=texts),
             text=item.text,
             encoding=encoding,
             learned=tuple(item.spans),

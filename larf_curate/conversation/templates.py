@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """Render a conversation."""
         ...
 
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by token."""
+        ...
+
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]:
         """Added tokens by id, each with an attribute ``special``."""

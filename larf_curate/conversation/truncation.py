@@ -1,6 +1,14 @@
 """Token positions of the turns of a conversation, and truncation of conversations that are too long."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Span: TypeAlias = tuple[int, int]
+"""First character, and the one behind the last."""
+WORD_CHARACTERS = 1000
+"""Number of characters in which `shorten` looks for the end of a word."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,42 @@ def truncate(tokens: Tokens, length: int) -> Tokens:
     return Tokens(tokens.ids[:head] + tokens.ids[head + gap :], tuple(shifted))
 
 
+def shorten(text: str, spans: Sequence[Span], side: int) -> tuple[str, list[Span | None]]:
+    """Remove the middle and the end of a very long text, of which `truncate` would keep no token.
+
+    So a text of any length is tokenized in bounded time and memory.
+
+    Args:
+        text: A rendered conversation.
+        spans: Spans of characters of its turns, the last of which ends what is read.
+        side: Least number of characters to keep at the start and before the end of the last span, and the most behind
+            it. They must have more tokens than `truncate` keeps.
+
+    Returns:
+        The text, cut between words where there are any, and the spans at their new positions, None for those that are
+        removed.
+    """
+    last = spans[-1][1]
+    text = text[: last + side]
+    if last <= 4 * side:
+        return text, list(spans)
+    reach = min(WORD_CHARACTERS, side)
+    head, tail = _word_end(text, side, reach), _word_end(text, last - side - reach, reach)
+    gap = tail - head
+    kept = [None if head <= start and stop <= tail else _moved(start, stop, head, gap) for start, stop in spans]
+    return text[:head] + text[tail:], kept
+
+
+def _word_end(text: str, position: int, reach: int) -> int:
+    """The next position at which a word ends, within ``reach`` characters; else the position itself."""
+    found = re.compile(r"\s").search(text, position, position + reach)
+    return found.start() if found else position
+
+
+def _moved(start: int, stop: int, head: int, gap: int) -> Span:
+    return _shifted(start, head, gap), _shifted(stop, head, gap)
+
+
 def _shifted(position: int, head: int, gap: int) -> int:
-    """Position of a token after ``gap`` tokens from ``head`` on are removed."""
+    """Position of a token or character after ``gap`` of them from ``head`` on are removed."""
     return position if position < head else max(position - gap, head)

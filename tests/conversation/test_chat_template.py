@@ -287,6 +287,33 @@ def test_thousands_of_turns_are_each_found():
     assert texts_of_turns(tokenizer, item.tokens) == answers
 
 
+WORD = st.sampled_from(["bread", " ", "\n", "äöü", "😀", "Sure, here is a recipe.", "<|im_end|>", "x" * 70])
+TEXT = st.lists(WORD, max_size=12).flatmap(lambda words: st.integers(0, 40).map(lambda n: "".join(words) * n))
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=4), TEXT)
+def test_a_very_long_row_has_the_tokens_of_which_its_whole_text_is_truncated(exchanges, rest):
+    chat = []
+    for question, answer, train in exchanges:
+        chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer, "train": train}]
+    rows = [{"messages": [*chat, {"role": "user", "content": rest}]}]
+    whole, short = Renderer(tokenizer_with(CHATML), 16), Renderer(tokenizer_with(CHATML), 16)
+    whole.__dict__["_side"] = 10**9
+    [wanted], [got] = whole(rows), short(rows)
+    assert got == wanted
+
+
+def test_a_row_of_ten_million_characters_is_tokenized_at_its_ends():
+    renderer = Renderer(tokenizer_with(CHATML), 64)
+    row = {"instruction": "Say it", "output": "word " * 2_000_000 + "the end"}
+    [item] = renderer.inspect([row])
+    assert item.rendered.status == "truncated"
+    assert len(item.rendered.tokens.ids) == 64
+    assert len(item.ids) < 10_000
+    assert item.text.endswith("word the end<|im_end|>\n")
+
+
 STOPPED = "{% for _ in range(1000) %}a{% endfor %}{{ raise_exception('went on') }}"
 
 
