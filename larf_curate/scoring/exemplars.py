@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from typing_extensions import TypedDict
 
@@ -212,7 +212,7 @@ class ExemplarIndex:
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
         with atomic_path(Path(folder) / STATES_FILE) as temporary:
-            save_file(self._tensors(), temporary)
+            save_file(self._tensors(), temporary, metadata={"digest": self.digest})
         # Last, since `cache_exemplars` takes a folder with this file as complete.
         write_json(Path(folder) / CONFIG_FILE, self._config())
 
@@ -221,22 +221,27 @@ class ExemplarIndex:
         """Load an index from a folder.
 
         Raises:
-            InputError: If the folder has no index, or it is damaged.
+            InputError: If the folder has no index, or it is damaged or was changed.
         """
         config = read_record(Path(folder) / CONFIG_FILE, IndexConfig, remedy="build the index again")
         try:
             tensors = load_file(Path(folder) / STATES_FILE)
             if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in tensors.values()):
                 raise TypeError("states that are not finite float32 numbers")
-            return cls(
+            index = cls(
                 states=tensors["states"],
                 ids=tuple(config["ids"]),
                 labels=tuple(config["labels"]),
                 layer=config["layer"],
                 centre=tensors["centre"] if config["centred"] else None,
             )
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            with safe_open(Path(folder) / STATES_FILE, framework="numpy") as file:
+                recorded = (file.metadata() or {}).get("digest")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the exemplar index in {folder} is damaged ({error}): build it again") from error
+        if recorded != index.digest:
+            raise InputError(f"the exemplar index in {folder} was changed after it was written: build it again")
+        return index
 
     def _config(self) -> dict[str, Any]:
         centred = self.centre is not None

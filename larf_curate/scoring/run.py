@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from larf_curate.columns import GUARD
+from larf_curate.columns import GUARD, SCORE, scores_digest
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
@@ -189,6 +189,12 @@ def _statuses(path: Path) -> list[str]:
     return statuses
 
 
+def _scores(path: Path) -> list[pa.Array]:
+    """The column ``larf_score`` of a shard, in parts."""
+    parts: list[pa.Array] = pq.read_table(path, columns=[SCORE])[0].chunks
+    return parts
+
+
 def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     """Write the plan of a new run, or compare it with the plan of the run to resume."""
     plan = json.loads(json.dumps(plan))  # as it will be read back: tuples become lists
@@ -276,6 +282,7 @@ def _manifest(
         "signals": list(scorer.signals),
         "rows": source.rows,
         "status": dict(sorted(status.items())),
+        "scores": scores_digest(pa.chunked_array([part for path in files for part in _scores(path)], pa.float32())),
         "shards": [recorded[path.name] for path in files],
     }
     judged = {"guard": {**guard.describe(), "status": guard_statuses(folder)}} if guard else {}
