@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.files import read_json, sha256
-from larf_curate.records import FOREIGN, STRICT, check_seal, parse_record, read_record
+from larf_curate.records import FOREIGN, STRICT, check_seal, parse_record, read_sealed
 from larf_curate.verification import is_unchanged
 
 VERSION = 2
@@ -187,6 +187,7 @@ class Plan(TypedDict):
     scorer: dict[str, JsonValue]
     rows: int
     guard: NotRequired[dict[str, JsonValue]]
+    digest: str
 
 
 Record = TypeVar("Record", ScoredManifest, SelectionManifest, DecisionsManifest)
@@ -310,7 +311,7 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         InputError: If they are missing or damaged.
     """
-    return read_record(folder / PLAN, Plan, remedy="score into another folder")
+    return read_sealed(folder / PLAN, Plan, remedy="score into another folder")
 
 
 def shard_record(path: Path, rows: int, *, folder: Path) -> ShardRecord:

@@ -30,7 +30,7 @@ from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, remove_temporary_files, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
-from larf_curate.records import seal
+from larf_curate.records import seal, write_sealed
 from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.journal import read_journal, record_shard, remove_journal
 from larf_curate.scoring.workers import rank_and_payload, workers
@@ -201,9 +201,9 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     if not (folder / PLAN).exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty: use another folder")
-        write_json(folder / PLAN, plan)
+        write_sealed(folder / PLAN, plan)
     elif not any(folder.glob("*.parquet")):  # nothing has been scored yet, so other settings are fine
-        write_json(folder / PLAN, plan)
+        write_sealed(folder / PLAN, plan)
     elif not resume and (folder / SCORED.file).exists():
         raise InputError(
             f"{folder} is finished: continue with larf-curate select, check it with --resume, or use another folder"
