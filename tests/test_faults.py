@@ -25,10 +25,10 @@ from safetensors.numpy import load_file, save_file
 from larf_curate.cli.queues import remember, remembered
 from larf_curate.data import tables
 from larf_curate.data.prompts import load_prompts
-from larf_curate.demo.run import SETTINGS, DemoSettings, read_settings
+from larf_curate.demo.run import SETTINGS, read_settings
 from larf_curate.errors import InputError, LarfCurateError
 from larf_curate.evaluation.refusal_report import RefusalReport
-from larf_curate.files import read_json, sha256, write_json
+from larf_curate.files import sha256, write_json
 from larf_curate.layers.grid import GridStore
 from larf_curate.layers.report import LayerReport
 from larf_curate.manifests import PLAN, read_plan
@@ -72,14 +72,14 @@ class Kind:
         file: The file in the folder that ``write`` returns.
         write: Writes it, with what is beside it.
         load: Reads it from that folder.
-        accepted: Whether a value that came of a tampered text is right, given also the text, and the value that came of
-            the whole one: for files of others, and where a damaged record counts as none.
+        accepted: Whether a value that came of a tampered record is right, given also the value of the whole one, the
+            tampered text and the whole record: for files of others, and where a damaged record counts as none.
     """
 
     file: str
     write: Callable[[Path], Path]
     load: Callable[[Path], Any]
-    accepted: Callable[[Any, str, Any], bool] = lambda value, text, whole: False
+    accepted: Callable[[Any, Any, str, Any], bool] = lambda *given: False
 
 
 def scored(folder: Path) -> Path:
@@ -98,13 +98,15 @@ def write_journal(folder: Path) -> Path:
 
 def write_profile(folder: Path, seed: int = 0) -> Path:
     profile = fake_profile(np.random.default_rng(seed).normal(size=(12, 6)))
-    replace(profile, choice={"by": "the user"}, canary={"question": "Q", "answer": "A"}).save_pretrained(folder)
+    replace(profile, choice={"by": f"user {seed}"}, canary={"question": "Q", "answer": "A"}).save_pretrained(folder)
     return folder
 
 
 def write_index(folder: Path, seed: int = 0) -> Path:
     states = np.random.default_rng(seed).normal(size=(5, 6)).astype(np.float32)
-    index = ExemplarIndex(states=states, ids=tuple("abcde"), labels=tuple("uvuvu"), layer=3, centre=states.mean(0))
+    index = ExemplarIndex(
+        states=states, ids=tuple("abcde"), labels=tuple("uvuvu"), layer=3 + seed, centre=states.mean(0)
+    )
     index.save(folder)
     return folder
 
@@ -168,6 +170,7 @@ def write_adapter(folder: Path) -> Path:
 
 
 def write_queue(folder: Path) -> Path:
+    folder.mkdir()
     remember(QUEUE, folder / "selection")  # in the user's data folder, wherever the selection is
     return folder
 
@@ -193,13 +196,22 @@ def provenance(folder: Path) -> dict[str, str]:
     return dict(published_digests((folder / "provenance.json").read_bytes()))
 
 
-def no_provenance(value: Any, text: str, whole: Any) -> bool:
-    """The data are foreign, or the record is as it was but for its digest."""
-    return value == {} or (value == whole and seal(json.loads(text))["digest"] == seal(json.loads(text))["digest"])
+def is_none(value: Any, whole: Any, text: str, record: Any) -> bool:
+    return value == {}
 
 
-def is_right_state(value: Any, text: str, whole: Any) -> bool:
-    return value is False or json.loads(text)["global_step"] == 4
+def is_none_or_whole(value: Any, whole: Any, text: str, record: Any) -> bool:
+    return value in ({}, whole)
+
+
+def is_what_was_written(value: Any, whole: Any, text: str, record: Any) -> bool:
+    return value == json.loads(text.removeprefix("\ufeff"))  # which is allowed
+
+
+def is_incomplete_or_whole(value: Any, whole: Any, text: str, record: Any) -> bool:
+    """Whether a checkpoint is passed over, or what counts in its record is as it was."""
+    names = ("global_step", "weight_map")
+    return value is False or [json.loads(text).get(name) for name in names] == [record.get(name) for name in names]
 
 
 KINDS = {
@@ -211,7 +223,7 @@ KINDS = {
         file=f"{JOURNAL}/part-0.parquet.json",
         write=write_journal,
         load=read_journal,
-        accepted=lambda value, text, whole: value == {},
+        accepted=is_none,
     ),
     "profile": Kind(file=CONFIG_FILE, write=write_profile, load=SafetyProfile.from_pretrained),
     "index": Kind(file=exemplars.CONFIG_FILE, write=write_index, load=ExemplarIndex.load),
@@ -220,7 +232,7 @@ KINDS = {
         file="cells.jsonl",
         write=write_cells,
         load=lambda folder: GridStore(folder / "cells.jsonl", "key").cells,
-        accepted=lambda value, text, whole: value == {},
+        accepted=is_none,
     ),
     "report": Kind(file=ANSWERS, write=write_report, load=lambda folder: RefusalReport.load(folder / ANSWERS)),
     "result": Kind(
@@ -241,23 +253,23 @@ KINDS = {
         file="trainer_state.json",
         write=write_checkpoint,
         load=lambda folder: is_complete(folder, 4),
-        accepted=is_right_state,
+        accepted=is_incomplete_or_whole,
     ),
     "weight index": Kind(
         file="model.safetensors.index.json",
         write=write_checkpoint,
         load=lambda folder: is_complete(folder, 4),
-        accepted=lambda value, text, whole: value is False or set(json.loads(text)["weight_map"].values()) != set(),
+        accepted=is_incomplete_or_whole,
     ),
     "adapter": Kind(file="adapter_config.json", write=write_adapter, load=lambda folder: refuse_adapter(str(folder))),
     "queue": Kind(file="../home/queues/0b5c.json", write=write_queue, load=lambda folder: remembered(QUEUE)),
     "demo": Kind(file=SETTINGS, write=write_settings, load=read_settings),
-    "provenance": Kind(file="provenance.json", write=write_provenance, load=provenance, accepted=no_provenance),
+    "provenance": Kind(file="provenance.json", write=write_provenance, load=provenance, accepted=is_none_or_whole),
     "prompts": Kind(
         file="prompts.json",
         write=write_prompts,
         load=lambda folder: load_prompts(folder / "prompts.json"),
-        accepted=lambda value, text, whole: value == json.loads(text),
+        accepted=is_what_was_written,
     ),
 }
 VALUES = [None, True, 0, -1, 10**30, 1.5, "", "x", [], {}, [[]], {"a": 1}, float("nan"), float("inf"), "../../x"]
@@ -295,13 +307,14 @@ def tampered(record: dict, rng: random.Random) -> str:
 
 def refused(load: Callable[[], Any]) -> bool:
     """Whether loading is refused, in one short line; any other error is a failure of the test."""
+    message = None
     try:
         load()
     except LarfCurateError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 500
-        return True
-    return False
+        message = str(error)
+    assert "\n" not in (message or "")
+    assert len(message or "") < 500
+    return message is not None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -319,5 +332,171 @@ def test_a_tampered_record_is_refused_in_one_line(tmp_path, name):
         if refused(lambda into=found: into.append(kind.load(folder))):
             count += 1
         else:
-            assert kind.accepted(found[0], text, whole), text
+            assert kind.accepted(found[0], whole, text, record), text
     print(f"{name}: {RECORDS} tampered, {count} refused, {RECORDS - count} not taken or read rightly, 0 tracebacks")  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    peft = pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapter")
+    config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(byte_model(), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of fields that it does not know
+def test_a_tampered_adapter_is_refused_in_one_line_or_merged(tmp_path, adapted):
+    rng, count = random.Random(3), 0
+    record = json.loads((adapted / "adapter_config.json").read_text())
+    folder = Path(shutil.copytree(adapted, tmp_path / "adapter"))
+    assert not refused(lambda: merge_adapter(byte_model(), str(folder), 3))
+    for _ in range(ADAPTERS):
+        (folder / "adapter_config.json").write_text(tampered(record, rng))
+        count += refused(lambda: merge_adapter(byte_model(), str(folder), 3))
+    print(f"adapter merged: {ADAPTERS} tampered, {count} refused, 0 tracebacks")  # noqa: T201
+
+
+def damage_tensors(path: Path, other: Path, fault: int, rng: random.Random) -> None:
+    """Damage a file of tensors; ``other`` is the same file of another profile or index."""
+    data = bytearray(path.read_bytes())
+    tensors, metadata = load_file(path), metadata_of(path)
+    name = rng.choice(sorted(tensors))
+    if fault == 0:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+    elif fault == 1:
+        path.write_bytes(data[: rng.randrange(len(data))])
+    elif fault == 2:
+        shutil.copy(other, path)
+    elif fault == 3:  # a header that says another shape or type of the same bytes
+        size = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + size])
+        header[name] |= rng.choice([{"shape": []}, {"shape": [1, header[name]["shape"][0]]}, {"dtype": "I32"},
+                                    {"dtype": "BF16"}, {"shape": [-1]}, {"data_offsets": [0, 10**18]}])  # fmt: skip
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    else:
+        values = tensors.pop(name)
+        flat = values.copy().reshape(-1)
+        flat[rng.randrange(flat.size)] = rng.choice([np.nan, np.inf, 7e8])
+        changed = [flat.reshape(values.shape), values[:-1], values[..., :-1], values[None], values.astype(np.float64),
+                   np.zeros((0, *values.shape[1:]), np.float32)]  # fmt: skip
+        names = rng.choice([name, name, name, f"{name}.x", "x", "harmful.last"])
+        tensors |= {names: rng.choice(changed)} if rng.random() < 0.9 else {}
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata=metadata)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("profile", STATES_FILE), ("index", exemplars.STATES_FILE)], ids=["profile", "index"]
+)
+def test_damaged_tensors_are_refused_in_one_line(tmp_path, name, file):
+    kind, rng = KINDS[name], random.Random(2)
+    folder, other = (
+        kind.write(tmp_path / "x"),
+        {"profile": write_profile, "index": write_index}[name](tmp_path / "y", 1),
+    )
+    whole = (folder / file).read_bytes()
+    for index in range(TENSORS):
+        (folder / file).write_bytes(whole)
+        assert not refused(lambda: kind.load(folder))
+        damage_tensors(folder / file, other / file, index % 6, rng)
+        assert refused(lambda: kind.load(folder)), index % 6
+    print(f"{file}: {TENSORS} damaged files of tensors, {TENSORS} refused")  # noqa: T201
+
+
+def damage(folder: Path, other: Path, manifest: str, fault: int, rng: random.Random) -> None:
+    """Damage a shard of a folder, or its manifest; ``other`` is a folder of another run."""
+    shards = sorted(folder.rglob("*.parquet"))
+    shard, another = rng.sample(shards, 2)
+    data = bytearray(shard.read_bytes())
+    if fault == 0:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        times = shard.stat()
+        shard.write_bytes(data)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk error leaves it
+    elif fault == 1:
+        shard.write_bytes(data[: rng.randrange(len(data))])
+    elif fault == 2:
+        shard.unlink()
+    elif fault == 3:
+        shutil.copy(other / shard.relative_to(folder), shard)
+        if shard.read_bytes() == data:  # both runs have the same rows in this shard
+            shard.unlink()
+    elif fault == 4:
+        shutil.copy(shard, shard.with_name("part-99999.parquet"))
+    elif fault == 5:
+        shutil.move(shard, folder.parent / "outside.parquet")
+        shard.symlink_to(folder.parent / "outside.parquet")
+    elif fault == 6:  # both are shards of this run
+        shutil.copy(another, shard)
+    elif fault == 7:
+        shard.write_bytes(another.read_bytes())
+        another.write_bytes(data)
+    else:
+        shutil.copy(other / manifest, folder / manifest)
+
+
+FAULTS = 9
+LOADERS = {
+    "manifest": Scored.load,
+    "selection": Selection.load,
+    "decisions": Decisions.load,
+    "selection to publish": read_kept_rows,
+    "decisions to publish": read_kept_rows,
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 5)
+    kind, load, rng = KINDS[name.removesuffix(" to publish")], LOADERS[name], random.Random(1)
+    whole = kind.write(tmp_path / "whole")
+    other = scored_elsewhere(tmp_path / "other") if kind.write is scored else kind.write(tmp_path / "other", rows=13)
+    load(whole)
+    for index in range(FOLDERS):
+        folder = Path(shutil.copytree(whole, tmp_path / f"x{index}"))
+        damage(folder, other, kind.file, index % FAULTS, rng)
+        assert refused(lambda at=folder: load(at)), index % FAULTS
+        shutil.rmtree(folder)
+    print(f"{name}: {FOLDERS} damaged folders, {FOLDERS} refused, 0 used")  # noqa: T201
+
+
+def scored_elsewhere(folder: Path) -> Path:
+    return write_scored(folder, Dataset.from_list(ROWS[::-1]), pieces=2, source={"dataset": "e"})
+
+
+OTHER_IDS = selection_record(12, 5, ids=selection_record(14, 5)["ids"])
+OTHER_FLAGS = selection_record(12, 4)
+OTHER_SCORES = selection_record(12, 5, scored=scored_record(12, scores="ab" * 32))
+
+
+@pytest.mark.parametrize(
+    ("write", "changes", "said"),
+    [
+        (write_decisions, {"selection": OTHER_IDS}, "decisions.json is of a selection that kept other rows"),
+        (write_decisions, {"selection": OTHER_FLAGS}, "decisions.json is of a selection that kept other rows"),
+        (write_decisions, {"selection": OTHER_SCORES}, "decisions.json is of rows that were scored otherwise"),
+        (write_selection, {"ids": OTHER_IDS["ids"]}, "selection.json is of a selection that kept other rows"),
+        (write_selection, {"scored": OTHER_SCORES["scored"]}, "selection.json is of rows that were scored otherwise"),
+    ],
+)
+def test_a_sealed_record_of_another_run_is_not_published(tmp_path, write, changes, said):
+    read_kept_rows(write(tmp_path / "whole"))
+    with pytest.raises(InputError, match=said):
+        read_kept_rows(write(tmp_path / "x", **changes))
+
+
+@pytest.mark.parametrize("swapped", [("seed-0", "seed-1"), ("seed-0", "")], ids=["run", "experiment"])
+def test_results_of_another_run_are_refused(tmp_path, swapped):
+    """The folder of one run under the name of another one."""
+    folder = write_result(tmp_path / "runs") / "top+sft" / swapped[0]
+    read_result(folder)
+    moved = Path(shutil.copytree(folder, tmp_path / "runs" / "top+sft" / "x" / swapped[1]))
+    with pytest.raises(InputError, match=r"result.json is of the run 'top\+sft/seed-0'"):
+        read_result(moved)
