@@ -28,12 +28,13 @@ from larf_curate.data.prompts import load_prompts
 from larf_curate.demo.run import SETTINGS, read_settings
 from larf_curate.errors import InputError, LarfCurateError
 from larf_curate.evaluation.refusal_report import RefusalReport
-from larf_curate.files import sha256, write_json
+from larf_curate.files import read_json, sha256, write_json
 from larf_curate.layers.grid import GridStore
 from larf_curate.layers.report import LayerReport
 from larf_curate.manifests import PLAN, read_plan
 from larf_curate.models.adapters import merge_adapter, refuse_adapter
-from larf_curate.profile import SafetyProfile
+from larf_curate.profile import SafetyProfile, cache_profile
+from larf_curate.profile.cache import profile_of
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
 from larf_curate.publish.kept_rows import read_kept_rows
 from larf_curate.publish.provenance import published_digests
@@ -46,7 +47,7 @@ from larf_curate.scoring.journal import JOURNAL, read_journal, record_shard
 from larf_curate.scoring.selection import Selection
 from larf_curate.training.checkpoints import is_complete
 from larf_curate.training.experiment import IDENTITY, Identity
-from larf_curate.training.findings import ANSWERS, RESULT, read_result
+from larf_curate.training.findings import ANSWERS, RESULT, ExperimentResults, read_result
 from larf_curate.training.finetune import Recipe, TrainingRecord
 from tests.fixtures.decisions_folder import scored_record, selection_record, write_decisions, write_selection
 from tests.fixtures.review_rows import fake_profile
@@ -492,11 +493,37 @@ def test_a_sealed_record_of_another_run_is_not_published(tmp_path, write, change
         read_kept_rows(write(tmp_path / "x", **changes))
 
 
-@pytest.mark.parametrize("swapped", [("seed-0", "seed-1"), ("seed-0", "")], ids=["run", "experiment"])
-def test_results_of_another_run_are_refused(tmp_path, swapped):
-    """The folder of one run under the name of another one."""
-    folder = write_result(tmp_path / "runs") / "top+sft" / swapped[0]
-    read_result(folder)
-    moved = Path(shutil.copytree(folder, tmp_path / "runs" / "top+sft" / "x" / swapped[1]))
-    with pytest.raises(InputError, match=r"result.json is of the run 'top\+sft/seed-0'"):
+def test_results_of_another_run_are_refused(tmp_path):
+    run = write_result(tmp_path / "runs") / "top+sft" / "seed-0"
+    read_result(run)
+    moved = Path(shutil.copytree(run, run.with_name("seed-1")))
+    with pytest.raises(InputError, match=r"seed-1/result.json is of the run 'top\+sft/seed-0'"):
         read_result(moved)
+
+
+def test_results_of_another_experiment_are_refused(tmp_path):
+    folder = write_result(tmp_path / "runs")
+    base, record = folder / "base", read_json(folder / "top+sft" / "seed-0" / RESULT)
+    write_report(base)
+    write_sealed(base / RESULT, record | {"run": "base"})
+    assert [arm.name for arm in ExperimentResults.read(folder, ["top+sft"], [0]).arms] == ["top+sft"]
+    write_sealed(base / RESULT, record | {"run": "base", "experiment": "f" * 64})
+    with pytest.raises(InputError, match=r"runs/top\+sft/seed-0 is of another experiment than base"):
+        ExperimentResults.read(folder, ["top+sft"], [0])
+
+
+def test_a_damaged_copy_in_the_cache_is_replaced_and_another_profile_under_its_name_is_not_used(tmp_path, own_caches):
+    profile = SafetyProfile.from_pretrained(write_profile(tmp_path / "p"))
+    index = ExemplarIndex.load(write_index(tmp_path / "i"))
+    folders = [cache_profile(profile), exemplars.cache_exemplars(index)]
+    for folder in folders:
+        for path in folder.iterdir():
+            path.write_bytes(path.read_bytes()[:-3])
+    assert profile_of({"profile": {"digest": profile.digest}}) is None
+    assert [cache_profile(profile), exemplars.cache_exemplars(index)] == folders
+    assert SafetyProfile.from_pretrained(folders[0]).digest == profile.digest
+    assert ExemplarIndex.load(folders[1]).digest == index.digest
+    assert profile_of({"profile": {"digest": profile.digest}}).digest == profile.digest
+    shutil.rmtree(folders[0])
+    write_profile(folders[0], seed=1)
+    assert profile_of({"profile": {"digest": profile.digest}}) is None

@@ -213,7 +213,6 @@ class ExemplarIndex:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
         with atomic_path(Path(folder) / STATES_FILE) as temporary:
             save_file(self._tensors(), temporary, metadata={"digest": self.digest})
-        # Last, since `cache_exemplars` takes a folder with this file as complete.
         write_json(Path(folder) / CONFIG_FILE, self._config())
 
     @classmethod
@@ -272,8 +271,19 @@ def neutral_mean(profile: SafetyProfile) -> Vectors:
 
 
 def cache_exemplars(index: ExemplarIndex) -> Path:
-    """Store an index in the user's cache under its digest, for worker processes; returns its folder."""
+    """Store an index in the user's cache under its digest, for worker processes; returns its folder.
+
+    A copy that is there already is read, and replaced if it is damaged.
+    """
     folder = cache_home() / "exemplars" / index.digest
-    if not (folder / CONFIG_FILE).exists():
+    if not _is_copy(folder, index):
         index.save(folder)
     return folder
+
+
+def _is_copy(folder: Path, index: ExemplarIndex) -> bool:
+    """Whether a folder holds an index, undamaged."""
+    try:
+        return ExemplarIndex.load(folder).digest == index.digest
+    except InputError:
+        return False
