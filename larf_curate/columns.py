@@ -16,6 +16,8 @@ PREFIX = "larf_"
 """Prefix of the names of all columns that this package adds."""
 ROW_ID = "larf_row_id"
 """Column of the stable id of each row; see `row_id`."""
+SCORE = "larf_score"
+"""Column of the score of each row."""
 STATE = "larf_state"
 """Column of the stored hidden state of each row."""
 GUARD = "larf_guard"
@@ -46,6 +48,25 @@ def row_id(source: str, index: int, row: Mapping[str, Any]) -> str:
         row: The row; its ``larf_*`` columns do not count.
     """
     return hashlib.sha256(f"{source}\n{index}\n{content_digest(row)}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Hex SHA-256 of row ids, in any order."""
+    digest = hashlib.sha256()
+    for name in sorted(ids):
+        digest.update(f"{name}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+def scores_digest(scores: pa.ChunkedArray) -> str:
+    """Hex SHA-256 of the number of rows and of their scores, in any order; it binds rows to the run that scored them.
+
+    Args:
+        scores: The column ``larf_score``; null, NaN and infinite values are rows without a score.
+    """
+    values = scores.cast(pa.float32()).drop_null().to_numpy()
+    finite = np.sort(values[np.isfinite(values)]) + np.float32(0)  # -0 becomes 0
+    return hashlib.sha256(f"{len(scores)}\n".encode() + finite.astype("<f4").tobytes()).hexdigest()
 
 
 def states_of(rows: Dataset) -> Vectors | None:

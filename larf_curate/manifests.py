@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.files import read_json, sha256
-from larf_curate.records import STRICT, check_seal, parse_record, read_record
+from larf_curate.records import FOREIGN, STRICT, check_seal, parse_record, read_sealed
 from larf_curate.verification import is_unchanged
 
 VERSION = 2
@@ -37,7 +37,7 @@ class ShardRecord(TypedDict):
 class SourceRecord(TypedDict):
     """Description of a scored dataset: its name, whatever identifies its version, and the columns by role."""
 
-    __pydantic_config__ = STRICT | {"extra": "allow"}  # type: ignore[misc]
+    __pydantic_config__ = FOREIGN  # type: ignore[misc]
 
     dataset: NotRequired[str]
     columns: NotRequired[dict[str, str] | None]
@@ -109,7 +109,8 @@ class GuardRecord(TypedDict):
 class ScoredManifest(TypedDict):
     """``manifest.json``: what was scored, with which profile, and the resulting shards.
 
-    ``status`` is the number of rows by ``larf_status``, and ``digest`` that of all other fields.
+    ``status`` is the number of rows by ``larf_status``, ``scores`` the digest of ``larf_score``
+    (`larf_curate.columns.scores_digest`), and ``digest`` that of all other fields.
     """
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
@@ -122,6 +123,7 @@ class ScoredManifest(TypedDict):
     signals: list[str]
     rows: int
     status: dict[str, int]
+    scores: str
     shards: list[ShardRecord]
     guard: NotRequired[GuardRecord]
     digest: str
@@ -133,8 +135,20 @@ class Empty(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
 
+class PartsRecord(TypedDict):
+    """Digests of the row ids of both parts of a selection; see `larf_curate.columns.ids_digest`."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    kept: str
+    flagged: str
+
+
 class SelectionManifest(TypedDict):
-    """``selection.json``: the rule, the lowest flagged score, counts, shards, and the manifest of the scored rows."""
+    """``selection.json``: the rule, the lowest flagged score, counts, ids, shards, and the manifest of the scored rows.
+
+    ``ids`` and the manifest's ``scores`` bind the rows of later steps to it.
+    """
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
@@ -144,6 +158,7 @@ class SelectionManifest(TypedDict):
     threshold: float | None
     counts: dict[str, int]
     status: dict[str, int]
+    ids: PartsRecord
     shards: list[ShardRecord]
     scored: ScoredManifest | Empty
     digest: str
@@ -172,6 +187,7 @@ class Plan(TypedDict):
     scorer: dict[str, JsonValue]
     rows: int
     guard: NotRequired[dict[str, JsonValue]]
+    digest: str
 
 
 Record = TypeVar("Record", ScoredManifest, SelectionManifest, DecisionsManifest)
@@ -295,7 +311,7 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         InputError: If they are missing or damaged.
     """
-    return read_record(folder / PLAN, Plan, remedy="score into another folder")
+    return read_sealed(folder / PLAN, Plan, remedy="score into another folder")
 
 
 def shard_record(path: Path, rows: int, *, folder: Path) -> ShardRecord:

@@ -19,6 +19,8 @@ from larf_curate.files import read_json, write_json
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Configuration of the schemas of records."""
+FOREIGN = STRICT | {"extra": "allow"}
+"""Configuration of the schemas of records that others write or extend: only the fields that are used are checked."""
 DIGEST = "digest"
 """Field of a sealed record: the digest of all its other fields."""
 SHOWN_CHARACTERS = 60
@@ -39,6 +41,18 @@ def read_record(path: str | Path, schema: type[Schema], *, remedy: str, secret: 
         InputError: If the file is missing, is not JSON, or differs from the schema.
     """
     return parse_record(read_json(path), schema, path=path, remedy=remedy, secret=secret)
+
+
+def read_sealed(path: str | Path, schema: type[Schema], *, remedy: str) -> Schema:
+    """Read a record that `write_sealed` wrote, and check its digest too; see `read_record`.
+
+    Raises:
+        InputError: If the file is missing, is not JSON, differs from the schema, or was changed.
+    """
+    value = read_json(path)
+    record = parse_record(value, schema, path=path, remedy=remedy)
+    check_seal(value, path=path, remedy=remedy)
+    return record
 
 
 def parse_record(value: object, schema: type[Schema], *, path: str | Path, remedy: str, secret: bool = False) -> Schema:

@@ -2,9 +2,10 @@ import hashlib
 from datetime import date
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from larf_curate.columns import content_digest, row_id, stateless, states_of
+from larf_curate.columns import content_digest, ids_digest, row_id, scores_digest, stateless, states_of
 
 
 def test_an_id_is_the_digest_of_place_and_content():
@@ -25,6 +26,22 @@ def test_states_are_read_as_they_are_stored():
     assert states_of(rows.select([1])) is None
     assert states_of(rows.remove_columns("larf_state")) is None
     assert states_of(rows.select([])) is None
+
+
+def test_the_digest_of_ids_does_not_depend_on_their_order():
+    assert ids_digest(["b", "a"]) == ids_digest(iter("ab")) == hashlib.sha256(b"a\nb\n").hexdigest()
+    assert len({ids_digest(names) for names in ([], ["a"], ["a", "a"], ["ab"], ["b"], ["\ud800"])}) == 6
+
+
+def test_the_digest_of_scores_is_that_of_the_number_of_rows_and_of_the_finite_scores_in_any_order():
+    def digest(*parts, kind=None):
+        return scores_digest(pa.chunked_array([pa.array(part, kind or pa.float32()) for part in parts]))
+
+    want = hashlib.sha256(b"4\n" + np.array([-1.5, 0.1, 2], "<f4").tobytes()).hexdigest()
+    assert digest([2, 0.1, None, -1.5]) == digest([np.nan, -1.5], [2, 0.1]) == want
+    assert digest([2, np.float32(0.1), None, -1.5], kind=pa.float64()) == want
+    assert digest([-0.0]) == digest([0.0])
+    assert len({digest(part) for part in ([], [None], [0.1], [0.1, None], [0.1, 0.1], [0.2])}) == 6
 
 
 def test_ids_are_the_same_in_every_release_as_decisions_are_kept_under_them():

@@ -20,6 +20,7 @@ SELECTED = {
     "threshold": None,
     "counts": {"rows": 5},
     "status": {"ok": 5},
+    "ids": {"kept": "k", "flagged": "f"},
     "shards": [],
     "scored": {},
 }

@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from typing_extensions import TypedDict
 
 from larf_curate.cli.options import FOLDER
 from larf_curate.errors import InputError, ReviewServerError
+from larf_curate.records import STRICT, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
+
+
+class QueueRecord(TypedDict):
+    """The folder that was last pushed to a queue, and the queue in words."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    queue: str
+    selection: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,24 +118,21 @@ def _embedded(home: Path | None) -> tuple[str, str]:
 
 def remember(queue: "ReviewQueue", selection: Path) -> None:
     """Record which folder was last pushed to a queue."""
-    from larf_curate.files import write_json
-
-    write_json(_record_file(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
+    write_sealed(_record_file(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
 
 
 def remembered(queue: "ReviewQueue") -> Path:
     """The folder that was last pushed to a queue from this machine.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or its record is damaged.
     """
-    from larf_curate.files import read_json
-
     if not _record_file(queue).exists():
         raise InputError(
             f"no selection was pushed to {queue!r} from this machine: name its folder, as in review pull SEL -o DEC"
         )
-    return Path(read_json(_record_file(queue))["selection"])
+    remedy = "name the folder of the selection, as in review pull SEL -o DEC, or push it again"
+    return Path(read_sealed(_record_file(queue), QueueRecord, remedy=remedy)["selection"])
 
 
 def _record_file(queue: "ReviewQueue") -> Path:

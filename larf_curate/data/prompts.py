@@ -1,6 +1,5 @@
 """Prompts and tables from files, the Hub or the package."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from datasets import Dataset, concatenate_datasets
 from larf_curate.data import load_rows
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError
+from larf_curate.files import parse_json
 
 BUILTIN = {"builtin:harmful": "references", "builtin:safe": "overrejection"}
 """Packaged file by the name that stands for its prompts."""
@@ -82,13 +82,21 @@ def _reject_column_options(source: str | Path, column: str | None, where: str | 
 
 
 def _plain_list(path: Path) -> list[str] | None:
-    """Read a JSON file that contains a list of strings; None for any other file."""
-    if path.suffix != ".json" or not path.exists():
+    """Read a JSON file that contains a list of strings; None for any other file.
+
+    Raises:
+        InputError: If it is nested too deeply or contains a single value, which `datasets` does not survive.
+    """
+    if path.suffix != ".json" or not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # JSON lines in a file named .json, which `datasets` reads
+        value = parse_json(path.read_text(encoding="utf-8-sig"), path)
+    except ValueError as error:  # JSON lines in a file named .json, which `datasets` reads
+        if isinstance(error.__cause__, RecursionError):
+            raise
         return None
+    if not isinstance(value, list | dict):
+        raise InputError(f"cannot read {path}: wanted a JSON list of prompts, or rows, got {value!r:.60}")
     return value if isinstance(value, list) and value and isinstance(value[0], str) else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
+from typing_extensions import TypedDict
 
 from larf_curate.columns import ROW_ID
 from larf_curate.data import load_rows
@@ -15,10 +16,10 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.demo.model import demo_model
-from larf_curate.files import read_json, write_json
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.profile import SafetyProfile
 from larf_curate.publish import Publication, publish
+from larf_curate.records import STRICT, read_sealed, seal, write_sealed
 from larf_curate.report import write_report
 from larf_curate.review import Outcome, PushResult, ReviewQueue
 from larf_curate.scoring.exemplars import ExemplarIndex
@@ -34,8 +35,20 @@ QUEUE = "larf-demo"
 LABEL_COLUMN = "is_harmful"  # ground truth of the packaged rows
 TOP_RATIO = 0.15
 EXPLAINED_ROWS = 10
+SETTINGS = "demo.json"
+"""Name of the file that is written after a profile."""
 
 StepCallback = Callable[[str], None]
+
+
+class DemoSettings(TypedDict):
+    """``demo.json``: the model and layers of the profile beside it."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    model: str
+    layers: list[int] | Literal["all"]
+    digest: str
 
 
 @dataclass(kw_only=True)
@@ -110,14 +123,14 @@ class Demo:
     def _profile(self, model: str) -> SafetyProfile:
         """Load the profile of an earlier run with the same model and layers, else build it."""
         layers = self.layers or _middle_blocks(count_layers(ModelSource(model_id=model)))
-        settings = {"model": model, "layers": layers}
+        settings = seal({"model": model, "layers": layers})
         folder = self.folder / "profile"
-        # demo.json is written after the profile, so a profile whose build was interrupted is built again.
-        if (folder / "demo.json").exists() and read_json(folder / "demo.json") == settings:
+        # The settings are written after the profile, so a profile whose build was interrupted is built again.
+        if (folder / SETTINGS).exists() and read_settings(folder) == settings:
             return SafetyProfile.from_pretrained(folder)
         profile = SafetyProfile.build(model, ReferenceSet.load("builtin"), layers=layers)
         profile.save_pretrained(folder)
-        write_json(folder / "demo.json", settings)
+        write_sealed(folder / SETTINGS, settings)
         return profile
 
     @contextmanager
@@ -127,6 +140,15 @@ class Demo:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
+
+
+def read_settings(folder: Path) -> DemoSettings:
+    """Read the settings of the profile in a folder.
+
+    Raises:
+        InputError: If they are damaged.
+    """
+    return read_sealed(folder / SETTINGS, DemoSettings, remedy=f"remove {folder}, and run the demo again")
 
 
 def _middle_blocks(blocks: int) -> list[int]:

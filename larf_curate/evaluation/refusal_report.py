@@ -4,17 +4,47 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from larf_curate.conversation.refusals import off_topic
 from larf_curate.conversation.thoughts import is_unfinished
 from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import JUDGES, Judge
-from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import Chat, generate_answers, load_model
+from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
 
 logger = logging.getLogger(__name__)
+
+
+class RowRecord(TypedDict):
+    """A prompt of a report with its answer."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    prompt: str
+    answer: str
+    refused: bool
+    off_topic: bool
+
+
+class ReportRecord(TypedDict):
+    """A file that `RefusalReport.save` wrote: the figures of `RefusalReport.summary`, and all rows."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    model: str
+    judge: str
+    prompts: int
+    refused: int
+    rate: float
+    interval: tuple[float, float]
+    off_topic: float
+    rows: Annotated[list[RowRecord], Field(min_length=1)]
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +94,28 @@ class RefusalReport:
         """Write the figures and all answers as JSON."""
         # The figures are stored for readers of the file; `load` computes them again from the rows.
         rows = zip(self.prompts, self.answers, self.refused, self.off_topic, strict=True)
-        names = ("prompt", "answer", "refused", "off_topic")
-        write_json(path, {**self.summary(), "rows": [dict(zip(names, row, strict=True)) for row in rows]})
+        names = RowRecord.__annotations__
+        write_sealed(path, {**self.summary(), "rows": [dict(zip(names, row, strict=True)) for row in rows]})
 
     @classmethod
     def load(cls, path: str | Path) -> "RefusalReport":
         """Read a report that `save` wrote.
 
         Raises:
-            InputError: If the file is missing or is not such a report.
+            InputError: If the file is missing, is not such a report, or was changed.
         """
-        value = read_json(path)
-        try:
-            rows, columns = value["rows"], ("prompt", "answer", "refused", "off_topic")
-            prompts, answers, refused, off_topic = (tuple(row[name] for row in rows) for name in columns)
-            return cls(
-                model=value["model"],
-                judge=value["judge"],
-                prompts=prompts,
-                answers=answers,
-                refused=refused,
-                off_topic=off_topic,
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a refusal report: wanted one that larf-curate evaluate wrote") from error
+        record = read_sealed(path, ReportRecord, remedy="measure again with larf-curate evaluate")
+        rows = [cast(Mapping[str, Any], row) for row in record["rows"]]
+        columns = zip(*([row[name] for name in RowRecord.__annotations__] for row in rows), strict=True)
+        prompts, answers, refused, off_topic = columns
+        return cls(
+            model=record["model"],
+            judge=record["judge"],
+            prompts=prompts,
+            answers=answers,
+            refused=refused,
+            off_topic=off_topic,
+        )
 
 
 def evaluate_refusals(

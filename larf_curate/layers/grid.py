@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError
+from larf_curate.files import parse_json
+from larf_curate.records import STRICT, check_seal, parse_record, seal
 from larf_curate.stats import Floats
 
 ALPHAS = (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
@@ -92,6 +95,18 @@ def evaluate_grid(cell: Cell, blocks: int, alphas: tuple[float, ...], store: "Gr
     return Grid(alphas, np.asarray(rows, np.float64))
 
 
+class CellRecord(TypedDict):
+    """A line of the file of a `GridStore`: the values of one cell, and the key of its grid."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    key: str
+    block: int
+    alpha: float
+    values: list[float]
+    digest: str
+
+
 class GridStore:
     """Finished cells in a JSON Lines file, one per line, so that an interrupted grid can be resumed.
 
@@ -111,7 +126,8 @@ class GridStore:
         self.cells[block, alpha] = list(values)
         if self._path is None:
             return
-        line = json.dumps({"key": self._key, "block": block, "alpha": alpha, "values": list(values)})
+        cell = {"key": self._key, "block": block, "alpha": alpha, "values": list(values)}
+        line = json.dumps(seal(cell), allow_nan=False)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as stream:  # the leading newline ends a line that a crash has cut off
             stream.write(f"\n{line}\n".encode())
@@ -119,9 +135,11 @@ class GridStore:
             os.fsync(stream.fileno())
 
     def _read(self, line: bytes) -> None:
+        path, remedy = str(self._path), "it is computed again"
         try:
-            cell = json.loads(line)
-            if cell["key"] == self._key:
-                self.cells[cell["block"], cell["alpha"]] = [float(value) for value in cell["values"]]
-        except (ValueError, KeyError, TypeError, RecursionError):  # an empty line, or one cut off by a crash
+            cell = parse_record(parse_json(line.decode(), path), CellRecord, path=path, remedy=remedy)
+            check_seal(cell, path=path, remedy=remedy)
+        except ValueError:  # an empty line, one cut off by a crash, or a damaged one
             return
+        if cell["key"] == self._key:
+            self.cells[cell["block"], cell["alpha"]] = cell["values"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict
 
 from larf_curate.errors import InputError
-from larf_curate.files import read_json, write_json
+from larf_curate.files import read_json
 from larf_curate.layers.method import Method
-from larf_curate.records import STRICT, parse_record
+from larf_curate.records import DIGEST, STRICT, check_seal, parse_record, write_sealed
 from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class LayerReport:
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON: to a file ending in ``.json``, or as ``layers.json`` in a folder."""
         file = report_file(path)
-        write_json(file, {"kind": "layers", "format": FORMAT, **asdict(self)})
+        write_sealed(file, {"kind": "layers", "format": FORMAT, **asdict(self)})
         return file
 
     @classmethod
@@ -182,15 +182,12 @@ class LayerReport:
             InputError: If the file is missing, damaged, or not a layer report of this format.
         """
         value = read_json(report_file(path))
-        if not isinstance(value, dict) or value.pop("kind", None) != "layers" or value.pop("format", None) != FORMAT:
-            raise InputError(f"{path} is not a layer report of format {FORMAT}: make it again with larf-curate layers")
         remedy = "make it again with larf-curate layers"
-        report = parse_record(value, cls, path=path, remedy=remedy)
-        blocks = len(report.scores)
-        numbers = {*report.layers, *report.ranking, *report.broken}
-        lengths = {len(column) for column in (report.low, report.high, report.neutral_loss)}
-        if lengths != {blocks} or not numbers <= set(range(blocks)):
-            raise InputError(f"{path} has lists of other lengths or blocks than its {blocks} scores: {remedy}")
+        if not isinstance(value, dict) or value.get("kind") != "layers" or value.get("format") != FORMAT:
+            raise InputError(f"{path} is not a layer report of format {FORMAT}: {remedy}")
+        fields_only = {name: item for name, item in value.items() if name not in ("kind", "format", DIGEST)}
+        report = parse_record(fields_only, cls, path=path, remedy=remedy)
+        check_seal(value, path=path, remedy=remedy)
         return report
 
 

@@ -4,20 +4,30 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from safetensors import SafetensorError, safe_open
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
+from typing_extensions import TypedDict
 
 from larf_curate.errors import ModelError
 from larf_curate.extras import require
-from larf_curate.files import read_json
+from larf_curate.records import FOREIGN, read_record
 
 BLOCK = re.compile(r"\.(\d+)\.")
 """Index of a block in the name of a weight."""
+
+
+class AdapterConfig(TypedDict):
+    """The fields of ``adapter_config.json``, which PEFT writes, that are read here; PEFT checks the others."""
+
+    __pydantic_config__ = FOREIGN  # type: ignore[misc]
+
+    peft_type: NotRequired[str | None]
+    base_model_name_or_path: NotRequired[str | None]
 
 
 def merge_adapter(model: Any, adapter: str, blocks: int) -> Any:  # noqa: ANN401  models of transformers
@@ -38,6 +48,7 @@ def merge_adapter(model: Any, adapter: str, blocks: int) -> Any:  # noqa: ANN401
     peft = require("peft", extra="train")
     path, base = weights_of(adapter), "its base model"
     try:
+        _read_config(path.parent / ADAPTER_CONFIG_NAME)  # PEFT would read any JSON, however deep
         config = peft.PeftConfig.from_pretrained(str(path.parent))
         base = config.base_model_name_or_path or base
         if config.is_prompt_learning or config.peft_type.value == "ADAPTION_PROMPT":
@@ -94,8 +105,7 @@ def refuse_adapter(model: str, revision: str | None = None) -> None:
         return
     if path is None:
         return
-    config = read_json(path)
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    base = _read_config(path).get("base_model_name_or_path")
     raise ModelError(
         f"{model} holds an adapter ({ADAPTER_CONFIG_NAME}): give its base model {base or 'instead'}, and the adapter "
         "with --adapter (adapter=…); or merge it with merge_and_unload(), and save that to a new folder"
@@ -105,6 +115,10 @@ def refuse_adapter(model: str, revision: str | None = None) -> None:
 def is_available(adapter: str) -> bool:
     """Whether an adapter recorded in a profile may still be found: its folder exists, or it is a Hub id."""
     return Path(adapter).is_dir() or (not os.path.isabs(adapter) and "/" in adapter)
+
+
+def _read_config(path: str | Path) -> AdapterConfig:
+    return read_record(path, AdapterConfig, remedy="save the adapter again with save_pretrained(…)")
 
 
 def _download(adapter: str, name: str) -> Path:

@@ -26,6 +26,7 @@ def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) 
     digest = recorded.get("digest")
     folder = cache_home() / "profiles" / str(digest)
     try:
-        return SafetyProfile.from_pretrained(folder) if digest and folder.is_dir() else None
+        cached = SafetyProfile.from_pretrained(folder) if digest and folder.is_dir() else None
     except ProfileError:  # damaged, or of an older format: the same as not cached
         return None
+    return cached if cached and cached.digest == digest else None

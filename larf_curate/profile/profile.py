@@ -435,11 +435,22 @@ class SafetyProfile:
 
 
 def cache_profile(profile: SafetyProfile) -> Path:
-    """Save a profile under its digest in the user's cache, from where worker processes load it; returns the folder."""
+    """Save a profile under its digest in the user's cache, from where worker processes load it; returns the folder.
+
+    A copy that is there already is read, and replaced if it is damaged.
+    """
     folder = cache_home() / "profiles" / profile.digest
-    if not (folder / storage.CONFIG_FILE).exists():
+    if not _is_copy(folder, profile):
         profile.save_pretrained(folder)
     return folder
+
+
+def _is_copy(folder: Path, profile: SafetyProfile) -> bool:
+    """Whether a folder holds a profile, undamaged."""
+    try:
+        return folder.is_dir() and SafetyProfile.from_pretrained(folder).digest == profile.digest
+    except ProfileError:
+        return False
 
 
 def _matched_side(states: dict[str, States], side: str) -> str:

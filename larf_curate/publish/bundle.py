@@ -1,7 +1,6 @@
 """A publication as files: the current and the new contents of the destination, and whether they differ."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from larf_curate.errors import PublishError
 from larf_curate.files import sha256
 from larf_curate.publish.card import DATA_PATTERN, merge_card, other_configs_of_card, render_section
 from larf_curate.publish.kept_rows import KeptRows
-from larf_curate.publish.provenance import render_provenance
+from larf_curate.publish.provenance import published_digests, render_provenance
 from larf_curate.publish.shards import Shards
 
 CARD, PROVENANCE = "README.md", "provenance.json"
@@ -229,7 +228,7 @@ def _sorted_files(
     Other data may be the unfiltered dataset: the removed rows would then be published beside the kept ones, or data
     would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists.
     """
-    published = _published_digests(current.provenance)
+    published = published_digests(current.provenance)
     configs = other_configs_of_card(current.card, replace=replace)
     claimed = [pattern for config in configs for pattern in _patterns(config.get("data_files"))]
     ours: list[str] = []
@@ -246,15 +245,6 @@ def _sorted_files(
         elif not _is_document(path):
             beside.append(path)
     return ours, foreign, beside
-
-
-def _published_digests(provenance: bytes | None) -> dict[str, str]:
-    """Hex SHA-256 by path of the data files of an earlier publication."""
-    try:
-        record = json.loads(provenance or b"{}")
-        return {str(path): str(file["sha256"]) for path, file in record["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}  # not a record of ours
 
 
 def _is_published(reported: str, recorded: str | None) -> bool:

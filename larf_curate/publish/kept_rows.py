@@ -1,20 +1,22 @@
 """The kept rows of a decisions or selection folder, checked for consistency, with the counts that their card states."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larf_curate.columns import ROW_ID
+from larf_curate.columns import ROW_ID, SCORE, ids_digest, scores_digest
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import (
     DECISIONS,
     SELECTION,
     DecisionsManifest,
+    Kind,
     SelectionManifest,
     check_shards,
     read_manifest,
@@ -64,7 +66,8 @@ def read_kept_rows(folder: Path) -> KeptRows:
 
     The files must be those that the manifest records. No row may occur twice, in one part of the folder or in two of
     them; together the parts must have as many rows as were selected from, if the manifest records it; and no row may be
-    kept that was flagged and not approved.
+    kept that was flagged and not approved. The row ids must be those of the selection in the manifest, and the scores
+    those of the scored dataset in it.
 
     Args:
         folder: A folder with ``decisions.json`` or ``selection.json``; the former takes precedence.
@@ -102,9 +105,13 @@ def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
     decided = [row for row in decisions if row["status"] == "decided"]
     approved = {row[ROW_ID] for row in decided if row["decision"] in KEEP_DECISIONS}
     not_approved = (row[ROW_ID] for row in decisions if row[ROW_ID] not in approved)
-    selected = _selection_counts(_dict_at(manifest, "selection"))
+    selection = manifest["selection"]
+    selected = _selection_counts(selection)
     _check_kept(folder, kept, excluded={*removed, *withheld, *not_approved})
     _check_parts(folder, [*kept, *removed, *withheld], selected.get("rows"))
+    flagged = {row[ROW_ID] for row in decisions}
+    _check_selection(folder, selection, {"kept": {*kept} - flagged, "flagged": flagged}, DECISIONS)
+    _check_scores(folder, selection, ("kept", "removed", "withheld"), DECISIONS)
     removed_ids = set(removed)
     return KeptRows(
         is_reviewed=True,
@@ -129,6 +136,8 @@ def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
     selected = _selection_counts(manifest)
     _check_kept(folder, kept, excluded=set(flagged))
     _check_parts(folder, [*kept, *flagged], selected.get("rows"))
+    _check_selection(folder, manifest, {"kept": kept, "flagged": flagged}, SELECTION)
+    _check_scores(folder, manifest, ("kept", "flagged"), SELECTION)
     # Nobody reviewed: every flagged row is withheld, and only rows that were not flagged are published.
     unreviewed = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
     counts = {**_common_counts(selected, len(kept) + len(flagged), len(flagged)), **unreviewed}
@@ -188,6 +197,26 @@ def _check_parts(folder: Path, ids: list[str], expected: int | None) -> None:
         raise InputError(
             f"{folder} holds {len(ids)} of the {expected} rows that were selected from: write the folder again"
         )
+
+
+def _check_selection(
+    folder: Path, selection: SelectionManifest, ids: Mapping[str, Collection[str]], kind: Kind[Any]
+) -> None:
+    """Check that a selection is that of the rows: that it kept and flagged those with these ids."""
+    for part, found in ids.items():
+        if ids_digest(found) != selection["ids"][part]:  # type: ignore[literal-required]
+            raise InputError(f"{folder / kind.file} is of a selection that {part} other rows: {kind.remedy}")
+
+
+def _check_scores(folder: Path, selection: SelectionManifest, parts: Sequence[str], kind: Kind[Any]) -> None:
+    """Check that the scored dataset of a selection is that of the rows: that it had their scores."""
+    paths = [path for part in parts for path in _shards(folder / part)]
+    if without := [path for path in paths if SCORE not in pq.read_schema(path).names]:
+        raise InputError(f"{without[0]} has no column {SCORE}: {kind.remedy}")
+    scores = [chunk for path in paths for chunk in pq.read_table(path, columns=[SCORE])[0].cast(pa.float32()).chunks]
+    recorded = selection["scored"].get("scores")
+    if recorded and scores_digest(pa.chunked_array(scores, pa.float32())) != recorded:
+        raise InputError(f"{folder / kind.file} is of rows that were scored otherwise than those in it: {kind.remedy}")
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -1,15 +1,40 @@
 """``provenance.json``: how the published rows were chosen, step by step, and the SHA-256 of each data file."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, NotRequired
 
-from larf_curate.files import sha256
+from typing_extensions import TypedDict
+
+from larf_curate.files import parse_json, sha256
 from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.redaction import redact
 from larf_curate.publish.shards import Shards
+from larf_curate.records import DIGEST, FOREIGN, STRICT, check_seal, parse_record, seal
 from larf_curate.version import __version__
 
 PACKAGES = ("datasets", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
+
+
+class FileRecord(TypedDict):
+    """Size and SHA-256 of a published data file."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    bytes: int
+    sha256: str
+
+
+class Provenance(TypedDict):
+    """The fields of ``provenance.json`` that are read back."""
+
+    __pydantic_config__ = FOREIGN  # type: ignore[misc]
+
+    kind: Literal["publication"]
+    version: Literal[1]
+    files: dict[str, FileRecord]
+    digest: NotRequired[str]
 
 
 def render_provenance(kept_rows: KeptRows, shards: Shards) -> bytes:
@@ -30,7 +55,27 @@ def render_provenance(kept_rows: KeptRows, shards: Shards) -> bytes:
         "packages": package_versions(),
         "stage": redact(kept_rows.manifest),
     }
-    return (json.dumps(record, ensure_ascii=True, indent=2) + "\n").encode("ascii")
+    return (json.dumps(seal(record), ensure_ascii=True, indent=2) + "\n").encode("ascii")
+
+
+def published_digests(provenance: bytes | None) -> Mapping[str, str]:
+    """Hex SHA-256 by path of the data files of an earlier publication.
+
+    Args:
+        provenance: Content of ``provenance.json``, which anybody may have written or changed.
+
+    Returns:
+        The digests; empty if it is not a record of a publication, or was changed: then all data are foreign.
+    """
+    path, remedy = "provenance.json", "its data are not taken for published ones"
+    try:
+        value = parse_json((provenance or b"").decode(), path)
+        record = parse_record(value, Provenance, path=path, remedy=remedy)
+        if DIGEST in value:
+            check_seal(value, path=path, remedy=remedy)
+    except ValueError:
+        return {}
+    return {path: file["sha256"] for path, file in record["files"].items()}
 
 
 def package_versions() -> dict[str, str]:

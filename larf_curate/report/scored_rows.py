@@ -64,12 +64,14 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
         The rows with the manifest of their scoring and the rule of their selection.
 
     Raises:
-        InputError: If a folder is of neither kind, or the rows have no ``larf_score`` or ``larf_status``.
+        InputError: If a folder is of neither kind, the selection is of other scored rows, or the rows have no
+            ``larf_score`` or ``larf_status``.
     """
     report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
     if selection is not None:
         folder = None if isinstance(selection, Selection) else Path(selection)
         loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
+        _check_selection(loaded, report_rows.manifest)
         report_rows = _from_selection(loaded, report_rows.manifest, folder)
     missing = {"larf_score", "larf_status"} - set(report_rows.rows.column_names)
     if missing:
@@ -88,6 +90,13 @@ def _from_folder(folder: Path) -> ReportRows:
         )
     scored = Scored.load(folder)
     return ReportRows(rows=scored.rows, manifest=scored.manifest, folder=folder.resolve().name)
+
+
+def _check_selection(selection: Selection, manifest: Mapping[str, Any]) -> None:
+    """Check that a selection is of a scored folder, if both record it."""
+    recorded = selection.scored.get("digest"), manifest.get("digest")
+    if None not in recorded and recorded[0] != recorded[1]:
+        raise InputError("the selection was made from other scored rows: give the folder that it was made from")
 
 
 def _from_selection(selection: Selection, manifest: Mapping[str, Any], folder: Path | None) -> ReportRows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from typing_extensions import TypedDict
 
@@ -212,8 +212,7 @@ class ExemplarIndex:
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
         with atomic_path(Path(folder) / STATES_FILE) as temporary:
-            save_file(self._tensors(), temporary)
-        # Last, since `cache_exemplars` takes a folder with this file as complete.
+            save_file(self._tensors(), temporary, metadata={"digest": self.digest})
         write_json(Path(folder) / CONFIG_FILE, self._config())
 
     @classmethod
@@ -221,22 +220,27 @@ class ExemplarIndex:
         """Load an index from a folder.
 
         Raises:
-            InputError: If the folder has no index, or it is damaged.
+            InputError: If the folder has no index, or it is damaged or was changed.
         """
         config = read_record(Path(folder) / CONFIG_FILE, IndexConfig, remedy="build the index again")
         try:
             tensors = load_file(Path(folder) / STATES_FILE)
             if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in tensors.values()):
                 raise TypeError("states that are not finite float32 numbers")
-            return cls(
+            index = cls(
                 states=tensors["states"],
                 ids=tuple(config["ids"]),
                 labels=tuple(config["labels"]),
                 layer=config["layer"],
                 centre=tensors["centre"] if config["centred"] else None,
             )
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            with safe_open(Path(folder) / STATES_FILE, framework="numpy") as file:
+                recorded = (file.metadata() or {}).get("digest")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the exemplar index in {folder} is damaged ({error}): build it again") from error
+        if recorded != index.digest:
+            raise InputError(f"the exemplar index in {folder} was changed after it was written: build it again")
+        return index
 
     def _config(self) -> dict[str, Any]:
         centred = self.centre is not None
@@ -267,8 +271,19 @@ def neutral_mean(profile: SafetyProfile) -> Vectors:
 
 
 def cache_exemplars(index: ExemplarIndex) -> Path:
-    """Store an index in the user's cache under its digest, for worker processes; returns its folder."""
+    """Store an index in the user's cache under its digest, for worker processes; returns its folder.
+
+    A copy that is there already is read, and replaced if it is damaged.
+    """
     folder = cache_home() / "exemplars" / index.digest
-    if not (folder / CONFIG_FILE).exists():
+    if not _is_copy(folder, index):
         index.save(folder)
     return folder
+
+
+def _is_copy(folder: Path, index: ExemplarIndex) -> bool:
+    """Whether a folder holds an index, undamaged."""
+    try:
+        return ExemplarIndex.load(folder).digest == index.digest
+    except InputError:
+        return False

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import PLAN, ShardRecord
-from larf_curate.records import STRICT, check_seal, read_record, write_sealed
+from larf_curate.records import STRICT, read_sealed, write_sealed
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
@@ -56,8 +56,6 @@ def remove_journal(folder: Path) -> None:
 
 def _read_entry(path: Path) -> Entry | None:
     try:
-        entry = read_record(path, Entry, remedy=REMEDY)
-        check_seal(entry, path=path, remedy=REMEDY)
+        return read_sealed(path, Entry, remedy=REMEDY)
     except InputError:  # the same as a shard that was never recorded
         return None
-    return entry

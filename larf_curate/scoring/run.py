@@ -24,13 +24,13 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from larf_curate.columns import GUARD
+from larf_curate.columns import GUARD, SCORE, scores_digest
 from larf_curate.data.sources import Piece, Source
 from larf_curate.data.tables import is_media, undecoded
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, remove_temporary_files, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
-from larf_curate.records import seal
+from larf_curate.records import seal, write_sealed
 from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.journal import read_journal, record_shard, remove_journal
 from larf_curate.scoring.workers import rank_and_payload, workers
@@ -189,15 +189,21 @@ def _statuses(path: Path) -> list[str]:
     return statuses
 
 
+def _scores(path: Path) -> list[pa.Array]:
+    """The column ``larf_score`` of a shard, in parts."""
+    parts: list[pa.Array] = pq.read_table(path, columns=[SCORE])[0].chunks
+    return parts
+
+
 def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     """Write the plan of a new run, or compare it with the plan of the run to resume."""
     plan = json.loads(json.dumps(plan))  # as it will be read back: tuples become lists
     if not (folder / PLAN).exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty: use another folder")
-        write_json(folder / PLAN, plan)
+        write_sealed(folder / PLAN, plan)
     elif not any(folder.glob("*.parquet")):  # nothing has been scored yet, so other settings are fine
-        write_json(folder / PLAN, plan)
+        write_sealed(folder / PLAN, plan)
     elif not resume and (folder / SCORED.file).exists():
         raise InputError(
             f"{folder} is finished: continue with larf-curate select, check it with --resume, or use another folder"
@@ -276,6 +282,7 @@ def _manifest(
         "signals": list(scorer.signals),
         "rows": source.rows,
         "status": dict(sorted(status.items())),
+        "scores": scores_digest(pa.chunked_array([part for path in files for part in _scores(path)], pa.float32())),
         "shards": [recorded[path.name] for path in files],
     }
     judged = {"guard": {**guard.describe(), "status": guard_statuses(folder)}} if guard else {}

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.columns import ROW_ID, row_id, source_columns
+from larf_curate.columns import ROW_ID, SCORE, ids_digest, row_id, scores_digest, source_columns
 from larf_curate.data.tables import read_parquet, undecoded, write_parts
 from larf_curate.errors import InputError
 from larf_curate.manifests import (
@@ -85,7 +85,8 @@ class Selection:
         Args:
             shards: The files that the selection was written to.
         """
-        head = {"kind": SELECTION.name, "version": VERSION, **self.summary()}
+        ids = {name: ids_digest(_column(getattr(self, name), ROW_ID)) for name in ("kept", "flagged")}
+        head = {"kind": SELECTION.name, "version": VERSION, **self.summary(), "ids": ids}
         return seal({**head, "shards": list(shards), "scored": dict(self.scored)})
 
     def save(self, folder: str | Path) -> None:
@@ -142,14 +143,15 @@ def select(
             estimated from the held-out scores of the profile's neutral rows.
         profile: The profile that scored the rows, for ``max_false_flags``; not needed with ``scored``.
         source: Description of the source of the rows, which becomes part of their ids.
-        scored: Manifest of the scored dataset, recorded as provenance.
+        scored: Manifest of the scored dataset, recorded as provenance; the dataset must have all of its rows.
 
     Returns:
         The selection.
 
     Raises:
-        InputError: If there is not exactly one rule, its value is out of range, the dataset is not scored, its row ids
-            are not unique, or ``max_false_flags`` has no or too few neutral rows to go by.
+        InputError: If there is not exactly one rule, its value is out of range, the dataset is not scored or, by its
+            scores, not the one of the manifest, its row ids are not unique, or ``max_false_flags`` has no or too few
+            neutral rows to go by.
         ProfileMismatchError: If, by their manifest, another profile scored the rows; not checked without ``scored``.
     """
     values = (top_ratio, top_k, threshold, percentile, max_false_flags)
@@ -162,6 +164,7 @@ def select(
     dataset = _without_earlier_columns(dataset)
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
+    _check_scored(dataset, scored or {})
     scores = _scores(dataset)
     ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
     chosen = ranked[: _flag_count(rule, scores[ranked], limit)]
@@ -187,6 +190,16 @@ def _without_earlier_columns(dataset: Dataset) -> Dataset:
     if published:
         logger.warning("the rows have columns of an earlier curation, which are removed: %s", ", ".join(published))
     return dataset.remove_columns(published)
+
+
+def _check_scored(dataset: Dataset, scored: Mapping[str, Any]) -> None:
+    """Check that a manifest is that of the rows, if it records their scores."""
+    recorded = scored.get("scores")
+    if recorded and scores_digest(dataset.select_columns([SCORE]).with_format("arrow")[:][SCORE]) != recorded:
+        raise InputError(
+            f"wanted the manifest of these rows, got one of other scores: give all {scored.get('rows')} rows of its "
+            "folder, or omit scored"
+        )
 
 
 def _scores(dataset: Dataset) -> NDArray[np.float64]:

@@ -2,28 +2,57 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
+from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows, training_tokens
 from larf_curate.errors import InputError
 from larf_curate.evaluation.suite import EvaluationSuite
-from larf_curate.files import read_json, write_json
+from larf_curate.files import sha256
 from larf_curate.models.generation import load_model
 from larf_curate.models.source import ModelSource, identify, load_tokenizer, weights_digest
+from larf_curate.records import STRICT, read_sealed, record_digest, write_sealed
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
 from larf_curate.training.contrastive import References
-from larf_curate.training.findings import BASE, ExperimentResults, read_arm, run_folder
+from larf_curate.training.findings import ANSWERS, BASE, RESULT, ExperimentResults, read_arm, run_folder
 from larf_curate.training.finetune import Recipe, fine_tune
 
+logger = logging.getLogger(__name__)
+IDENTITY = "verify.json"
+"""Name of the file with the identity of an experiment."""
 BULKY = ("larf_state", "larf_layer_scores", "larf_neighbors")
 """Columns of a scored dataset that no arm and no training run reads: left out of the digest, since they are large."""
+
+
+class Identity(TypedDict):
+    """``verify.json``: what must be equal for a run to belong to an experiment, and the recipes so far by method."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    kind: Literal["verify"]
+    version: Literal[2]
+    model: str
+    weights: str | None
+    rows: int
+    removed: float
+    recipes: dict[str, Recipe]
+    scored: str
+    columns: dict[str, str]
+    references: str
+    prompts: str
+    held_out: str | None
+    judge: str
+    max_new_tokens: int
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +112,7 @@ class Experiment:
         tokens = self._tokens()
         chosen = self._choose_rows(tokens)  # wrong signals and too few rows are detected before any work
         self._check_identity()
-        if not _is_complete(self.folder / BASE):
+        if not self._is_complete(self.folder / BASE):
             model, tokenizer = load_model(self.model)
             self._write_result(self.folder / BASE, self.checks(model, tokenizer, self.folder / BASE))
             del model  # free its memory for the training runs
@@ -108,7 +137,7 @@ class Experiment:
     def _run(self, arm: Arm, recipe: Recipe, seed: int, chosen: Indices, tokens: Sequence[int]) -> None:
         """Train and evaluate one arm with one seed, unless its results are complete."""
         folder = run_folder(self.folder, self._run_name(arm, recipe), seed)
-        if _is_complete(folder):
+        if self._is_complete(folder):
             return
         trainer = fine_tune(
             self.model,
@@ -133,16 +162,16 @@ class Experiment:
         table = training_rows(self.scored, tokenizer, max_length=length, columns=self.columns, keep_all=True)
         return training_tokens(table)
 
-    def _check_identity(self) -> None:
-        """Record the experiment's identity in ``verify.json``, or compare it with the one recorded there."""
-        identity = {
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """What all runs of this experiment share."""
+        return {
             "kind": "verify",
-            "version": 1,
+            "version": 2,
             "model": identify(self.model),
             "weights": weights_digest(ModelSource(model_id=self.model)),
             "rows": self.rows,
             "removed": self.removed,
-            "recipes": {recipe.method: recipe.to_dict() for recipe in self.recipes},
             "scored": rows_digest(self.scored.remove_columns([n for n in BULKY if n in self.scored.column_names])),
             "columns": dict(self.columns or {}),
             "references": self.references if isinstance(self.references, str) else type(self.references).__name__,
@@ -151,20 +180,37 @@ class Experiment:
             "judge": self.checks.judge_name,
             "max_new_tokens": self.checks.max_new_tokens,
         }
-        path = self.folder / "verify.json"
+
+    def _check_identity(self) -> None:
+        """Record the experiment's identity in ``verify.json``, or compare it with the one recorded there."""
+        path, recipes = self.folder / IDENTITY, {recipe.method: recipe.to_dict() for recipe in self.recipes}
         if path.exists():
-            known = read_json(path)
-            changed = [key for key in identity if key != "recipes" and known.get(key) != identity[key]]
+            known: Any = read_sealed(path, Identity, remedy="use a new folder")
+            changed = [key for key, value in self._shared.items() if known[key] != value]
             # Recipes accumulate: a later call may add a method, but not change the recipe of one.
-            mine, theirs = identity["recipes"], known.get("recipes", {})
-            changed += [f"{m} recipe" for m in mine if m in theirs and mine[m] != theirs[m]]  # type: ignore[attr-defined,index]
+            theirs = known["recipes"]
+            changed += [f"{m} recipe" for m in recipes if m in theirs and recipes[m] != theirs[m]]
             if changed:
                 raise InputError(f"{self.folder} holds runs with another {', '.join(changed)}: use a new folder")
-            identity["recipes"] = {**theirs, **mine}  # type: ignore[dict-item]
-        write_json(path, json.loads(json.dumps(identity)))
+            recipes = {**theirs, **recipes}
+        write_sealed(path, {**self._shared, "recipes": recipes})
+
+    def _is_complete(self, folder: Path) -> bool:
+        """Whether all results of a run have been written, and are of this experiment."""
+        if not (folder / RESULT).exists():
+            return False
+        try:
+            if read_arm("", [folder]).results[0]["experiment"] == record_digest(self._shared):
+                return True
+            reason = "it is of another experiment"
+        except InputError as error:
+            reason = str(error)
+        logger.warning("the run in %s is done again: %s", folder, reason)
+        return False
 
     def _write_result(self, folder: Path, result: Mapping[str, Any]) -> None:
-        write_json(folder / "result.json", dict(result))
+        run = {"run": folder.relative_to(self.folder).as_posix(), "experiment": record_digest(self._shared)}
+        write_sealed(folder / RESULT, {**run, "answers": sha256(folder / ANSWERS), **result})
 
     def _run_name(self, arm: Arm, recipe: Recipe) -> str:
         return f"{arm.name}+{recipe.method}"
@@ -172,11 +218,3 @@ class Experiment:
 
 def _digest(values: Any) -> str:  # noqa: ANN401  any JSON value
     return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether all results of a run have been written and can be read."""
-    try:
-        return "harmful" in read_arm("", [folder]).results[0]
-    except (InputError, TypeError):
-        return False

@@ -6,18 +6,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from larf_curate.errors import InputError
 from larf_curate.evaluation.refusal_report import RefusalReport
-from larf_curate.files import read_json
+from larf_curate.files import sha256
+from larf_curate.records import STRICT, read_sealed
 from larf_curate.stats import RESAMPLES, bootstrap_interval
 
 TWO_WAY_RESAMPLES = RESAMPLES // 5
 """Bootstrap samples over seeds and prompts: fewer than for one mean, since each draws a matrix."""
 BASE = "base"
 """Name of the initial model in tables and folders."""
+RESULT, ANSWERS = "result.json", "harmful.json"
+"""Names of the files with the results of a run and with its answers to the harmful prompts."""
+
+
+class MeasureRecord(TypedDict):
+    """A mean with its 95 % interval, and the number of prompts or rows."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    mean: float
+    interval: tuple[float, float]
+    rows: int
+
+
+class ResultRecord(TypedDict):
+    """``result.json``: the measures of a run, and what binds them to it.
+
+    ``run`` is the folder of the run within that of the experiment, ``experiment`` the digest of what all runs of an
+    experiment share, and ``answers`` the SHA-256 of ``harmful.json``. The initial model has no ``rows``, ``tokens`` and
+    ``seconds_per_step`` of its training.
+    """
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    run: str
+    experiment: str
+    answers: str
+    harmful: MeasureRecord
+    safe: NotRequired[MeasureRecord]
+    held_out_loss: NotRequired[MeasureRecord]
+    exact_match: NotRequired[MeasureRecord]
+    rows: NotRequired[int]
+    tokens: NotRequired[int]
+    seconds_per_step: NotRequired[float]
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +64,7 @@ class ArmResult:
 
     Args:
         name: Arm and training method, as in ``random+sft``.
-        results: Content of ``result.json`` for each seed.
+        results: Content of ``result.json`` for each seed; see `ResultRecord`.
         refused: Whether each harmful prompt was refused, 0 or 1, shape (seeds, prompts).
     """
 
@@ -79,10 +117,16 @@ class ExperimentResults:
             seeds: Seeds of the runs.
 
         Raises:
-            InputError: If a result is missing or damaged.
+            InputError: If a result is missing or damaged, or of another run or experiment.
         """
+        base = read_arm(BASE, [folder / BASE])
         arms = [read_arm(name, [run_folder(folder, name, seed) for seed in seeds]) for name in names]
-        return cls(base=read_arm(BASE, [folder / BASE]), arms=tuple(arms))
+        for result in (result for arm in arms for result in arm.results):
+            if result["experiment"] != base.results[0]["experiment"]:
+                raise InputError(
+                    f"{folder / result['run']} is of another experiment than {BASE}: remove one of the two"
+                )
+        return cls(base=base, arms=tuple(arms))
 
     def table(self) -> list[dict[str, Any]]:
         """One row per arm, the initial model first: refusal rate, refusals lost, over-refusal and utility."""
@@ -126,11 +170,30 @@ def read_arm(name: str, folders: Sequence[Path]) -> ArmResult:
         folders: Folder of the run of each seed.
 
     Raises:
-        InputError: If a result is missing or damaged.
+        InputError: If a result is missing or damaged, or of another run.
     """
-    results = tuple(read_json(folder / "result.json") for folder in folders)
-    refused = np.asarray([RefusalReport.load(folder / "harmful.json").refused for folder in folders], dtype=np.float64)
+    results = tuple(map(read_result, folders))
+    refused = np.asarray([RefusalReport.load(folder / ANSWERS).refused for folder in folders], dtype=np.float64)
     return ArmResult(name=name, results=results, refused=refused)
+
+
+def read_result(folder: Path) -> ResultRecord:
+    """Read the results of a run.
+
+    Args:
+        folder: Folder of the run.
+
+    Raises:
+        InputError: If they are missing or damaged, or of another run than that of the folder or of the answers in it.
+    """
+    path, remedy = folder / RESULT, "remove this folder, and run larf-curate verify again"
+    result = read_sealed(path, ResultRecord, remedy=remedy)
+    run = Path(result["run"]).parts
+    if not run or folder.resolve().parts[-len(run) :] != run:
+        raise InputError(f"{path} is of the run {result['run'][:60]!r}: {remedy}")
+    if not (folder / ANSWERS).is_file() or sha256(folder / ANSWERS) != result["answers"]:
+        raise InputError(f"{folder / ANSWERS} is not that of {RESULT} beside it: {remedy}")
+    return result
 
 
 def _table_row(arm: ArmResult, *, lost: float, random: float) -> dict[str, Any]:

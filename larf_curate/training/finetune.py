@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows
 from larf_curate.errors import InputError, ModelError
-from larf_curate.files import read_json, write_json
 from larf_curate.models.generation import window_of
 from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, weights_digest
+from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.training.callbacks import CostCallback, FiniteGuard
 from larf_curate.training.checkpoints import last_complete
 from larf_curate.training.choices import TRAINING_METHODS
@@ -66,6 +68,8 @@ class Recipe:
         InputError: If a value is out of range.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     method: str = "sft"
     lora_rank: int = 8
     lora_alpha: int = 16
@@ -104,6 +108,20 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
         return {**asdict(self), "lora_targets": list(self.lora_targets)}
+
+
+class TrainingRecord(TypedDict):
+    """``training.json``: what must be equal for a run to continue from a checkpoint."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    kind: Literal["training"]
+    model: str
+    weights: str | None
+    recipe: Recipe
+    seed: int
+    rows: str
+    digest: str
 
 
 def fine_tune(
@@ -168,26 +186,28 @@ def fine_tune(
 
 
 def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
-    """What must be equal for a run to continue from a checkpoint."""
+    """The fields of `TrainingRecord`, without its digest."""
     initial = {"model": source.model_id, "weights": weights_digest(source)}
-    return {"kind": "training", **initial, **recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
+    return {"kind": "training", **initial, "recipe": recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
 
 
 def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> str | None:
     """The checkpoint to continue from, if any; records the run's identity in the folder.
 
     Raises:
-        InputError: If there are checkpoints and ``resume`` is not set, or they belong to another training run.
+        InputError: If there are checkpoints and ``resume`` is not set, or they belong to another training run or to
+            none that is recorded.
     """
     path, found = folder / "training.json", last_complete(folder)
     if not resume and any(folder.glob("checkpoint-*")):
         raise InputError(f"{folder} holds checkpoints of an earlier training run: resume it, or use a new folder")
-    known = read_json(path) if found and path.exists() else identity
-    if changed := [key for key in identity if known.get(key) != identity[key]]:
+    known: Any = read_sealed(path, TrainingRecord, remedy="use a new folder") if found else identity
+    ours, theirs = ({**record, **record["recipe"], "recipe": None} for record in (identity, known))
+    if changed := [key for key in ours if theirs.get(key) != ours[key]]:
         raise InputError(f"{found} is of a training run with another {', '.join(changed)}: use a new folder")
     if resume and not found:
         logger.warning("there is no checkpoint in %s: training starts from the beginning", folder)
-    write_json(path, identity)
+    write_sealed(path, identity)
     return found
 
 

@@ -30,6 +30,7 @@ from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
 from tests.fixtures.models import PROFILE
+from tests.fixtures.scored_folder import digest_of
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 SECRET = "alice-secret-folder"
@@ -106,6 +107,7 @@ def selected(kind, at, **record) -> Path:
     types |= {"larf_score": Value("float32"), "larf_status": Value("string")}
     dataset = from_undecoded(rows, Features(types))
     folder = at.parent / "selection"
+    record["scores"] = digest_of(dataset["larf_score"])
     select(dataset, top_k=1, source="x", scored=scored_record(6, **record)).save(folder)
     return folder
 

@@ -746,8 +746,8 @@ def test_a_folder_gets_what_the_commit_would_hold(hub, decisions, tmp_path):
     folder = tmp_path / "curated"
     (folder / "data").mkdir(parents=True)
     (folder / "data/train-00000-of-00002.parquet").write_bytes(b"old")
-    old = {"data/train-00000-of-00002.parquet": {"sha256": hashlib.sha256(b"old").hexdigest()}}
-    (folder / "provenance.json").write_text(json.dumps({"files": old}))
+    old = {"data/train-00000-of-00002.parquet": {"bytes": 3, "sha256": hashlib.sha256(b"old").hexdigest()}}
+    (folder / "provenance.json").write_text(json.dumps({"kind": "publication", "version": 1, "files": old}))
     done = publish(decisions, folder)
     held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert held == hub.files(REPO)

@@ -18,6 +18,7 @@ from larf_curate.cli.report import report
 from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
+from larf_curate.manifests import SCORED, read_manifest
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import write_report
 from larf_curate.report.excerpts import excerpt, visible
@@ -26,7 +27,7 @@ from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
 from tests.fixtures.models import PROFILE
 from tests.fixtures.scored_folder import PROFILE as SUMMARY
-from tests.fixtures.scored_folder import write_scored
+from tests.fixtures.scored_folder import digest_of, write_scored
 
 VOID = {"meta", "br"}
 HOSTILE = [
@@ -381,13 +382,24 @@ def test_every_id_of_the_page_is_its_own(tmp_path):
 def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     rows = [*scored_rows(10), unscorable()]
     profile = SUMMARY | {"revision": "abc123", "dtype": "bfloat16", "layers": [3, 5]}
-    scored = scored_record(11, source={"dataset": "d"}, profile=profile, package="larf-curate 0.0.9")
+    made = {"source": {"dataset": "d"}, "profile": profile, "package": "larf-curate 0.0.9"}
+    scored = scored_record(11, **made, scores=digest_of([row["larf_score"] for row in rows]))
     select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
     assert page.text("dd")[:3] == ["11", "3", "1"]
     facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf"]
     assert page.text("bdi")[1:7] == facts
     assert page.text("bdi")[9:11] == ["top_k 3", "larf-curate 0.0.9"]
+
+
+def test_a_selection_of_other_scored_rows_is_refused(tmp_path):
+    rows = Dataset.from_list(scored_rows(10))
+    for name in ("ours", "theirs"):
+        write_scored(tmp_path / name, rows, source={"dataset": name})
+    select(rows, top_k=3, scored=read_manifest(tmp_path / "ours", SCORED)).save(tmp_path / "sel")
+    write_report(tmp_path / "ours", tmp_path / "r.html", selection=tmp_path / "sel")
+    with pytest.raises(InputError, match="the selection was made from other scored rows"):
+        write_report(tmp_path / "theirs", tmp_path / "r.html", selection=tmp_path / "sel")
 
 
 def test_a_selection_without_flagged_rows_gives_a_page(tmp_path):

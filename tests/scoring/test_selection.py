@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 from larf_curate.errors import InputError
 from larf_curate.scoring.selection import Selection, select
 from tests.fixtures.decisions_folder import scored_record
+from tests.fixtures.scored_folder import digest_of
 
 FEATURES = Features(
     {
@@ -257,7 +258,7 @@ def test_columns_of_an_earlier_curation_are_reported_and_not_believed(caplog):
 
 def test_a_saved_selection_is_read_back_whole(tmp_path):
     scores = [*random_scores(20), None]
-    record = scored_record(21)
+    record = scored_record(21, scores=digest_of(scores))
     selection = select(scored(scores), top_ratio=0.2, scored=record)
     selection.save(tmp_path / "sel")
     again = Selection.load(tmp_path / "sel")
@@ -267,6 +268,15 @@ def test_a_saved_selection_is_read_back_whole(tmp_path):
     for part, want in zip(again, selection, strict=True):
         assert part.features == want.features
         assert part.to_list() == want.to_list()
+
+
+def test_a_manifest_of_other_rows_is_refused():
+    scores = [*random_scores(20), None]
+    record = scored_record(21, scores=digest_of(scores))
+    for others in (scores[1:], [*scores, None], [0.25, *scores[1:]]):
+        with pytest.raises(InputError, match="wanted the manifest of these rows, got one of other scores: give all 21"):
+            select(scored(others), top_k=1, scored=record)
+    assert select(scored(scores[::-1]), top_k=1, scored=record).scored == record
 
 
 @pytest.mark.parametrize("rule", [{"top_k": 0}, {"top_ratio": 1.0}])

@@ -71,7 +71,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(start, tmp_path, stopped
 def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_path, stopped, caplog, damage, file):
     path = stopped / "checkpoint-2" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "half" else path.unlink()
-    assert is_complete(stopped / "checkpoint-1")
+    assert is_complete(stopped / "checkpoint-1", 1)
     assert last_complete(stopped) == str(stopped / "checkpoint-1")
     assert "checkpoint-2 is incomplete" in caplog.text
     resumed = train(start, stopped, resume=True)
@@ -93,13 +93,14 @@ def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, wh
 def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):
     model = byte_model()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
-    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 4, "later": []}')
     torch.save({}, tmp_path / "optimizer.pt")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert is_complete(tmp_path)
+    assert is_complete(tmp_path, 4)
+    assert not is_complete(tmp_path, 8), "a checkpoint under the name of a later one"
     shards[0].unlink()
-    assert not is_complete(tmp_path)
+    assert not is_complete(tmp_path, 4)
 
 
 def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_path):
@@ -111,6 +112,12 @@ def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_pat
     other.save_pretrained(moved)
     with pytest.raises(InputError, match="of a training run with another weights"):
         train(str(moved), tmp_path / "run2", resume=True)
+
+
+def test_checkpoints_of_a_training_that_is_not_recorded_are_refused(start, stopped):
+    (stopped / "training.json").unlink()
+    with pytest.raises(InputError, match="training.json is not there"):
+        train(start, stopped, resume=True)
 
 
 def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):

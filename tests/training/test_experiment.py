@@ -3,7 +3,8 @@ import pytest
 
 from larf_curate.errors import InputError
 from larf_curate.evaluation.suite import EvaluationSuite
-from larf_curate.files import read_json, write_json
+from larf_curate.files import read_json
+from larf_curate.records import write_sealed
 from larf_curate.training import experiment as verify_module
 from larf_curate.training.arms import Arm, signal_values
 from larf_curate.training.finetune import Recipe
@@ -73,7 +74,7 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
     with pytest.raises(InputError, match="another sft recipe"):
         experiment(start, tmp_path, recipes=(Recipe(),))._check_identity()
     known = read_json(tmp_path / "verify.json")
-    write_json(tmp_path / "verify.json", known | {"weights": "those of yesterday"})
+    write_sealed(tmp_path / "verify.json", known | {"weights": "those of yesterday"})
     with pytest.raises(InputError, match="another weights"):
         experiment(start, tmp_path)._check_identity()
     with pytest.raises(InputError, match="one recipe per method"):

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from larf_curate.files import sha256
+from larf_curate.manifests import PLAN
+from larf_curate.records import write_sealed
+from larf_curate.scoring.journal import JOURNAL, read_journal, record_shard, remove_journal
+
+
+def begin(folder, rows=8):
+    write_sealed(folder / PLAN, {"source": {"dataset": "d"}, "scorer": {}, "rows": rows})
+    return folder
+
+
+@pytest.fixture
+def begun(tmp_path):
+    begin(tmp_path)
+    for index in range(2):
+        record_shard(tmp_path, f"part-{index}.parquet", rows=4 + index, digest=f"{index}" * 64)
+    return tmp_path
+
+
+def entry(folder, index=0):
+    return folder / JOURNAL / f"part-{index}.parquet.json"
+
+
+def test_recorded_shards_are_read_by_name(begun):
+    assert read_journal(begun) == {
+        "part-0.parquet": {"file": "part-0.parquet", "rows": 4, "sha256": "0" * 64},
+        "part-1.parquet": {"file": "part-1.parquet", "rows": 5, "sha256": "1" * 64},
+    }
+
+
+def test_a_folder_without_a_journal_has_no_recorded_shard(tmp_path):
+    assert read_journal(begin(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("damage", ["cut", "digest of the shard", "digest of the plan", "more", "no object", "no text"])
+def test_a_damaged_entry_counts_as_none_and_the_others_stay(begun, damage):
+    path = entry(begun)
+    record = json.loads(path.read_text())
+    path.write_bytes(
+        {
+            "cut": path.read_bytes()[:-9],
+            "digest of the shard": json.dumps(record | {"shard": record["shard"] | {"sha256": "f" * 64}}).encode(),
+            "digest of the plan": json.dumps(record | {"plan": "f" * 64}).encode(),
+            "more": json.dumps(record | {"more": 1}).encode(),
+            "no object": b"[]",
+            "no text": b"\xff\xfe",
+        }[damage]
+    )
+    assert read_journal(begun).keys() == {"part-1.parquet"}
+
+
+def test_entries_of_another_plan_count_as_none(begun):
+    begin(begun, rows=9)
+    assert read_journal(begun) == {}
+    record_shard(begun, "part-1.parquet", rows=5, digest="1" * 64)
+    assert read_journal(begun).keys() == {"part-1.parquet"}
+
+
+def test_an_entry_of_a_killed_process_counts_as_none(begun):
+    entry(begun).rename(entry(begun).with_name(".part-0.parquet.json.ab12.tmp"))
+    hidden = entry(begun, 1)
+    hidden.rename(hidden.with_name(f".{hidden.name}"))
+    assert read_journal(begun) == {}
+
+
+def test_an_entry_under_the_name_of_another_shard_is_of_the_shard_that_it_names(begun):
+    entry(begun, 1).write_bytes(entry(begun, 0).read_bytes())
+    assert read_journal(begun).keys() == {"part-0.parquet"}
+
+
+def test_the_journal_of_a_finished_run_is_removed(begun):
+    remove_journal(begun)
+    assert not (begun / JOURNAL).exists()
+    assert (begun / PLAN).exists()
+    remove_journal(begun)
+
+
+def test_the_plan_in_an_entry_is_the_digest_of_its_file(begun):
+    assert json.loads(entry(begun).read_text())["plan"] == sha256(begun / PLAN)
