@@ -86,15 +86,19 @@ def down(home: Path | None, as_json: bool) -> None:
 @click.command()
 @_home_option
 @_port_option
+@click.option("--mend", is_flag=True, help="First build the search index anew where it lacks records.")
 @json_option
-def doctor(home: Path | None, port: int, as_json: bool) -> None:
+def doctor(home: Path | None, port: int, mend: bool, as_json: bool) -> None:
     """Check the embedded server.
 
     Prints what to do about each problem; the exit code is 1 if there is one.
 
     Example: larf-curate review doctor
     """
-    checks = EmbeddedServer(home, port=port).doctor()
+    server = EmbeddedServer(home, port=port)
+    if mend:
+        _say(f"{server.mend_search_index()} records added to the search index")
+    checks = server.doctor()
     if as_json:
         echo_json({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
     else:

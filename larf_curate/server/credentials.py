@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.files import parse_json
 from larf_curate.records import STRICT, parse_record
+from larf_curate.server.private_files import read_private, write_private
 
 REMEDY = "remove it, the next start creates new credentials"
 OWNER = "argilla"
@@ -76,7 +77,7 @@ def ensure_credentials(path: Path) -> Credentials:
     Raises:
         ReviewServerError: If the file exists but cannot be read.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing is refused, not replaced
         return read_credentials(path)
     credentials = Credentials(auth_secret=secrets.token_hex(32), accounts=(Account.random(OWNER, role="owner"),))
     write_credentials(path, credentials)
@@ -90,8 +91,8 @@ def read_credentials(path: Path) -> Credentials:
         ReviewServerError: If the file does not exist or is invalid.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        credentials = parse_record(parse_json(text, path), Credentials, path=path, remedy=REMEDY, secret=True)
+        content = parse_json(read_private(path), path)
+        credentials = parse_record(content, Credentials, path=path, remedy=REMEDY, secret=True)
     except FileNotFoundError as error:
         raise ReviewServerError(
             f"no credentials in {path}: start the server once with `larf-curate review up`"
@@ -107,10 +108,4 @@ def read_credentials(path: Path) -> Credentials:
 
 def write_credentials(path: Path, credentials: Credentials) -> None:
     """Write the credentials atomically, with mode 0600."""
-    # Opened with the mode, not changed afterwards: other users can read no byte at any time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-        json.dump(asdict(credentials), stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    write_private(path, json.dumps(asdict(credentials), indent=2))

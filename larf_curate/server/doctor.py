@@ -1,4 +1,4 @@
-"""Diagnose an embedded server, whether or not it runs, without changing anything."""
+"""Diagnose an embedded server, whether or not it runs, without changing anything, and mend its search index."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ from larf_curate.server import api, process
 from larf_curate.server.credentials import read_credentials
 from larf_curate.server.environment import ServerEnvironment
 from larf_curate.server.home import ServerHome
+from larf_curate.server.inside import store, text_index
 from larf_curate.server.locks import is_locked
 
 _MIN_FREE_BYTES = 1_000_000_000
@@ -56,6 +57,7 @@ def run_checks(home: ServerHome, environment: Callable[[], ServerEnvironment], p
         lambda: _process(home),
         lambda: _port(home, port),
         lambda: _database(home),
+        lambda: _search_index(home),
     )
     return [result for check in checks for result in _catch_error(check)]
 
@@ -92,6 +94,8 @@ def _home(home: ServerHome) -> Check:
         return Check(
             "home", False, f"{home.path} is not writable", "change its owner, or choose another folder with --home"
         )
+    if (problem := home.problem()) is not None:
+        return Check("home", False, *problem)
     mode = stat.S_IMODE(home.path.stat().st_mode)
     if mode & 0o077:
         return Check(
@@ -111,7 +115,7 @@ def _disk(home: ServerHome) -> Check:
 
 def _credentials(home: ServerHome) -> Check:
     name, path = "credentials", home.credentials
-    if not path.exists():
+    if not os.path.lexists(path):
         return Check(name, True, "none yet: the first start creates them")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode != 0o600:
@@ -143,7 +147,7 @@ def _process(home: ServerHome) -> Check:
             f"process {state.pid} runs but its credentials cannot be read",
             "stop it and start it again",
         )
-    if not api.is_answering(state.url, owner):
+    if not (state.listens and api.is_answering(state.url, owner)):
         return Check(
             "process",
             False,
@@ -185,3 +189,46 @@ def _database(home: ServerHome) -> Check:
     except sqlite3.DatabaseError as error:
         return Check(name, False, f"cannot be read ({type(error).__name__})", remedy)
     return Check(name, True, f"intact, {records} records, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _search_index(home: ServerHome) -> Check:
+    name = "search index"
+    if not (home.database.exists() and home.search_index.exists()):
+        return Check(name, True, "none yet: the first start creates it")
+    mend = "run `larf-curate review doctor --mend`"
+    try:
+        with store.connect(home.path, read_only=True) as connection:
+            counts = [index.lacking() for index in text_index.datasets(connection)]
+    except sqlite3.DatabaseError as error:
+        return Check(name, False, f"cannot be read ({type(error).__name__})", f"with an intact database, {mend}")
+    lacking, lost = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    if lost:
+        return Check(name, False, f"{lost} records are not found by any word", mend)
+    if lacking:  # no fault: a server that was killed between a record and its index leaves it so
+        return Check(name, True, f"lacks {lacking} records, which the next search in their dataset adds")
+    return Check(name, True, f"complete for {len(counts)} datasets")
+
+
+def mend_search_index(home: ServerHome) -> int:
+    """Build the search index anew where it is damaged or lacks records; the server may run.
+
+    Returns:
+        Number of records that were lacking or lost.
+
+    Raises:
+        ReviewServerError: If Argilla's database or the index cannot be read.
+    """
+    if not home.database.exists():
+        return 0
+    try:
+        if not is_locked(home.running_lock):  # else the running server has it open
+            store.prepare(home.path)
+        with store.connect(home.path) as connection:
+            found = [(index, sum(index.lacking())) for index in text_index.datasets(connection)]
+            for index in (index for index, lacking in found if lacking):
+                index.rebuild()
+    except sqlite3.DatabaseError as error:
+        raise ReviewServerError(
+            f"cannot build the search index of {home.path} anew ({type(error).__name__}): stop the server, try again"
+        ) from error
+    return sum(lacking for _, lacking in found)

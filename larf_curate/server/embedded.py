@@ -17,7 +17,7 @@ from larf_curate.server.credentials import (
     read_credentials,
     write_credentials,
 )
-from larf_curate.server.doctor import Check, run_checks
+from larf_curate.server.doctor import Check, mend_search_index, run_checks
 from larf_curate.server.environment import ServerEnvironment
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import locked
@@ -113,6 +113,8 @@ class EmbeddedServer:
         """
         if (state := process.find_process(self.home)) is None:
             raise ReviewServerError(f"no server runs on {self.home.path}: start it with `larf-curate review up`")
+        if not state.listens:  # another program may listen on the port, and would be sent the key
+            raise ReviewServerError(f"the server on {self.home.path} is not ready: wait a minute, then try again")
         return state.url
 
     def start(self) -> str:
@@ -131,26 +133,36 @@ class EmbeddedServer:
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
             credentials = ensure_credentials(self.home.credentials)
             self.new_credentials = not self.home.database.exists()
-            if (state := process.find_process(self.home)) is not None:
-                return self._require_answer(state, credentials)
+            if (state := process.await_process(self.home)) is not None:
+                return self._adopt(state, credentials)
             self._say("starting Argilla")
             self._reap()  # an earlier process of this object may have been killed in the meantime
             self._process = process.launch(python, self.home, self.port)
             try:
-                return process.wait_until_ready(
-                    self._process,
+                started = process.wait_until_ready(
                     self.home,
+                    process=self._process,
                     port=self.port,
                     timeout=_START_TIMEOUT,
-                    is_answering=lambda url: api.is_answering(url, credentials.owner),
-                ).url
+                    is_answering=lambda found: api.is_answering(found.url, credentials.owner),
+                )
             except BaseException:
                 self._process.kill()
                 self._reap()
                 raise
+            if started.pid != self._process.pid:  # one that a killed command had just started was faster
+                self._reap()
+            return started.url
 
-    @staticmethod
-    def _require_answer(state: process.ServerProcess, credentials: Credentials) -> str:
+    def _adopt(self, state: process.ServerProcess, credentials: Credentials) -> str:
+        """Wait for a server that a killed command left starting, or require that a started one answers."""
+        if not state.listens:
+            self._say("waiting for the server that is starting already")
+            return process.wait_until_ready(
+                self.home,
+                timeout=_START_TIMEOUT,
+                is_answering=lambda found: api.is_answering(found.url, credentials.owner),
+            ).url
         if not api.is_answering(state.url, credentials.owner):
             raise ReviewServerError(
                 f"process {state.pid} at {state.url} rejects our key or does not respond: run "
@@ -195,12 +207,23 @@ class EmbeddedServer:
         state = process.find_process(self.home)
         if state is None:
             return ServerStatus(running=False, answering=False, url=None, pid=None)
-        answering = api.is_answering(state.url, self.credentials.owner)
+        answering = state.listens and api.is_answering(state.url, self.credentials.owner)
         return ServerStatus(running=True, answering=answering, url=state.url, pid=state.pid)
 
     def doctor(self) -> list[Check]:
         """Diagnose the server, whether or not it runs; failed checks have a remedy."""
         return run_checks(self.home, lambda: self.environment, self.port)
+
+    def mend_search_index(self) -> int:
+        """Build the search index anew where it is damaged or lacks records, whether or not the server runs.
+
+        Returns:
+            Number of records that were lacking.
+
+        Raises:
+            ReviewServerError: If the databases cannot be read.
+        """
+        return mend_search_index(self.home)
 
     def add_user(self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE) -> Account:
         """Add a user to a workspace; creates the account if it does not exist.

@@ -18,7 +18,7 @@ from larf_curate.server.locks import locked
 SERVER_VERSION = "2.8.0"
 _FOLDER = Path(__file__).parent
 _REQUIREMENTS = _FOLDER / "requirements.txt"
-_CONSTRAINTS = _FOLDER / "constraints.txt"
+_LOCK = _FOLDER / "requirements.lock"
 _SUPPORTED_PYTHONS = [(3, minor) for minor in range(11, 14)]  # pydantic 2.9 has no wheels for 3.14
 _INSTALL_TIMEOUT = 1800.0  # seconds
 
@@ -50,7 +50,7 @@ class ServerEnvironment:
             ReviewServerError: If no Python from 3.11 to 3.13 is found.
         """
         base, version = _base_python()
-        pins = _REQUIREMENTS.read_bytes() + _CONSTRAINTS.read_bytes() + f"{base} {platform.machine()}".encode()
+        pins = _REQUIREMENTS.read_bytes() + _LOCK.read_bytes() + f"{base} {platform.machine()}".encode()
         name = f"{SERVER_VERSION}-py{version}-{hashlib.sha256(pins).hexdigest()[:10]}"
         root = Path(folder).expanduser().absolute() if folder is not None else cache_home() / "argilla-server"
         return cls(root / name, base)
@@ -94,7 +94,7 @@ class ServerEnvironment:
         shutil.rmtree(self.path, ignore_errors=True)
         _run([str(self.base), "-m", "venv", str(self.path)], "make a virtual environment")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:", "--no-compile"]
-        pins = ["-r", str(_REQUIREMENTS), "-c", str(_CONSTRAINTS)]
+        pins = ["--require-hashes", "-r", str(_LOCK)]  # a file with another digest is not installed
         _run([str(self.python), "-m", "pip", "install", *options, *pins], f"install argilla-server {SERVER_VERSION}")
         temporary = self._marker.with_suffix(".tmp")
         temporary.write_text(json.dumps({"argilla-server": SERVER_VERSION, "python": str(self.base)}), encoding="utf-8")

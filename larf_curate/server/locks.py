@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from larf_curate.errors import ReviewServerError
+from larf_curate.server.private_files import open_private
 
 _POLL_INTERVAL = 0.05  # seconds
 
@@ -22,7 +23,7 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
         A file descriptor that holds the lock until it is closed; None if another process holds the lock.
 
     Raises:
-        ReviewServerError: On a system without file locks (Windows).
+        ReviewServerError: On a system without file locks (Windows), or if the file is a link.
     """
     try:
         import fcntl  # does not exist on Windows
@@ -30,7 +31,7 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
         raise ReviewServerError(
             "the embedded Argilla server runs on Linux and macOS only: use WSL, or your own server with --url"
         ) from error
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = open_private(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,60 +1,126 @@
 """The process of the server: find, start and terminate it."""
 
-import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+import psutil
+from pydantic import ConfigDict, Field
 
 from larf_curate.errors import ReviewServerError
+from larf_curate.files import parse_json
+from larf_curate.records import STRICT, parse_record
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import is_locked
+from larf_curate.server.private_files import open_private, read_private
 
 _MAX_LOG_BYTES = 5_000_000
 _POLL_INTERVAL = 0.1  # seconds
+_STATE_TIMEOUT = 10.0  # seconds from the lock of a starting server to its state file
+_START_TOLERANCE = 1.0  # seconds
 # This folder goes last on the path, so that `inside` can be imported but nothing here shadows a module of the server's
 # environment.
 _BOOTSTRAP = "import sys; sys.path.append(sys.argv.pop(1)); from inside.launch import main; main()"
 _FORWARDED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+_HOME_TAKEN = 97
 _EXIT_REASONS = {  # by exit code of `inside.launch`
-    97: "another server already runs on this home: stop it with `larf-curate review down`",
+    _HOME_TAKEN: "another server already runs on this home: stop it with `larf-curate review down`",
     98: "port {port} on 127.0.0.1 is taken by another program: end it or choose another with --port (0: any free one)",
 }
 
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running server process.
+    """A running server process, as its state file describes it.
 
     Args:
         pid: Process id.
         port: Port that it listens on, on 127.0.0.1 only.
+        started: Seconds from the start of the machine to that of the process.
     """
 
-    pid: int
-    port: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    pid: Annotated[int, Field(gt=1, lt=2**31)]
+    port: Annotated[int, Field(gt=0, lt=2**16)]
+    started: float
 
     @property
     def url(self) -> str:
         """URL of the web interface and the API."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def listens(self) -> bool:
+        """Whether the process accepts connections on its port: only then it may be sent a key."""
+        with suppress(psutil.Error):
+            connections = psutil.Process(self.pid).net_connections("tcp4")
+            return any(found.status == psutil.CONN_LISTEN and found.laddr.port == self.port for found in connections)
+        return False
+
 
 def find_process(home: ServerHome) -> ServerProcess | None:
-    """Find the server process of a home; returns None if there is none.
+    """Find the server process of a home; returns None if there is none, or none that its state file describes.
 
-    The lock decides whether a server runs, so the process id in a state file left by a crash is never mistaken for one.
+    The lock decides whether a server runs. The state file is believed only if the process that it names has the command
+    line of a server of this home and started when the file says: it may be stale, or edited.
     """
     if not is_locked(home.running_lock):
         return None
     try:
-        state = json.loads(home.state.read_text(encoding="utf-8"))
-        return ServerProcess(int(state["pid"]), int(state["port"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        path = home.state
+        state = parse_record(parse_json(read_private(path), path), ServerProcess, path=path, remedy="start it again")
+        process = psutil.Process(state.pid)
+    except (OSError, ValueError, ReviewServerError, psutil.Error):  # an `InputError` is a `ValueError`
         return None
+    return state if _serves(process, home) and abs(_started(process) - state.started) < _START_TOLERANCE else None
+
+
+def await_process(home: ServerHome) -> ServerProcess | None:
+    """Find the server process of a home as `find_process` does, also if it has just begun to start.
+
+    Raises:
+        ReviewServerError: If a server runs, but its state file does not describe it.
+    """
+    deadline = time.monotonic() + _STATE_TIMEOUT
+    while (state := find_process(home)) is None and is_locked(home.running_lock):
+        if time.monotonic() > deadline:
+            raise ReviewServerError(
+                f"a server runs on {home.path}, but {home.state} does not describe it: stop it with "
+                "`larf-curate review down` and start it again"
+            )
+        time.sleep(_POLL_INTERVAL)
+    return state
+
+
+def _server_of(home: ServerHome) -> psutil.Process | None:
+    """The process that serves a home, by its state file or else by its command line; None if there is none."""
+    if (state := find_process(home)) is not None:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(state.pid)
+    return next((process for process in psutil.process_iter() if _serves(process, home)), None)
+
+
+def _serves(process: psutil.Process, home: ServerHome) -> bool:
+    """Whether a process of this user has the command line of a server of the home."""
+    try:
+        arguments, user = process.cmdline(), process.uids().effective
+    except psutil.Error:
+        return False
+    if user != os.geteuid() or "--home" not in arguments[:-1] or not any("inside.launch" in part for part in arguments):
+        return False
+    return bool(os.path.realpath(arguments[arguments.index("--home") + 1]) == os.path.realpath(home.path))
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds from the start of the machine to that of the process: unlike times of day, steps of the clock keep it."""
+    boot_time = psutil.boot_time()
+    return float(process.create_time() - boot_time)
 
 
 def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes]":
@@ -71,11 +137,11 @@ def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes
     Returns:
         The process, which may still be starting.
     """
-    if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
+    if home.log.exists() and home.log.stat(follow_symlinks=False).st_size > _MAX_LOG_BYTES:
         os.replace(home.log, home.log.with_suffix(".log.1"))
     environment = {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
     command = [str(python), "-I", "-W", "ignore", "-c", _BOOTSTRAP, str(Path(__file__).parent)]
-    with open(os.open(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+    with open(open_private(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         return subprocess.Popen(
             [*command, "--home", str(home.path), "--port", str(port)],
             cwd=home.path,
@@ -88,32 +154,37 @@ def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes
 
 
 def wait_until_ready(
-    process: "subprocess.Popen[bytes]",
     home: ServerHome,
     *,
-    port: int,
     timeout: float,
-    is_answering: Callable[[str], bool],
+    is_answering: Callable[[ServerProcess], bool],
+    process: "subprocess.Popen[bytes] | None" = None,
+    port: int = 0,
 ) -> ServerProcess:
-    """Wait until the server responds to requests.
+    """Wait until the server of a home responds to requests.
 
     Args:
-        process: The process that ``launch`` returned.
         home: Folder of the server.
-        port: The requested port, for the error message.
         timeout: Seconds to wait.
-        is_answering: Whether the server at a URL responds and accepts our key.
+        is_answering: Whether a server responds and accepts our key.
+        process: The process that ``launch`` returned; None for a server that another process started.
+        port: The requested port, for the error message.
 
     Raises:
         ReviewServerError: If the process exits, or does not respond in time.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
+        code = process.poll() if process is not None else None
+        locked = is_locked(home.running_lock)
+        if code is not None and not (code == _HOME_TAKEN and locked):
             reason = _EXIT_REASONS.get(code, f"it exited with code {code} while starting: see {home.log}")
             raise ReviewServerError(f"Argilla could not start: {reason.format(port=port)}")
+        if process is None and not locked:
+            raise ReviewServerError(f"Argilla could not start: it exited while starting: see {home.log}")
         state = find_process(home)
-        if state is not None and state.pid == process.pid and is_answering(state.url):
+        ours = process is None or code is not None or (state is not None and state.pid == process.pid)
+        if state is not None and ours and state.listens and is_answering(state):
             return state
         time.sleep(_POLL_INTERVAL)
     raise ReviewServerError(f"Argilla did not respond within {timeout:.0f} s: see {home.log}, then try again")
@@ -122,30 +193,33 @@ def wait_until_ready(
 def terminate(home: ServerHome, *, timeout: float) -> bool:
     """Terminate the server of a home: SIGTERM, then SIGKILL if it still runs after ``timeout`` seconds.
 
+    Only a process with the command line of a server of this home is sent a signal.
+
     Returns:
         Whether a server was running.
 
     Raises:
-        ReviewServerError: If the server does not exit even after SIGKILL.
+        ReviewServerError: If the server does not exit even after SIGKILL, or cannot be identified.
     """
-    if (state := find_process(home)) is None:
+    deadline = time.monotonic() + _STATE_TIMEOUT
+    while (process := _server_of(home)) is None and is_locked(home.running_lock) and time.monotonic() < deadline:
+        time.sleep(_POLL_INTERVAL)
+    if process is None and not is_locked(home.running_lock):
         return False
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not _send_signal(state.pid, number) or _wait_for_exit(home, timeout):
+    if process is None:
+        raise ReviewServerError(
+            f"a process holds {home.running_lock}, but none has the command line of a server of this home; none was "
+            f"ended: find it with `lsof {home.running_lock}`, end it, and try again"
+        )
+    for end in (process.terminate, process.kill):
+        with suppress(psutil.NoSuchProcess):  # psutil also sends nothing to another process that got the same id
+            end()
+        if _wait_for_exit(home, timeout):
             home.state.unlink(missing_ok=True)
             return True
     raise ReviewServerError(
-        f"process {state.pid} does not exit after SIGKILL: wait until `ps -p {state.pid}` is empty, then try again"
+        f"process {process.pid} does not exit after SIGKILL: wait until `ps -p {process.pid}` is empty, then try again"
     )
-
-
-def _send_signal(pid: int, number: signal.Signals) -> bool:
-    """Send a signal; returns False if the process does not exist."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _wait_for_exit(home: ServerHome, timeout: float) -> bool:

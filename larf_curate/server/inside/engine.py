@@ -35,9 +35,12 @@ from .conditions import filter_condition, order_terms
 from .similarity import VectorCache
 from .text_index import Parameters, TextIndex
 
+_MAX_CHARACTERS = 10_000
 _MAX_PHRASES = 200
 _VECTORS = VectorCache()
-_VERIFIED: set[str] = set()  # datasets whose text index was compared record by record in this process
+_VERSION = store.DataVersion(Path(settings.home_path))
+# For each dataset, the version of Argilla's database with which its text index was compared record by record.
+_SYNCHRONIZED: dict[str, int] = {}
 Result = TypeVar("Result")
 
 
@@ -254,12 +257,7 @@ class EmbeddedSearchEngine(SearchEngine):  # type: ignore[misc, unused-ignore]  
     async def _with_index(dataset: Dataset, action: Callable[[TextIndex], None]) -> None:
         """Run an action on the text index of a dataset."""
         fields = await _text_fields(dataset)
-        try:
-            await _run_in_thread(lambda db: action(TextIndex(db, dataset.id.hex, fields)))
-        except BaseException:
-            # The index may have missed this change: compare record by record at the next search.
-            _VERIFIED.discard(dataset.id.hex)
-            raise
+        await _run_in_thread(lambda db: action(TextIndex(db, dataset.id.hex, fields)))
 
 
 def _select(
@@ -276,13 +274,16 @@ def _select(
     if query is None:
         return _SelectedRecords("", "records r", " AND ".join(where), None)
     text, field = (query, None) if isinstance(query, str) else (query.q, query.field)
+    if len(text) > _MAX_CHARACTERS:  # before it is parsed, which takes quadratic time
+        raise UnprocessableEntityError(f"A search can have at most {_MAX_CHARACTERS} characters.")
     parsed = text_query.parse(text)
     if parsed is None or (field is not None and field not in index.fields):
         return _SelectedRecords("", "records r", "0", None)
     if text_query.count_phrases(parsed) > _MAX_PHRASES:
         raise UnprocessableEntityError(f"A search can have at most {_MAX_PHRASES} words and phrases.")
-    index.synchronize(thorough=index.dataset not in _VERIFIED)
-    _VERIFIED.add(index.dataset)
+    version = _VERSION.read()  # before the comparison: a change during it makes the next search compare again
+    index.synchronize(thorough=_SYNCHRONIZED.get(index.dataset) != version)
+    _SYNCHRONIZED[index.dataset] = version
     hits = f"SELECT d.record, d.rowid AS doc FROM {index.docs} d WHERE {index.condition(parsed, bind, field)}"
     source = "records r JOIN hits ON hits.record = r.id"
     if not ranked or not (phrases := text_query.ranking_phrases(parsed)):

@@ -34,16 +34,19 @@ def main() -> None:
     state = arguments.home / "server.json"
     state.unlink(missing_ok=True)
     listener = _listen(arguments.port)
+    # Before anything slow: whoever started this process may be killed while it starts, and others must find it.
+    _write_state(state, listener.getsockname()[1])
     with _temporary_folder(arguments.home / "tmp"):
         try:
-            _serve(arguments.home, listener, state)
+            _serve(arguments.home, listener)
         finally:
             state.unlink(missing_ok=True)
             os.close(lock)
 
 
-def _serve(home: Path, listener: socket.socket, state: Path) -> None:
-    credentials = json.loads((home / "credentials.json").read_text(encoding="utf-8"))
+def _serve(home: Path, listener: socket.socket) -> None:
+    with open(os.open(home / "credentials.json", os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as stream:
+        credentials = json.load(stream)
     _configure(home, credentials["auth_secret"])
     from . import jobs, logs
 
@@ -52,11 +55,13 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     # Not earlier: on import, argilla_server reads the environment and copies its static files.
     from argilla_server import app
 
-    from . import accounts, database, engine, headers, speed
+    from . import accounts, database, engine, headers, hosts, limits, sign_in, speed
 
     database.set_pragmas()
     engine.register()
     speed.apply()
+    sign_in.apply()
+    limits.apply()
     database.upgrade(home / "argilla.db")
     asyncio.run(accounts.ensure(credentials["accounts"]))
     jobs.start_worker()
@@ -64,8 +69,8 @@ def _serve(home: Path, listener: socket.socket, state: Path) -> None:
     import uvicorn
 
     policy = headers.content_security_policy(Path(tempfile.gettempdir()).rglob("*.html"))
-    server = uvicorn.Server(uvicorn.Config(headers.with_security_headers(app, policy), log_config=None))
-    _write_state(state, listener.getsockname()[1])
+    guarded = hosts.with_host_check(sign_in.with_client(app))
+    server = uvicorn.Server(uvicorn.Config(headers.with_security_headers(guarded, policy), log_config=None))
     server.run(sockets=[listener])
     if not server.started:
         raise SystemExit(EXIT_NOT_STARTED)
@@ -76,7 +81,7 @@ def _acquire_lock(path: Path) -> int:
 
     Processes that check the lock hold it for a moment, hence the retries.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + _LOCK_TIMEOUT
     while True:
         try:
@@ -129,6 +134,13 @@ def _configure(home: Path, auth_secret: str) -> None:
 
 
 def _write_state(path: Path, port: int) -> None:
+    """Write what identifies this process; `larf_curate.server.process` compares it with the running processes."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    boot_time = psutil.boot_time()
+    state = {"pid": os.getpid(), "port": port, "started": psutil.Process().create_time() - boot_time}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"pid": os.getpid(), "port": port}), encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as stream:
+        json.dump(state, stream)
     os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,16 +12,42 @@ _TIMEOUT = 30.0  # seconds to wait for a lock of the database
 _VERSION = 1
 
 
+class DataVersion:
+    """Tells whether anything was committed to Argilla's database; thread-safe.
+
+    Args:
+        home: Folder of the database.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self) -> int:
+        """A number that differs from that of an earlier call if and only if another connection has committed since."""
+        with self._lock:  # one connection for all threads: numbers of different connections cannot be compared
+            if self._connection is None:
+                uri = f"file:{quote(str(self._home / 'argilla.db'))}?mode=ro"
+                self._connection = sqlite3.connect(uri, uri=True, timeout=_TIMEOUT, check_same_thread=False)
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+
 @contextmanager
-def connect(home: Path) -> Iterator[sqlite3.Connection]:
+def connect(home: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connection]:
     """Open ``search.db`` with Argilla's database attached as ``argilla``.
 
     This is a separate connection: a request already holds one from Argilla's pool, and requests that wait for a second
     one can deadlock.
+
+    Args:
+        home: Folder of the databases.
+        read_only: Whether the index must exist, and is not changed.
     """
-    uri = f"file:{quote(str(home / 'search.db'))}"
+    uri = f"file:{quote(str(home / 'search.db'))}{'?mode=ro' if read_only else ''}"
     with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT, isolation_level=None)) as connection:
-        connection.execute("PRAGMA synchronous=NORMAL")
+        if not read_only:
+            connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("ATTACH DATABASE ? AS argilla", (f"file:{quote(str(home / 'argilla.db'))}?mode=ro",))
         connection.create_function("shuffle_key", 2, shuffle_key, deterministic=True)
         yield connection

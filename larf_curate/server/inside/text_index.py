@@ -43,8 +43,7 @@ class TextIndex:
     def drop(self) -> None:
         """Delete the index of the dataset."""
         with transaction(self.connection):
-            self.connection.execute(f"DROP TABLE IF EXISTS {self.texts}")
-            self.connection.execute(f"DROP TABLE IF EXISTS {self.docs}")
+            self._drop()
 
     def update(self, records: Iterable[str]) -> None:
         """Index the records with these ids, or index them again."""
@@ -63,7 +62,8 @@ class TextIndex:
 
         Args:
             thorough: Compare record by record. Otherwise this is done only if the number of records or the time of the
-                last change differ, which overlooks a missed change if a later one was indexed.
+                last change differ, which overlooks a missed change if a later one was indexed: enough only if nothing
+                was committed since the last comparison.
         """
         self._create()
         if not (thorough or self._seems_outdated()) or not any(self._differences()):
@@ -72,6 +72,28 @@ class TextIndex:
             outdated, deleted = self._differences()  # again: another process may have done it before our transaction
             self._remove(deleted)
             self._update(outdated)
+
+    def rebuild(self) -> None:
+        """Delete the index and index all records again, in one transaction."""
+        with transaction(self.connection):
+            self._drop()
+            self._create()
+            self._update(self._differences()[0])
+
+    def lacking(self) -> tuple[int, int]:
+        """Number of records that are missing or outdated in the index, and of entries that are damaged.
+
+        The next search corrects the former. Damaged are entries whose tokens are lost.
+        """
+        tables = self.connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name IN (?, ?)", (self.docs, self.texts)
+        )
+        if tables.fetchone()[0] < 2:
+            everything = "SELECT count(*) FROM argilla.records WHERE dataset_id = ?"
+            return int(self.connection.execute(everything, (self.dataset,)).fetchone()[0]), 0
+        outdated, _ = self._differences()
+        lost = f"SELECT count(*) FROM {self.docs} d WHERE d.rowid NOT IN (SELECT t.rowid FROM {self.texts} t)"
+        return len(outdated), int(self.connection.execute(lost).fetchone()[0])
 
     def condition(self, query: Query, bind: "Parameters", field: str | None) -> str:
         """SQL condition that is true for the rows of the docs table ``d`` that match.
@@ -97,6 +119,10 @@ class TextIndex:
         within = match if field is None else f"{{f{list(self.fields).index(field)}}} : ({match})"
         return f"SELECT {columns} FROM {self.texts} WHERE {self.texts} MATCH {bind(within)}"
 
+    def _drop(self) -> None:
+        self.connection.execute(f"DROP TABLE IF EXISTS {self.texts}")
+        self.connection.execute(f"DROP TABLE IF EXISTS {self.docs}")
+
     def _create(self) -> None:
         columns = ", ".join(f"f{index}" for index in range(max(1, len(self.fields))))
         self.connection.execute(
@@ -120,16 +146,21 @@ class TextIndex:
     def _differences(self) -> tuple[list[str], list[str]]:
         """Ids of records that are missing or outdated in the index, and of those deleted from Argilla."""
         outdated = self.connection.execute(
-            f"SELECT r.id FROM argilla.records r LEFT JOIN {self.docs} d ON d.record = r.id"
+            f"SELECT r.id, d.record IS NULL FROM argilla.records r LEFT JOIN {self.docs} d ON d.record = r.id"
             " WHERE r.dataset_id = ? AND d.changed IS NOT r.updated_at",
             (self.dataset,),
-        )
+        ).fetchall()
+        ids, missing = [record for record, _ in outdated], sum(is_missing for _, is_missing in outdated)
+        entries = f"(SELECT count(*) FROM {self.docs})"
+        surplus = f"SELECT {entries} + ? - count(*) FROM argilla.records WHERE dataset_id = ?"
+        if not self.connection.execute(surplus, (missing, self.dataset)).fetchone()[0]:
+            return ids, []  # each entry has its record: no need for the second comparison, as slow as the first
         deleted = self.connection.execute(
             f"SELECT d.record FROM {self.docs} d WHERE NOT EXISTS"
             " (SELECT 1 FROM argilla.records r WHERE r.id = d.record AND r.dataset_id = ?)",
             (self.dataset,),
         )
-        return [row[0] for row in outdated], [row[0] for row in deleted]
+        return ids, [row[0] for row in deleted]
 
     def _update(self, records: list[str]) -> None:
         for start in range(0, len(records), _BATCH_SIZE):
@@ -185,3 +216,18 @@ def plain_text(value: Any) -> str:  # noqa: ANN401  any JSON value
         shown = [value["content"]] if "role" in value and "content" in value else list(value.values())
         return "\n".join(plain_text(item) for item in shown)
     return ""
+
+
+def datasets(connection: sqlite3.Connection) -> list[TextIndex]:
+    """The indexes of all published datasets.
+
+    Args:
+        connection: From ``store.connect``.
+    """
+    ids = connection.execute("SELECT id FROM argilla.datasets WHERE status = 'ready' ORDER BY id").fetchall()
+    # In the order in which Argilla lists the fields of a dataset: the columns of the index have no names.
+    fields = (
+        "SELECT name FROM argilla.fields WHERE dataset_id = ? AND json_extract(settings, '$.type') <> 'image'"
+        " ORDER BY inserted_at"
+    )
+    return [TextIndex(connection, id_, [name for (name,) in connection.execute(fields, (id_,))]) for (id_,) in ids]
