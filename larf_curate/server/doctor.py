@@ -5,7 +5,7 @@ import shutil
 import socket
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -49,25 +49,25 @@ def run_checks(home: ServerHome, environment: Callable[[], ServerEnvironment], p
     Returns:
         One result per check, in the order in which failures should be fixed.
     """
-    checks = (
-        lambda: _environment(environment()),
-        lambda: _home(home),
-        lambda: _disk(home),
-        lambda: _credentials(home),
-        lambda: _process(home),
-        lambda: _port(home, port),
-        lambda: _database(home),
-        lambda: _search_index(home),
-    )
-    return [result for check in checks for result in _catch_error(check)]
+    checks: dict[str, Callable[[], Check]] = {
+        "environment": lambda: _environment(environment()),
+        "home": lambda: _home(home),
+        "disk": lambda: _disk(home),
+        "credentials": lambda: _credentials(home),
+        "process": lambda: _process(home),
+        "port": lambda: _port(home, port),
+        "database": lambda: _database(home),
+        "search index": lambda: _search_index(home),
+    }
+    return [_catch_error(name, check) for name, check in checks.items()]
 
 
-def _catch_error(check: Callable[[], Check]) -> Iterator[Check]:
+def _catch_error(name: str, check: Callable[[], Check]) -> Check:
     try:
-        yield check()
+        return check()
     except ReviewServerError as error:
         found, _, remedy = str(error).partition(": ")  # messages have the form "problem: remedy"
-        yield Check("environment", False, found, remedy)
+        return Check(name, False, found, remedy)
 
 
 def _environment(environment: ServerEnvironment) -> Check:
@@ -117,7 +117,7 @@ def _credentials(home: ServerHome) -> Check:
     name, path = "credentials", home.credentials
     if not os.path.lexists(path):
         return Check(name, True, "none yet: the first start creates them")
-    mode = stat.S_IMODE(path.stat().st_mode)
+    mode = stat.S_IMODE(path.stat(follow_symlinks=False).st_mode)
     if mode != 0o600:
         return Check(name, False, f"{path} has mode {mode:04o}", f"chmod 600 {path}")
     try:
