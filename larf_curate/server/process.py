@@ -214,7 +214,7 @@ def terminate(home: ServerHome, *, timeout: float) -> bool:
     for end in (process.terminate, process.kill):
         with suppress(psutil.NoSuchProcess):  # psutil also sends nothing to another process that got the same id
             end()
-        if _wait_for_exit(home, timeout):
+        if _wait_for_exit(home, process, timeout):
             home.state.unlink(missing_ok=True)
             return True
     raise ReviewServerError(
@@ -222,11 +222,18 @@ def terminate(home: ServerHome, *, timeout: float) -> bool:
     )
 
 
-def _wait_for_exit(home: ServerHome, timeout: float) -> bool:
-    """Wait until the server's lock is released; returns False if it still is not after ``timeout`` seconds."""
+def _wait_for_exit(home: ServerHome, process: psutil.Process, timeout: float) -> bool:
+    """Wait until the server has exited and its lock is released; returns False if not within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
-    while is_locked(home.running_lock):
+    while is_locked(home.running_lock) or _is_alive(process):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_INTERVAL)
     return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not exited; one that its parent has not waited for yet has."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -1,6 +1,9 @@
+import hashlib
 import os
+import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,7 @@ def test_it_is_installed_once_with_the_pinned_server(install):
     assert len(install.commands) == 2
     assert [line.split()[0] for line in said] == ["installing", "installed"]
     pip = install.commands[1]
+    assert "--require-hashes" in pip
     pinned = Path(pip[pip.index("-r") + 1]).read_text(encoding="utf-8")
     assert f"argilla-server=={SERVER_VERSION}" in pinned
     assert "click==8.1" in pinned
@@ -68,6 +72,40 @@ def test_other_pins_mean_another_folder(tmp_path, monkeypatch):
     pins.write_text("argilla-server==2.9.0\n")
     monkeypatch.setattr(module, "_REQUIREMENTS", pins)
     assert ServerEnvironment.find(tmp_path).path != before.path
+
+
+def test_every_package_is_pinned_with_digests():
+    text = module._LOCK.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) > 80
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^\\\n]*?)?( +--hash=sha256:[0-9a-f]{64})+", line), line
+    locked = {line.split()[0] for line in lines}
+    assert {line.lower().replace("_", "-") for line in module._requirement_lines()} <= locked
+
+
+@pytest.mark.slow
+def test_a_package_with_another_digest_is_not_installed(tmp_path, monkeypatch):
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path)), ("CONFIG_FILE", os.devnull)):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    lock = tmp_path / "requirements.lock"
+    monkeypatch.setattr(module, "_LOCK", lock)
+    lock.write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(ReviewServerError, match="could not install argilla-server"):
+        ServerEnvironment.find(tmp_path / "refused").ensure(lambda line: None)
+    lock.write_text("tiny==1.0\n")
+    with pytest.raises(ReviewServerError, match="could not install argilla-server"):
+        ServerEnvironment.find(tmp_path / "refused").ensure(lambda line: None)
+    lock.write_text(f"tiny==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+    environment = ServerEnvironment.find(tmp_path / "installed")
+    environment.ensure(lambda line: None)
+    assert environment.installed
 
 
 def test_an_upgrade_installs_beside_the_older_environment_and_names_it(install, tmp_path, monkeypatch):

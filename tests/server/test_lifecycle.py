@@ -1,11 +1,14 @@
 """One embedded server through its life: started, killed, started again, stopped."""
 
+import json
 import os
+import random
 import signal
 import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,8 @@ import requests
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.review import ReviewQueue
 from larf_curate.server import EmbeddedServer
+from larf_curate.server import process as module
+from larf_curate.server.locks import is_locked
 from tests.fixtures.review_rows import questions, selection
 from tests.fixtures.server_client import Client, make_collection, owner_of
 
@@ -182,6 +187,83 @@ def test_a_push_and_a_submit_that_a_kill_cut_off_are_completed_by_running_them_a
     assert all(check.ok for check in server.doctor())
 
 
+def test_a_search_after_kills_in_the_middle_of_pushes_finds_every_stored_record(server):
+    made = make_collection(server, fields={"text": "text"})
+    records = [{"external_id": str(i), "fields": {"text": f"number {i}"}} for i in range(1000)]
+    rng = random.Random(0)
+    for start in range(0, 1000, 200):
+        path = f"/datasets/{made.id}/records/bulk"
+        with ThreadPoolExecutor(3) as threads:
+            batches = [{"items": records[place : place + 20]} for place in range(start, start + 200, 20)]
+            pushing = [threads.submit(made.owner.raw, "PUT", path, batch) for batch in batches]
+            for _ in range(rng.randrange(1, 9)):
+                pushing.pop(0).result()
+            os.kill(server.status().pid, signal.SIGKILL)
+        until_gone(server)
+        server.start()
+        made = type(made)(owner_of(server), made.id, made.questions)
+        stored = set(made.ids())
+        assert len(stored) >= 20 * (start // 200 + 1)
+        assert made.text("number") == stored
+    made.push(records)
+    assert made.text("number") == {record["external_id"] for record in records}
+
+
+def lose(server, made, sql):
+    """Change the search index of a dataset behind the back of the server."""
+    with sqlite3.connect(server.home.search_index, timeout=30) as connection:
+        changed = connection.execute(sql.format(made.id.replace("-", ""))).rowcount
+    connection.close()
+    return changed
+
+
+def index_check(server):
+    return next(check for check in server.doctor() if check.name == "search index")
+
+
+def test_the_doctor_counts_the_records_that_the_index_lacks_and_mends_it(server):
+    made = make_collection(server, fields={"text": "text", "more": "text"})
+    made.push([{"external_id": str(i), "fields": {"text": f"number {i}", "more": "last"}} for i in range(435)])
+    server.mend_search_index()  # what kills in other tests have left
+    assert server.mend_search_index() == 0
+    whole = index_check(server)
+    assert whole.found.startswith("complete for ")
+    server.stop()
+    # As a kill between Argilla's commit and that of the index leaves it: 20 records have no entry, 3 an old one.
+    assert lose(server, made, "DELETE FROM docs_{0} WHERE rowid <= 20") == 20
+    assert lose(server, made, "UPDATE docs_{0} SET changed = 'before' WHERE rowid > 432") == 3
+    check = index_check(server)
+    assert (check.ok, check.found.split(",")[0]) == (True, "lacks 23 records")
+    assert server.mend_search_index() == 23
+    assert index_check(server) == whole
+
+    # Entries without tokens, which no comparison of records shows.
+    lose(server, made, "DELETE FROM texts_{0} WHERE rowid > 400")
+    check = index_check(server)
+    assert (check.ok, check.found) == (False, "35 records are not found by any word")
+    assert "--mend" in check.remedy
+    server.start()
+    made = type(made)(owner_of(server), made.id, made.questions)
+    assert len(made.text("number")) == 400
+    assert server.mend_search_index() == 35  # while it runs
+    assert index_check(server) == whole
+    assert len(made.text("number")) == 435
+    assert made.text("last", field="more") == made.text("number", field="text")
+    assert made.text("number", field="more") == set()
+
+
+def test_a_deleted_search_index_is_built_again_for_every_dataset(server):
+    made = make_collection(server, fields={"text": "text"})
+    made.push([{"external_id": str(i), "fields": {"text": f"number {i}"}} for i in range(30)])
+    server.stop()
+    server.home.search_index.write_bytes(b"not a database" * 1000)
+    assert not index_check(server).ok
+    assert server.mend_search_index() >= 30
+    assert index_check(server).ok
+    server.start()
+    assert len(type(made)(owner_of(server), made.id, made.questions).text("number")) == 30
+
+
 def until_gone(server):
     # A killed process closes its sockets a moment before its lock: callers may notice first.
     deadline = time.monotonic() + 30
@@ -239,6 +321,65 @@ def test_lost_credentials_are_made_anew_for_the_same_data(server):
     assert Client(server.url, old.api_key).raw("GET", "/me").status_code == 401
     form = {"username": new.username, "password": new.password}
     assert requests.post(f"{server.url}/api/v1/token", data=form, timeout=30).status_code == 201
+
+
+def command_killed_while_starting(server, moment):
+    """Run ``review up`` and kill it by SIGKILL as soon as the server has got so far."""
+    command = [sys.executable, "-m", "larf_curate", "review", "up", "--home", str(server.home.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as up:
+        while not moment(server):
+            assert up.poll() is None
+        up.kill()
+
+
+MOMENTS = {
+    "process": lambda server: module._server_of(server.home) is not None,
+    "lock": lambda server: is_locked(server.home.running_lock),
+    "state": lambda server: server.status().running,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_after_a_killed_up_another_up_takes_over_its_server_and_down_stops_it(tmp_path, moment):
+    server = EmbeddedServer(tmp_path / "home", port=0)
+    command_killed_while_starting(server, moment)
+    url = server.start()
+    assert server.status().answering
+    assert server.url == url
+    assert EmbeddedServer(server.home.path).start() == url
+    assert server.stop()
+    assert not server.status().running
+    assert not server.stop()
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_after_a_killed_up_down_stops_its_server(tmp_path, moment):
+    server = EmbeddedServer(tmp_path / "home", port=0)
+    command_killed_while_starting(server, moment)
+    assert server.stop()
+    assert module._server_of(server.home) is None
+    assert not server.status().running
+    assert not server.stop()
+    assert server.start()
+    assert server.started_here
+    assert server.stop()
+
+
+def test_a_port_that_the_server_does_not_listen_on_is_sent_no_key(server):
+    right = server.home.state.read_text()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0.2)
+        server.home.state.write_text(json.dumps(json.loads(right) | {"port": listener.getsockname()[1]}))
+        assert not server.status().answering
+        with pytest.raises(ReviewServerError, match="not ready"):
+            _ = server.url
+        assert not all(check.ok for check in server.doctor())
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    server.home.state.write_text(right)
+    assert server.status().answering
 
 
 DOWNGRADE = """

@@ -1,5 +1,6 @@
 """The search of the embedded server, through its HTTP API, against plain Python over the same rows."""
 
+import json
 import random
 import sqlite3
 from collections import Counter
@@ -430,6 +431,64 @@ def test_a_text_index_that_lost_or_kept_too_much_makes_itself_good(argilla_serve
     with sqlite3.connect(argilla_server.home.path / "search.db", timeout=30) as connection:
         assert connection.execute(f"SELECT count(*) FROM {name}").fetchone() == (20,)
     connection.close()
+
+
+def test_a_change_that_the_index_missed_is_found_even_if_a_later_one_was_indexed(argilla_server):
+    made = make_collection(argilla_server, fields={"text": "text"})
+    made.push([{"external_id": name, "fields": {"text": f"first {name}"}} for name in "abc"])
+    assert made.text("first") == {"a", "b", "c"}
+    # Two pushes at once: the one with the earlier time is committed last, and its update of the index is lost.
+    with sqlite3.connect(argilla_server.home.database, timeout=30) as connection:
+        connection.execute(
+            "UPDATE records SET fields = ?, updated_at = datetime(updated_at, '-1 minute')"
+            " WHERE dataset_id = ? AND external_id = 'a'",
+            (json.dumps({"text": "second a"}), made.id.replace("-", "")),
+        )
+    connection.close()
+    assert made.text("second") == {"a"}
+    assert made.text("first") == {"b", "c"}
+
+
+WORDS = 100_000
+TOO_LONG = {
+    "words": "word " * WORDS,
+    "alternatives": "word | " * WORDS,
+    "one phrase": '"' + "word " * WORDS + '"',
+    "brackets": "(" * WORDS,
+    "minus signs": "-" * WORDS,
+    "without spaces": "\u5b89" * WORDS,
+}
+
+
+@pytest.mark.parametrize("words", TOO_LONG.values(), ids=TOO_LONG)
+def test_a_search_for_too_much_is_refused_before_it_is_parsed(argilla_server, words):
+    made = make_collection(argilla_server, fields={"text": "text"}, vectors={"state": 2})
+    made.push([{"external_id": "a", "fields": {"text": "word"}, "vectors": {"state": [1, 0]}}])
+    text = {"text": {"q": words}}
+    for query in (text, text | {"vector": {"name": "state", "value": [1, 0]}}):
+        answer = made.owner.raw("POST", f"/datasets/{made.id}/records/search", {"query": query})
+        assert answer.status_code == 422
+        assert "at most 2000 characters" in answer.text
+
+
+def test_a_search_as_long_as_allowed_is_answered(argilla_server):
+    made = make_collection(argilla_server, fields={"text": "text"})
+    phrase = "\u5b89\u5168" * 999
+    made.push([{"external_id": "a", "fields": {"text": f"x{phrase}y"}}])
+    assert made.text(f'"{phrase}"') == {"a"}
+
+
+@pytest.mark.parametrize("number", [10**20, -(10**20), 2**63])
+def test_a_page_beyond_all_numbers_is_an_error_of_the_request(argilla_server, number):
+    made = make_collection(argilla_server, fields={"text": "text"})
+    made.push([{"external_id": "a", "fields": {"text": "word"}}])
+    for query in ({}, {"query": {"text": {"q": "word"}}}):
+        for user in ("", "/me"):
+            path = f"{user}/datasets/{made.id}/records/search"
+            assert made.owner.raw("POST", path, query, offset=number).status_code == 422
+    for name in ("offset", "limit"):
+        assert made.owner.raw("GET", f"/datasets/{made.id}/records", **{name: number}).status_code == 422
+    assert made.owner.raw("GET", f"/datasets/{made.id}/records", offset=2**63 - 1).json()["items"] == []
 
 
 def test_a_deleted_dataset_leaves_no_index(argilla_server):

@@ -35,7 +35,7 @@ from .conditions import filter_condition, order_terms
 from .similarity import VectorCache
 from .text_index import Parameters, TextIndex
 
-_MAX_CHARACTERS = 10_000
+_MAX_CHARACTERS = 2_000
 _MAX_PHRASES = 200
 _VECTORS = VectorCache()
 _VERSION = store.DataVersion(Path(settings.home_path))
@@ -274,7 +274,7 @@ def _select(
     if query is None:
         return _SelectedRecords("", "records r", " AND ".join(where), None)
     text, field = (query, None) if isinstance(query, str) else (query.q, query.field)
-    if len(text) > _MAX_CHARACTERS:  # before it is parsed, which takes quadratic time
+    if len(text) > _MAX_CHARACTERS:  # before it is parsed, in quadratic time
         raise UnprocessableEntityError(f"A search can have at most {_MAX_CHARACTERS} characters.")
     parsed = text_query.parse(text)
     if parsed is None or (field is not None and field not in index.fields):
