@@ -58,6 +58,7 @@ def test_user_shows_the_account_and_doctor_is_content(argilla_server):
     assert (shown["password"], shown["api_key"]) == (account.password, account.api_key)
     assert account.password in run("user", "carol", "--home", argilla_server.home.path).output
     assert json.loads(run("doctor", "--home", argilla_server.home.path, "--json").stdout)["ok"]
+    assert "records added to the search index" in run("doctor", "--mend", "--home", argilla_server.home.path).stderr
 
 
 def test_doctor_fails_with_code_1_and_the_remedy(tmp_path):
