@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from larf_curate.cli import main
+from larf_curate.cli import COMMANDS, main
 from larf_curate.cli.options import read_columns, unescaped
 from larf_curate.conversation.refusals import KEYWORDS, RefusalDetector
 from larf_curate.evaluation.judges import JUDGES
@@ -61,8 +61,7 @@ def test_help_names_the_experimental_signals():
 
 
 def test_help_needs_no_heavy_library():
-    commands = ("layers", "profile", "score", "training", "learning", "review")
-    code = f"import sys; {'; '.join(f'import larf_curate.cli.{name}' for name in commands)}; print(*sys.modules)"
+    code = f"import sys; {'; '.join(f'import larf_curate.cli.{name}' for name in COMMANDS)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "argilla", "sklearn", "faiss", "matplotlib"} & set(loaded)
 

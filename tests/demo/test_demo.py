@@ -12,6 +12,7 @@ from larf_curate import server as review_server
 from larf_curate.cli import main
 from larf_curate.cli.demo import STEPS
 from larf_curate.data import load_rows
+from larf_curate.records import write_sealed
 from larf_curate.server import EmbeddedServer
 from tests.fixtures.fresh_process import start
 
@@ -87,7 +88,7 @@ def test_the_demo_goes_the_whole_way_after_a_kill_and_again(tiny_llama, argilla_
 
 def test_a_folder_of_another_model_is_refused(tiny_llama, tiny_qwen2, tmp_path, own_caches):
     (tmp_path / "scored").mkdir()
-    (tmp_path / "scored" / "plan.json").write_text(json.dumps({"source": {}, "scorer": {}, "rows": 3}))
+    write_sealed(tmp_path / "scored" / "plan.json", {"source": {}, "scorer": {}, "rows": 3})
     (tmp_path / "scored" / "demo.parquet").write_bytes(b"")
     result = CliRunner().invoke(main, command(tmp_path, tiny_qwen2))
     assert result.exit_code == 2
