@@ -199,7 +199,7 @@ def _decompress(path: Path, target: Path, screen: TextScreen) -> None:
             left -= len(chunk)
             if left < 0:
                 raise ValueError(
-                    f"it expands to more than a third of the free disk space of {cache_home()}: free some, or set {HOME}"
+                    f"it expands to over a third of the free disk space of {cache_home()}: free some, or set {HOME}"
                 )
             plain.write(chunk)
 

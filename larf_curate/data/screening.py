@@ -165,7 +165,7 @@ class JsonScreen(TextScreen):
             closing = np.diff(levels, prepend=before) < 0
             self._check_rows(chunk, places[closing & (levels == self._base)])
         if self._base and self._offset + len(chunk) > MAX_LIST_BYTES:
-            raise ValueError(f"a list larger than {MAX_LIST_BYTES >> 30} GiB, wanted a file with one object per line")
+            raise ValueError(f"it is one list larger than {MAX_LIST_BYTES >> 30} GiB, wanted one object per line")
 
     def _begin(self, chunk: bytes) -> None:
         """Find out from the first characters whether a file is one list, and of what."""
@@ -225,4 +225,6 @@ def _check_head(head: bytes) -> None:
     """Check that a file does not begin as files of other formats do, whatever its name."""
     for start, kind in HEADS.items():
         if head.startswith(start):
-            raise ValueError(f"the file is {kind}, wanted text in UTF-8: give it the ending of its format, or convert it")
+            raise ValueError(
+                f"the file is {kind}, wanted text in UTF-8: give it the ending of its format, or convert it"
+            )

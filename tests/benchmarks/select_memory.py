@@ -11,7 +11,6 @@ Prints one line of JSON per command.
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path

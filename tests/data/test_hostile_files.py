@@ -151,7 +151,17 @@ READ_AS = {
 }
 """Rows of further files that are read, by name."""
 
-SPECIAL = ["pipe", "socket", "device", "nothing", "folder-pipe", "folder-socket", "folder-nothing", "glob-pipe", "saved"]
+SPECIAL = [
+    "pipe",
+    "socket",
+    "device",
+    "nothing",
+    "folder-pipe",
+    "folder-socket",
+    "folder-nothing",
+    "glob-pipe",
+    "saved",
+]
 """What is no file, alone, in a folder, by a glob, and in a folder of ``save_to_disk``."""
 
 
