@@ -120,19 +120,19 @@ class TextScreen:
             yield chunk
 
     def _check(self, chunk: bytes) -> None:
-        self._check_rows(chunk, np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")))
+        self._check_rows(chunk, np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + 1)
 
-    def _check_rows(self, chunk: bytes, ends: Places) -> None:
-        """Check the sizes of the rows that end at some places of a chunk, and of the one that has not ended."""
+    def _check_rows(self, chunk: bytes, starts: Places) -> None:
+        """Check the sizes of rows, by the places of a chunk at which new ones start."""
         start, line = self._row
-        places = np.concatenate([[start - self._offset], ends, [len(chunk)]])
+        places = np.concatenate([[start - self._offset], starts, [len(chunk)]])
         sizes = np.diff(places)
         if sizes.max() > MAX_ROW_BYTES:
             first = int(sizes.argmax())
-            line = line if first == 0 else self._line(chunk, int(places[first]) + 1)
+            line = line if first == 0 else self._line(chunk, int(places[first]))
             raise ValueError(f"the row in line {line} is larger than {MAX_ROW_BYTES >> 20} MiB")
-        if len(ends):
-            self._row = (self._offset + int(ends[-1]), self._line(chunk, int(ends[-1]) + 1))
+        if len(starts):
+            self._row = (self._offset + int(starts[-1]), self._line(chunk, int(starts[-1])))
 
     def _line(self, chunk: bytes, place: int) -> int:
         """Number of the line that a place of a chunk is in, from 1."""
@@ -152,6 +152,7 @@ class JsonScreen(TextScreen):
         self._escaped = False
         self._base: int | None = None  # depth at which there are rows: 0, or 1 in a list
         self._has_objects = True
+        self._head = b""
 
     def _check(self, chunk: bytes) -> None:
         self._begin(chunk)
@@ -162,21 +163,22 @@ class JsonScreen(TextScreen):
         self._check_levels(chunk, places, levels)
         if self._has_objects:
             self._check_between(chunk, places, np.concatenate([[before], levels]))
-            closing = np.diff(levels, prepend=before) < 0
-            self._check_rows(chunk, places[closing & (levels == self._base)])
+            opening = np.diff(levels, prepend=before) > 0
+            self._check_rows(chunk, places[opening & (levels - 1 == (self._base or 0))])
         if self._base and self._offset + len(chunk) > MAX_LIST_BYTES:
             raise ValueError(f"it is one list larger than {MAX_LIST_BYTES >> 30} GiB, wanted one object per line")
 
     def _begin(self, chunk: bytes) -> None:
         """Find out from the first characters whether a file is one list, and of what."""
-        start = _content(chunk[:CHUNK_BYTES]) if self._base is None else b""
-        if start.startswith(b"["):
-            item = _content(start[1:])[:1]
-            if item not in (b"{", b'"', b"]", b""):
+        if self._base is not None:
+            return
+        self._head = _content(self._head + chunk)[:CHUNK_BYTES]
+        if not self._head.startswith(b"["):
+            self._base = 0 if self._head else None
+        elif item := _content(self._head[1:])[:1]:
+            if item not in b'{"]':
                 raise ValueError("wanted lines of objects, or one list of objects or of texts, got another list")
             self._base, self._has_objects = 1, item != b'"'
-        elif start:
-            self._base = 0
 
     def _structure(self, text: bytes) -> tuple[Places, Places]:
         """Places of the brackets outside of strings, and the depth after each."""
@@ -210,7 +212,7 @@ class JsonScreen(TextScreen):
         allowed = (b"", b",") if self._base else (b"",)
         outside = levels == (self._base or 0)
         for start, end in zip(starts[outside].tolist(), ends[outside].tolist(), strict=True):
-            if end - start > 1 and (found := _content(chunk[start:end])) not in allowed:
+            if chunk[start:end] != b"\n" and (found := _content(chunk[start:end])) not in allowed:
                 line = self._line(chunk, end - len(found))
                 got = ascii(found[:20].decode("utf-8", "replace"))
                 raise ValueError(f"line {line} has {got} outside of an object, wanted one object per row")

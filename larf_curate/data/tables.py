@@ -21,7 +21,7 @@ ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
 STORED = {"bytes": Value("binary"), "path": Value("string")}
 """Type of media as they are stored."""
-GROUP_BYTES = 64 * 2**20
+GROUP_BYTES = 32 * 2**20
 """Approximate size of a row group in memory."""
 MEDIA_ROWS = 100
 """Number of rows of a row group with media, as on the Hub."""
