@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
+from larf_curate.columns import SCORE, scores_digest
 from larf_curate.data.sources import ROWS_PER_PIECE
 from larf_curate.files import sha256
+from larf_curate.manifests import VERSION
 from larf_curate.records import write_sealed
 from larf_curate.scoring.run import BATCH_ROWS
-from tests.fixtures.scored_folder import manifest_of
+from tests.fixtures.scored_folder import PROFILE
 
 PERIOD = 0.02
 """Seconds between two looks at the process."""
@@ -66,7 +68,12 @@ def write_folder(folder, rows, width):
             for first in range(start, min(start + ROWS_PER_PIECE, rows), BATCH_ROWS):
                 writer.write_table(batch(rng, first, min(BATCH_ROWS, rows - first), width, features.arrow_schema))
         shards.append({"file": path.name, "rows": pq.read_metadata(path).num_rows, "sha256": sha256(path)})
-    write_sealed(folder / "manifest.json", manifest_of(shards))
+    scores = pa.chunked_array(
+        [part for shard in shards for part in pq.read_table(folder / shard["file"], columns=[SCORE])[0].chunks]
+    )
+    manifest = {"kind": "scored", "version": VERSION, "package": "larf-curate 0.1.0", "source": {}, "profile": PROFILE}
+    manifest |= {"signals": ["larf"], "rows": rows, "status": {"ok": rows}, "scores": scores_digest(scores)}
+    write_sealed(folder / "manifest.json", manifest | {"shards": shards})
 
 
 def batch(rng, first, count, width, schema):
