@@ -100,17 +100,6 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
         return _cached_rows(folder)
 
 
-def screen_json(path: Path) -> None:
-    """Check that a JSON file can be given to a reader, which may crash on others; see `JsonScreen`.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    check_regular(path)
-    with _clear_errors(path, ".json"):
-        _screen(path, JsonScreen())
-
-
 @contextmanager
 def _clear_errors(path: Path, suffix: str) -> Iterator[None]:
     """Convert errors of readers to one that names the file."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.data import load_rows
-from larf_curate.data.formats import screen_json
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError
 from larf_curate.files import parse_json
@@ -90,7 +89,6 @@ def _plain_list(path: Path) -> list[str] | None:
     """
     if path.suffix != ".json" or not path.is_file():
         return None
-    screen_json(path)
     try:
         value = parse_json(path.read_text(encoding="utf-8-sig"), path)
     except ValueError as error:  # JSON lines in a file named .json, which `datasets` reads
