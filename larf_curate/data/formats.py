@@ -48,7 +48,7 @@ _CSV = {
     "keep_default_na": False,
     "na_values": [""],
 }
-READER = 1
+READER = 2
 """Version of the conversion of files to rows, part of the key of the cache."""
 ROWS = "rows"
 SCREENS: dict[str, type[TextScreen]] = {"json": JsonScreen, "csv": TextScreen}
