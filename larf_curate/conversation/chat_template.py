@@ -21,6 +21,7 @@ from larf_curate.conversation.messages import (
     EmptyConversationError,
     Message,
     UnsupportedContentError,
+    foreign_type,
     has_content,
     is_learned,
     text_of,
@@ -202,6 +203,11 @@ class Renderer:
             return Rendered(status="malformed", reason=str(error))
         except RecursionError:
             return Rendered(status="malformed", reason="wanted tools and messages less deeply nested: remove the row")
+        except Exception:  # values such as arrays raise anything when they are compared or printed
+            if not (foreign := foreign_type(row)):
+                raise
+            reason = f"wanted texts, numbers, lists and dicts, got a value of type {foreign}: convert it"
+            return Rendered(status="malformed", reason=reason)
 
     def _render(self, conversation: Conversation) -> _RenderedText:
         if conversation.text is not None:

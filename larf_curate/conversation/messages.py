@@ -26,6 +26,12 @@ ROLES = {
 }
 """Normalised role by the name that a dataset may use, as `role_name` spells it."""
 
+PLAIN = (
+    *(str, bytes, bool, int, float, decimal.Decimal, type(None)),
+    *(datetime.date, datetime.time, datetime.timedelta),
+)
+"""Types of the values of cells, as `datasets` gives them."""
+
 DEVELOPER = "developer"
 """A role that some templates tell from ``system``; they are given it as it is."""
 GIVEN_ROLE = "given_role"
@@ -155,6 +161,24 @@ def json_value(value: Any) -> Any:  # noqa: ANN401  any value of a row
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     return value if isinstance(value, str | bool | int | float | None) else str(value)
+
+
+def foreign_type(value: object) -> str | None:
+    """Name of the type of a part of a value that neither JSON nor Arrow has; None if there is no such part.
+
+    Args:
+        value: A row or a cell, nested to any depth.
+    """
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            left.extend([*part.keys(), *part.values()])
+        elif isinstance(part, list | tuple):
+            left.extend(part)
+        elif not isinstance(part, PLAIN):
+            return type(part).__name__
+    return None
 
 
 def clean(value: Any) -> Any:  # noqa: ANN401  any JSON value

@@ -20,8 +20,9 @@ def dates_as_texts(rows: Dataset, path: Path, folder: Path) -> Dataset:
     Raises:
         ValueError: If the file has other rows.
     """
-    types = {name: _as_text(type_) for name, type_ in rows.features.items()}
-    dated = Features({name: type_ for name, type_ in types.items() if type_ != rows.features[name]})
+    features = rows.features  # copied at each access
+    types = {name: _as_text(type_) for name, type_ in features.items()}
+    dated = Features({name: type_ for name, type_ in types.items() if type_ != features[name]})
     if not dated:
         return rows
     # A tuple of names, since `datasets` reads a list as parts of the data.

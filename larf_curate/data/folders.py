@@ -19,6 +19,7 @@ from huggingface_hub import metadata_load
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from larf_curate.data.formats import READABLE, first_line, format_suffix
+from larf_curate.data.screening import check_regular
 from larf_curate.errors import InputError
 from larf_curate.manifests import KINDS, PLAN
 
@@ -70,7 +71,8 @@ def folder_files(
         default_split: Split that is read if there are several and none is requested.
 
     Raises:
-        InputError: If there are no data files, or a split or configuration must be chosen.
+        InputError: If there are no data files, one is a pipe or a link to nothing, or a split or configuration must be
+            chosen.
     """
     visible = _visible_files(folder)
     data = [path for path in visible if format_suffix(path) and path.name not in RECORDS]
@@ -120,7 +122,10 @@ def special_part(path: Path) -> bool:
 
 def _visible_files(folder: Path) -> list[Path]:
     """All files in a folder and its subfolders that `datasets` does not ignore by their path, sorted."""
-    paths = (path for path in folder.rglob("*") if not special_part(path.relative_to(folder)))
+    paths = [path for path in folder.rglob("*") if not special_part(path.relative_to(folder)) and not path.is_dir()]
+    for path in paths:
+        if format_suffix(path):
+            check_regular(path)
     return sorted(path for path in paths if path.is_file())
 
 

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import datasets
 import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset_builder
+from datasets import Dataset, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetsError
+from datasets.table import concat_tables
 
 from larf_curate.data.dates import dates_as_texts
 from larf_curate.data.numbers import check_integers, typed_columns
+from larf_curate.data.screening import CHUNK_BYTES, DISK_SHARE, JsonScreen, TextScreen, check_regular, chunks_of
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import cache_home, sha256
+from larf_curate.files import HOME, cache_home, sha256
 
 FORMATS = {
     ".jsonl": "json",
@@ -45,9 +48,11 @@ _CSV = {
     "keep_default_na": False,
     "na_values": [""],
 }
-READER = 1
+READER = 2
 """Version of the conversion of files to rows, part of the key of the cache."""
 ROWS = "rows"
+SCREENS: dict[str, type[TextScreen]] = {"json": JsonScreen, "csv": TextScreen}
+"""Check of the bytes of a text file by builder."""
 READ_OPTIONS: dict[str, dict[str, Any]] = {".csv": _CSV, ".tsv": {**_CSV, "sep": "\t"}}
 
 
@@ -80,10 +85,11 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     Raises:
         InputError: If the file cannot be read, changes while it is read, or has numbers that would be rounded.
     """
+    check_regular(path)
     suffix = format_suffix(path)
     if suffix is None:
         raise InputError(f"wanted a file ending in {READABLE}, got {path.name}: convert it")
-    try:
+    with _clear_errors(path, suffix):
         digest = digest or sha256(path)
         folder = _rows_folder(digest, suffix, path.suffix)
         if not folder.exists():
@@ -92,7 +98,14 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
                 if sha256(path) != digest:
                     raise InputError(f"{path.name} changed while it was read: read it again when it is complete")
         return _cached_rows(folder)
-    except (DatasetsError, ValueError, TypeError, OSError) as error:
+
+
+@contextmanager
+def _clear_errors(path: Path, suffix: str) -> Iterator[None]:
+    """Convert errors of readers to one that names the file."""
+    try:
+        yield
+    except (DatasetsError, pa.ArrowException, ValueError, TypeError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -125,12 +138,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 def _convert(path: Path, suffix: str, folder: Path) -> None:
     """Convert a file to Arrow files in ``folder/rows``; without rows, that folder is empty."""
     plain = folder / f"file{suffix}"  # a name without characters that mean something to `datasets` and fsspec
+    kind = FORMATS[suffix]
     if path.suffix.lower() in COMPRESSIONS:
-        _decompress(path, plain)
+        _decompress(path, plain, SCREENS[kind]())
     else:
         plain.symlink_to(path.absolute())
+        if kind in SCREENS:
+            _screen(plain, SCREENS[kind]())
     (folder / ROWS).mkdir()
-    kind = FORMATS[suffix]
     if not plain.stat().st_size or (kind == "parquet" and not pq.read_metadata(plain).num_rows):
         return  # `datasets` fails on these with unrelated errors
     options = READ_OPTIONS.get(suffix, {})
@@ -159,17 +174,32 @@ def _builder_rows(path: Path, kind: str, options: Mapping[str, Any], folder: Pat
     return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
 
 
-def _decompress(path: Path, target: Path) -> None:
+def _screen(path: Path, screen: TextScreen) -> None:
+    for _ in screen.watch(chunks_of(path)):
+        pass
+
+
+def _decompress(path: Path, target: Path, screen: TextScreen) -> None:
     """Decompress a file: `datasets` does too, but needs another package for Zstandard."""
     compression = COMPRESSIONS[path.suffix.lower()]
+    left = shutil.disk_usage(target.parent).free // DISK_SHARE
     with pa.input_stream(str(path), compression=compression) as stream, target.open("wb") as plain:
-        shutil.copyfileobj(stream, plain)
+        for chunk in screen.watch(iter(partial(stream.read, CHUNK_BYTES), b"")):
+            left -= len(chunk)
+            if left < 0:
+                raise ValueError(
+                    f"it expands to over a third of the free disk space of {cache_home()}: free some, or set {HOME}"
+                )
+            plain.write(chunk)
 
 
 def _cached_rows(folder: Path) -> Dataset | None:
+    """Rows of the Arrow files of a folder, which all have the same features."""
     files = sorted(folder.glob("*.arrow"))
     with silenced():
-        return concatenate_datasets([Dataset.from_file(str(path)) for path in files]) if files else None
+        parts = [Dataset.from_file(str(path)) for path in files]
+    # Not `concatenate_datasets`: comparing the features takes twice as long with each level of nesting.
+    return Dataset(concat_tables([part.data for part in parts]), info=parts[0].info) if parts else None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
 from larf_curate.data.formats import READABLE, bare_name, first_line, format_suffix, read_file, silenced
 from larf_curate.data.hub import open_hub
+from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import DECISIONS, SELECTION
@@ -178,7 +179,9 @@ def _files(name: str, split: str | None, config: str | None) -> FolderFiles:
     if path.is_dir():
         _check_data_folder(path)
         return folder_files(path, split=split, config=config)
-    found = [path] if path.is_file() else _matches(name)
+    found = [path] if path.exists() else _matches(name)
+    for file in found:
+        check_regular(file)
     if wrong := [path.name for path in found if not format_suffix(path)]:
         raise InputError(f"wanted files ending in {READABLE}, got {', '.join(wrong[:SHOWN])}: convert them")
     return FolderFiles(files=tuple(found))
@@ -256,9 +259,12 @@ def _aligned(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
 
 
 def _from_disk(name: str, split: str | None) -> tuple[list[tuple[str, Dataset]], dict[str, Any]]:
+    check_name(Path(name))
+    check_folder_files(Path(name))
     try:
         dataset, split = _one_split(load_from_disk(name), name, split)
-    except (DatasetsError, ValueError, TypeError, LookupError, OSError) as error:
+        dataset.data.validate(full=True)  # a changed byte can be text that is not UTF-8, or a place outside of the file
+    except (DatasetsError, pa.ArrowException, ValueError, TypeError, AttributeError, LookupError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read {name} as save_to_disk wrote it: {first_line(error)}; save it again") from error

@@ -21,6 +21,8 @@ ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
 STORED = {"bytes": Value("binary"), "path": Value("string")}
 """Type of media as they are stored."""
+GROUP_BYTES = 32 * 2**20
+"""Approximate size of a row group in memory."""
 MEDIA_ROWS = 100
 """Number of rows of a row group with media, as on the Hub."""
 
@@ -43,10 +45,27 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
     count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
     paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     for index, path in enumerate(paths):
-        # An open file, since `datasets` takes a path for a URL, in which some characters mean something.
-        with atomic_path(path) as temporary, temporary.open("wb") as file, no_progress_bars():
-            _contiguous(dataset.shard(count, index, contiguous=True)).to_parquet(file, **_batching(dataset))
+        with atomic_path(path) as temporary:
+            _write_shard(dataset.shard(count, index, contiguous=True), temporary)
     return paths
+
+
+def _write_shard(rows: Dataset, path: Path) -> None:
+    """Write rows as `Dataset.to_parquet` does, one group after the other: wide states take gigabytes together."""
+    group, table = _rows_per_group(rows), rows.with_format("arrow")
+    # Pages end where their content says so: then the Hub stores and sends only those that changed.
+    options = {"use_content_defined_chunking": True, "write_page_index": True}
+    with pq.ParquetWriter(path, rows.features.arrow_schema, **options) as writer:
+        for start in range(0, max(len(rows), 1), group):
+            # Selected rows are one Arrow chunk each, which would take ten times as long to write.
+            writer.write_table(table[start : start + group].combine_chunks())
+
+
+def _rows_per_group(rows: Dataset) -> int:
+    """Number of rows of a row group: few with media, as on the Hub, else as many as are `GROUP_BYTES` large."""
+    if media_undecoded(rows.features) != rows.features:
+        return MEDIA_ROWS
+    return max(1, GROUP_BYTES * len(rows.data) // max(rows.data.nbytes, 1)) if len(rows) else 1
 
 
 def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]:
@@ -62,16 +81,6 @@ def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]
     remove_temporary_files(folder)
     paths = [path for name, rows in parts.items() for path in write_parquet(rows, folder / name)]
     return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
-
-
-def _batching(dataset: Dataset) -> dict[str, int]:
-    """Options of `to_parquet`: to choose a batch size, `datasets` would look for the files of all media."""
-    return {} if media_undecoded(dataset.features) == dataset.features else {"batch_size": MEDIA_ROWS}
-
-
-def _contiguous(dataset: Dataset) -> Dataset:
-    """The same rows in one Arrow chunk: selected rows are one chunk each, which takes ten times as long to write."""
-    return _dataset(dataset.with_format("arrow")[:].combine_chunks(), dataset.features)
 
 
 def _dataset(table: pa.Table, features: Features) -> Dataset:

@@ -104,8 +104,16 @@ def _score_into(
     done = source.rows - sum(len(piece.rows) for piece in missing)
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
-        for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
-            bar.update(rows)
+        try:
+            for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
+                bar.update(rows)
+        except BrokenProcessPool as error:
+            raise ScoringError(
+                f"a worker process was killed, perhaps for lack of memory, {_in_progress(folder, source)}: continue "
+                "with --resume; if the same rows end it again, remove the one at fault from the source"
+            ) from error
+        finally:
+            remove_temporary_files(folder)
     source.check_unchanged()
     manifest = _manifest(source, scorer, folder, recorded | read_journal(folder), guard)
     write_json(folder / SCORED.file, manifest)
@@ -232,14 +240,20 @@ def _score_pieces(
         for piece in pieces:
             yield from score_piece(piece, scorer, folder, guard=guard)
         return
-    try:
-        with workers(min(num_proc, len(pieces)), (scorer, guard)) as pool:
-            for job in as_completed([pool.submit(_score_in_worker, piece, folder) for piece in pieces]):
-                yield job.result()
-    except BrokenProcessPool as error:
-        raise ScoringError("a worker process was killed, perhaps for lack of memory: continue with --resume") from error
-    finally:
-        remove_temporary_files(folder)
+    with workers(min(num_proc, len(pieces)), (scorer, guard)) as pool:
+        for job in as_completed([pool.submit(_score_in_worker, piece, folder) for piece in pieces]):
+            yield job.result()
+
+
+def _in_progress(folder: Path, source: Source) -> str:
+    """The rows, from 0, whose shards were being written, by the incomplete files that killed processes leave."""
+    written, start = [], 0
+    for piece in source.pieces:
+        end = start + len(piece.rows)
+        if any(path.name.startswith(f".{piece.name}.parquet.") for path in folder.glob(".*.tmp")):
+            written.append(f"{start} to {end - 1}")
+        start = end
+    return f"while rows {', '.join(written)} were scored" if written else "before it scored a row"
 
 
 def _score_in_worker(piece: Piece, folder: Path) -> int:

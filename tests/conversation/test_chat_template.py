@@ -1,13 +1,14 @@
 import json
 from datetime import date
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from larf_curate.conversation import templates
+from larf_curate.conversation import chat_template, templates
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.templates import template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, truncate
@@ -371,6 +372,46 @@ def test_deeply_nested_json_makes_the_row_malformed(column):
     odd, fine = render(tokenizer_with(CHATML), [{"messages": CHAT[1:3], column: nested}, {"messages": CHAT[1:3]}])
     assert (odd.status, fine.status) == ("malformed", "ok")
     assert len(odd.reason) < 400
+
+
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("no text")
+
+
+FOREIGN = [Unprintable(), np.array(["a", "b"]), np.array([]), np.array([Unprintable(), 1], dtype=object), {"k": {1}}]
+PLACES = {
+    "answer": lambda value: {"question": "q", "answer": value},
+    "system": lambda value: {"question": "q", "answer": "a", "system": value},
+    "messages": lambda value: {"messages": value},
+    "message": lambda value: {"messages": [value, CHAT[2]]},
+    "role": lambda value: {"messages": [{"role": value, "content": "a"}]},
+    "part": lambda value: {"messages": [{"role": "assistant", "content": [{"type": "text", "text": value}]}]},
+    "calls": lambda value: {"messages": [*CHAT[1:3], {"role": "assistant", "content": "a", "tool_calls": value}]},
+    "tools": lambda value: {"messages": CHAT[1:3], "tools": value},
+    "arguments": lambda value: {"messages": CHAT[1:3], "chat_template_kwargs": value},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("value", FOREIGN, ids=range(len(FOREIGN)))
+def test_values_of_foreign_types_make_the_row_malformed_at_most(place, value):
+    odd, fine = render(tokenizer_with(CHATML), [PLACES[place](value), {"messages": CHAT[1:3]}])
+    assert odd.status in ("malformed", "ok")
+    assert fine.status == "ok"
+    if odd.status == "malformed":
+        assert "\n" not in odd.reason
+
+
+def test_the_type_of_a_foreign_value_is_named():
+    (odd,) = render(tokenizer_with(CHATML), [PLACES["answer"](Unprintable())])
+    assert (odd.status, "Unprintable" in odd.reason) == ("malformed", True)
+
+
+def test_an_error_that_is_not_the_rows_is_raised(monkeypatch):
+    monkeypatch.setattr(chat_template, "to_conversation", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        render(tokenizer_with(CHATML), [{"messages": CHAT[1:3]}])
 
 
 def test_surrogates_in_tool_calls_are_replaced_and_do_not_stop_the_other_rows():

@@ -46,7 +46,7 @@ def test_an_empty_table_is_refused(tmp_path):
     [
         ("[]", "no rows"),
         ('["ok", ""]', "prompt 1 .* empty"),
-        ("[1]", "prompt 0 .* not text"),
+        ("[1]", "list of objects or of texts"),
         ("{", "cannot read p.*json"),
         ("7", "cannot read .*prompts.json: wanted a JSON list of prompts, or rows, got 7"),
         ('"ab"', "cannot read .*prompts.json: wanted a JSON list of prompts, or rows, got 'ab'"),

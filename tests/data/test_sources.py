@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -306,6 +307,23 @@ def test_compressed_files_without_rows_are_skipped_and_damaged_ones_refused(here
         assert "d.jsonl.gz" in refusal(here / "d.jsonl.gz")
     (here / "d.jsonl.gz").write_bytes(b"not compressed")
     assert "d.jsonl.gz" in refusal(here)
+
+
+def test_a_file_that_expands_to_more_than_its_share_of_the_disk_is_refused_and_leaves_nothing(here, monkeypatch):
+    path = compressed(here / "a.jsonl.zst")
+    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: SimpleNamespace(free=900))
+    assert "a.jsonl.zst as json: it expands to over a third of the free disk space" in refusal(path)
+    assert not list((here.parent / "home" / "rows").iterdir())
+    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
+    assert rows_of(open_source(str(path))) == ROWS
+
+
+def test_objects_nested_many_levels_deep_are_read_at_once(here):
+    value = 1
+    for _ in range(50):
+        value = {"k": value}
+    jsonl(here / "a.jsonl", [{"question": "a", "x": value}])
+    assert rows_of(open_source(str(here / "a.jsonl"))) == [{"question": "a", "x": value}]
 
 
 def test_all_text_files_of_a_folder_are_read_whatever_their_format(here):

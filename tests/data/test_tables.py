@@ -1,5 +1,6 @@
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Audio, Dataset, DatasetInfo, Features, Image, Json, List, Value
 
@@ -27,22 +28,27 @@ def test_a_folder_without_parquet_is_refused(tmp_path):
         read_parquet(tmp_path)
 
 
-def test_progress_bars_are_hidden_during_a_write_and_as_they_were_after_it(tmp_path, monkeypatch):
-    during = []
-    to_parquet = Dataset.to_parquet
-
-    def watched(self, *arguments, **options):
-        during.append(datasets.are_progress_bars_disabled())
-        return to_parquet(self, *arguments, **options)
-
-    monkeypatch.setattr(Dataset, "to_parquet", watched)
+def test_no_progress_bar_is_shown_and_the_setting_is_as_before(tmp_path, capfd):
     before = datasets.are_progress_bars_disabled()
-    for disable, hidden in ((datasets.enable_progress_bars, False), (datasets.disable_progress_bars, True)):
-        disable()
+    for set_bars, hidden in ((datasets.enable_progress_bars, False), (datasets.disable_progress_bars, True)):
+        set_bars()
         write_parquet(Dataset.from_dict({"a": [1]}), tmp_path)
+        assert read_parquet(tmp_path)[:] == {"a": [1]}
         assert datasets.are_progress_bars_disabled() is hidden
     (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
-    assert during == [True, True]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rows_are_written_in_groups_of_a_size_in_bytes_whatever_was_selected(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "GROUP_BYTES", 4000)
+    rows = Dataset.from_dict({"a": [f"{i:100d}" for i in range(300)]})
+    chosen = rows.select([*range(0, 300, 2), 1, 3])
+    [path] = write_parquet(chosen, tmp_path)
+    groups = pq.ParquetFile(path).metadata
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert max(sizes) <= 40
+    assert sum(sizes) == 152
+    assert Dataset.from_parquet(str(path), cache_dir=str(tmp_path))[:] == chosen[:]
 
 
 def test_fewer_shards_replace_more(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -266,6 +268,20 @@ def test_a_worker_that_is_killed_ends_the_run_and_resuming_completes_it(data, sc
     monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
     score_source(open_source(str(data)), scorer, tmp_path / "out", resume=True)
     check_whole(tmp_path / "out")
+
+
+def test_the_error_of_a_killed_worker_names_the_rows_that_were_scored(data, scorer, tmp_path, monkeypatch):
+    @contextmanager
+    def killed(*_):
+        for piece in (1, 7):
+            (tmp_path / "out" / f".data-{piece:05d}-of-00008.parquet.ab.tmp").touch()
+        raise BrokenProcessPool
+        yield
+
+    monkeypatch.setattr(run, "workers", killed)
+    with pytest.raises(ScoringError, match="while rows 38 to 75, 263 to 299 were scored: continue with --resume"):
+        score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
+    assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
 @pytest.mark.slow
