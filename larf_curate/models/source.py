@@ -1,5 +1,6 @@
 """Model sources, and their parts as loaded by `transformers`: config, tokenizer, decoder, causal language model."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
@@ -24,11 +26,17 @@ from larf_curate.models.hidden_states import is_out_of_memory
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 """Endings of files of references, which `public_name` takes for local ones."""
-LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, EOFError),
-    *(SafetensorError, UnpicklingError),
-)
-"""Errors of ``from_pretrained`` with files, configs or quantisations that it cannot load."""
+SPEAKING = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+"""Errors of ``from_pretrained`` whose words say what is wrong without their type."""
+CONFIG_FILE = "config.json"
+LARGEST = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**8,
+    "num_attention_heads": 10**5,
+    "vocab_size": 10**8,
+}
+"""Largest sizes in a config, checked before `transformers` takes memory for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +95,24 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """Load a tokenizer; the source's chat template or choice among several ones, if any, replaces its own.
 
     Raises:
-        ModelError: If the tokenizer cannot be loaded, or has no chat template of the name that is given.
+        ModelError: If the tokenizer cannot be loaded, its chat template is not text, or it has none of the name that is
+            given.
     """
+    check_config(source)  # which the tokenizer's class may depend on
     tokenizer = _load(transformers.AutoTokenizer, source)
+    _check_template(tokenizer.chat_template)
     if source.chat_template is not None:
         tokenizer.chat_template = source.chat_template
     if source.template_name is not None:
         tokenizer.chat_template = _named_template(tokenizer.chat_template, source.template_name)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _check_template(template: object) -> None:
+    """Check that a chat template is text, or texts by name."""
+    texts = list(template.values()) if isinstance(template, Mapping) else [template]
+    if wrong := [text for text in texts if not isinstance(text, str | None)]:
+        raise ModelError(f"wanted a chat template that is text, got {type(wrong[0]).__name__}: mend the tokenizer")
 
 
 def _named_template(template: object, name: str) -> str:
@@ -117,7 +135,30 @@ def load_config(source: ModelSource) -> Any:  # noqa: ANN401  any config of tran
         ModelError: If it cannot be loaded, or the folder holds an adapter rather than a model.
     """
     refuse_adapter(source.model_id, source.revision)
+    check_config(source)
     return _load(transformers.AutoConfig, source)
+
+
+def check_config(source: ModelSource) -> None:
+    """Check the type and the sizes in a model's ``config.json``; without one, do nothing: loading reports it.
+
+    Raises:
+        ModelError: If it is no object with text as ``model_type``, or a size is over its `LARGEST`.
+    """
+    try:
+        path = cached_file(source.model_id, CONFIG_FILE, revision=source.revision)
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # loading reports it
+        return
+    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+        raise ModelError(f"wanted a JSON object with a model_type in {CONFIG_FILE} of {source.model_id!r}, got another")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in LARGEST.keys() & part.keys():
+            if isinstance(part[name], int) and part[name] > LARGEST[name]:
+                raise ModelError(
+                    f"wanted {name} of at most {LARGEST[name]:,} in {CONFIG_FILE} of {source.model_id!r}, got "
+                    f"{str(part[name])[:40]}"
+                )
 
 
 def load_decoder(
@@ -254,10 +295,11 @@ def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: AN
     try:
         with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)
-    except LOADING_ERRORS as error:
+    except Exception as error:  # files of others can raise any
         if is_out_of_memory(error):  # callers load less, or elsewhere
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        said = str(error) if isinstance(error, SPEAKING) else f"{type(error).__name__}: {error}"
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
         # What to install comes after a colon, on a line of its own.
         if isinstance(error, UnpicklingError):
             lines = ["its weights are a pickle that is damaged or would run code; save them as safetensors"]
