@@ -102,4 +102,4 @@ def _echo_explanation(index: int, item: "Explanation") -> None:
     )
     # The table is partial, so that its numbers need not add up to the score.
     which = f"{len(shown)} largest of {len(item.tokens)}" if len(shown) < len(item.tokens) else f"All {len(shown)}"
-    echo_table(f"{which} contributions", ("token", "text", "contribution"), cells)
+    echo_table(f"{which} contributions, in the order of the text", ("token", "text", "contribution"), cells)

@@ -47,6 +47,8 @@ SEEMINGLY_USED = (
     *EXTRAS,
     HISTORY,
     "functions",
+    "input_ids",
+    "labels",
     "input",
     "context",
     "images",

@@ -147,7 +147,7 @@ def check_config(source: ModelSource) -> None:
     """
     try:
         path = cached_file(source.model_id, CONFIG_FILE, revision=source.revision)
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # loading reports it
         return
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
