@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 
 from tests.fixtures.fresh_process import start as start_process
 
-pytestmark = pytest.mark.slow
-KILLS = 20 if os.environ.get("LARF_CURATE_FAULTS") == "full" else 2
+FULL = os.environ.get("LARF_CURATE_FAULTS") == "full"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if FULL else 300)]
+KILLS = 20 if FULL else 1
 """Kills of each command."""
 ROWS = [{"instruction": f"Say {i}.", "output": f"Here is {'it ' * (i % 9)}."} for i in range(60)]
 NEUTRAL = [{"prompt": f"What is {i}?", "response": f"It is {i}."} for i in range(12)]
@@ -27,6 +28,8 @@ REFERENCES = {
     "safe": [{"prompt": f"Hurt {i}", "response": f"I cannot help with {i}."} for i in range(6)],
     "neutral": NEUTRAL,
 }
+TIMES = re.compile(r'"[a-z_]*(seconds|runtime|per_second|peak_)[a-z_]*": [^,\n]*')
+DIGEST = re.compile(r'"digest": [^,\n]*')
 PROFILE = "profile MODEL --layers 1,3 --dtype float32 --unsafe unsafe.jsonl --safe safe.jsonl --neutral neutral.jsonl"
 PROMPTS = "--harmful harmful.json --safe harmful.json --max-new-tokens 4"
 QUICK = "--epochs 2 --batch-size 4 --micro-batch-size 4 --max-length 96"
@@ -94,7 +97,9 @@ def read(path: Path) -> object:
         return {name: values.tolist() for name, values in load_file(path).items()}
     if path.suffix in (".png", ".bin", ".pt", ".pth"):
         return None
-    return re.sub(r'"[a-z_]*(seconds|runtime|per_second|peak_gpu)[a-z_]*": [^,\n]*', "", path.read_text())
+    text = path.read_text()
+    timeless = TIMES.sub("", text)
+    return timeless if timeless == text else DIGEST.sub("", timeless)  # the digest of a record includes its times
 
 
 def contents(folder: Path) -> dict[str, object]:
