@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 APP = "larf-curate"
 HOME = "LARF_CURATE_HOME"
 """Environment variable with a folder that replaces both the cache and the data folder."""
+MAX_JSON_BYTES = 2**28
+"""Maximum size of a JSON file; a manifest of 100,000 shards has a tenth of it."""
 MAX_DEPTH = 64
 """Maximum nesting of lists and objects in a JSON file."""
 BLOCK_BYTES = 4096
@@ -81,7 +84,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is created if needed.
+
+    Raises:
+        OSError: If there is something else than a file of this name, such as a device.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file: write to another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
@@ -115,12 +123,30 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value
             number that is NaN or infinite.
     """
     try:
+        check_readable(path, MAX_JSON_BYTES)
         text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} is not there: give a folder that a larf-curate command wrote completely") from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}): write it again with the command that created it") from error
     return parse_json(text, path)
+
+
+def check_readable(path: str | Path, most: int | None = None) -> None:
+    """Check that reading a file neither waits for another process nor takes all memory.
+
+    Args:
+        path: The file.
+        most: Its largest size in bytes; default: any.
+
+    Raises:
+        OSError: If it does not exist, is no regular file or is larger.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is no regular file")
+    if most is not None and status.st_size > most:
+        raise OSError(f"it has {status.st_size:,} bytes, wanted at most {most:,}")
 
 
 def parse_json(text: str, path: str | Path) -> Any:  # noqa: ANN401  any JSON value
@@ -169,7 +195,12 @@ def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes; the file need not fit into memory."""
+    """Hex SHA-256 of a file's bytes; the file need not fit into memory.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+    """
+    check_readable(path)
     # SHA-256 is the fastest of hashlib's secure digests where the processor has instructions for it.
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

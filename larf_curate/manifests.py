@@ -348,12 +348,20 @@ def check_shards(
         raise InputError(f"{root} has {foreign[0]}, which its manifest does not list: remove it, or {remedy}")
     for name, shard in recorded.items():
         path = root / name
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not _is_within(path, root):
             raise InputError(f"{root} has the shard {name[:60]!r}, which is outside of the folder: {remedy}")
         if not path.is_file():
             raise InputError(f"{path} is not there: {remedy}")
         if verify and not is_unchanged(path, shard["sha256"]):
             raise InputError(f"{path} was changed after it was written: {remedy}")
+
+
+def _is_within(path: Path, root: Path) -> bool:
+    """Whether a path, followed through links, is in a folder; a link to itself is nowhere."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # up to Python 3.12, a loop is a RuntimeError
+        return False
 
 
 def visible_shards(folder: Path) -> list[Path]:

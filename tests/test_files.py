@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path, cache_home, read_json, sha256, write_json
+from larf_curate.files import MAX_JSON_BYTES, atomic_path, cache_home, read_json, sha256, write_json
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
@@ -87,3 +87,29 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     content = os.urandom(3_000_000)
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large", "loop"])
+def test_what_is_no_file_or_too_large_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "record.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(MAX_JSON_BYTES + 1)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path}[kind])
+    with pytest.raises(InputError, match=r"record\.json"):
+        read_json(path)
+    if kind != "large":
+        with pytest.raises(OSError, match=r"regular|loop|symbolic|Too many"):
+            sha256(path)
+
+
+def test_devices_and_folders_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        write_json(tmp_path / "pipe", {})
+    assert not list(tmp_path.glob(".*"))

@@ -16,14 +16,14 @@ import datasets
 import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value, load_dataset_builder
+from datasets import Dataset, DatasetInfo, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.table import concat_tables
 
 from larf_curate.data.dates import dates_as_texts
 from larf_curate.data.numbers import check_integers, typed_columns
 from larf_curate.data.screening import CHUNK_BYTES, DISK_SHARE, JsonScreen, TextScreen, check_regular, chunks_of
-from larf_curate.data.tables import no_progress_bars
+from larf_curate.data.tables import as_stored, holds_media, no_progress_bars
 from larf_curate.errors import InputError
 from larf_curate.files import HOME, cache_home, sha256
 
@@ -48,9 +48,11 @@ _CSV = {
     "keep_default_na": False,
     "na_values": [""],
 }
-READER = 2
+READER = 3
 """Version of the conversion of files to rows, part of the key of the cache."""
 ROWS = "rows"
+FEATURES = "larf_features.json"
+"""Name of the file with the types of the columns, beside Arrow files in which media are plain structs."""
 SCREENS: dict[str, type[TextScreen]] = {"json": JsonScreen, "csv": TextScreen}
 """Check of the bytes of a text file by builder."""
 READ_OPTIONS: dict[str, dict[str, Any]] = {".csv": _CSV, ".tsv": {**_CSV, "sep": "\t"}}
@@ -160,7 +162,11 @@ def _convert(path: Path, suffix: str, folder: Path) -> None:
             features = typed_columns(rows)
             rows = rows.cast(features) if features != rows.features else rows
         rows.data.validate(full=True)  # finds text that is not UTF-8, which the JSON and Parquet readers accept
-        rows.save_to_disk(folder / ROWS)
+        if not holds_media(rows.features):
+            rows.save_to_disk(folder / ROWS)
+            return
+        as_stored(rows).save_to_disk(folder / ROWS)
+    (folder / ROWS / FEATURES).write_text(json.dumps(rows.features.to_dict()), encoding="utf-8")
 
 
 def _builder_rows(path: Path, kind: str, options: Mapping[str, Any], folder: Path) -> Dataset | None:
@@ -198,8 +204,14 @@ def _cached_rows(folder: Path) -> Dataset | None:
     files = sorted(folder.glob("*.arrow"))
     with silenced():
         parts = [Dataset.from_file(str(path)) for path in files]
+    if not parts:
+        return None
     # Not `concatenate_datasets`: comparing the features takes twice as long with each level of nesting.
-    return Dataset(concat_tables([part.data for part in parts]), info=parts[0].info) if parts else None
+    table = concat_tables([part.data for part in parts])
+    if not (folder / FEATURES).exists():
+        return Dataset(table, info=parts[0].info)
+    features = Features.from_dict(json.loads((folder / FEATURES).read_text(encoding="utf-8")))
+    return Dataset(table.replace_schema_metadata(None), info=DatasetInfo(features=features))
 
 
 @contextmanager

@@ -132,6 +132,22 @@ def from_undecoded(rows: Sequence[Mapping[str, Any]], features: Features) -> Dat
     return _dataset(stored.with_format("arrow")[:], features)
 
 
+def as_stored(rows: Dataset) -> Dataset:
+    """The same rows with plain structs of ``bytes`` and ``path`` for media.
+
+    `Dataset.save_to_disk` reads whichever files media refer to, and stores their bytes: of plain structs it does not.
+    """
+    table = rows.with_format("arrow")[:].replace_schema_metadata(None)  # which has the types too
+    return _dataset(table, _with_media(rows.features, lambda _: STORED))
+
+
+def holds_media(features: Features) -> bool:
+    """Whether there are media at any depth; comparing features takes twice as long with each level of nesting."""
+    found: list[Any] = []
+    _with_media(features, lambda feature: found.append(feature))
+    return bool(found)
+
+
 def media_undecoded(features: Features) -> Features:
     """The same column types, with ``decode=False`` for media at any depth."""
     return _with_media(features, lambda feature: replace(feature, decode=False))

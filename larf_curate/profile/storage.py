@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ProfileError
-from larf_curate.files import atomic_path, read_json, write_json
+from larf_curate.files import atomic_path, check_readable, read_json, write_json
 from larf_curate.manifests import NeutralRecord, ReferencesRecord
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, positions_of
 from larf_curate.records import STRICT, parse_record
@@ -115,6 +115,7 @@ def read_config(folder: Path, name: str | Path) -> dict[str, Any]:
 def read_tensors(folder: Path) -> dict[str, States]:
     """Read states by side and position; raises one of `DAMAGE_ERRORS` if the file is damaged."""
     states: dict[str, States] = {}
+    check_readable(folder / STATES_FILE)
     for key, value in load_file(folder / STATES_FILE).items():
         side, position = key.split(".")
         states.setdefault(side, {})[position] = value  # type: ignore[index]

@@ -47,7 +47,7 @@ def write_report(
 
     Args:
         scored: A scored dataset, or the folder that ``larf-curate score`` or ``larf-curate select`` wrote.
-        path: The HTML file to write; an existing file is replaced atomically.
+        path: The HTML file to write; an existing one is replaced atomically, other files are not.
         selection: The selection made from those rows, in memory or as a folder.
         examples: Maximum number of highest-scoring rows to show, and of rows without a score.
         profile: The profile that scored the rows, or its path; adds a diagnosis of the score, with warnings.
@@ -60,8 +60,8 @@ def write_report(
         The path of the file.
 
     Raises:
-        InputError: If the rows have not been scored, a folder is of neither kind, a number is negative, or ``tokens``
-            is given without ``profile``.
+        InputError: If the rows have not been scored, a folder is of neither kind, a number is negative, ``tokens`` is
+            given without ``profile``, or another file than an HTML file would be replaced.
         ProfileMismatchError: If another profile scored the rows.
         ModelError: If the model is needed and cannot be loaded.
     """
@@ -69,6 +69,8 @@ def write_report(
         raise InputError(f"wanted examples and tokens to be 0 or more, got {min(examples, tokens)}")
     if tokens and profile is None:
         raise InputError("tokens can only be shaded with the profile that scored the rows: pass it (--profile)")
+    if Path(path).exists() and Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path} exists and is no HTML file, so it is not replaced: write to another name")
     report_rows = read_report_rows(scored, selection)
     context = _context(report_rows, examples) | {"diagnosis": None, "shading": {}}
     context["guard"] = compare_guard(report_rows.rows)

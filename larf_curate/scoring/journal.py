@@ -39,19 +39,31 @@ def record_shard(folder: Path, name: str, *, rows: int, digest: str) -> None:
         digest: Its hex SHA-256.
     """
     shard = {"file": name, "rows": rows, "sha256": digest}
-    write_sealed(folder / JOURNAL / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
+    write_sealed(_journal(folder) / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
 
 
 def read_journal(folder: Path) -> dict[str, ShardRecord]:
     """Recorded shards of the run in a folder, by file name; entries that are damaged or of another run are omitted."""
     plan = sha256(folder / PLAN)
-    entries = [_read_entry(path) for path in (folder / JOURNAL).glob("*.json") if not path.name.startswith(".")]
+    entries = [_read_entry(path) for path in _journal(folder).glob("*.json") if not path.name.startswith(".")]
     return {entry["shard"]["file"]: entry["shard"] for entry in entries if entry and entry["plan"] == plan}
 
 
 def remove_journal(folder: Path) -> None:
     """Remove the journal of a run whose manifest is written."""
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def _journal(folder: Path) -> Path:
+    """Folder of the journal.
+
+    Raises:
+        InputError: If it is a link, through which another folder would be written to.
+    """
+    path = folder / JOURNAL
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, wanted a folder: remove it")
+    return path
 
 
 def _read_entry(path: Path) -> Entry | None:

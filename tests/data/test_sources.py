@@ -13,10 +13,11 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
 from larf_curate.data import formats, sources
 from larf_curate.data.sources import open_source
+from larf_curate.data.tables import from_undecoded
 from larf_curate.errors import InputError
 
 ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}, \u00e9\u4f60."} for i in range(5)]
@@ -704,3 +705,15 @@ def test_without_a_network_a_missing_name_is_one_line_with_the_remedy(hub, monke
     assert "the Hub cannot be reached" in refusal("org/rows")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "the Hub cannot be reached" in refusal("org/rows")
+
+
+def test_files_that_media_refer_to_are_not_read(tmp_path):
+    (tmp_path / "secret.txt").write_text("not for others")
+    cell = {"bytes": None, "path": str(tmp_path / "secret.txt")}
+    features = Features({"text": Value("string"), "image": Image(), "more": List(Image())})
+    rows = from_undecoded([{"text": "a", "image": cell, "more": [cell]}] * 3, features)
+    pq.write_table(rows.data.table, tmp_path / "rows.parquet")
+    for _ in range(2):  # the second time from the cache
+        [piece] = open_source(str(tmp_path / "rows.parquet")).pieces
+        assert piece.rows.features == features
+        assert piece.rows.with_format("arrow")[:].to_pylist() == [{"text": "a", "image": cell, "more": [cell]}] * 3

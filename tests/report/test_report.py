@@ -456,3 +456,11 @@ def test_in_a_browser_nothing_hostile_runs_loads_or_breaks_the_layout(tmp_path):
         assert page.locator("main > section").count() == 4
         browser.close()
     assert events == [path.as_uri()]
+
+
+def test_only_a_page_is_replaced_by_a_page(tmp_path):
+    path = tmp_path / "selection.json"
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no HTML file"):
+        write_report(with_texts(["a"]), path)
+    assert path.read_text() == "{}"

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import PLAN
 from larf_curate.records import write_sealed
@@ -81,3 +82,15 @@ def test_the_journal_of_a_finished_run_is_removed(begun):
 
 def test_the_plan_in_an_entry_is_the_digest_of_its_file(begun):
     assert json.loads(entry(begun).read_text())["plan"] == sha256(begun / PLAN)
+
+
+def test_a_journal_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / PLAN).write_text("{}")
+    (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
+    for action in (lambda: record_shard(folder, "a.parquet", rows=1, digest="ab"), lambda: read_journal(folder)):
+        with pytest.raises(InputError, match="is a link"):
+            action()
+    assert not list((tmp_path / "elsewhere").iterdir())
