@@ -131,6 +131,55 @@ def assert_learned(turns, name, kind, messages, given):
     assert same or (name, kind) in REASONS, f"reads {turns}, training learns {learned!r}"
 
 
+THINKING_AGENT = [
+    ASKED,
+    {**SAID, "content": "<think>\nlook it up\n</think>\n\nWith flour."},
+    {"role": "user", "content": "<tool_response>\n42\n</tool_response>"},
+    {**SAID, "content": "<think>\nfine\n</think>\n\nDone."},
+]
+PLAIN_AGENT = [{**message, "content": message["content"].split("</think>\n\n")[-1]} for message in THINKING_AGENT]
+QWEN = ["qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]
+
+
+@pytest.mark.parametrize("messages", [THINKING_AGENT, PLAIN_AGENT], ids=["thoughts", "plain"])
+@pytest.mark.parametrize("name", QWEN)
+def test_all_answers_are_learned_where_a_user_turn_is_a_tools_response(name, messages):
+    tokenizer = bpe_tokenizer(TEMPLATES[name].read_text())
+    renderer = Renderer(tokenizer, 4096)
+    [item] = renderer([{"messages": messages}])
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert len(turns) == 2
+    assert renderer.left_out == []
+    assert_learned(turns, name, "call", messages, {})  # Qwen3's variant keeps an empty thought, as in calls of tools
+
+
+SHOWN_TWICE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.content if m.role == 'assistant' }}\n{% endfor %}"
+)
+SHORTENED = "{% for m in messages %}{{ m.role }}: {{ m.content | truncate(12) }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [SHOWN_TWICE, SHORTENED])
+def test_rows_are_refused_rather_than_scored_without_an_answer_that_training_learns(template):
+    messages = [ASKED, {**SAID, "content": "With flour and some water."}, MORE[0], {**SAID, "content": "Done."}]
+    renderer = Renderer(bpe_tokenizer(template), 4096)
+    learned, excluded = renderer(
+        [{"messages": messages}, {"messages": [ASKED, {**messages[1], "weight": 0}, *messages[2:]]}]
+    )
+    assert learned.status == "unsupported"
+    assert "cannot locate 1 of 2 assistant turns" in learned.reason
+    assert excluded.status == "ok"  # of which training learns the last answer alone
+    assert renderer.left_out == []
+
+
+def test_an_answer_that_is_left_out_is_told_where_turns_have_no_marks():
+    template = "{% for m in messages[-2:] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    renderer = Renderer(bpe_tokenizer(template), 4096)
+    [item] = renderer([{"messages": [ASKED, SAID, *MORE]}])
+    assert item.status == "ok"
+    assert renderer.left_out == ["the text of some assistant turns"]
+
+
 def prepared(tokenizer, rows: Dataset) -> Dataset:
     """The rows as TRL itself prepares them for training on assistant turns."""
     arguments = trl.SFTConfig(
