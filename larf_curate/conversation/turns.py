@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from os.path import commonprefix
 from typing import Any, Protocol
 
@@ -54,10 +54,18 @@ class Turns:
     Args:
         spans: Span of each assistant message that is shown, by the message's index, in order.
         hidden: Indices of messages whose text the template leaves out.
+        outputs: Spans of tools' outputs that the template shows within an assistant message, between its calls and its
+            text, by the message's index.
     """
 
     spans: dict[int, Span]
     hidden: tuple[int, ...] = ()
+    outputs: Mapping[int, Span] = field(default_factory=dict)
+
+    def parts(self, index: int) -> list[Span]:
+        """The spans of what the model writes of an assistant message, by the message's index."""
+        (start, end), output = self.spans[index], self.outputs.get(index)
+        return [(start, output[0]), (output[1], end)] if output else [(start, end)]
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,26 @@ class TurnFinder:
         if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
             self._layouts[shape] = layout
         unseen = {index for index, message in enumerate(messages) if _core(message) and index not in texts}
-        return Turns(spans, tuple(sorted(unseen | found.keys() - spans.keys())))
+        outputs = {index: self._output(messages, index, text, texts, spans) for index in spans}
+        hidden = tuple(sorted(unseen | found.keys() - spans.keys()))
+        return Turns(spans, hidden, {index: output for index, output in outputs.items() if output})
+
+    def _output(
+        self, messages: Sequence[Message], index: int, text: str, texts: dict[int, Span], spans: dict[int, Span]
+    ) -> Span | None:
+        """Where tools' outputs are between a message's calls and its text, as Gemma 4 shows them; None if not there."""
+        count = sum(1 for _ in takewhile(lambda message: message["role"] == "tool", messages[index + 1 :]))
+        start, stop = spans[index][0], texts.get(index, (0, 0))[0]
+        places = [texts[i][0] for i in range(index + 1, index + 1 + count) if i in texts and start < texts[i][0] < stop]
+        if not messages[index].get("tool_calls") or not places:
+            return None
+        unlike = {**messages[index], "content": chr(_marks(1, text).start)}
+        try:
+            other = self.render([*messages[:index], unlike, *messages[index + 1 + count :]])
+        except ConversationError:
+            other = ""
+        calls_end = len(commonprefix([text, other]))
+        return calls_end if start < calls_end < places[0] else places[0], stop
 
     def shows(self, messages: Sequence[Message], text: str, turns: Turns, index: int) -> bool:
         """Whether the turn of a message shows anything of it: its text, its calls of tools or its thought.
