@@ -13,6 +13,7 @@ have it.
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product, takewhile
@@ -203,8 +204,15 @@ class TurnFinder:
                 start = min(start, latest)
                 place = text.find(header, earliest, start) if header else -1
                 answer = place + len(header) if place >= 0 else start
+                is_next = index + 1 in texts and messages[index + 1]["role"] != "assistant"
                 stop = self._end(
-                    messages, index, text, (max(end, answer), max(latest, answer)), header=header, closing=closing
+                    messages,
+                    index,
+                    text,
+                    (max(end, answer), max(latest, answer)),
+                    header=header,
+                    closing=closing,
+                    is_next=is_next and texts[index + 1][0] == latest,
                 )
                 found[index] = (place if place >= 0 and self.learns_header else answer, stop)
                 before.add(stop)
@@ -213,7 +221,15 @@ class TurnFinder:
         return found
 
     def _end(
-        self, messages: Sequence[Message], index: int, text: str, between: Span, *, header: str, closing: str
+        self,
+        messages: Sequence[Message],
+        index: int,
+        text: str,
+        between: Span,
+        *,
+        header: str,
+        closing: str,
+        is_next: bool,
     ) -> int:
         """Where a turn ends: before the next message's header, which begins like the assistant's own.
 
@@ -224,6 +240,7 @@ class TurnFinder:
             between: Where the turn's text ends, and where the text of the next message that has one begins.
             header: The assistant's header.
             closing: What follows the text of the last answer.
+            is_next: Whether that next text is of the very next message, and not the assistant's.
         """
         end, limit = between
         following = messages[index + 1 : index + 2]
@@ -234,11 +251,12 @@ class TurnFinder:
             if place >= 0:
                 return place
         gap = text[end:limit]
+        own = header if is_next else ""  # its thought and calls can have headers of their own
+        between_headers = gap.replace(own, "\0" * len(own)) if own else gap
         has_end = closing.strip() or messages[index].get("tool_calls")
-        for length in range(len(header) if has_end else 0, 0, -1):
-            if (place := gap.rfind(header[:length])) >= 0:
-                return end + place
-        return end + len(commonprefix([gap, closing]))
+        places = (between_headers.rfind(header[:length]) for length in range(len(header) if has_end else 0, 0, -1))
+        stop = next((place for place in places if place >= 0), len(commonprefix([gap, closing])))
+        return end + _behind_closing(gap, stop, closing)
 
     def _with_one_header_each(self, messages: Sequence[Message], text: str, header: str) -> str:
         """A text of the same length in which calls of tools and thoughts have nothing that looks like a header."""
@@ -257,11 +275,15 @@ class TurnFinder:
 
     def _header(self, messages: Sequence[Message], answer: int) -> str:
         """The assistant's header: what a generation prompt adds, without the thought that it may open."""
-        try:
-            without = self.render(messages[:answer]) if answer else ""
-            header = self.render(messages[:answer], generation_prompt=True)
-        except ConversationError:  # some templates want an answer, or no conversation without a user
-            return ""
+        asked: list[Message] = [{"role": "user", "content": "x"}]  # before which most templates want no answer
+        for prompt in (messages[:answer], asked) if answer else (asked,):
+            with suppress(ConversationError):  # some templates want an answer, or no conversation without a user
+                return self._header_behind(prompt)
+        return ""
+
+    def _header_behind(self, prompt: Sequence[Message]) -> str:
+        without = self.render(prompt)
+        header = self.render(prompt, generation_prompt=True)
         common = without if header.startswith(without) else _whole_marks(commonprefix([without, header]))
         header = header[len(common) :]
         return header[: min((at for s in THOUGHT_STARTS if (at := header.find(s)) >= 0), default=len(header))]
@@ -296,6 +318,21 @@ class TurnFinder:
                 "template shows and training would learn: pass a template that shows each text once and as it is"
             )
         return tuple(index for index in others if index not in shown)
+
+
+def _behind_closing(gap: str, stop: int, closing: str) -> int:
+    """Where a turn ends in the text up to the next one: with its end-of-turn mark, and before a header of several tags.
+
+    Args:
+        gap: The text.
+        stop: Where the last tag that begins like the assistant's header is.
+        closing: What follows the text of the last answer.
+    """
+    place = 0 if gap.startswith(closing) else gap.rfind(closing, 0, stop)
+    behind = place + len(closing)
+    if not closing.strip() or place < 0 or (behind <= stop and not gap[behind:stop].strip()):
+        return stop
+    return behind
 
 
 class _Places:

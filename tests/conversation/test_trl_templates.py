@@ -153,6 +153,64 @@ def test_all_answers_are_learned_where_a_user_turn_is_a_tools_response(name, mes
     assert_learned(turns, name, "call", messages, {})  # Qwen3's variant keeps an empty thought, as in calls of tools
 
 
+OUTPUT = {"role": "tool", "name": "open_door", "content": "TOOL OUTPUT"}
+SECOND_CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"door": "SECOND"}}}
+AGENTS = {
+    "text and call": [ASKED, {**SAID, "tool_calls": [CALL]}, OUTPUT, MORE[1]],
+    "text and call, two outputs": [ASKED, {**SAID, "tool_calls": [CALL, SECOND_CALL]}, OUTPUT, OUTPUT, MORE[1]],
+    "thought and call": [
+        ASKED,
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [CALL]},
+        OUTPUT,
+        MORE[1],
+    ],
+    "two calls": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL, SECOND_CALL]}, OUTPUT, MORE[1]],
+}
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_texts_thoughts_and_calls_are_learned_and_outputs_of_tools_are_not(name, kind):
+    tokenizer, messages = bpe_tokenizer(TEMPLATES[name].read_text()), AGENTS[kind]
+    found = rendered(tokenizer, {"messages": messages}, {"tools": [TOOL]})
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages, "tools": [TOOL]}])
+    if found is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    text, given = found
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    learned = "".join(turns)
+    assert "OUTPUT" not in learned
+    assert "outputs▁begin" not in learned  # DeepSeek's header of outputs
+    assert all(word in learned for word in ("With flour.", "Hm.", "SECOND", "It is baked.") if word in text)
+    if name in VARIANTS:
+        assert_learned(turns, name, "call", given, {"tools": [TOOL]})
+
+
+def test_the_header_of_outputs_of_deepseek_v3_is_not_learned():
+    tokenizer = bpe_tokenizer(TEMPLATES["deepseekv3"].read_text())
+    call = {"type": "function", "function": {"name": "open_door", "arguments": "{}"}}  # it wants a text
+    messages = [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, OUTPUT, SAID]
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages}])
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert turns[0].endswith("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
+    assert turns[1] == "With flour.<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_a_conversation_may_begin_with_an_answer(name):
+    tokenizer, messages = bpe_tokenizer(TEMPLATES[name].read_text()), [SAID, ASKED, MORE[1]]
+    found, [item] = rendered(tokenizer, {"messages": messages}, {}), Renderer(tokenizer, 4096)([{"messages": messages}])
+    if found is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert len(turns) == 2
+    assert "user" not in turns[0].lower() or name == "muse_glimmer"  # which has "to=user" in the assistant's header
+    if name in VARIANTS:
+        assert_learned(turns, name, "two", found[1], {})
+
+
 SHOWN_TWICE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.content if m.role == 'assistant' }}\n{% endfor %}"
 )
