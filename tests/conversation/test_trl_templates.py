@@ -230,6 +230,15 @@ def test_rows_are_refused_rather_than_scored_without_an_answer_that_training_lea
     assert renderer.left_out == []
 
 
+def test_the_last_answer_begins_before_the_thought_that_the_generation_prompt_opens():
+    template = SHOWN_TWICE + "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+    tokenizer = bpe_tokenizer(template)
+    messages = [ASKED, {**SAID, "content": "<think>\nHm.\n</think>\n\nWith flour."}]
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages}])
+    [turn] = item.tokens.turns
+    assert tokenizer.decode(item.tokens.ids[turn.start :]) == messages[1]["content"] * 2 + "\n"
+
+
 def test_an_answer_that_is_left_out_is_told_where_turns_have_no_marks():
     template = "{% for m in messages[-2:] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     renderer = Renderer(bpe_tokenizer(template), 4096)
