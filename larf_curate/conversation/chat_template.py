@@ -221,7 +221,7 @@ class Renderer:
         learned = [index for index, message in enumerate(messages) if is_learned(message)]
         self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
         self._tell(conversation, turns)
-        spans = [turns.spans[index] for index in learned if index in turns.spans]
+        spans = [part for index in learned if index in turns.spans for part in turns.parts(index)]
         others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
         return _RenderedText(text, spans, others)
 

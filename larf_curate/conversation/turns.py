@@ -13,13 +13,14 @@ have it.
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from os.path import commonprefix
 from typing import Any, Protocol
 
-from larf_curate.conversation.messages import THOUGHT_KEYS, Message, UnsupportedContentError, text_of
+from larf_curate.conversation.messages import THOUGHT_KEYS, Message, UnsupportedContentError, is_learned, text_of
 from larf_curate.errors import ConversationError
 
 Span = tuple[int, int]
@@ -31,6 +32,7 @@ THOUGHT_END = "</think>"
 THOUGHT_STARTS = ("<think", "<seed:think")
 """How thoughts begin: some generation prompts open one, which belongs to the answer and not to the header."""
 _TAG = re.compile(r"<[^>]+>|\[[^\]]+\]|\S+")
+_TAG_ALONE = re.compile(r"<[^<>]+>")
 _LETTERS = re.compile(r"[A-Za-z<|>]")
 _FURTHER_TEXTS = ("tool_calls", *THOUGHT_KEYS)
 """Keys of messages whose texts are not marked."""
@@ -53,10 +55,18 @@ class Turns:
     Args:
         spans: Span of each assistant message that is shown, by the message's index, in order.
         hidden: Indices of messages whose text the template leaves out.
+        outputs: Spans of tools' outputs that the template shows within an assistant message, between its calls and its
+            text, by the message's index.
     """
 
     spans: dict[int, Span]
     hidden: tuple[int, ...] = ()
+    outputs: Mapping[int, Span] = field(default_factory=dict)
+
+    def parts(self, index: int) -> list[Span]:
+        """The spans of what the model writes of an assistant message, by the message's index."""
+        (start, end), output = self.spans[index], self.outputs.get(index)
+        return [(start, output[0]), (output[1], end)] if output else [(start, end)]
 
 
 @dataclass(frozen=True)
@@ -111,10 +121,10 @@ class TurnFinder:
 
         Returns:
             The span of each assistant message that the template shows; that of the last answer alone where the others
-            cannot be told.
+            cannot be located and need not be, because they are not shown or not learned.
 
         Raises:
-            UnsupportedContentError: If the template shows no answer.
+            UnsupportedContentError: If the template shows no answer, or a learned one that cannot be located.
         """
         shape = tuple(message["role"] for message in messages) if all(map(_is_plain, messages)) else None
         if shape and (layout := self._layouts.get(shape)) and (spans := layout.match(messages, text)):
@@ -125,12 +135,30 @@ class TurnFinder:
         if not spans:
             raise UnsupportedContentError("the model's chat template shows nothing of any assistant turn")
         if texts is None:
-            answers = (index for index, message in enumerate(messages) if message["role"] == "assistant")
-            return Turns(spans, tuple(index for index in answers if index not in spans))
+            return Turns(spans, self._hidden(messages, text, found))
         if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
             self._layouts[shape] = layout
         unseen = {index for index, message in enumerate(messages) if _core(message) and index not in texts}
-        return Turns(spans, tuple(sorted(unseen | found.keys() - spans.keys())))
+        outputs = {index: self._output(messages, index, text, texts, spans) for index in spans}
+        hidden = tuple(sorted(unseen | found.keys() - spans.keys()))
+        return Turns(spans, hidden, {index: output for index, output in outputs.items() if output})
+
+    def _output(
+        self, messages: Sequence[Message], index: int, text: str, texts: dict[int, Span], spans: dict[int, Span]
+    ) -> Span | None:
+        """Where tools' outputs are between a message's calls and its text, as Gemma 4 shows them; None if not there."""
+        count = sum(1 for _ in takewhile(lambda message: message["role"] == "tool", messages[index + 1 :]))
+        start, stop = spans[index][0], texts.get(index, (0, 0))[0]
+        places = [texts[i][0] for i in range(index + 1, index + 1 + count) if i in texts and start < texts[i][0] < stop]
+        if not messages[index].get("tool_calls") or not places:
+            return None
+        unlike = {**messages[index], "content": chr(_marks(1, text).start)}
+        try:
+            other = self.render([*messages[:index], unlike, *messages[index + 1 + count :]])
+        except ConversationError:
+            other = ""
+        calls_end = len(commonprefix([text, other]))
+        return calls_end if start < calls_end < places[0] else places[0], stop
 
     def shows(self, messages: Sequence[Message], text: str, turns: Turns, index: int) -> bool:
         """Whether the turn of a message shows anything of it: its text, its calls of tools or its thought.
@@ -144,9 +172,14 @@ class TurnFinder:
         if index not in turns.spans:
             return False
         start, end = turns.spans[index]
-        message, core = messages[index], _core(messages[index]).rpartition(THOUGHT_END)[2].strip()
+        core = _core(messages[index]).rpartition(THOUGHT_END)[2].strip()
         if core and text.find(core, start, end) >= 0:
             return True
+        return self._depends_on(messages, text, index)
+
+    def _depends_on(self, messages: Sequence[Message], text: str, index: int) -> bool:
+        """Whether the rendered text is another one without what a message has."""
+        message = messages[index]
         without = [*messages[:index], {"role": message["role"], "content": ""}, *messages[index + 1 :]]
         try:
             return self.render(without) != text
@@ -171,8 +204,15 @@ class TurnFinder:
                 start = min(start, latest)
                 place = text.find(header, earliest, start) if header else -1
                 answer = place + len(header) if place >= 0 else start
+                is_next = index + 1 in texts and messages[index + 1]["role"] != "assistant"
                 stop = self._end(
-                    messages, index, text, (max(end, answer), max(latest, answer)), header=header, closing=closing
+                    messages,
+                    index,
+                    text,
+                    (max(end, answer), max(latest, answer)),
+                    header=header,
+                    closing=closing,
+                    is_next=is_next and texts[index + 1][0] == latest,
                 )
                 found[index] = (place if place >= 0 and self.learns_header else answer, stop)
                 before.add(stop)
@@ -181,7 +221,15 @@ class TurnFinder:
         return found
 
     def _end(
-        self, messages: Sequence[Message], index: int, text: str, between: Span, *, header: str, closing: str
+        self,
+        messages: Sequence[Message],
+        index: int,
+        text: str,
+        between: Span,
+        *,
+        header: str,
+        closing: str,
+        is_next: bool,
     ) -> int:
         """Where a turn ends: before the next message's header, which begins like the assistant's own.
 
@@ -192,6 +240,7 @@ class TurnFinder:
             between: Where the turn's text ends, and where the text of the next message that has one begins.
             header: The assistant's header.
             closing: What follows the text of the last answer.
+            is_next: Whether that next text is of the very next message, and not the assistant's.
         """
         end, limit = between
         following = messages[index + 1 : index + 2]
@@ -202,11 +251,12 @@ class TurnFinder:
             if place >= 0:
                 return place
         gap = text[end:limit]
+        own = header if is_next else ""  # its thought and calls can have headers of their own
+        between_headers = gap.replace(own, "\0" * len(own)) if own else gap
         has_end = closing.strip() or messages[index].get("tool_calls")
-        for length in range(len(header) if has_end else 0, 0, -1):
-            if (place := gap.rfind(header[:length])) >= 0:
-                return end + place
-        return end + len(commonprefix([gap, closing]))
+        places = (between_headers.rfind(header[:length]) for length in range(len(header) if has_end else 0, 0, -1))
+        stop = next((place for place in places if place >= 0), len(commonprefix([gap, closing])))
+        return end + _behind_closing(gap, stop, closing)
 
     def _with_one_header_each(self, messages: Sequence[Message], text: str, header: str) -> str:
         """A text of the same length in which calls of tools and thoughts have nothing that looks like a header."""
@@ -225,11 +275,15 @@ class TurnFinder:
 
     def _header(self, messages: Sequence[Message], answer: int) -> str:
         """The assistant's header: what a generation prompt adds, without the thought that it may open."""
-        try:
-            without = self.render(messages[:answer]) if answer else ""
-            header = self.render(messages[:answer], generation_prompt=True)
-        except ConversationError:  # some templates want an answer, or no conversation without a user
-            return ""
+        asked: list[Message] = [{"role": "user", "content": "x"}]  # before which most templates want no answer
+        for prompt in (messages[:answer], asked) if answer else (asked,):
+            with suppress(ConversationError):  # some templates want an answer, or no conversation without a user
+                return self._header_behind(prompt)
+        return ""
+
+    def _header_behind(self, prompt: Sequence[Message]) -> str:
+        without = self.render(prompt)
+        header = self.render(prompt, generation_prompt=True)
         common = without if header.startswith(without) else _whole_marks(commonprefix([without, header]))
         header = header[len(common) :]
         return header[: min((at for s in THOUGHT_STARTS if (at := header.find(s)) >= 0), default=len(header))]
@@ -241,7 +295,44 @@ class TurnFinder:
         core = _core(messages[answer]).rpartition(THOUGHT_END)[2].strip()
         if core not in text:
             raise UnsupportedContentError(f"the model's chat template does not show the answer as it is: {core!r:.80}")
-        return {answer: (len(commonprefix([prompt, text])), len(text))}
+        header, start = self._header(messages, answer), len(commonprefix([prompt, text]))
+        if header:  # the prompt may open a thought, and may show earlier turns in another way than the text
+            opened = prompt.rfind(header) + len(header)
+            place = text.rfind(header, 0, text.rfind(core)) + len(header) if opened > start else opened
+            start = place if place >= len(header) else start
+        return {answer: (start, len(text))}
+
+    def _hidden(self, messages: Sequence[Message], text: str, found: dict[int, Span]) -> tuple[int, ...]:
+        """Answers that the template leaves out, if some are found and the others have no known place.
+
+        Raises:
+            UnsupportedContentError: If a learned answer is shown: scoring the others alone would pass over it.
+        """
+        others = [
+            index for index, message in enumerate(messages) if message["role"] == "assistant" and index not in found
+        ]
+        shown = [index for index in others if self._depends_on(messages, text, index)]
+        if learned := [index for index in shown if is_learned(messages[index])]:
+            raise UnsupportedContentError(
+                f"cannot locate {len(learned)} of {len(others) + len(found)} assistant turns that the model's chat "
+                "template shows and training would learn: pass a template that shows each text once and as it is"
+            )
+        return tuple(index for index in others if index not in shown)
+
+
+def _behind_closing(gap: str, stop: int, closing: str) -> int:
+    """Where a turn ends in the text up to the next one: with its end-of-turn mark, and before a header of several tags.
+
+    Args:
+        gap: The text.
+        stop: Where the last tag that begins like the assistant's header is.
+        closing: What follows the text of the last answer.
+    """
+    place = 0 if gap.startswith(closing) else gap.rfind(closing, 0, stop)
+    behind = place + len(closing)
+    if not closing.strip() or place < 0 or (behind <= stop and not gap[behind:stop].strip()):
+        return stop
+    return behind
 
 
 class _Places:
@@ -303,10 +394,11 @@ def _locate(messages: Sequence[Message], text: str, render: Render) -> dict[int,
     answers = {index for index in said if not messages[index].get("tool_calls")}  # some show the call alone
     marks = _marks(2 * len(messages), text)
     has_empty = not all(map(_core, messages))
-    for mark, empty in product((_around, _behind_thought, _at_end), (True, False) if has_empty else (False,)):
+    empties = (True, False) if has_empty else (False,)
+    for others, mark, empty in product((None, _within), (_around, _behind_thought, _at_end), empties):
         pairs = zip(messages, marks[::2], marks[1::2], strict=True)
         marked = [
-            _marked(message, partial(mark, first=chr(first), last=chr(last)), empty=empty)
+            _marked(message, partial(_mark_of(message, mark, others), first=chr(first), last=chr(last)), empty=empty)
             for message, first, last in pairs
         ]
         try:
@@ -314,9 +406,19 @@ def _locate(messages: Sequence[Message], text: str, render: Render) -> dict[int,
         except ConversationError:  # the template looks at how a text begins, or allows few characters
             continue
         ends = {place // 2: at for place, at in places.items() if place % 2}
-        if plain == text and answers <= ends.keys():
-            return {index: (places.get(2 * index, end), end) for index, end in sorted(ends.items())}
+        if plain != text or not answers <= ends.keys():
+            continue
+        found = {index: (places.get(2 * index, end), end) for index, end in sorted(ends.items())}
+        if others:
+            found |= {i: _widened(messages[i], *found[i]) for i in found if messages[i]["role"] != "assistant"}
+            if not all(_is_at(messages[i], text, found[i]) for i in found if messages[i]["role"] != "assistant"):
+                continue
+        return found
     return None
+
+
+def _mark_of(message: Message, mark: Callable[..., str], others: Callable[..., str] | None) -> Callable[..., str]:
+    return others if others and message["role"] != "assistant" else mark
 
 
 def _core(message: Message) -> str:
@@ -385,6 +487,37 @@ def _behind_thought(core: str, *, first: str, last: str) -> str:
 def _at_end(core: str, *, first: str, last: str) -> str:  # noqa: ARG001  called like the others
     """At the end alone, for templates that look at how a text begins."""
     return core + last
+
+
+def _within(core: str, *, first: str, last: str) -> str:
+    """Near the middle, for templates that look at how texts of users begin and end."""
+    place = _middle(core)
+    return core[:place] + first + last + core[place:]
+
+
+def _middle(core: str) -> int:
+    """A place near the middle of a text, outside of tags."""
+    middle = len(core) // 2
+    return next((tag.end() for tag in _TAG_ALONE.finditer(core) if tag.start() < middle < tag.end()), middle)
+
+
+def _cores(message: Message) -> list[str]:
+    """The texts of a message without white space around them, empty ones left out."""
+    content = message["content"]
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return [text.strip() for text in texts if text.strip()] or [""]
+
+
+def _widened(message: Message, first: int, last: int) -> Span:
+    """The span of a message's text from the places of marks that were put within it."""
+    cores = _cores(message)
+    return first - _middle(cores[0]), last + len(cores[-1]) - _middle(cores[-1])
+
+
+def _is_at(message: Message, text: str, span: Span) -> bool:
+    """Whether a message's text begins and ends at a span of a rendered text."""
+    cores, (start, end) = _cores(message), span
+    return start >= 0 and text.startswith(cores[0], start) and text.endswith(cores[-1], start, end)
 
 
 def _without_marks(text: str, marks: range) -> tuple[str, dict[int, int]]:

@@ -131,6 +131,122 @@ def assert_learned(turns, name, kind, messages, given):
     assert same or (name, kind) in REASONS, f"reads {turns}, training learns {learned!r}"
 
 
+THINKING_AGENT = [
+    ASKED,
+    {**SAID, "content": "<think>\nlook it up\n</think>\n\nWith flour."},
+    {"role": "user", "content": "<tool_response>\n42\n</tool_response>"},
+    {**SAID, "content": "<think>\nfine\n</think>\n\nDone."},
+]
+PLAIN_AGENT = [{**message, "content": message["content"].split("</think>\n\n")[-1]} for message in THINKING_AGENT]
+QWEN = ["qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]
+
+
+@pytest.mark.parametrize("messages", [THINKING_AGENT, PLAIN_AGENT], ids=["thoughts", "plain"])
+@pytest.mark.parametrize("name", QWEN)
+def test_all_answers_are_learned_where_a_user_turn_is_a_tools_response(name, messages):
+    tokenizer = bpe_tokenizer(TEMPLATES[name].read_text())
+    renderer = Renderer(tokenizer, 4096)
+    [item] = renderer([{"messages": messages}])
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert len(turns) == 2
+    assert renderer.left_out == []
+    assert_learned(turns, name, "call", messages, {})  # Qwen3's variant keeps an empty thought, as in calls of tools
+
+
+OUTPUT = {"role": "tool", "name": "open_door", "content": "TOOL OUTPUT"}
+SECOND_CALL = {"type": "function", "function": {"name": "open_door", "arguments": {"door": "SECOND"}}}
+AGENTS = {
+    "text and call": [ASKED, {**SAID, "tool_calls": [CALL]}, OUTPUT, MORE[1]],
+    "text and call, two outputs": [ASKED, {**SAID, "tool_calls": [CALL, SECOND_CALL]}, OUTPUT, OUTPUT, MORE[1]],
+    "thought and call": [
+        ASKED,
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [CALL]},
+        OUTPUT,
+        MORE[1],
+    ],
+    "two calls": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL, SECOND_CALL]}, OUTPUT, MORE[1]],
+}
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_texts_thoughts_and_calls_are_learned_and_outputs_of_tools_are_not(name, kind):
+    tokenizer, messages = bpe_tokenizer(TEMPLATES[name].read_text()), AGENTS[kind]
+    found = rendered(tokenizer, {"messages": messages}, {"tools": [TOOL]})
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages, "tools": [TOOL]}])
+    if found is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    text, given = found
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    learned = "".join(turns)
+    assert "OUTPUT" not in learned
+    assert "outputs▁begin" not in learned  # DeepSeek's header of outputs
+    assert all(word in learned for word in ("With flour.", "Hm.", "SECOND", "It is baked.") if word in text)
+    if name in VARIANTS:
+        assert_learned(turns, name, "call", given, {"tools": [TOOL]})
+
+
+def test_the_header_of_outputs_of_deepseek_v3_is_not_learned():
+    tokenizer = bpe_tokenizer(TEMPLATES["deepseekv3"].read_text())
+    call = {"type": "function", "function": {"name": "open_door", "arguments": "{}"}}  # it wants a text
+    messages = [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, OUTPUT, SAID]
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages}])
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert turns[0].endswith("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
+    assert turns[1] == "With flour.<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_a_conversation_may_begin_with_an_answer(name):
+    tokenizer, messages = bpe_tokenizer(TEMPLATES[name].read_text()), [SAID, ASKED, MORE[1]]
+    found, [item] = rendered(tokenizer, {"messages": messages}, {}), Renderer(tokenizer, 4096)([{"messages": messages}])
+    if found is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert len(turns) == 2
+    assert "user" not in turns[0].lower() or name == "muse_glimmer"  # which has "to=user" in the assistant's header
+    if name in VARIANTS:
+        assert_learned(turns, name, "two", found[1], {})
+
+
+SHOWN_TWICE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.content if m.role == 'assistant' }}\n{% endfor %}"
+)
+SHORTENED = "{% for m in messages %}{{ m.role }}: {{ m.content | truncate(12) }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [SHOWN_TWICE, SHORTENED])
+def test_rows_are_refused_rather_than_scored_without_an_answer_that_training_learns(template):
+    messages = [ASKED, {**SAID, "content": "With flour and some water."}, MORE[0], {**SAID, "content": "Done."}]
+    renderer = Renderer(bpe_tokenizer(template), 4096)
+    learned, excluded = renderer(
+        [{"messages": messages}, {"messages": [ASKED, {**messages[1], "weight": 0}, *messages[2:]]}]
+    )
+    assert learned.status == "unsupported"
+    assert "cannot locate 1 of 2 assistant turns" in learned.reason
+    assert excluded.status == "ok"  # of which training learns the last answer alone
+    assert renderer.left_out == []
+
+
+def test_the_last_answer_begins_before_the_thought_that_the_generation_prompt_opens():
+    template = SHOWN_TWICE + "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+    tokenizer = bpe_tokenizer(template)
+    messages = [ASKED, {**SAID, "content": "<think>\nHm.\n</think>\n\nWith flour."}]
+    [item] = Renderer(tokenizer, 4096)([{"messages": messages}])
+    [turn] = item.tokens.turns
+    assert tokenizer.decode(item.tokens.ids[turn.start :]) == messages[1]["content"] * 2 + "\n"
+
+
+def test_an_answer_that_is_left_out_is_told_where_turns_have_no_marks():
+    template = "{% for m in messages[-2:] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    renderer = Renderer(bpe_tokenizer(template), 4096)
+    [item] = renderer([{"messages": [ASKED, SAID, *MORE]}])
+    assert item.status == "ok"
+    assert renderer.left_out == ["the text of some assistant turns"]
+
+
 def prepared(tokenizer, rows: Dataset) -> Dataset:
     """The rows as TRL itself prepares them for training on assistant turns."""
     arguments = trl.SFTConfig(
