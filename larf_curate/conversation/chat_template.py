@@ -15,8 +15,8 @@ from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal
 
+from larf_curate.conversation.generation import assign
 from larf_curate.conversation.messages import (
-    DEVELOPER,
     GIVEN_ROLE,
     EmptyConversationError,
     Message,
@@ -136,7 +136,7 @@ class Renderer:
     day: date | None = None
     _finders: dict[str, TurnFinder] = field(default_factory=dict, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
-    _roles: set[str] = field(default_factory=set, repr=False)
+    _said: set[str] = field(default_factory=set, repr=False)
     _ignored: set[str] = field(default_factory=set, repr=False)
     _unused: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False)
 
@@ -219,10 +219,15 @@ class Renderer:
         finder = self._finder(arguments)
         turns = finder(messages, text)
         learned = [index for index, message in enumerate(messages) if is_learned(message)]
-        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
-        self._tell(conversation, turns)
         spans = [turns.spans[index] for index in learned if index in turns.spans]
         others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
+        if learned and (marked := self.template.blocks(messages, arguments)) is not None:
+            blocks = assign(marked, turns.spans, messages, text)
+            learned, spans, others = blocks.answers, blocks.learned, blocks.excluded
+            if blocks.mark_others:
+                self._tell_marked()
+        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
+        self._tell(conversation, turns)
         return _RenderedText(text, spans, others)
 
     def _check_learned(self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[int], bool]) -> None:
@@ -308,12 +313,23 @@ class Renderer:
 
     def _tell_developer(self) -> None:
         """Say once that developer messages are rendered as system messages."""
-        if DEVELOPER not in self._roles:
-            self._roles.add(DEVELOPER)
-            logger.warning(
-                "the chat template has no role developer: these messages are given to it as system messages; rename "
-                "the role in the data, as training may give the template the name as it is"
-            )
+        self._say_once(
+            "the chat template has no role developer: these messages are given to it as system messages; rename "
+            "the role in the data, as training may give the template the name as it is"
+        )
+
+    def _tell_marked(self) -> None:
+        """Say once that the template marks text of other messages than answers for training."""
+        self._say_once(
+            "the chat template marks text that is no answer with {% generation %}: it is scored like answers, as "
+            "training learns it; pass a template that marks answers alone if it should not be"
+        )
+
+    def _say_once(self, warning: str, *values: object) -> None:
+        """Log a warning, but for the first time only."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning(warning, *values)
 
     def _shortened(self, item: _RenderedText | Rendered) -> _RenderedText | Rendered:
         """The same text, or the ends of a text that is so long that no token of its middle is kept."""
