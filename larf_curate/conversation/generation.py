@@ -68,14 +68,16 @@ def _with_owners(
 ) -> list[tuple[Span, list[int]]]:
     """Each span with the indices of its assistant messages, none if it is no answer's.
 
-    Spans of one message that touch are joined. A span outside all turns belongs to the answers that were not found, if there are any.
+    Spans of one message that touch are joined. A span outside all turns belongs to the answers that were not found, if
+    there are any.
     """
     not_found = [
         index for index, message in enumerate(messages) if message["role"] == "assistant" and index not in turns
     ]
     found: list[tuple[Span, list[int]]] = []
     for start, stop in sorted(block for block in blocks if block[0] < block[1]):
-        owners = [index for index, (first, end) in turns.items() if start < end and first < stop] or not_found
+        owners = [index for index, (first, end) in turns.items() if start < end and first < stop]
+        owners = owners or [index for index, (first, _) in turns.items() if first == stop] or not_found  # a header
         if found and len(owners) == 1 and found[-1][1] == owners and start <= found[-1][0][1]:
             (first, end), _ = found.pop()
             start, stop = first, max(end, stop)

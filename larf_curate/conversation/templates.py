@@ -169,11 +169,11 @@ class ChatTemplate:
         Raises:
             ConversationError: If the template rejects the conversation.
         """
-        source = self._source(arguments)
-        if not _GENERATION.search(source):
+        if not self.marks_answers(arguments):
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        source = self._source(arguments)
         with _rejecting():
             _, [spans] = render_jinja_template(
                 [[self._prepared(message, source) for message in messages]],
@@ -182,6 +182,10 @@ class ChatTemplate:
                 **{**self.tokenizer.special_tokens_map, **arguments},
             )
         return list(spans)
+
+    def marks_answers(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the template for a row with these arguments marks what is learned, with ``{% generation %}``."""
+        return bool(_GENERATION.search(self._source(arguments)))
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
         """Names of arguments and message keys that the template does not read."""
