@@ -283,12 +283,10 @@ def test_rows_of_which_the_template_marks_nothing_that_is_learned_are_unsupporte
 
 
 def test_answers_that_flags_exclude_are_counted_once_and_unread_flags_are_named(caplog):
-    answers = [
-        {"role": "assistant", "content": "Yes.", "weight": 0},
-        {"role": "assistant", "content": "No.", "train": 1},
-    ]
-    row = {"messages": [ASKED, answers[0], ASKED, answers[1]]}
-    prompt = {"prompt": [ASKED, answers[1], ASKED], "completion": [answers[1]]}
+    skipped = {"role": "assistant", "content": "Yes.", "weight": 0}
+    said = {"role": "assistant", "content": "No.", "train": 1}
+    row = {"messages": [ASKED, skipped, ASKED, said]}
+    prompt = {"prompt": [ASKED, said, ASKED], "completion": [said]}
     renderer = Renderer(tokenizer_with(CHATML), 1000)
     renderer([prompt])
     assert not caplog.records
