@@ -8,6 +8,7 @@ convert these spans to token positions.
 import json
 import logging
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,21 +16,24 @@ from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal
 
+from larf_curate.conversation.generation import assign
 from larf_curate.conversation.messages import (
-    DEVELOPER,
     GIVEN_ROLE,
+    THOUGHT_KEYS,
+    UNREAD_FLAGS,
     EmptyConversationError,
     Message,
     UnsupportedContentError,
     foreign_type,
     has_content,
+    is_excluded,
     is_learned,
     text_of,
 )
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, shorten, truncate
-from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
+from larf_curate.conversation.turns import THOUGHT_END, THOUGHT_START, TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ ENCODING = {
     "verbose": False,
 }
 """Options of the tokenizer: character offsets come from its encodings, where they are wanted."""
+THOUGHTS = "the thoughts of some answers"
+EXCLUDED = "excluded answers"
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
 
@@ -136,7 +142,8 @@ class Renderer:
     day: date | None = None
     _finders: dict[str, TurnFinder] = field(default_factory=dict, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
-    _roles: set[str] = field(default_factory=set, repr=False)
+    _said: set[str] = field(default_factory=set, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
     _ignored: set[str] = field(default_factory=set, repr=False)
     _unused: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False)
 
@@ -176,6 +183,7 @@ class Renderer:
         """
         self._tell_unused_columns(rows)
         items = [self._shortened(self._try_render(row, schema)) for row in rows]
+        self._tell_excluded()
         texts = [item.text for item in items if isinstance(item, _RenderedText)]
         encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
         for item in items:
@@ -215,14 +223,21 @@ class Renderer:
             text = text if text.startswith(self._text_start) else self._text_start + text
             return _RenderedText(text, [(0, len(text))])
         messages, arguments = conversation.messages, conversation.arguments
+        self._count_flags(messages)
         text = self.template(messages, arguments=arguments)
         finder = self._finder(arguments)
         turns = finder(messages, text)
         learned = [index for index, message in enumerate(messages) if is_learned(message)]
-        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
-        self._tell(conversation, turns)
         spans = [part for index in learned if index in turns.spans for part in turns.parts(index)]
         others = tuple(span for index, span in turns.spans.items() if not is_learned(messages[index]))
+        if learned and (marked := self.template.blocks(messages, arguments)) is not None:
+            blocks = assign(marked, turns.spans, messages, text)
+            learned, spans, others = blocks.answers, blocks.learned, blocks.excluded
+            if blocks.mark_others:
+                self._tell_marked()
+        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
+        self._tell(conversation, turns)
+        self._tell_thoughts(conversation, turns, text)
         return _RenderedText(text, spans, others)
 
     def _check_learned(self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[int], bool]) -> None:
@@ -308,12 +323,58 @@ class Renderer:
 
     def _tell_developer(self) -> None:
         """Say once that developer messages are rendered as system messages."""
-        if DEVELOPER not in self._roles:
-            self._roles.add(DEVELOPER)
-            logger.warning(
-                "the chat template has no role developer: these messages are given to it as system messages; rename "
-                "the role in the data, as training may give the template the name as it is"
+        self._say_once(
+            "the chat template has no role developer: these messages are given to it as system messages; rename "
+            "the role in the data, as training may give the template the name as it is"
+        )
+
+    def _tell_thoughts(self, conversation: Conversation, turns: Turns, text: str) -> None:
+        """Say once that the template leaves out thoughts though it reads such, as many do with earlier answers."""
+        if THOUGHTS in self._told:
+            return
+        messages, arguments = conversation.messages, conversation.arguments
+        learned = {index: span for index, span in turns.spans.items() if is_learned(messages[index])}
+        unread = self.template.unread(messages, arguments)  # said already
+        thoughts = {index: _thought(messages[index], unread) for index in learned}
+        if all(text.find(thoughts[i], *learned[i]) >= 0 for i in learned):
+            return
+        self._told.add(THOUGHTS)
+        logger.warning(
+            "the chat template leaves out %s, as many do with earlier ones: they are not scored; %s",
+            THOUGHTS,
+            "training with this template would not see them"
+            if self.template.marks_answers(arguments)
+            else "TRL's training variant of it (assistant_only_loss), where there is one, may learn them",
+        )
+
+    def _count_flags(self, messages: Sequence[Message]) -> None:
+        """Count the answers that a flag excludes, and say once of each other flag that it is not read."""
+        self._counts[EXCLUDED] += sum(map(is_excluded, messages))
+        for key in UNREAD_FLAGS:
+            if any(key in message for message in messages):
+                self._say_once(f"{key}: is not read in messages; weight, train or loss 0 excludes an answer")
+
+    def _tell_excluded(self) -> None:
+        """Say once how many answers of the rows so far a flag excludes."""
+        if count := self._counts[EXCLUDED]:
+            self._say_once(
+                "weight, train or loss 0 excludes answers, %d in the rows read so far: they are not scored; TRL itself "
+                "ignores these keys and would learn them",
+                count,
             )
+
+    def _tell_marked(self) -> None:
+        """Say once that the template marks text of other messages than answers for training."""
+        self._say_once(
+            "the chat template marks text that is no answer with {% generation %}: it is scored like answers, as "
+            "training learns it; pass a template that marks answers alone if it should not be"
+        )
+
+    def _say_once(self, warning: str, *values: object) -> None:
+        """Log a warning, but for the first time only."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning(warning, *values)
 
     def _shortened(self, item: _RenderedText | Rendered) -> _RenderedText | Rendered:
         """The same text, or the ends of a text that is so long that no token of its middle is kept."""
@@ -368,6 +429,13 @@ class Renderer:
         """Ids of the special tokens, which stand for no text of the conversation."""
         added = self.tokenizer.added_tokens_decoder
         return frozenset(index for index, token in added.items() if token.special)
+
+
+def _thought(message: Message, unread: Sequence[str]) -> str:
+    """What a message has thought: under a key, but for unread ones, or else at the start of its text; may be empty."""
+    given = next((message[key] for key in THOUGHT_KEYS if message.get(key) and key not in unread), None)
+    within = text_of(message).rpartition(THOUGHT_END)[0].rpartition(THOUGHT_START)[2]
+    return (given if isinstance(given, str) else within).strip()
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:

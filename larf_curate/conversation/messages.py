@@ -40,6 +40,8 @@ MESSAGE_KEYS = (("role", "from"), ("content", "value"))
 """Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
 LEARNED_KEYS = ("weight", "train", "loss")
 """Keys that say with 0 or false that a trainer does not learn an assistant message."""
+UNREAD_FLAGS = ("training", "trainable")
+"""Keys that look like these, but are not read."""
 _READ_KEYS = frozenset((*(key for pair in MESSAGE_KEYS for key in pair), *LEARNED_KEYS))
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys with what a model thought before its answer; each template reads one of them."""
@@ -140,6 +142,11 @@ def has_content(message: Message) -> bool:
 def is_learned(message: Message) -> bool:
     """Whether a trainer learns a message: one of the assistant that no key says 0 or false of."""
     return message["role"] == "assistant" and bool(message.get("learned", True))
+
+
+def is_excluded(message: Message) -> bool:
+    """Whether a key of an assistant message says 0 or false, unlike one that is not learned as part of a prompt."""
+    return message["role"] == "assistant" and message.get("learned", True) is False
 
 
 def parsed(text: str, wanted: str) -> Any:  # noqa: ANN401  any JSON value

@@ -384,7 +384,7 @@ def _are_parts(value: Iterable[object]) -> bool:
 def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     """A prompt, of which trainers learn no turn, and what follows; preference data often repeat it in ``chosen``."""
     after = after[len(before) :] if after[: len(before)] == before else after
-    prompt = [message | {"learned": False} if message["role"] == "assistant" else message for message in before]
+    prompt = [message | {"learned": None} if message["role"] == "assistant" else message for message in before]
     return prompt + after
 
 

@@ -5,8 +5,8 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from jinja2 import Environment, TemplateError
 
 from larf_curate.conversation.messages import GIVEN_ROLE, MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
+from larf_curate.conversation.truncation import Span
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ RESERVED = frozenset(
 """Arguments of `apply_chat_template` that say what is rendered and returned, not how."""
 NOW = "strftime_now"
 """Function of transformers that writes today's date into a template."""
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""What begins a block that trainers learn; as transformers and TRL look for it."""
 _DEVELOPER = re.compile(r"['\"]developer['\"]")
 PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 """Texts that no template changes."""
@@ -63,6 +66,7 @@ class Tokenizer(Protocol):
     is_fast: bool
     chat_template: str | dict[str, str] | None
     bos_token: str | None
+    special_tokens_map: Mapping[str, Any]
 
     def __call__(self, text: Sequence[str], **options: bool) -> Any:  # noqa: ANN401  a BatchEncoding
         """Tokenize texts."""
@@ -143,22 +147,45 @@ class ChatTemplate:
             raise ConversationError(
                 f"chat_template_kwargs have {', '.join(reserved)}, which no row can set: remove them"
             )
-        try:
+        with _rejecting():
             _bound(source)
             text = self.tokenizer.apply_chat_template(
                 given, tokenize=False, add_generation_prompt=generation_prompt, chat_template=source, **arguments
             )
             if len(text) > MAX_TEXT:
                 raise _TooLongError
-        except _TooLongError as error:
-            raise ConversationError(
-                f"wanted at most {MAX_TEXT:,} characters, got more from the model's chat template: "
-                "shorten the row, or pass another template"
-            ) from error
-        except TEMPLATE_ERRORS as error:
-            reason = str(error) or type(error).__name__  # some have no words
-            raise ConversationError(f"the model's chat template rejects the conversation: {reason}") from error
         return str(clean(str(text)))
+
+    def blocks(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[Span] | None:
+        """Spans of characters that the template marks for training with ``{% generation %}``, as transformers has them.
+
+        Args:
+            messages: Messages that the template renders.
+            arguments: Further arguments of the template.
+
+        Returns:
+            The spans, some of which may be empty; None if the template has no such blocks.
+
+        Raises:
+            ConversationError: If the template rejects the conversation.
+        """
+        if not self.marks_answers(arguments):
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        source = self._source(arguments)
+        with _rejecting():
+            _, [spans] = render_jinja_template(
+                [[self._prepared(message, source) for message in messages]],
+                chat_template=source,
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **arguments},
+            )
+        return list(spans)
+
+    def marks_answers(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the template for a row with these arguments marks what is learned, with ``{% generation %}``."""
+        return bool(_GENERATION.search(self._source(arguments)))
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
         """Names of arguments and message keys that the template does not read."""
@@ -245,6 +272,21 @@ class ChatTemplate:
 
 class _TooLongError(TemplateError):
     """A template has written more than `MAX_TEXT` characters."""
+
+
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    """Raise errors of a template as `ConversationError` with its own words."""
+    try:
+        yield
+    except _TooLongError as error:
+        raise ConversationError(
+            f"wanted at most {MAX_TEXT:,} characters, got more from the model's chat template: "
+            "shorten the row, or pass another template"
+        ) from error
+    except TEMPLATE_ERRORS as error:
+        reason = str(error) or type(error).__name__  # some have no words
+        raise ConversationError(f"the model's chat template rejects the conversation: {reason}") from error
 
 
 @lru_cache(maxsize=64)

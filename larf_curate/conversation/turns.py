@@ -28,7 +28,7 @@ Span = tuple[int, int]
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
 """Marks are characters of the private-use planes: two for each message."""
-THOUGHT_END = "</think>"
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 THOUGHT_STARTS = ("<think", "<seed:think")
 """How thoughts begin: some generation prompts open one, which belongs to the answer and not to the header."""
 _TAG = re.compile(r"<[^>]+>|\[[^\]]+\]|\S+")

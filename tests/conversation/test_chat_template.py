@@ -219,6 +219,85 @@ def test_learned_turns_without_content_are_empty_though_another_turn_has_some():
     assert "learned" in item.reason
 
 
+def own_marks(block, *, others="{{ start + m.content + end }}"):
+    """A ChatML template with marks of its own around what an assistant message has."""
+    return (
+        "{% for m in messages %}{% set start = '<|im_start|>' + m.role + '\n' %}{% set end = '<|im_end|>\n' %}"
+        f"{{% if m.role == 'assistant' %}}{block}{{% else %}}{others}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+MARK, STOP = "{%- generation -%}", "{% endgeneration %}"
+EVERY = MARK + "{{ start + m.content + end }}" + STOP
+OWN_MARKS = {
+    "no end": own_marks("{{ start }}" + MARK + "{{ m.content }}" + STOP + "{{ end }}"),
+    "header": own_marks(EVERY),
+    "last answer": own_marks("{% if loop.last %}" + EVERY + "{% else %}{{ start + m.content + end }}{% endif %}"),
+    "two blocks": own_marks("{{ start }}" + MARK + "{{ m.content }}" + STOP + MARK + "{{ end }}" + STOP),
+    "with a gap": own_marks(MARK + "{{ start }}" + STOP + "{{ m.content }}" + MARK + "{{ end }}" + STOP),
+    "all roles": own_marks(EVERY, others=EVERY),
+    "no thought": own_marks(
+        "{{ start }}<think>{{ m.reasoning_content }}</think>" + MARK + "{{ m.content + end }}" + STOP
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_MARKS)
+def test_what_the_template_itself_marks_is_learned_to_the_token(name, caplog):
+    tokenizer = tokenizer_with(OWN_MARKS[name])
+    chat = [m | ({"reasoning_content": "Hm."} if m["role"] == "assistant" else {}) for m in CHAT]
+    want = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    (item,) = render(tokenizer, [{"messages": chat}, {"messages": chat}])[:1]
+    learned = {index for turn in item.tokens.turns for index in range(turn.start, turn.end + 1)}
+    assert [index in learned for index in range(len(want["input_ids"]))] == [bool(m) for m in want["assistant_masks"]]
+    assert item.tokens.ids == want["input_ids"][: len(item.tokens.ids)]
+    turns = {"last answer": 1, "with a gap": 6, "all roles": len(CHAT)}
+    assert len(item.tokens.turns) == turns.get(name, 3)
+    told = [record.message for record in caplog.records if "{% generation %}" in record.message]
+    assert len(told) == (name == "all roles")
+
+
+@pytest.mark.parametrize("name", ["no end", "header", "two blocks", "with a gap", "all roles"])
+def test_a_flag_excludes_what_the_template_marks_of_its_answer_alone(name):
+    tokenizer = tokenizer_with(OWN_MARKS[name])
+    flagged = [m | {"weight": 0} if m["content"] == "Sorry." else m for m in CHAT]
+    whole, item = render(tokenizer, [{"messages": CHAT}, {"messages": flagged}])
+    blocks = 2 if name == "with a gap" else 1
+    assert item.tokens.turns == whole.tokens.turns[:-blocks]
+    [view] = Renderer(tokenizer, 1000).inspect([{"messages": flagged}])
+    assert len(view.others) == blocks
+    assert min(view.others)[0] >= view.text.index("Why?")
+
+
+def test_rows_of_which_the_template_marks_nothing_that_is_learned_are_unsupported():
+    last = [CHAT[1], CHAT[2], CHAT[3], CHAT[4] | {"weight": 0}]
+    never = tokenizer_with(own_marks("{{ start + m.content + end }}" + MARK + STOP))
+    items = render(tokenizer_with(OWN_MARKS["last answer"]), [{"messages": last}])
+    items += render(never, [{"messages": CHAT}])
+    around = "{% generation %}" + CHATML + STOP
+    items += render(tokenizer_with(around), [{"messages": last}])
+    assert [item.status for item in items] == ["unsupported"] * 3
+    assert all("{% generation %}" in item.reason for item in items)
+    assert [item.status for item in render(tokenizer_with(around), [{"messages": CHAT}])] == ["ok"]
+
+
+def test_answers_that_flags_exclude_are_counted_once_and_unread_flags_are_named(caplog):
+    skipped = {"role": "assistant", "content": "Yes.", "weight": 0}
+    said = {"role": "assistant", "content": "No.", "train": 1}
+    row = {"messages": [ASKED, skipped, ASKED, said]}
+    prompt = {"prompt": [ASKED, said, ASKED], "completion": [said]}
+    renderer = Renderer(tokenizer_with(CHATML), 1000)
+    renderer([prompt])
+    assert not caplog.records
+    renderer([row, row, {"messages": [ASKED, skipped]}])
+    renderer([row])
+    assert [record.args for record in caplog.records] == [(3,)]
+    assert "TRL itself ignores" in caplog.records[0].message
+    renderer([{"messages": [ASKED, said | {"trainable": False}]}] * 2)
+    assert [record.message.split(":")[0] for record in caplog.records[1:]] == ["trainable"]
+
+
 def test_columns_that_are_not_read_are_told_once_each_in_whichever_batch_they_have_values(caplog):
     tokenizer = tokenizer_with(CHATML)
     renderer = Renderer(tokenizer, 100)

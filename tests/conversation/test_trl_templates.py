@@ -71,7 +71,7 @@ REASONS = {
                 for name in ("qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6")
             ),
         ],
-        "the variant keeps empty thoughts in earlier answers, where the template itself shows none",
+        "the variant keeps thoughts of earlier answers, also empty ones, where the template itself shows none",
     ),
     **dict.fromkeys(
         (("deepseek_r1_distill", kind) for kind in ("call", "silent tool")),
@@ -117,6 +117,23 @@ def test_what_is_read_is_what_is_rendered_and_learned(name, kind):
     assert "How is bread made?" not in "".join(turns)
     if name in VARIANTS:
         assert_learned(turns, name, kind, messages, given)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_training_variant_as_the_models_own_template_is_followed_to_the_token(name, kind):
+    row, tokenizer = ROWS[kind], bpe_tokenizer(TEMPLATES[f"{name}_training"].read_text())
+    given = {"tools": row["tools"]} if "tools" in row else {}
+    found, [item] = rendered(tokenizer, row, given), Renderer(tokenizer, 4096)([row])
+    if found is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    want = tokenizer.apply_chat_template(found[1], return_dict=True, return_assistant_tokens_mask=True, **given)
+    assert item.status == "ok", item.reason
+    read = len(item.tokens.ids)
+    assert want["input_ids"][:read] == item.tokens.ids
+    learned = {index for turn in item.tokens.turns for index in range(turn.start, turn.end + 1)}
+    assert [index in learned for index in range(len(want["input_ids"]))] == [bool(m) for m in want["assistant_masks"]]
 
 
 def assert_learned(turns, name, kind, messages, given):
@@ -303,3 +320,35 @@ def test_rows_are_tokenized_and_labelled_as_trl_prepares_them(name, form):
         assert other["input_ids"][: len(mine["input_ids"])] == mine["input_ids"]
         ours_learned, trl_learned = ([token for token in row["labels"] if token != -100] for row in (mine, other))
         assert tokenizer.decode(ours_learned).split() == tokenizer.decode(trl_learned).split()
+
+
+THOUGHTFUL = [ASKED, {**SAID, "reasoning_content": "Flour first."}, MORE[0], {**MORE[1], "reasoning_content": "Heat."}]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_thoughts_that_the_template_leaves_out_are_told_wherever_the_variant_learns_them(name, caplog):
+    given = [m.get("reasoning_content") for m in THOUGHTFUL]
+    thoughts = [f"<think>\n{thought}\n</think>\n\n" if thought else "" for thought in given]
+    pairs = zip(THOUGHTFUL, thoughts, strict=True)
+    inline = [{"role": m["role"], "content": thought + m["content"]} for m, thought in pairs]
+    for chat in (THOUGHTFUL, inline):
+        tokenizer = bpe_tokenizer(TEMPLATES[name].read_text())
+        tokenizer.bos_token = "<|endoftext|>"
+        renderer = Renderer(tokenizer, 4096)
+        [item] = renderer([{"messages": chat}] * 2)[:1]
+        is_shown = "Flour first." in tokenizer.decode(item.tokens.ids)
+        told = [record for record in caplog.records if "leaves out" in record.msg]
+        assert len(told) == (not is_shown)
+        assert len(renderer.left_out) == len(told)
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_6", "deepseek_r1_distill"])
+def test_variants_learn_thoughts_of_earlier_answers_as_the_documentation_says(name):
+    chat = [*THOUGHTFUL]
+    if name == "deepseek_r1_distill":
+        chat[1] = {**SAID, "content": "<think>\nFlour first.\n</think>\n\nWith flour."}
+    variant = bpe_tokenizer(TEMPLATES[f"{name}_training"].read_text())
+    [item] = Renderer(variant, 4096)([{"messages": chat}])
+    learned = [variant.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert "Flour first." in learned[0]
