@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.fixtures.review_rows import HOSTILE, fake_profile, selection
+from tests.fixtures.review_rows import HOSTILE, fake_profile, selection, with_profile
 from tests.review.test_similar import chosen_states, profile_states, with_states
 
 pytestmark = pytest.mark.browser
@@ -100,7 +100,8 @@ def test_a_reviewer_filters_searches_and_finds_similar_rows(queue, page_of, shoo
     states = chosen_states([0, 1, 2, 3, 0, 1])  # eagle is like apple, feast like bread
     chosen = with_states(selection(rows, flagged=6), states)
     half = chosen.flagged.map(lambda row, i: {"larf_status": "truncated"} if i % 2 else {}, with_indices=True)
-    url = queue.push(replace(chosen, flagged=half), profile=fake_profile(profile_states()[:300])).url
+    profile = fake_profile(profile_states()[:300])
+    url = queue.push(with_profile(replace(chosen, flagged=half), digest=profile.digest), profile=profile).url
     answer, count = page.locator(".chat__bubble").last, page.get_by_text("1 of ").first
 
     page.goto(url)

@@ -14,7 +14,9 @@ from larf_curate.errors import InputError
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.selection import Selection, select
-from tests.fixtures.review_rows import fake_profile, questions, scored
+from tests.fixtures.decisions_folder import scored_record
+from tests.fixtures.review_rows import fake_profile, questions, scored, with_profile
+from tests.fixtures.scored_folder import digest_of
 
 WIDTH = 8
 BARE = fake_profile(3 + np.random.default_rng(2).normal(size=(30, WIDTH)))
@@ -36,7 +38,8 @@ def mixed(n=120, flagged=60, seed=0):
     rows = scored(questions(n), [1.0 - i / n for i in range(n)])
     rows = rows.remove_columns("larf_state").add_column("larf_state", states.astype("f2").tolist())
     rows = rows.add_column("bad", bad.tolist())
-    chosen = select(rows, top_k=flagged, source="test", scored={"profile": {"layers": [9, 14], "signal": "larf"}})
+    manifest = scored_record(n, source={}, scores=digest_of(rows["larf_score"]))
+    chosen = select(rows, top_k=flagged, source="test", scored=manifest)
     whole = [*chosen.flagged, *chosen.kept]
     return chosen, {row["larf_row_id"]: row["bad"] for row in whole}
 
@@ -265,7 +268,7 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
     key, queue = tmp_path / "key.txt", make_queue("commands-learning", min_submitted=2)
     key.write_text(argilla_server.api_key)
     chosen, truth = mixed(48, 24)
-    chosen = replace(chosen, scored={"profile": {"layers": [9, 14], "signal": "larf", "digest": PROFILE.digest}})
+    chosen = with_profile(chosen, digest=PROFILE.digest)
     chosen.save(tmp_path / "selection")
     PROFILE.save_pretrained(tmp_path / "profile")
     server = ["--name", "commands-learning", "--url", argilla_server.url, "--api-key-file", str(key)]

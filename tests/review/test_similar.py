@@ -14,7 +14,7 @@ from larf_curate.errors import InputError
 from larf_curate.profile import cache_profile
 from larf_curate.review import ReviewQueue
 from larf_curate.review.decisions.outcome import Decisions
-from tests.fixtures.review_rows import fake_profile, questions, selection
+from tests.fixtures.review_rows import fake_profile, questions, selection, with_profile
 
 WIDTH = 200
 
@@ -53,7 +53,7 @@ def profile():
 def chosen(profile):
     """100 flagged rows that name the profile as theirs."""
     made = with_states(selection(questions(100), flagged=100), profile_states()[300:])
-    return replace(made, scored=made.scored | {"profile": made.scored["profile"] | {"digest": profile.digest}})
+    return with_profile(made, digest=profile.digest)
 
 
 def most_similar(queue, row_id, count):
@@ -106,7 +106,7 @@ def alike(chosen):
         {"question": f"q{n}", "answer": a} for n, a in ((0, "a"), (0, "a."), (0, "a"), (1, "b"), (1, "b!"), (2, "c"))
     ]
     made = with_states(selection(rows, flagged=6), chosen_states([0, 0, 0, 1, 1, 2]))
-    return replace(made, scored=chosen.scored)
+    return with_profile(made, digest=chosen.scored["profile"]["digest"])
 
 
 def chosen_states(groups):
@@ -169,8 +169,8 @@ def test_the_command_groups_when_asked_and_names_the_exemplars(argilla_server, q
     from larf_curate.data.references import ReferenceSet
 
     references = ReferenceSet.load("builtin")
-    described = {"source": "builtin", "digest": references.digest}
-    named = replace(alike, scored={**alike.scored, "profile": {**alike.scored["profile"], "references": described}})
+    described = {"source": "builtin", "digest": references.digest, "unsafe": 140, "safe": 140, "cut": {}}
+    named = with_profile(alike, references=described)
     neighbors = [{"id": "reference-7", "label": "fraud", "cosine": 0.5}]
     flagged = named.flagged.map(lambda row: {"larf_neighbors": neighbors})
     replace(named, flagged=flagged).save(tmp_path / "selection")
