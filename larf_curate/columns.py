@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from larf_curate.errors import InputError
 from larf_curate.states import Vectors
 
 PREFIX = "larf_"
@@ -63,8 +64,14 @@ def scores_digest(scores: pa.ChunkedArray) -> str:
 
     Args:
         scores: The column ``larf_score``; null, NaN and infinite values are rows without a score.
+
+    Raises:
+        InputError: If they are no numbers.
     """
-    values = scores.cast(pa.float32()).drop_null().to_numpy()
+    try:
+        values = scores.cast(pa.float32()).drop_null().to_numpy()
+    except pa.ArrowException as error:
+        raise InputError(f"wanted numbers in {SCORE}, got {scores.type}: score the rows again") from error
     finite = np.sort(values[np.isfinite(values)]) + np.float32(0)  # -0 becomes 0
     return hashlib.sha256(f"{len(scores)}\n".encode() + finite.astype("<f4").tobytes()).hexdigest()
 

@@ -289,7 +289,7 @@ class Renderer:
         """Say once of each column with values that it looks like part of the conversations but is not read."""
         given = [row for row in rows if isinstance(row, Mapping)]
         names = {name for keys in {tuple(row) for row in given} for name in self._unused_of(keys)} - self._ignored
-        if found := sorted(name for name in names if any(row.get(name) for row in given)):
+        if found := sorted(name for name in names if any(_has_value(row.get(name)) for row in given)):
             self._ignored.update(found)
             logger.warning(
                 "%s: looks like part of the conversations but is not read; if it should be, name the columns",
@@ -436,6 +436,11 @@ def _thought(message: Message, unread: Sequence[str]) -> str:
     given = next((message[key] for key in THOUGHT_KEYS if message.get(key) and key not in unread), None)
     within = text_of(message).rpartition(THOUGHT_END)[0].rpartition(THOUGHT_START)[2]
     return (given if isinstance(given, str) else within).strip()
+
+
+def _has_value(value: object) -> bool:
+    """Whether a cell is neither null nor empty; other values, such as arrays, may have no truth value."""
+    return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -98,7 +98,7 @@ def read_parquet(folder: str | Path) -> Dataset:
     """
     try:
         return _read_parquet(folder)
-    except (DatasetsError, pa.ArrowException, OSError) as error:
+    except (DatasetsError, pa.ArrowException, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise InputError(f"cannot read the Parquet files in {folder}: {reason}; write them again") from error
 

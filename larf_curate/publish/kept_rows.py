@@ -78,25 +78,31 @@ def read_kept_rows(folder: Path) -> KeptRows:
     Raises:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
-    if (folder / DECISIONS.file).is_file():
-        decisions = read_manifest(folder, DECISIONS)
-        check_shards(folder, decisions["shards"], remedy=DECISIONS.remedy, parts=("", "kept", "removed", "withheld"))
-        kept_rows = _read_decisions(folder, decisions)
-    elif (folder / SELECTION.file).is_file():
-        selection = read_manifest(folder, SELECTION)
-        check_shards(folder, selection["shards"], remedy=SELECTION.remedy, parts=("kept", "flagged"))
-        kept_rows = _read_selection(folder, selection)
-    else:
-        raise InputError(
-            f"wanted a folder with decisions.json or selection.json, got {folder}: pass the folder that "
-            "`larf-curate review pull` or `larf-curate select` wrote"
-        )
+    try:
+        kept_rows = _read_kept_rows(folder)
+    except pa.ArrowException as error:  # with --no-verify
+        raise InputError(f"cannot read {folder}: {str(error).splitlines()[0]}; write the folder again") from error
     if not kept_rows.counts["published"]:
         raise InputError(
             f"no row of {folder} is left to publish, all were flagged, removed or withheld: review the flagged rows, "
             "or flag fewer"
         )
     return kept_rows
+
+
+def _read_kept_rows(folder: Path) -> KeptRows:
+    if (folder / DECISIONS.file).is_file():
+        decisions = read_manifest(folder, DECISIONS)
+        check_shards(folder, decisions["shards"], remedy=DECISIONS.remedy, parts=("", "kept", "removed", "withheld"))
+        return _read_decisions(folder, decisions)
+    if (folder / SELECTION.file).is_file():
+        selection = read_manifest(folder, SELECTION)
+        check_shards(folder, selection["shards"], remedy=SELECTION.remedy, parts=("kept", "flagged"))
+        return _read_selection(folder, selection)
+    raise InputError(
+        f"wanted a folder with decisions.json or selection.json, got {folder}: pass the folder that "
+        "`larf-curate review pull` or `larf-curate select` wrote"
+    )
 
 
 def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
@@ -213,9 +219,10 @@ def _check_scores(folder: Path, selection: SelectionManifest, parts: Sequence[st
     paths = [path for part in parts for path in _shards(folder / part)]
     if without := [path for path in paths if SCORE not in pq.read_schema(path).names]:
         raise InputError(f"{without[0]} has no column {SCORE}: {kind.remedy}")
-    scores = [chunk for path in paths for chunk in pq.read_table(path, columns=[SCORE])[0].cast(pa.float32()).chunks]
+    tables = [pq.read_table(path, columns=[SCORE]) for path in paths]
+    scores = pa.concat_tables(tables, promote_options="permissive")[SCORE]
     recorded = selection["scored"].get("scores")
-    if recorded and scores_digest(pa.chunked_array(scores, pa.float32())) != recorded:
+    if recorded and scores_digest(scores) != recorded:
         raise InputError(f"{folder / kind.file} is of rows that were scored otherwise than those in it: {kind.remedy}")
 
 

@@ -26,7 +26,7 @@ MEDIA_SUFFIXES = {
     *(".glb", ".gltf", ".obj", ".ply", ".stl", ".fasta", ".fa", ".fastq", ".pdb", ".cif", ".mmcif", ".tiff"),
 }
 """Endings of media beside those that `mimetypes` knows."""
-_PATH = r"^(/|~|file:|[A-Za-z]:[\\/]).*[^/\\]$"
+_PATH = r"^\s*(/|~|file:|[A-Za-z]:[\\/]).*[^/\\\s]\s*$"
 _MAX_PATH = 4096
 
 
@@ -141,7 +141,7 @@ def _check_texts(name: str, column: pa.ChunkedArray, feature: Any) -> None:  # n
         short = pc.less(pc.utf8_length(texts), _MAX_PATH)
         likely = texts.filter(pc.and_(short, pc.match_substring_regex(texts, _PATH)))
         for path in pc.unique(likely).to_pylist():
-            if is_media_file(path) and _exists(path):
+            if is_media_file(local_path(path.strip())) and _exists(path.strip()):
                 raise InputError(
                     f"column {name!r} refers to files of this machine, such as {path}, which would not be published: "
                     "load the column as media, as with cast_column(name, Image()), or remove it"

@@ -100,8 +100,15 @@ def _check_selection(selection: Selection, manifest: Mapping[str, Any]) -> None:
 
 
 def _from_selection(selection: Selection, manifest: Mapping[str, Any], folder: Path | None) -> ReportRows:
+    try:
+        rows = concatenate_datasets([selection.flagged, selection.kept])
+    except ValueError as error:
+        reason = str(error).split(". ")[0][:200]
+        raise InputError(
+            f"the kept and the flagged rows differ in columns or types ({reason}): select again"
+        ) from error
     return ReportRows(
-        rows=concatenate_datasets([selection.flagged, selection.kept]),
+        rows=rows,
         manifest=selection.scored or manifest,  # a selection made in memory may have no manifest
         rule=selection.rule,
         threshold=selection.threshold,

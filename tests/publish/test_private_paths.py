@@ -292,3 +292,12 @@ def test_sources_are_described_by_the_names_of_their_files(here, relative):
 )
 def test_the_published_name_of_a_file(path, name):
     assert public_file_name(path) == name
+
+
+@pytest.mark.parametrize("form", [" {} ", "file://{}", "\t{}\n"])
+def test_paths_of_media_are_found_in_other_forms(here, monkeypatch, form):
+    (here / "a b.png").write_bytes(PNG)
+    path = f"{here}/a b.png".replace(" ", "%20") if form.startswith("file") else f"{here}/a b.png"
+    monkeypatch.setitem(KINDS, "odd", (Value("string"), lambda at: form.format(path)))
+    with pytest.raises(InputError, match="column 'extra' refers to files of this machine"):
+        publish(selected("odd", here), here.parent / "published")
