@@ -53,6 +53,10 @@ COMMANDS = {
 }
 
 
+QUICKEST = ("profile", "score", "score --num-proc 2", "select", "report", "publish")
+"""Commands that are killed in the default run."""
+
+
 def run_command(folder: Path, command: str) -> None:
     """What runs in a process of its own."""
     from larf_curate.cli import main
@@ -108,7 +112,7 @@ def contents(folder: Path) -> dict[str, object]:
     return {str(path.relative_to(folder)): read(path) for path in files}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS if FULL else QUICKEST)
 def test_a_killed_command_completes_when_it_is_run_again(name, inputs, tmp_path):
     command, chance = COMMANDS[name], random.Random(name)
     seconds = run(command.replace("OUT", str(tmp_path / "whole")), inputs)
