@@ -333,10 +333,11 @@ class Renderer:
         if THOUGHTS in self._told:
             return
         messages, arguments = conversation.messages, conversation.arguments
-        learned = {index: span for index, span in turns.spans.items() if is_learned(messages[index])}
+        thinking = {i: span for i, span in turns.spans.items() if _thought(messages[i], ()) and is_learned(messages[i])}
+        if not thinking:
+            return
         unread = self.template.unread(messages, arguments)  # said already
-        thoughts = {index: _thought(messages[index], unread) for index in learned}
-        if all(text.find(thoughts[i], *learned[i]) >= 0 for i in learned):
+        if all(text.find(_thought(messages[i], unread), *span) >= 0 for i, span in thinking.items()):
             return
         self._told.add(THOUGHTS)
         logger.warning(
