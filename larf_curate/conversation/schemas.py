@@ -48,7 +48,6 @@ SEEMINGLY_USED = (
     HISTORY,
     "functions",
     "input_ids",
-    "labels",
     "input",
     "context",
     "images",
