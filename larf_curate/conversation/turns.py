@@ -189,7 +189,7 @@ class TurnFinder:
     def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         header = self._header(messages, answers[0])
-        closing = text[texts[answers[-1]][1] :] if answers[-1] in texts else ""
+        closing = self._closing(messages, text, texts)
         text = self._with_one_header_each(messages, text, header)
         before, after = _Places([0]), _Places([first for first, _ in texts.values()])
         found: dict[int, Span] = {}
@@ -213,12 +213,27 @@ class TurnFinder:
                     header=header,
                     closing=closing,
                     is_next=is_next and texts[index + 1][0] == latest,
+                    follows_empty=_is_before_empty_answer(messages, index, texts),
                 )
                 found[index] = (place if place >= 0 and self.learns_header else answer, stop)
                 before.add(stop)
             if index in texts:
                 before.add(texts[index][1])
         return found
+
+    def _closing(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> str:
+        """What follows the text of the last answer that has one, where nothing else follows."""
+        answers = (i for i in texts if messages[i]["role"] == "assistant" and _core(messages[i]))
+        last = max(answers, default=None)
+        if last is None:
+            return ""
+        if last == len(messages) - 1:
+            return text[texts[last][1] :]
+        try:
+            alone = self.render([*messages[:last], {"role": "assistant", "content": messages[last]["content"]}])
+        except ConversationError:
+            return text[texts[last][1] :]
+        return alone.rpartition(_cores(messages[last])[-1])[2]
 
     def _end(
         self,
@@ -230,6 +245,7 @@ class TurnFinder:
         header: str,
         closing: str,
         is_next: bool,
+        follows_empty: bool,
     ) -> int:
         """Where a turn ends: before the next message's header, which begins like the assistant's own.
 
@@ -241,15 +257,13 @@ class TurnFinder:
             header: The assistant's header.
             closing: What follows the text of the last answer.
             is_next: Whether that next text is of the very next message, and not the assistant's.
+            follows_empty: Whether the next message that is shown is the assistant's and has no text.
         """
         end, limit = between
-        following = messages[index + 1 : index + 2]
-        if not following:
+        if index + 1 == len(messages):
             return limit
-        if header and following[0]["role"] == "assistant" and not _core(following[0]):
-            place = text.find(header, end, limit)  # calls of tools in a row have no texts between them
-            if place >= 0:
-                return place
+        if header and follows_empty and (place := text.find(header, end, limit)) >= 0:
+            return place  # calls of tools in a row have no texts between them
         gap = text[end:limit]
         own = header if is_next else ""  # its thought and calls can have headers of their own
         between_headers = gap.replace(own, "\0" * len(own)) if own else gap
@@ -318,6 +332,13 @@ class TurnFinder:
                 "template shows and training would learn: pass a template that shows each text once and as it is"
             )
         return tuple(index for index in others if index not in shown)
+
+
+def _is_before_empty_answer(messages: Sequence[Message], index: int, texts: Mapping[int, Span]) -> bool:
+    """Whether the next message that a template shows is the assistant's and has no text."""
+    others = range(index + 1, len(messages))
+    following = next((i for i in others if i in texts or messages[i]["role"] == "assistant"), None)
+    return following is not None and messages[following]["role"] == "assistant" and not _core(messages[following])
 
 
 def _behind_closing(gap: str, stop: int, closing: str) -> int:

@@ -4,6 +4,7 @@ The truth is `apply_chat_template`, the masks of TRL's training variants, and th
 """
 
 import contextlib
+import itertools
 import random
 from pathlib import Path
 
@@ -226,6 +227,63 @@ def test_a_conversation_may_begin_with_an_answer(name):
     assert "user" not in turns[0].lower() or name == "muse_glimmer"  # which has "to=user" in the assistant's header
     if name in VARIANTS:
         assert_learned(turns, name, "two", found[1], {})
+
+
+FOLLOWED = [name for name in VARIANTS if not {(name, "two"), (name, "call")} & REASONS.keys()]
+"""Templates of which the variant learns nothing else, whatever the conversation."""
+
+
+def agents(seed: int, count: int = 25) -> list[list[dict]]:
+    """Conversations with calls of tools, empty answers, answers in a row, and ends in an output or a question."""
+    draw, number = random.Random(seed), itertools.count()
+
+    def called() -> list[dict]:
+        calls = [{"type": "function", "id": "call12345", "function": {"name": "f", "arguments": {"x": next(number)}}}]
+        calls *= draw.choice([1, 1, 2])
+        text = draw.choice(["", f"Run {next(number)}."])
+        outputs = [{"role": "tool", "name": "f", "tool_call_id": "call12345", "content": "7"} for _ in calls]
+        outputs[-1]["content"] = draw.choice(["7", f"out {next(number)}", ""])
+        return [{"role": "assistant", "content": text, "tool_calls": calls}, *outputs]
+
+    def turn() -> list[dict]:
+        messages = [{"role": "user", "content": f"Hi {next(number)}?"}]
+        while draw.random() < 0.4:
+            messages += called()
+        messages += [{"role": "assistant", "content": ""}] * (draw.random() < 0.1)
+        messages += [{"role": "assistant", "content": f"Said {next(number)}."}] * (draw.random() < 0.9)
+        return messages + [{"role": "assistant", "content": f"More {next(number)}."}] * (draw.random() < 0.1)
+
+    chats = [sum((turn() for _ in range(draw.choice([1, 1, 2, 3]))), []) for _ in range(count)]
+    chats = [[SYSTEM, *chat] if draw.random() < 0.25 else chat for chat in chats]
+    chats = [[*chat, MORE[0]] if draw.random() < 0.1 else chat for chat in chats]
+    return [chat for chat in chats if any(message["role"] == "assistant" for message in chat)]
+
+
+def has_named_difference(name: str, chat: list[dict]) -> bool:
+    """Whether the documentation names what the variant learns otherwise of such a conversation."""
+    ends = [i for i, message in enumerate(chat) if message["role"] == "tool" and chat[i + 1 : i + 2] != [message]]
+    behind = [chat[i + 1]["role"] if i + 1 < len(chat) else None for i in ends]
+    if name == "diffusion_gemma":
+        return any(role != "assistant" for role in behind if role != "tool")
+    return name in ("phi3", "phi3_5") and chat[-1]["role"] == "tool"
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_of_any_conversation_with_tools_the_variants_tokens_are_learned(name):
+    tokenizer, variant = (bpe_tokenizer(TEMPLATES[n].read_text()) for n in (name, f"{name}_training"))
+    renderer = Renderer(tokenizer, 4096)
+    compared = 0
+    for chat in agents(seed=len(name)):
+        found = rendered(tokenizer, {"messages": chat}, {})
+        if found is None or has_named_difference(name, chat):
+            continue
+        [item] = renderer([{"messages": chat}])
+        if item.status in ("empty", "unsupported"):  # nothing of an answer is shown
+            continue
+        turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+        assert_learned(turns, name, "agent", found[1], {})
+        compared += 1
+    assert compared or name == "llama3"  # whose template has no calls
 
 
 SHOWN_TWICE = (
