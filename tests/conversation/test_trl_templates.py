@@ -250,7 +250,7 @@ def agents(seed: int, count: int = 25) -> list[list[dict]]:
         while draw.random() < 0.4:
             messages += called()
         messages += [{"role": "assistant", "content": ""}] * (draw.random() < 0.1)
-        messages += [{"role": "assistant", "content": f"Said {next(number)}."}] * (draw.random() < 0.9)
+        messages += [{"role": "assistant", "content": f"Said {next(number)}."}] * (draw.random() < 0.75)
         return messages + [{"role": "assistant", "content": f"More {next(number)}."}] * (draw.random() < 0.1)
 
     chats = [sum((turn() for _ in range(draw.choice([1, 1, 2, 3]))), []) for _ in range(count)]
