@@ -36,6 +36,8 @@ _TAG_ALONE = re.compile(r"<[^<>]+>")
 _LETTERS = re.compile(r"[A-Za-z<|>]")
 _FURTHER_TEXTS = ("tool_calls", *THOUGHT_KEYS)
 """Keys of messages whose texts are not marked."""
+ASKED: list[Message] = [{"role": "user", "content": "x"}]
+"""A prompt that most templates take."""
 LAYOUTS = 4096
 """Most sequences of roles whose layout is remembered."""
 
@@ -222,18 +224,18 @@ class TurnFinder:
         return found
 
     def _closing(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> str:
-        """What follows the text of the last answer that has one, where nothing else follows."""
+        """What follows an answer's text where nothing else follows: the last answer that has one, or a short one."""
         answers = (i for i in texts if messages[i]["role"] == "assistant" and _core(messages[i]))
         last = max(answers, default=None)
-        if last is None:
-            return ""
         if last == len(messages) - 1:
             return text[texts[last][1] :]
+        answer = {"role": "assistant", "content": "x" if last is None else messages[last]["content"]}
+        prompt = ASKED if last is None else messages[:last]
         try:
-            alone = self.render([*messages[:last], {"role": "assistant", "content": messages[last]["content"]}])
+            alone = self.render([*prompt, answer])
         except ConversationError:
-            return text[texts[last][1] :]
-        return alone.rpartition(_cores(messages[last])[-1])[2]
+            return "" if last is None else text[texts[last][1] :]
+        return alone.rpartition(_cores(answer)[-1])[2]
 
     def _end(
         self,
@@ -289,8 +291,7 @@ class TurnFinder:
 
     def _header(self, messages: Sequence[Message], answer: int) -> str:
         """The assistant's header: what a generation prompt adds, without the thought that it may open."""
-        asked: list[Message] = [{"role": "user", "content": "x"}]  # before which most templates want no answer
-        for prompt in (messages[:answer], asked) if answer else (asked,):
+        for prompt in (messages[:answer], ASKED) if answer else (ASKED,):
             with suppress(ConversationError):  # some templates want an answer, or no conversation without a user
                 return self._header_behind(prompt)
         return ""
