@@ -409,7 +409,12 @@ def _is_conversation(value: Any) -> bool:  # noqa: ANN401  a cell or a column
 
 
 def _to_python(value: Any) -> Any:  # noqa: ANN401  a cell or a column
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    """Lists for the arrays of a numpy or torch format, which nests them: parts of messages, tools, turns."""
+    if isinstance(value, np.ndarray):
+        return [_to_python(item) for item in value.tolist()]
+    if isinstance(value, dict):
+        return {key: _to_python(item) for key, item in value.items()}
+    return value
 
 
 def _to_rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -205,6 +205,11 @@ def test_numpy_and_torch_formats_are_scored_as_plain_rows(scorer, batched):
     for kind in ("numpy", "torch"):
         got = dataset.with_format(kind).map(scorer, batched=batched).with_format(None)
         assert_same_scores(got, want)
+    parts = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in rows[0]["messages"]]
+    nested = Dataset.from_dict({"prompt": [parts[:1]] * 2, "completion": [parts[1:]] * 2})  # arrays within arrays
+    got = nested.with_format("numpy").map(scorer, batched=batched).with_format(None)
+    assert_same_scores(got, nested.map(scorer, batched=True))
+    assert got["larf_status"] == ["ok"] * 2
     plain = Dataset.from_list(PLAIN)
     got = plain.with_format("numpy").map(scorer, batched=batched).with_format(None)
     assert_same_scores(got, plain.map(scorer, batched=True))
