@@ -409,12 +409,16 @@ def _is_conversation(value: Any) -> bool:  # noqa: ANN401  a cell or a column
 
 
 def _to_python(value: Any) -> Any:  # noqa: ANN401  a cell or a column
-    """Lists for the arrays of a numpy or torch format, which nests them: parts of messages, tools, turns."""
+    """Lists in place of the arrays of a numpy format, which has arrays within arrays for parts of messages."""
     if isinstance(value, np.ndarray):
-        return [_to_python(item) for item in value.tolist()]
+        return _nested_to_python(value.tolist())
+    return _nested_to_python(value) if isinstance(value, dict) else value
+
+
+def _nested_to_python(value: Any) -> Any:  # noqa: ANN401  a value within an array
     if isinstance(value, dict):
-        return {key: _to_python(item) for key, item in value.items()}
-    return value
+        return {key: _nested_to_python(item) for key, item in value.items()}
+    return [_nested_to_python(item) for item in value] if isinstance(value, list | np.ndarray) else value
 
 
 def _to_rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
