@@ -22,10 +22,18 @@ from datasets.table import concat_tables
 
 from larf_curate.data.dates import dates_as_texts
 from larf_curate.data.numbers import check_integers, typed_columns
-from larf_curate.data.screening import CHUNK_BYTES, DISK_SHARE, JsonScreen, TextScreen, check_regular, chunks_of
+from larf_curate.data.screening import (
+    CHUNK_BYTES,
+    ExpandedSize,
+    JsonScreen,
+    TextScreen,
+    check_parquet,
+    check_regular,
+    chunks_of,
+)
 from larf_curate.data.tables import as_stored, holds_media, no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import HOME, cache_home, sha256
+from larf_curate.files import cache_home, sha256
 
 FORMATS = {
     ".jsonl": "json",
@@ -150,7 +158,7 @@ def _convert(path: Path, suffix: str, folder: Path) -> None:
     (folder / ROWS).mkdir()
     if not plain.stat().st_size or (kind == "parquet" and not pq.read_metadata(plain).num_rows):
         return  # `datasets` fails on these with unrelated errors
-    options = READ_OPTIONS.get(suffix, {})
+    options = {"batch_size": check_parquet(plain, folder)} if kind == "parquet" else READ_OPTIONS.get(suffix, {})
     with silenced():
         rows = _builder_rows(plain, kind, options, folder / "raw")
         if rows is None:
@@ -188,14 +196,10 @@ def _screen(path: Path, screen: TextScreen) -> None:
 def _decompress(path: Path, target: Path, screen: TextScreen) -> None:
     """Decompress a file: `datasets` does too, but needs another package for Zstandard."""
     compression = COMPRESSIONS[path.suffix.lower()]
-    left = shutil.disk_usage(target.parent).free // DISK_SHARE
+    size = ExpandedSize(target.parent)
     with pa.input_stream(str(path), compression=compression) as stream, target.open("wb") as plain:
         for chunk in screen.watch(iter(partial(stream.read, CHUNK_BYTES), b"")):
-            left -= len(chunk)
-            if left < 0:
-                raise ValueError(
-                    f"it expands to over a third of the free disk space of {cache_home()}: free some, or set {HOME}"
-                )
+            size.add(len(chunk))
             plain.write(chunk)
 
 

@@ -254,6 +254,7 @@ def _score_pieces(
         return
     missing = {piece.name: piece for piece in pieces}
     while missing:
+        left = len(missing)
         try:
             for piece in _score_in_workers(list(missing.values()), payload, folder, num_proc):
                 del missing[piece.name]
@@ -261,7 +262,7 @@ def _score_pieces(
         except BrokenProcessPool as error:
             interrupted = [piece for piece in missing.values() if _is_interrupted(folder, piece)]
             remove_temporary_files(folder)
-            if not interrupted:
+            if not interrupted and left == len(missing):
                 raise ScoringError(_killed("before it scored a row")) from error
             spans = ", ".join(_span(piece) for piece in interrupted)
             logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
