@@ -26,6 +26,7 @@ from larf_curate.data.screening import (
     CHUNK_BYTES,
     ExpandedSize,
     JsonScreen,
+    LineScreen,
     TextScreen,
     check_parquet,
     check_regular,
@@ -80,6 +81,23 @@ def bare_name(path: Path) -> str:
     return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
 
 
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of the content of a file of rows.
+
+    Raises:
+        InputError: If it is no regular file, or has a name of a text file and is none; a file of many gigabytes is not
+            read to its end for that.
+    """
+    check_regular(path)
+    if path.suffix.lower() in COMPRESSIONS or FORMATS.get(suffix := format_suffix(path) or "") not in SCREENS:
+        return sha256(path)
+    digest = hashlib.sha256()
+    with _clear_errors(path, suffix):
+        for chunk in LineScreen().watch(chunks_of(path)):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     """Read a file of rows.
 
@@ -87,7 +105,7 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
 
     Args:
         path: The file; its name may have any characters, also those of globs.
-        digest: Hex SHA-256 of its content, if already known.
+        digest: Its `file_digest`, if already known.
 
     Returns:
         The rows; None if there are none.
@@ -100,7 +118,7 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     if suffix is None:
         raise InputError(f"wanted a file ending in {READABLE}, got {path.name}: convert it")
     with _clear_errors(path, suffix):
-        digest = digest or sha256(path)
+        digest = digest or file_digest(path)
         folder = _rows_folder(digest, suffix, path.suffix)
         if not folder.exists():
             with _new_folder(folder) as temporary:

@@ -212,6 +212,16 @@ class TextScreen:
         return self._lines + chunk.count(b"\n", 0, place) + 1
 
 
+class LineScreen(TextScreen):
+    """Checks, as fast as a file is read, for what is no row: a NUL byte, as in a hole, or an endless line."""
+
+    def _check(self, chunk: bytes) -> None:
+        if (place := chunk.rfind(b"\n")) >= 0:
+            self._row = (self._offset + place + 1, 0)
+        elif self._offset + len(chunk) - self._row[0] > MAX_LIST_BYTES:  # a JSON list may be one line
+            raise ValueError(f"line {self._lines + 1} is larger than {MAX_LIST_BYTES >> 30} GiB")
+
+
 class JsonScreen(TextScreen):
     """Checks the bytes of a JSON file in passing: lines of objects, one object, or one list of objects or of texts.
 

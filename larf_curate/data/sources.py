@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
-from larf_curate.data.formats import READABLE, bare_name, first_line, format_suffix, read_file, silenced
+from larf_curate.data.formats import READABLE, bare_name, file_digest, first_line, format_suffix, read_file, silenced
 from larf_curate.data.hub import open_hub
 from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
@@ -159,7 +159,7 @@ def _from_files(
     groups = [_files(name, split, config) for name in names]
     files = [path for group in groups for path in group.files]
     _check_unique(files)
-    digests = [sha256(path) for path in files]
+    digests = [file_digest(path) for path in files]
     read = [(name, read_file(path, digest)) for name, path, digest in zip(_names(files), files, digests, strict=True)]
     parts = [(name, dataset) for name, dataset in read if dataset is not None]
     config, split = _common("configurations", [g.config for g in groups]), _common("splits", [g.split for g in groups])

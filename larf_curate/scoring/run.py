@@ -183,10 +183,14 @@ def _is_scored(path: Path, piece: Piece, recorded: Mapping[str, ShardRecord]) ->
     if not path.exists():
         return False
     shard = recorded.get(path.name)
-    is_scored = shard is not None and shard["rows"] == len(piece.rows) and is_unchanged(path, shard["sha256"])
+    is_scored = shard is not None and shard["rows"] == len(piece.rows) and _is_unchanged(path, shard)
     if not is_scored:
         logger.warning("%s is damaged, or of another run: its rows are scored again", path)
     return is_scored
+
+
+def _is_unchanged(path: Path, shard: ShardRecord) -> bool:
+    return is_unchanged(path, shard["sha256"], size=shard.get("bytes"))
 
 
 def _statuses(path: Path) -> list[str]:
@@ -404,7 +408,8 @@ def score_piece(
                     writer.write_table(_with_scores(table, with_crashed(added, missing), features))
                     yield len(table)
             # Before the shard gets its name: so a run that is killed here has no shard without a digest.
-            record_shard(folder, path.name, rows=len(piece.rows), digest=sha256(temporary))
+            size, digest = temporary.stat().st_size, sha256(temporary)
+            record_shard(folder, path.name, rows=len(piece.rows), size=size, digest=digest)
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
 

@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one JSON object, one line for each error, and the chain of all commands."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -248,3 +249,22 @@ def test_a_long_table_ends_with_the_number_of_rows_not_shown(capsys):
     assert shown.endswith("and 5 more\n")
     echo_table("Numbers", ("number",), [(i,) for i in range(20)], limit=20)
     assert "more" not in capsys.readouterr().out
+
+
+def test_results_are_not_written_into_their_input(tmp_path):
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    (scored / "manifest.json").write_text("{}")
+    for output in (scored, scored / "selection", scored / "a" / ".." / "b"):
+        assert "wanted a folder outside of" in error("select", scored, "--top-k", 1, "-o", output)
+    assert "give a name ending in .html" in error("report", scored, "-o", scored / "manifest.json")
+    assert (scored / "manifest.json").read_text() == "{}"
+    assert os.listdir(scored) == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "command", ["score rows --profile p", "select . --top-k 1", "report .", "layers m", "profile m"]
+)
+def test_a_name_that_is_not_utf_8_is_refused_as_output(command):
+    name = os.fsdecode(b"out-\xff")
+    assert r"wanted a name in UTF-8, got 'out-\udcff'" in error(*command.split(), "-o", name)

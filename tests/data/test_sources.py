@@ -320,6 +320,30 @@ def test_a_file_that_expands_to_more_than_its_share_of_the_disk_is_refused_and_l
     assert rows_of(open_source(str(path))) == ROWS
 
 
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [(b"", "line 1 has a NUL byte"), (b"{}\n", "line 2 has a NUL byte"), (b"x", "line 1 has a NUL byte")],
+)
+def test_a_file_with_a_hole_is_refused_without_reading_it_to_its_end(here, monkeypatch, head, reason):
+    path, read = here / "a.jsonl", []
+    path.write_bytes(head)
+    os.truncate(path, 10 * 2**30)
+    watched = screening.chunks_of
+    monkeypatch.setattr(formats, "chunks_of", lambda path: (read.append(len(part)) or part for part in watched(path)))
+    assert f"cannot read a.jsonl as json: {reason}" in refusal(path)
+    assert sum(read) == screening.CHUNK_BYTES
+
+
+def test_an_endless_line_is_refused_without_reading_it_to_its_end(here, monkeypatch):
+    monkeypatch.setattr(screening, "MAX_LIST_BYTES", 4 * 2**20)
+    path, read = here / "a.csv", []
+    path.write_bytes(b"question,answer\n" + b"x" * 64 * 2**20)
+    watched = screening.chunks_of
+    monkeypatch.setattr(formats, "chunks_of", lambda path: (read.append(len(part)) or part for part in watched(path)))
+    assert "cannot read a.csv as csv: line 2 is larger than" in refusal(path)
+    assert sum(read) == 5 * 2**20
+
+
 def repeated(path, value, rows):
     """A small Parquet file in which all rows have one large value, which is stored once."""
     values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))

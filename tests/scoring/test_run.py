@@ -77,6 +77,7 @@ def check_whole(out: Path, rows=ROWS):
     assert {path.name for path in out.iterdir()} == {"plan.json", "manifest.json", *(s["file"] for s in shards)}
     tables = [pq.read_table(out / shard["file"]) for shard in shards]
     assert [len(table) for table in tables] == [shard["rows"] for shard in shards]
+    assert [(out / shard["file"]).stat().st_size for shard in shards] == [shard["bytes"] for shard in shards]
     assert [hashlib.sha256((out / s["file"]).read_bytes()).hexdigest() for s in shards] == [s["sha256"] for s in shards]
     read = [row for table in tables for row in table.select(list(rows[0])).to_pylist()]
     assert read == rows
