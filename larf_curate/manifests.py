@@ -279,11 +279,11 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
     Raises:
         InputError: If the kind or version differs, a field has another type, or the content was changed.
     """
-    found = value.get("kind") if isinstance(value, dict) else type(value).__name__
-    if not isinstance(value, dict) or found != kind.name:
+    if not isinstance(value, dict) or value.get("kind") != kind.name:
+        found = value.get("kind") if isinstance(value, dict) else value
         raise InputError(
-            f"{folder} holds {str(found)[:60]!r}, wanted {kind.content}: give the folder that larf-curate "
-            f"{kind.command} wrote"
+            f"wanted {kind.content} in {folder}, got {ascii(found)[:60]} as kind in {kind.file}: give the folder that "
+            f"larf-curate {kind.command} wrote"
         )
     if value.get("version") != VERSION:
         raise InputError(

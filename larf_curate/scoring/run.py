@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
 """Number of rows that are tokenized, scored and written together."""
+MOST_SHOWN = 40
+"""Maximum number of characters of a setting in an error message."""
 SCORED_STATUSES = ("ok", "truncated")
 """Values of ``larf_status`` of rows with a score."""
 Item = TypeVar("Item")
@@ -221,17 +223,24 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     elif not resume:
         raise InputError(f"{folder} has an unfinished run: continue it with --resume, or use another folder")
     elif changed := _changed_settings(read_plan(folder), plan):
-        raise InputError(f"{folder} was started with another {', '.join(changed)}: use another folder")
+        raise InputError(f"{folder} was started with {', '.join(changed)}: use the same, or another folder")
     remove_temporary_files(folder)
 
 
 def _changed_settings(old_plan: Plan, new_plan: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that differ between two plans."""
+    """The settings that differ between two plans: name, old value and new value."""
     old, new = (
         {**plan["source"], **plan["scorer"], "rows": plan["rows"], "guard": plan.get("guard")}
         for plan in (old_plan, new_plan)
     )
-    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names]
+
+
+def _shown(value: object) -> str:
+    """The beginning of a setting, on one line."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _score_pieces(

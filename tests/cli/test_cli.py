@@ -268,3 +268,15 @@ def test_results_are_not_written_into_their_input(tmp_path):
 def test_a_name_that_is_not_utf_8_is_refused_as_output(command):
     name = os.fsdecode(b"out-\xff")
     assert r"wanted a name in UTF-8, got 'out-\udcff'" in error(*command.split(), "-o", name)
+
+
+@pytest.mark.parametrize(
+    ("output", "advice"),
+    [
+        ("a" * 300, "(File name too long): give a shorter name"),
+        ("file/b", "(Not a directory): a part of the path is a file; give a folder"),
+    ],
+)
+def test_errors_of_the_file_system_say_what_to_do(tmp_path, rows, profile, output, advice):
+    (tmp_path / "file").write_text("")
+    assert advice in error("score", rows, "--profile", profile, "-o", tmp_path / output, "--device", "cpu", code=1)

@@ -355,7 +355,7 @@ def test_a_parquet_file_that_expands_to_much_more_is_refused_before_it_takes_mem
     path = repeated(here / "a.parquet", "x" * 1_000_000, 100_000)
     assert path.stat().st_size < 200_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "a.parquet as parquet: its rows are over 1,000 times as large as it is" in refusal(path)
+    assert "a.parquet as parquet: its rows are over 1,000 times as large as the file" in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # KiB, of 100 GB
     monkeypatch.setattr(screening.shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
     assert "a.parquet as parquet: it expands to over a third of the free disk space" in refusal(path)

@@ -251,9 +251,10 @@ class BarThatKills(tqdm):
 
 @pytest.mark.slow
 def test_a_run_survives_a_worker_that_is_killed(data, scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "tqdm", BarThatKills)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
-    score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "tqdm", BarThatKills)
+        patched.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
+        score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
     assert multiprocessing.active_children() == []
     score_source(open_source(str(data)), scorer, tmp_path / "one")
     np.testing.assert_array_equal(check_whole(tmp_path / "out"), check_whole(tmp_path / "one"))
