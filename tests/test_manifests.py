@@ -44,7 +44,7 @@ def test_a_change_of_the_manifest_before_is_found_too():
     [
         (
             [],
-            "wanted a selection in sel, got [] as kind in selection.json: give the folder that larf-curate select",
+            "wanted a selection in sel, got .. as kind in selection.json: give the folder that larf-curate select",
         ),
         ({}, "wanted a selection in sel, got None as kind in selection.json"),
         (SELECTED | {"kind": "scored"}, "wanted a selection in sel, got 'scored' as kind in selection.json"),

@@ -106,12 +106,13 @@ def test_help_and_version_import_no_heavy_library():
 
 @pytest.mark.slow
 def test_the_module_runs_as_the_command_and_an_error_is_no_traceback(tmp_path):
+    (tmp_path / "empty").mkdir()
     command = [
         sys.executable,
         "-m",
         "larf_curate",
         "select",
-        str(tmp_path),
+        str(tmp_path / "empty"),
         "-o",
         str(tmp_path / "sel"),
         "--top-k",
@@ -136,7 +137,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)
     both = ("--unsafe", rows, "--safe", rows, "--references", rows)
     assert "got all three" in error("profile", "m", "-o", tmp_path / "p", *both)
-    assert "another folder" in error("select", tmp_path, "-o", tmp_path, "--top-k", 1)
+    assert "wanted a folder outside of" in error("select", tmp_path, "-o", tmp_path, "--top-k", 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -147,7 +148,8 @@ def test_unusable_input_is_exit_code_2_and_one_line(tmp_path, rows, profile, tin
     assert "no files match" in error("score", absent, "--profile", profile, *out)
     assert "got 'nonsense'" in error("score", rows, "--profile", profile, *out, "--signals", "nonsense")
     assert "--columns" in error("score", _odd(tmp_path), "--profile", profile, *out)
-    assert "manifest.json" in error("select", tmp_path, "-o", tmp_path / "sel", "--top-k", 1)
+    (tmp_path / "empty").mkdir()
+    assert "manifest.json" in error("select", tmp_path / "empty", "-o", tmp_path / "sel", "--top-k", 1)
     run("score", rows, "--profile", profile, *out, "--device", "cpu")
     assert "exactly one of" in error("select", tmp_path / "out", "-o", tmp_path / "sel")
     assert "--resume" in error("score", rows, "--profile", profile, *out)
