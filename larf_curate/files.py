@@ -1,5 +1,6 @@
 """Cache and data folders of this package, atomic writes, JSON files and file digests."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,11 @@ from uuid import uuid4
 from platformdirs import user_cache_path, user_data_path
 
 from larf_curate.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 APP = "larf-curate"
@@ -80,7 +86,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside it, which is renamed to ``path`` on success.
 
     Readers see the old file or the complete new one. On an error the temporary file is removed; a killed process leaves
-    it behind as ``.<name>.<random>.tmp``.
+    it behind as ``.<name>.<random>.tmp``, until the file is written the next time.
 
     Args:
         path: The file to write; its folder is created if needed.
@@ -91,12 +97,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file: write to another name")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
-        yield temporary
-        os.replace(temporary, path)  # atomic only within a file system: so the temporary file is in the same folder
+        with _locked(temporary):
+            yield temporary
+            os.replace(temporary, path)  # atomic only within a file system: so the temporary file is in the same folder
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(temporary: Path) -> Iterator[None]:
+    """Create a temporary file with a lock, which ends with this process: others do not take it for abandoned."""
+    if not fcntl:
+        yield
+        return
+    new = temporary.with_suffix(".new")
+    with new.open("wb") as file:
+        with suppress(OSError):  # a file system without locks, where no file is taken for abandoned either
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.replace(new, temporary)  # under this name, it has been locked from the beginning
+        yield
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of a path that killed processes have left, which nobody has locked."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp") if fcntl else ():
+        with suppress(OSError):  # locked, or already removed
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def remove_temporary_files(folder: Path) -> None:

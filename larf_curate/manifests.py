@@ -25,12 +25,13 @@ PLAN = "plan.json"
 
 
 class ShardRecord(TypedDict):
-    """One Parquet file: its path in the folder, number of rows and hex SHA-256."""
+    """One Parquet file: its path in the folder, number of rows, size and hex SHA-256; earlier versions have no size."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     file: str
     rows: int
+    bytes: NotRequired[int]
     sha256: str
 
 
@@ -278,11 +279,11 @@ def check_manifest(value: object, kind: Kind[Record], folder: str | Path) -> Rec
     Raises:
         InputError: If the kind or version differs, a field has another type, or the content was changed.
     """
-    found = value.get("kind") if isinstance(value, dict) else type(value).__name__
-    if not isinstance(value, dict) or found != kind.name:
+    if not isinstance(value, dict) or value.get("kind") != kind.name:
+        found = value.get("kind") if isinstance(value, dict) else value
         raise InputError(
-            f"{folder} holds {str(found)[:60]!r}, wanted {kind.content}: give the folder that larf-curate "
-            f"{kind.command} wrote"
+            f"wanted {kind.content} in {folder}, got {ascii(found)[:60]} as kind in {kind.file}: give the folder that "
+            f"larf-curate {kind.command} wrote"
         )
     if value.get("version") != VERSION:
         raise InputError(
@@ -322,7 +323,8 @@ def shard_record(path: Path, rows: int, *, folder: Path) -> ShardRecord:
         rows: Its number of rows.
         folder: The result folder, to which its recorded path is relative.
     """
-    record = {"file": path.relative_to(folder).as_posix(), "rows": rows, "sha256": sha256(path)}
+    size = path.stat().st_size
+    record = {"file": path.relative_to(folder).as_posix(), "rows": rows, "bytes": size, "sha256": sha256(path)}
     return cast(ShardRecord, record)
 
 
@@ -352,7 +354,7 @@ def check_shards(
             raise InputError(f"{root} has the shard {name[:60]!r}, which is outside of the folder: {remedy}")
         if not path.is_file():
             raise InputError(f"{path} is not there: {remedy}")
-        if verify and not is_unchanged(path, shard["sha256"]):
+        if verify and not is_unchanged(path, shard["sha256"], size=shard.get("bytes")):
             raise InputError(f"{path} was changed after it was written: {remedy}")
 
 

@@ -31,7 +31,7 @@ def without_verification() -> Iterator[None]:
         _skipped.reset(token)
 
 
-def is_unchanged(path: str | Path, digest: str) -> bool:
+def is_unchanged(path: str | Path, digest: str, *, size: int | None = None) -> bool:
     """Whether a file has the recorded hex SHA-256; False if it cannot be read.
 
     A verified file is not read again, by any process of this user, until its inode, size or times change. Its change
@@ -40,11 +40,14 @@ def is_unchanged(path: str | Path, digest: str) -> bool:
     Args:
         path: The file.
         digest: The recorded digest.
+        size: The recorded size in bytes, if known: a file of another size is not read.
     """
     if _skipped.get():
         return True
     try:
         before = _version(Path(path))
+        if size is not None and Path(path).stat().st_size != size:
+            return False
         mark = _marks() / hashlib.sha256(f"{before}\n{digest}".encode()).hexdigest()
         if mark.exists():
             return True

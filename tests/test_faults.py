@@ -93,7 +93,7 @@ def write_plan(folder: Path) -> Path:
 
 
 def write_journal(folder: Path) -> Path:
-    record_shard(write_plan(folder), "part-0.parquet", rows=4, digest="ab" * 32)
+    record_shard(write_plan(folder), "part-0.parquet", rows=4, size=9, digest="ab" * 32)
     return folder
 
 

@@ -1,5 +1,7 @@
 import hashlib
+import multiprocessing
 import os
+import signal
 import threading
 
 import pytest
@@ -50,6 +52,30 @@ def write_half(path):
     with atomic_path(path) as aside:
         aside.write_text("half")
         raise KeyError
+
+
+def write_and_die(path):
+    """What runs in a process of its own."""
+    with atomic_path(path) as aside:
+        aside.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_what_others_write_is_not(tmp_path):
+    path = tmp_path / "x[1].json"
+    process = multiprocessing.get_context("fork").Process(target=write_and_die, args=(path,))
+    process.start()
+    process.join()
+    [left] = os.listdir(tmp_path)
+    (tmp_path / ".y.json.12345678.tmp").touch()
+    with atomic_path(path) as other:
+        other.write_text("2")
+        assert other.name != left
+        assert sorted(os.listdir(tmp_path)) == sorted([other.name, ".y.json.12345678.tmp"])
+        write_json(path, 1)
+        assert other.read_text() == "2"
+    assert sorted(os.listdir(tmp_path)) == [".y.json.12345678.tmp", path.name]
+    assert path.read_text() == "2"
 
 
 def test_several_writers_of_one_file_do_not_disturb_each_other(tmp_path):

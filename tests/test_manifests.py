@@ -42,9 +42,12 @@ def test_a_change_of_the_manifest_before_is_found_too():
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ([], "sel holds 'list', wanted a selection: give the folder that larf-curate select wrote"),
-        ({}, "sel holds 'None', wanted a selection"),
-        (SELECTED | {"kind": "scored"}, "sel holds 'scored', wanted a selection"),
+        (
+            [],
+            "wanted a selection in sel, got .. as kind in selection.json: give the folder that larf-curate select",
+        ),
+        ({}, "wanted a selection in sel, got None as kind in selection.json"),
+        (SELECTED | {"kind": "scored"}, "wanted a selection in sel, got 'scored' as kind in selection.json"),
         (SELECTED | {"version": 1}, "of version 1, wanted version 2"),
         (SELECTED | {"threshold": "high"}, "sel/selection.json has \"high\" as 'threshold', wanted a valid number"),
         (seal(SELECTED | {"more": 1}), "sel/selection.json has the unknown field 'more'"),

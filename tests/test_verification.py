@@ -138,3 +138,9 @@ def test_a_cache_that_cannot_be_written_does_not_matter(file, settled, reads, ow
     assert is_unchanged(file, sha256(file))
     assert is_unchanged(file, sha256(file))
     assert reads == [file, file]
+
+
+def test_a_file_of_another_size_is_not_read(file, reads):
+    assert not is_unchanged(file, sha256(file), size=8)
+    assert not reads
+    assert is_unchanged(file, sha256(file), size=7)

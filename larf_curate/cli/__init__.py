@@ -1,6 +1,8 @@
 """The command line: each command parses its options, calls the library and prints the result."""
 
+import errno
 import importlib
+import os
 
 import click
 
@@ -27,17 +29,36 @@ COMMANDS = (
 """Commands in the order in which data passes through them; the module of this name is imported when one is used."""
 
 
+ADVICE = {
+    errno.EACCES: "give a place that you may write to, or change its permissions",
+    errno.EEXIST: "give another name, or remove what has this one",
+    errno.EISDIR: "it is a folder; give the name of a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free disk space, or give a place on another disk",
+    errno.ENOTDIR: "a part of the path is a file; give a folder",
+    errno.EROFS: "give a place on another disk",
+}
+"""What to do about errors of the file system."""
+
+
 class CommandError(click.ClickException):
     """A library error, shown as one line on standard error; exit code 1."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(visible(" ".join(str(error).split())))
+        super().__init__(visible(" ".join(_message(error).split())))
 
 
 class UnusableInputError(CommandError):
     """An error in the user's input; exit code 2, as for wrong usage."""
 
     exit_code = 2
+
+
+def _message(error: Exception) -> str:
+    """The message of an error; of the file system's, with what to do instead of its number."""
+    if not isinstance(error, OSError) or error.errno not in ADVICE:
+        return str(error)
+    return f"cannot use {error.filename or 'a file'} ({os.strerror(error.errno)}): {ADVICE[error.errno]}"
 
 
 class LazyGroup(click.Group):

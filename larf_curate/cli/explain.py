@@ -61,12 +61,12 @@ def explain(
     """
     from dataclasses import asdict
 
+    from larf_curate.data.tables import text_rows
     from larf_curate.profile import SafetyProfile
     from larf_curate.profile.cache import profile_of
     from larf_curate.profile.rendering import profile_renderer
     from larf_curate.scoring.explanation import explain as explain_rows
     from larf_curate.scoring.preview import PreviewRows, as_index
-    from larf_curate.scoring.run import text_rows
 
     last = max(as_index(name) or 0 for name in names)
     rows = PreviewRows.open(data, row=last, split=split, config=config, revision=revision)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli.options import NewPath
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.conversation.refusals import KEYWORDS
 from larf_curate.layers.method import METHOD_NAMES
@@ -30,7 +31,7 @@ def _read_numbers(_context: click.Context, _parameter: click.Parameter, value: s
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NewPath(path_type=Path),
     help="A folder, for layers.json and layers.png, or a .json file; the plot is written next to it.",
 )
 @click.option(

@@ -1,5 +1,6 @@
 """Options shared by several commands, and callbacks that parse option values."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +8,19 @@ from typing import Any, Literal
 
 import click
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+class NewPath(click.Path):
+    """A path to write to, whose name is UTF-8: results and messages name it."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
+        """Convert an option's value to a path."""
+        name = os.fsdecode(value)
+        if not name.isascii() and name != name.encode("utf-8", "ignore").decode():
+            self.fail(f"wanted a name in UTF-8, got {ascii(name)}: give another name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = NewPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

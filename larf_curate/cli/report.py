@@ -4,8 +4,11 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import device_option, no_verify_option
+from larf_curate.cli.options import NewPath, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, json_option
+
+PAGES = (".html", ".htm")
+"""Endings of pages, which no file of scored rows has."""
 
 
 @click.command()
@@ -14,7 +17,7 @@ from larf_curate.cli.output import echo_json, json_option
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NewPath(dir_okay=False, path_type=Path),
     help="HTML file to write.",
 )
 @click.option(
@@ -54,6 +57,9 @@ def report(
     larf-curate report selection/ -o report.html
     larf-curate report selection/ -o report.html --profile profile/ --tokens 10
     """
+    inside = output.resolve().is_relative_to(scored.resolve())
+    if inside and output.suffix.lower() not in PAGES:
+        raise click.UsageError(f"{output} is in the folder of the scored rows: give a name ending in .html with -o")
     from larf_curate.report import write_report  # matplotlib is slow to import
 
     path = write_report(scored, output, examples=examples, profile=profile, tokens=tokens, model=model, device=device)

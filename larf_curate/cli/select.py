@@ -66,8 +66,8 @@ def select(
         raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
     if tokens and not profile_name:
         raise click.UsageError("--tokens needs the profile that scored the rows: give --profile")
-    if output.resolve() == scored.resolve():
-        raise click.UsageError(f"wanted another folder than {scored}, which holds the scored rows: give it with -o")
+    if output.resolve().is_relative_to(scored.resolve()):
+        raise click.UsageError(f"wanted a folder outside of {scored}, which holds the scored rows: give it with -o")
     data = Scored.load(scored)
     profile = SafetyProfile.from_pretrained(profile_name) if profile_name else None
     selection = select_rows(

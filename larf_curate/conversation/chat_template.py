@@ -37,7 +37,7 @@ from larf_curate.conversation.turns import THOUGHT_END, THOUGHT_START, TurnFinde
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)
-Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite"]
+Status = Literal["ok", "truncated", "empty", "malformed", "unsupported", "non_finite", "crashed"]
 ENCODING = {
     "add_special_tokens": False,  # the template has already written them
     "return_attention_mask": False,

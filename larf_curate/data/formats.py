@@ -22,10 +22,19 @@ from datasets.table import concat_tables
 
 from larf_curate.data.dates import dates_as_texts
 from larf_curate.data.numbers import check_integers, typed_columns
-from larf_curate.data.screening import CHUNK_BYTES, DISK_SHARE, JsonScreen, TextScreen, check_regular, chunks_of
+from larf_curate.data.screening import (
+    CHUNK_BYTES,
+    ExpandedSize,
+    JsonScreen,
+    LineScreen,
+    TextScreen,
+    check_parquet,
+    check_regular,
+    chunks_of,
+)
 from larf_curate.data.tables import as_stored, holds_media, no_progress_bars
 from larf_curate.errors import InputError
-from larf_curate.files import HOME, cache_home, sha256
+from larf_curate.files import cache_home, sha256
 
 FORMATS = {
     ".jsonl": "json",
@@ -72,6 +81,23 @@ def bare_name(path: Path) -> str:
     return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
 
 
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of the content of a file of rows.
+
+    Raises:
+        InputError: If it is no regular file, or has a name of a text file and is none; a file of many gigabytes is not
+            read to its end for that.
+    """
+    check_regular(path)
+    if path.suffix.lower() in COMPRESSIONS or FORMATS.get(suffix := format_suffix(path) or "") not in SCREENS:
+        return sha256(path)
+    digest = hashlib.sha256()
+    with _clear_errors(path, suffix):
+        for chunk in LineScreen().watch(chunks_of(path)):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     """Read a file of rows.
 
@@ -79,7 +105,7 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
 
     Args:
         path: The file; its name may have any characters, also those of globs.
-        digest: Hex SHA-256 of its content, if already known.
+        digest: Its `file_digest`, if already known.
 
     Returns:
         The rows; None if there are none.
@@ -92,7 +118,7 @@ def read_file(path: Path, digest: str | None = None) -> Dataset | None:
     if suffix is None:
         raise InputError(f"wanted a file ending in {READABLE}, got {path.name}: convert it")
     with _clear_errors(path, suffix):
-        digest = digest or sha256(path)
+        digest = digest or file_digest(path)
         folder = _rows_folder(digest, suffix, path.suffix)
         if not folder.exists():
             with _new_folder(folder) as temporary:
@@ -150,7 +176,7 @@ def _convert(path: Path, suffix: str, folder: Path) -> None:
     (folder / ROWS).mkdir()
     if not plain.stat().st_size or (kind == "parquet" and not pq.read_metadata(plain).num_rows):
         return  # `datasets` fails on these with unrelated errors
-    options = READ_OPTIONS.get(suffix, {})
+    options = {"batch_size": check_parquet(plain, folder)} if kind == "parquet" else READ_OPTIONS.get(suffix, {})
     with silenced():
         rows = _builder_rows(plain, kind, options, folder / "raw")
         if rows is None:
@@ -188,14 +214,10 @@ def _screen(path: Path, screen: TextScreen) -> None:
 def _decompress(path: Path, target: Path, screen: TextScreen) -> None:
     """Decompress a file: `datasets` does too, but needs another package for Zstandard."""
     compression = COMPRESSIONS[path.suffix.lower()]
-    left = shutil.disk_usage(target.parent).free // DISK_SHARE
+    size = ExpandedSize(target.parent)
     with pa.input_stream(str(path), compression=compression) as stream, target.open("wb") as plain:
         for chunk in screen.watch(iter(partial(stream.read, CHUNK_BYTES), b"")):
-            left -= len(chunk)
-            if left < 0:
-                raise ValueError(
-                    f"it expands to over a third of the free disk space of {cache_home()}: free some, or set {HOME}"
-                )
+            size.add(len(chunk))
             plain.write(chunk)
 
 

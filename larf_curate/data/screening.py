@@ -2,25 +2,36 @@
 
 import codecs
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError
+from larf_curate.files import HOME, cache_home
 
 MAX_NESTING = 60
 """Maximum nesting of lists and objects in a JSON row: Arrow's types may be nested 64 deep, and its reader crashes on
 rows that are nested thousands deep."""
 MAX_ROW_BYTES = 64 * 2**20
-"""Maximum size of a row of a text file. It is sixteen million tokens, over any context; readers take up to a hundred
+"""Maximum size of a row. It is sixteen million tokens, over any context; readers take up to a hundred
 times the size of a row as memory."""
 MAX_LIST_BYTES = 2**30
 """Maximum size of a JSON file that is one list, which must fit into memory as a whole."""
 DISK_SHARE = 3
 """A compressed file may expand to one of this number of equal parts of the free disk space: its rows are stored too."""
+PARQUET_ROWS = 100
+"""Number of rows of a Parquet file that are decoded together: a small file can have millions of large ones."""
+FREE_EXPANSION = 2**30
+"""Number of bytes to which any Parquet file may expand."""
+MAX_EXPANSION = 1000
+"""Largest ratio of rows to the Parquet file that they are in, beyond `FREE_EXPANSION`; values that many rows share
+are stored once, but no row consists of them alone."""
 CHUNK_BYTES = 2**20
 """Size of the parts in which files are checked."""
 HEADS = {
@@ -95,6 +106,68 @@ def chunks_of(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+class ExpandedSize:
+    """Counts the bytes that a compressed file expands to, against the free disk space.
+
+    Args:
+        folder: Folder that the rows are stored in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._left = shutil.disk_usage(folder).free // DISK_SHARE
+
+    def add(self, count: int) -> None:
+        """Count bytes.
+
+        Raises:
+            ValueError: If the file expands to over a third of the free disk space.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(
+                f"it expands to over a third of the free disk space of {cache_home()}: free some, or set {HOME}"
+            )
+
+
+def check_parquet(path: Path, folder: Path) -> int:
+    """Check the sizes of the rows of a Parquet file: those that it records, then those of the rows as they are decoded.
+
+    Args:
+        path: The file.
+        folder: Folder that the rows are to be stored in.
+
+    Returns:
+        Number of rows that can be decoded together.
+
+    Raises:
+        ValueError: If a row is too large, or the file expands to too much.
+        pa.ArrowException: If it is damaged.
+    """
+    file, size, start, largest = pq.ParquetFile(path), ExpandedSize(folder), 0, 0
+    most = max(FREE_EXPANSION, MAX_EXPANSION * path.stat().st_size)
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    if any(group.total_byte_size > group.num_rows * MAX_ROW_BYTES for group in groups):
+        raise ValueError(f"its rows are larger than {MAX_ROW_BYTES >> 20} MiB on average")
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+        size.add(batch.nbytes)
+        _check_batch(batch, start)
+        start, most, largest = start + len(batch), most - batch.nbytes, max(largest, batch.nbytes)
+        if most < 0:
+            raise ValueError(
+                f"its rows are over {MAX_EXPANSION:,} times as large as the file: write them as JSON lines"
+            )
+    return PARQUET_ROWS if largest > MAX_ROW_BYTES // 10 else 10 * PARQUET_ROWS
+
+
+def _check_batch(batch: pa.RecordBatch, start: int) -> None:
+    """Check the sizes of decoded rows, of which the first has the number ``start``."""
+    if batch.nbytes <= MAX_ROW_BYTES:
+        return
+    for row in range(len(batch)):
+        if batch.slice(row, 1).nbytes > MAX_ROW_BYTES:
+            raise ValueError(f"row {start + row} is larger than {MAX_ROW_BYTES >> 20} MiB")
+
+
 class TextScreen:
     """Checks the bytes of a text file in passing: that they are text, and that no line is too long."""
 
@@ -137,6 +210,16 @@ class TextScreen:
     def _line(self, chunk: bytes, place: int) -> int:
         """Number of the line that a place of a chunk is in, from 1."""
         return self._lines + chunk.count(b"\n", 0, place) + 1
+
+
+class LineScreen(TextScreen):
+    """Checks, as fast as a file is read, for what is no row: a NUL byte, as in a hole, or an endless line."""
+
+    def _check(self, chunk: bytes) -> None:
+        if (place := chunk.rfind(b"\n")) >= 0:
+            self._row = (self._offset + place + 1, 0)
+        elif self._offset + len(chunk) - self._row[0] > MAX_LIST_BYTES:  # a JSON list may be one line
+            raise ValueError(f"line {self._lines + 1} is larger than {MAX_LIST_BYTES >> 30} GiB")
 
 
 class JsonScreen(TextScreen):

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
-from larf_curate.data.formats import READABLE, bare_name, first_line, format_suffix, read_file, silenced
+from larf_curate.data.formats import READABLE, bare_name, file_digest, first_line, format_suffix, read_file, silenced
 from larf_curate.data.hub import open_hub
 from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
@@ -32,10 +33,12 @@ class Piece:
     Args:
         name: File name of the shard, without suffix.
         rows: The rows.
+        first: Number of the first of them in the source.
     """
 
     name: str
     rows: Dataset
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,7 @@ def _from_files(
     groups = [_files(name, split, config) for name in names]
     files = [path for group in groups for path in group.files]
     _check_unique(files)
-    digests = [sha256(path) for path in files]
+    digests = [file_digest(path) for path in files]
     read = [(name, read_file(path, digest)) for name, path, digest in zip(_names(files), files, digests, strict=True)]
     parts = [(name, dataset) for name, dataset in read if dataset is not None]
     config, split = _common("configurations", [g.config for g in groups]), _common("splits", [g.split for g in groups])
@@ -284,7 +287,9 @@ def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tup
 
 
 def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description: dict[str, Any]) -> Source:
-    pieces = tuple(piece for name, dataset in _limited(parts, limit) for piece in _split(name, dataset))
+    named = [part for name, dataset in _limited(parts, limit) for part in _split(name, dataset)]
+    first = accumulate((len(rows) for _, rows in named), initial=0)
+    pieces = tuple(Piece(name=name, rows=rows, first=start) for (name, rows), start in zip(named, first, strict=False))
     names = [piece.name for piece in pieces]
     if len(set(names)) != len(names):
         raise InputError("several files would get the same shard name: score them separately, or rename them")
@@ -300,12 +305,11 @@ def _limited(parts: Sequence[tuple[str, Dataset]], limit: int | None) -> Iterato
         left -= min(left, len(dataset))
 
 
-def _split(name: str, dataset: Dataset) -> Iterator[Piece]:
-    """Split the rows of a file into pieces of at most `ROWS_PER_PIECE` rows, of almost equal size."""
+def _split(name: str, dataset: Dataset) -> Iterator[tuple[str, Dataset]]:
+    """Names and rows of the pieces of a file, of at most `ROWS_PER_PIECE` rows and almost equal size."""
     count = max(1, -(-len(dataset) // ROWS_PER_PIECE))
     if count == 1:
-        yield Piece(name=name, rows=dataset)
+        yield name, dataset
         return
     for index in range(count):
-        rows = dataset.shard(count, index, contiguous=True)
-        yield Piece(name=f"{name}-{index:05d}-of-{count:05d}", rows=rows)
+        yield f"{name}-{index:05d}-of-{count:05d}", dataset.shard(count, index, contiguous=True)

@@ -123,6 +123,12 @@ def undecoded(rows: Dataset) -> Dataset:
     return _dataset(rows.with_format("arrow")[:], media_undecoded(rows.features))
 
 
+def text_rows(rows: Dataset) -> Dataset:
+    """The rows as they are rendered: without media columns, and media within other columns as they are stored."""
+    text = [name for name, feature in rows.features.items() if not is_media(feature)]
+    return undecoded(rows.select_columns(text))
+
+
 def from_undecoded(rows: Sequence[Mapping[str, Any]], features: Features) -> Dataset:
     """The reverse of `undecoded`: a dataset of rows whose media are as they are stored.
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from larf_curate.errors import ModelError
 from larf_curate.extras import require
 from larf_curate.files import cache_home
+from larf_curate.models.hub import check_reachable
 from larf_curate.models.source import quiet
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -33,9 +34,10 @@ def demo_model() -> str:
     if (packaged_folder() / "config.json").exists():
         return str(packaged_folder())
     try:
+        check_reachable(HUB_ID)
         hf_hub_download(HUB_ID, "config.json", etag_timeout=5)
         return HUB_ID
-    except (HfHubHTTPError, LocalEntryNotFoundError):
+    except (ModelError, HfHubHTTPError, LocalEntryNotFoundError):
         return str(packaged_model())
 
 

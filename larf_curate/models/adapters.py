@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from larf_curate.errors import ModelError
 from larf_curate.extras import require
+from larf_curate.models.hub import check_reachable
 from larf_curate.records import FOREIGN, read_record
 
 BLOCK = re.compile(r"\.(\d+)\.")
@@ -97,11 +98,12 @@ def refuse_adapter(model: str, revision: str | None = None) -> None:
     """Check that a folder or Hub id is not that of an adapter, which `transformers` would load with its base model.
 
     Raises:
-        ModelError: If it is; the message names the base model.
+        ModelError: If it is; the message names the base model. Or if the Hub cannot be reached.
     """
+    check_reachable(model, revision)
     try:
         path = find_adapter_config_file(model, revision=revision)
-    except OSError:  # no such repository, or no connection: loading the config reports it
+    except OSError:  # no such repository: loading the config reports it
         return
     if path is None:
         return
@@ -122,6 +124,7 @@ def _read_config(path: str | Path) -> AdapterConfig:
 
 
 def _download(adapter: str, name: str) -> Path:
+    check_reachable(adapter, name=name)
     return Path(hf_hub_download(adapter, name))
 
 

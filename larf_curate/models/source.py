@@ -23,12 +23,12 @@ from larf_curate.models.blocks import decoder_blocks, has_same_blocks, truncate_
 from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import is_out_of_memory
+from larf_curate.models.hub import CONFIG_FILE, check_reachable
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 """Endings of files of references, which `public_name` takes for local ones."""
 SPEAKING = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 """Errors of ``from_pretrained`` whose words say what is wrong without their type."""
-CONFIG_FILE = "config.json"
 LARGEST = {
     "num_hidden_layers": 10_000,
     "hidden_size": 10**6,
@@ -143,8 +143,10 @@ def check_config(source: ModelSource) -> None:
     """Check the type and the sizes in a model's ``config.json``; without one, do nothing: loading reports it.
 
     Raises:
-        ModelError: If it is no object with text as ``model_type``, or a size is over its `LARGEST`.
+        ModelError: If it is no object with text as ``model_type``, a size is over its `LARGEST`, or the Hub cannot be
+            reached for it.
     """
+    check_reachable(source.model_id, source.revision)
     try:
         path = cached_file(source.model_id, CONFIG_FILE, revision=source.revision)
         config = json.loads(Path(path or "").read_text(encoding="utf-8"))
@@ -292,6 +294,7 @@ def num_layers(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any co
 
 def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
     """Call ``from_pretrained`` with one-line errors and without its report on the weights that are not loaded."""
+    check_reachable(source.model_id, source.revision)
     try:
         with quiet():
             return kind.from_pretrained(source.model_id, **source.loading, **options)

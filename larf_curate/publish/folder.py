@@ -1,6 +1,7 @@
 """Publishing to a folder: the same files as in a commit to the Hub."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from larf_curate.errors import PublishError
@@ -37,6 +38,7 @@ class FolderTarget:
             current = self._read()
             bundle = assemble(current)
             changed = bundle.differs(current)
+            self._check_links([*bundle.files, *bundle.deleted])
             if changed and not dry_run:
                 # New files first: if writing fails, the files of the earlier publication still exist.
                 for path, content in bundle.files.items():
@@ -48,6 +50,12 @@ class FolderTarget:
                 f"cannot write {self.folder} ({error.strerror or error}): choose another folder"
             ) from error
         return bundle.publication(current, str(self.folder), changed=changed, dry_run=dry_run)
+
+    def _check_links(self, paths: Iterable[str]) -> None:
+        """Check that no folder below the target is a link, through which another folder would be changed."""
+        for folder in sorted({(self.folder / path).parent for path in paths}):
+            if folder.resolve() != self.folder.resolve() / folder.relative_to(self.folder):
+                raise PublishError(f"{folder} is a link to {folder.resolve()}, wanted a folder: remove the link")
 
     def _read(self) -> DestinationState:
         if self.folder.exists() and not self.folder.is_dir():

@@ -30,7 +30,17 @@ PEOPLE_KEYS = {"annotators", "reviewers"}
 """Lower-case keys of people, who are counted instead of named."""
 MERGE_KEY = "merge"
 """Key of the merge rule, whose value may be ``arbiter:NAME``."""
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_CREDENTIALS = [
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"(?:hf|api_org)_[a-z0-9]{16,}", "(removed)"),  # without a word boundary: a token may follow any character
+        (r"(authorization[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)[^\s\"',;]+", r"\1(removed)"),
+        (r"(\bbearer\s+)[^\s\"',;]+", r"\1(removed)"),
+        (r"([?&][\w.-]*(?:token|key|secret|signature|password)=)[^\s&#\"']+", r"\1(removed)"),
+        (r"(://)[^\s/@]+@", r"\1(removed)@"),
+    )
+]
+"""Patterns of credentials within a text, and what replaces them."""
 _ABSOLUTE_PATH = re.compile(r"(?:file:|~|/|\\\\|[A-Za-z]:[\\/]).*[\\/](?P<name>[^\\/]+)[\\/]*", re.DOTALL)
 # Hub ids have one slash and URLs have ://, so that these are paths relative to a folder of this machine.
 _RELATIVE_PATH = re.compile(
@@ -50,7 +60,8 @@ def redact(value: Any) -> Any:  # noqa: ANN401  any JSON value
     - a list or mapping under a key in `PEOPLE_KEYS` becomes its length;
     - a merge rule ``arbiter:NAME`` becomes ``arbiter``;
     - an absolute path, also within a text, and a text that is a relative path become their last part;
-    - a Hub token (``hf_`` and at least 16 letters or digits) within a text becomes ``(removed)``.
+    - a Hub token (``hf_`` and at least 16 letters or digits, whatever precedes them), the value of an ``Authorization``
+      header, and credentials in a URL become ``(removed)``, also within a text.
 
     Other credentials are recognised by their key only.
     """
@@ -71,7 +82,8 @@ def _redact_item(key: str, value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _redact_text(text: str) -> str:
-    text = _HUB_TOKEN.sub("(removed)", text)
+    for pattern, replacement in _CREDENTIALS:
+        text = pattern.sub(replacement, text)
     if path := _ABSOLUTE_PATH.fullmatch(text):
         return path["name"]
     if _RELATIVE_PATH.fullmatch(text):

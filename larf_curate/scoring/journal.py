@@ -29,16 +29,17 @@ class Entry(TypedDict):
     digest: str
 
 
-def record_shard(folder: Path, name: str, *, rows: int, digest: str) -> None:
+def record_shard(folder: Path, name: str, *, rows: int, size: int, digest: str) -> None:
     """Record a shard that is written completely, before it gets its name.
 
     Args:
         folder: Folder of the run.
         name: Future file name of the shard.
         rows: Its number of rows.
+        size: Its size in bytes.
         digest: Its hex SHA-256.
     """
-    shard = {"file": name, "rows": rows, "sha256": digest}
+    shard = {"file": name, "rows": rows, "bytes": size, "sha256": digest}
     write_sealed(_journal(folder) / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
 
 

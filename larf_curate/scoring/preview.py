@@ -15,11 +15,11 @@ from larf_curate.columns import PREFIX, ROW_ID
 from larf_curate.conversation.chat_template import Inspection, Renderer, Status
 from larf_curate.conversation.schemas import check_columns, schema_for, unused_columns
 from larf_curate.data.sources import open_source
-from larf_curate.data.tables import undecoded
+from larf_curate.data.tables import text_rows, undecoded
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, SELECTION
 from larf_curate.scoring.folder import Scored
-from larf_curate.scoring.run import BATCH_ROWS, text_rows
+from larf_curate.scoring.run import BATCH_ROWS
 from larf_curate.scoring.selection import Selection
 
 COUNTED_ROWS = 1_000

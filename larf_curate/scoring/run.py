@@ -8,14 +8,14 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,11 +26,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.columns import GUARD, SCORE, scores_digest
 from larf_curate.data.sources import Piece, Source
-from larf_curate.data.tables import is_media, undecoded
+from larf_curate.data.tables import text_rows
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import atomic_path, cache_home, remove_temporary_files, sha256, write_json
 from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
 from larf_curate.records import seal, write_sealed
+from larf_curate.scoring.crashes import CRASHED, crashing_rows, with_crashed
 from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.journal import read_journal, record_shard, remove_journal
 from larf_curate.scoring.workers import rank_and_payload, workers
@@ -45,10 +46,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
 """Number of rows that are tokenized, scored and written together."""
+MOST_SHOWN = 40
+"""Maximum number of characters of a setting in an error message."""
 SCORED_STATUSES = ("ok", "truncated")
 """Values of ``larf_status`` of rows with a score."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Payload: TypeAlias = tuple["LarfScorer", "GuardScorer | None"]
 
 
 def score_source(
@@ -97,6 +101,7 @@ def _score_into(
     guard: "GuardScorer | None",
 ) -> ScoredManifest:
     plan = {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}
+    was_killed = any(folder.glob(".*.parquet.*.tmp"))
     _start_run(folder, plan | ({"guard": guard.describe()} if guard else {}), resume)
     recorded = _recorded_shards(folder)
     source = without_earlier_columns(source, _features(scorer, guard))
@@ -105,13 +110,8 @@ def _score_into(
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
-            for rows in _score_pieces(missing, scorer, folder, num_proc, guard):
+            for rows in _score_pieces(missing, (scorer, guard), folder, num_proc, in_workers=was_killed):
                 bar.update(rows)
-        except BrokenProcessPool as error:
-            raise ScoringError(
-                f"a worker process was killed, perhaps for lack of memory, {_in_progress(folder, source)}: continue "
-                "with --resume; if the same rows end it again, remove the one at fault from the source"
-            ) from error
         finally:
             remove_temporary_files(folder)
     source.check_unchanged()
@@ -158,16 +158,16 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
 
 def _unscored(source: Source, folder: Path) -> Iterator[tuple[int, str, Dataset]]:
     """Index, status and the row itself of each row without a score."""
-    start = 0
     for piece in source.pieces:
         for index, status in enumerate(_statuses(shard_file(folder, piece))):
             if status not in SCORED_STATUSES:
-                yield start + index, status, text_rows(piece.rows.select([index]))
-        start += len(piece.rows)
+                yield piece.first + index, status, text_rows(piece.rows.select([index]))
 
 
 def _reason(row: Dataset, status: str, render: "Renderer", dtype: str) -> str:
     """Why a row has no score: a shard has only its status, so the row is rendered again."""
+    if status == CRASHED:
+        return "it ended the process that scored it, by a crash or for lack of memory: shorten it, or leave it out"
     if status == "non_finite":
         return f"the model's states are not finite in {dtype}: build the profile with another dtype"
     [rendered] = render(list(row))
@@ -185,10 +185,14 @@ def _is_scored(path: Path, piece: Piece, recorded: Mapping[str, ShardRecord]) ->
     if not path.exists():
         return False
     shard = recorded.get(path.name)
-    is_scored = shard is not None and shard["rows"] == len(piece.rows) and is_unchanged(path, shard["sha256"])
+    is_scored = shard is not None and shard["rows"] == len(piece.rows) and _is_unchanged(path, shard)
     if not is_scored:
         logger.warning("%s is damaged, or of another run: its rows are scored again", path)
     return is_scored
+
+
+def _is_unchanged(path: Path, shard: ShardRecord) -> bool:
+    return is_unchanged(path, shard["sha256"], size=shard.get("bytes"))
 
 
 def _statuses(path: Path) -> list[str]:
@@ -219,47 +223,120 @@ def _start_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     elif not resume:
         raise InputError(f"{folder} has an unfinished run: continue it with --resume, or use another folder")
     elif changed := _changed_settings(read_plan(folder), plan):
-        raise InputError(f"{folder} was started with another {', '.join(changed)}: use another folder")
+        raise InputError(f"{folder} was started with {', '.join(changed)}: use the same, or another folder")
     remove_temporary_files(folder)
 
 
 def _changed_settings(old_plan: Plan, new_plan: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that differ between two plans."""
+    """The settings that differ between two plans: name, old value and new value."""
     old, new = (
         {**plan["source"], **plan["scorer"], "rows": plan["rows"], "guard": plan.get("guard")}
         for plan in (old_plan, new_plan)
     )
-    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names]
+
+
+def _shown(value: object) -> str:
+    """The beginning of a setting, on one line."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _score_pieces(
-    pieces: Sequence[Piece], scorer: "LarfScorer", folder: Path, num_proc: int, guard: "GuardScorer | None"
+    pieces: Sequence[Piece],
+    payload: Payload,
+    folder: Path,
+    num_proc: int,
+    *,
+    in_workers: bool,
 ) -> Iterator[int]:
-    """Score pieces in this process or in workers; yields numbers of newly scored rows."""
-    if num_proc <= 1 or len(pieces) <= 1:
+    """Score pieces in this process, or in workers if there are several or with ``in_workers``.
+
+    Rows that end a worker process are set aside.
+
+    Yields:
+        Numbers of newly scored rows.
+
+    Raises:
+        ScoringError: If a worker process dies, and no single row ends it.
+    """
+    if not (in_workers or (num_proc > 1 and len(pieces) > 1)):
         for piece in pieces:
-            yield from score_piece(piece, scorer, folder, guard=guard)
+            yield from score_piece(piece, *payload, folder)
         return
-    with workers(min(num_proc, len(pieces)), (scorer, guard)) as pool:
-        for job in as_completed([pool.submit(_score_in_worker, piece, folder) for piece in pieces]):
-            yield job.result()
+    missing = {piece.name: piece for piece in pieces}
+    while missing:
+        left = len(missing)
+        try:
+            for piece in _score_in_workers(list(missing.values()), payload, folder, num_proc):
+                del missing[piece.name]
+                yield len(piece.rows)
+        except BrokenProcessPool as error:
+            interrupted = [piece for piece in missing.values() if _is_interrupted(folder, piece)]
+            remove_temporary_files(folder)
+            if not interrupted and left == len(missing):
+                raise ScoringError(_killed("before it scored a row")) from error
+            spans = ", ".join(_span(piece) for piece in interrupted)
+            logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
+            for piece in interrupted:
+                _score_alone(missing.pop(piece.name), payload, folder)
+                yield len(piece.rows)
 
 
-def _in_progress(folder: Path, source: Source) -> str:
-    """The rows, from 0, whose shards were being written, by the incomplete files that killed processes leave."""
-    written, start = [], 0
-    for piece in source.pieces:
-        end = start + len(piece.rows)
-        if any(path.name.startswith(f".{piece.name}.parquet.") for path in folder.glob(".*.tmp")):
-            written.append(f"{start} to {end - 1}")
-        start = end
-    return f"while rows {', '.join(written)} were scored" if written else "before it scored a row"
+def _score_in_workers(
+    pieces: Sequence[Piece], payload: Payload, folder: Path, num_proc: int, crashed: Collection[int] = ()
+) -> Iterator[Piece]:
+    """Score pieces in worker processes; yields each piece when its shard is complete.
+
+    Raises:
+        BrokenProcessPool: If one of the processes dies.
+    """
+    with workers(min(num_proc, len(pieces)), payload) as pool:
+        jobs = {pool.submit(_score_in_worker, piece, folder, crashed): piece for piece in pieces}
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
 
 
-def _score_in_worker(piece: Piece, folder: Path) -> int:
-    """Score a piece in a worker process; returns its number of rows."""
+def _score_alone(piece: Piece, payload: Payload, folder: Path) -> None:
+    """Score one of the pieces at which a worker process died, in a process of its own, without the rows at fault."""
+    scorer, guard = payload
+    try:
+        try:
+            list(_score_in_workers([piece], payload, folder, 1))
+        except BrokenProcessPool:
+            logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
+            crashed = crashing_rows(piece.rows, scorer, guard, batch_rows=BATCH_ROWS, first=piece.first)
+            list(_score_in_workers([piece], payload, folder, 1, crashed))
+            for index in crashed:
+                logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
+    except BrokenProcessPool as error:
+        raise ScoringError(_killed(f"while it scored rows {_span(piece)}, of which none alone ends it")) from error
+
+
+def _is_interrupted(folder: Path, piece: Piece) -> bool:
+    """Whether a killed process has left the incomplete shard of a piece."""
+    return any(path.name.startswith(f".{piece.name}.parquet.") for path in folder.glob(".*.tmp"))
+
+
+def _span(piece: Piece) -> str:
+    return f"{piece.first} to {piece.first + len(piece.rows) - 1}"
+
+
+def _killed(moment: str) -> str:
+    """Message about a worker process that died."""
+    return (
+        f"a worker process was killed, perhaps for lack of memory, {moment}: continue with --resume and a smaller "
+        "--num-proc or --batch-tokens"
+    )
+
+
+def _score_in_worker(piece: Piece, folder: Path, crashed: Collection[int]) -> None:
+    """Score a piece in a worker process."""
     rank, (scorer, guard) = rank_and_payload()
-    return sum(score_piece(piece, scorer, folder, rank, guard))
+    for _ in score_piece(piece, scorer, guard, folder, rank, crashed):
+        pass
 
 
 def _features(scorer: "LarfScorer", guard: "GuardScorer | None", existing: Features | None = None) -> Features:
@@ -306,18 +383,20 @@ def _manifest(
 def score_piece(
     piece: Piece,
     scorer: "LarfScorer",
+    guard: "GuardScorer | None",
     folder: Path,
     rank: int | None = None,
-    guard: "GuardScorer | None" = None,
+    crashed: Collection[int] = (),
 ) -> Iterator[int]:
     """Score one piece of the source into one shard, ``folder/<name>.parquet``.
 
     Args:
         piece: The rows.
         scorer: The scorer.
+        guard: A guard model whose verdicts are written too, if any.
         folder: Folder of the result.
         rank: Rank of this worker process, which selects the GPU; default: none.
-        guard: A guard model whose verdicts are written too; default: none.
+        crashed: Indices of rows that are not scored, since that ends the process.
 
     Yields:
         The number of rows of each batch, after it is written.
@@ -327,17 +406,19 @@ def score_piece(
     """
     features = _features(scorer, guard, piece.rows.features)
     path = shard_file(folder, piece)
-    ends = range(BATCH_ROWS, len(piece.rows) + BATCH_ROWS, BATCH_ROWS)
-    batches = (piece.rows.select(range(end - BATCH_ROWS, min(end, len(piece.rows)))) for end in ends)
+    starts = range(0, len(piece.rows), BATCH_ROWS)
+    batches = (range(start, min(start + BATCH_ROWS, len(piece.rows))) for start in starts)
+    render = partial(_rendered, scorer, rank, piece.rows, crashed)
     try:
         with atomic_path(path) as temporary:
             with pq.ParquetWriter(temporary, features.arrow_schema) as writer:
-                for table, rows, rendered in _prefetch(partial(_rendered, scorer, rank), batches):
+                for table, rows, rendered, missing in _prefetch(render, batches):
                     added = scorer.columns_of(rendered, rank) | (guard(rows) if guard else {})
-                    writer.write_table(_with_scores(table, added, features))
+                    writer.write_table(_with_scores(table, with_crashed(added, missing), features))
                     yield len(table)
             # Before the shard gets its name: so a run that is killed here has no shard without a digest.
-            record_shard(folder, path.name, rows=len(piece.rows), digest=sha256(temporary))
+            size, digest = temporary.stat().st_size, sha256(temporary)
+            record_shard(folder, path.name, rows=len(piece.rows), size=size, digest=digest)
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
 
@@ -348,17 +429,17 @@ def shard_file(folder: Path, piece: Piece) -> Path:
 
 
 def _rendered(
-    scorer: "LarfScorer", rank: int | None, batch: Dataset
-) -> tuple[pa.Table, dict[str, list[Any]], list["Rendered"]]:
-    """The original columns of a batch as an Arrow table and, without media, as lists, and its tokenized rows."""
-    rows = text_rows(batch)[:]
-    return batch.with_format("arrow")[:], rows, scorer.render(rows, rank)
+    scorer: "LarfScorer", rank: int | None, rows: Dataset, crashed: Collection[int], batch: range
+) -> tuple[pa.Table, dict[str, list[Any]], list["Rendered"], list[int]]:
+    """Read and tokenize a batch of rows.
 
-
-def text_rows(rows: Dataset) -> Dataset:
-    """The rows as they are rendered: without media columns, and media within other columns as they are stored."""
-    text = [name for name, feature in rows.features.items() if not is_media(feature)]
-    return undecoded(rows.select_columns(text))
+    Returns:
+        Its original columns as an Arrow table; the rows to score as lists, without media, and tokenized; and the places
+        in the batch of the rows that are not scored.
+    """
+    missing = [place for place, row in enumerate(batch) if row in crashed]
+    texts = text_rows(rows.select([row for row in batch if row not in crashed] if missing else batch))[:]
+    return rows.select(batch).with_format("arrow")[:], texts, scorer.render(texts, rank), missing
 
 
 def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -197,8 +197,8 @@ def _check_scored(dataset: Dataset, scored: Mapping[str, Any]) -> None:
     recorded = scored.get("scores")
     if recorded and scores_digest(dataset.select_columns([SCORE]).with_format("arrow")[:][SCORE]) != recorded:
         raise InputError(
-            f"wanted the manifest of these rows, got one of other scores: give all {scored.get('rows')} rows of its "
-            "folder, or omit scored"
+            f"wanted the {scored.get('rows')} scores of the manifest, got others: give all rows of one folder that "
+            "larf-curate score wrote, or score them again"
         )
 
 

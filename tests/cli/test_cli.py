@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one JSON object, one line for each error, and the chain of all commands."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,12 +106,13 @@ def test_help_and_version_import_no_heavy_library():
 
 @pytest.mark.slow
 def test_the_module_runs_as_the_command_and_an_error_is_no_traceback(tmp_path):
+    (tmp_path / "empty").mkdir()
     command = [
         sys.executable,
         "-m",
         "larf_curate",
         "select",
-        str(tmp_path),
+        str(tmp_path / "empty"),
         "-o",
         str(tmp_path / "sel"),
         "--top-k",
@@ -135,7 +137,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)
     both = ("--unsafe", rows, "--safe", rows, "--references", rows)
     assert "got all three" in error("profile", "m", "-o", tmp_path / "p", *both)
-    assert "another folder" in error("select", tmp_path, "-o", tmp_path, "--top-k", 1)
+    assert "wanted a folder outside of" in error("select", tmp_path, "-o", tmp_path, "--top-k", 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -146,7 +148,8 @@ def test_unusable_input_is_exit_code_2_and_one_line(tmp_path, rows, profile, tin
     assert "no files match" in error("score", absent, "--profile", profile, *out)
     assert "got 'nonsense'" in error("score", rows, "--profile", profile, *out, "--signals", "nonsense")
     assert "--columns" in error("score", _odd(tmp_path), "--profile", profile, *out)
-    assert "manifest.json" in error("select", tmp_path, "-o", tmp_path / "sel", "--top-k", 1)
+    (tmp_path / "empty").mkdir()
+    assert "manifest.json" in error("select", tmp_path / "empty", "-o", tmp_path / "sel", "--top-k", 1)
     run("score", rows, "--profile", profile, *out, "--device", "cpu")
     assert "exactly one of" in error("select", tmp_path / "out", "-o", tmp_path / "sel")
     assert "--resume" in error("score", rows, "--profile", profile, *out)
@@ -248,3 +251,34 @@ def test_a_long_table_ends_with_the_number_of_rows_not_shown(capsys):
     assert shown.endswith("and 5 more\n")
     echo_table("Numbers", ("number",), [(i,) for i in range(20)], limit=20)
     assert "more" not in capsys.readouterr().out
+
+
+def test_results_are_not_written_into_their_input(tmp_path):
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    (scored / "manifest.json").write_text("{}")
+    for output in (scored, scored / "selection", scored / "a" / ".." / "b"):
+        assert "wanted a folder outside of" in error("select", scored, "--top-k", 1, "-o", output)
+    assert "give a name ending in .html" in error("report", scored, "-o", scored / "manifest.json")
+    assert (scored / "manifest.json").read_text() == "{}"
+    assert os.listdir(scored) == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "command", ["score rows --profile p", "select . --top-k 1", "report .", "layers m", "profile m"]
+)
+def test_a_name_that_is_not_utf_8_is_refused_as_output(command):
+    name = os.fsdecode(b"out-\xff")
+    assert r"wanted a name in UTF-8, got 'out-\udcff'" in error(*command.split(), "-o", name)
+
+
+@pytest.mark.parametrize(
+    ("output", "advice"),
+    [
+        ("a" * 300, "(File name too long): give a shorter name"),
+        ("file/b", "(Not a directory): a part of the path is a file; give a folder"),
+    ],
+)
+def test_errors_of_the_file_system_say_what_to_do(tmp_path, rows, profile, output, advice):
+    (tmp_path / "file").write_text("")
+    assert advice in error("score", rows, "--profile", profile, "-o", tmp_path / output, "--device", "cpu", code=1)

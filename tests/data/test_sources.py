@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
-from larf_curate.data import formats, sources
+from larf_curate.data import formats, screening, sources
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import from_undecoded
 from larf_curate.errors import InputError
@@ -312,11 +313,64 @@ def test_compressed_files_without_rows_are_skipped_and_damaged_ones_refused(here
 
 def test_a_file_that_expands_to_more_than_its_share_of_the_disk_is_refused_and_leaves_nothing(here, monkeypatch):
     path = compressed(here / "a.jsonl.zst")
-    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: SimpleNamespace(free=900))
+    monkeypatch.setattr(screening.shutil, "disk_usage", lambda _: SimpleNamespace(free=900))
     assert "a.jsonl.zst as json: it expands to over a third of the free disk space" in refusal(path)
     assert not list((here.parent / "home" / "rows").iterdir())
-    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
+    monkeypatch.setattr(screening.shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
     assert rows_of(open_source(str(path))) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [(b"", "line 1 has a NUL byte"), (b"{}\n", "line 2 has a NUL byte"), (b"x", "line 1 has a NUL byte")],
+)
+def test_a_file_with_a_hole_is_refused_without_reading_it_to_its_end(here, monkeypatch, head, reason):
+    path, read = here / "a.jsonl", []
+    path.write_bytes(head)
+    os.truncate(path, 10 * 2**30)
+    watched = screening.chunks_of
+    monkeypatch.setattr(formats, "chunks_of", lambda path: (read.append(len(part)) or part for part in watched(path)))
+    assert f"cannot read a.jsonl as json: {reason}" in refusal(path)
+    assert sum(read) == screening.CHUNK_BYTES
+
+
+def test_an_endless_line_is_refused_without_reading_it_to_its_end(here, monkeypatch):
+    monkeypatch.setattr(screening, "MAX_LIST_BYTES", 4 * 2**20)
+    path, read = here / "a.csv", []
+    path.write_bytes(b"question,answer\n" + b"x" * 64 * 2**20)
+    watched = screening.chunks_of
+    monkeypatch.setattr(formats, "chunks_of", lambda path: (read.append(len(part)) or part for part in watched(path)))
+    assert "cannot read a.csv as csv: line 2 is larger than" in refusal(path)
+    assert sum(read) == 5 * 2**20
+
+
+def repeated(path, value, rows):
+    """A small Parquet file in which all rows have one large value, which is stored once."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+    pq.write_table(pa.table({"text": values}), path, store_schema=False)
+    return path
+
+
+def test_a_parquet_file_that_expands_to_much_more_is_refused_before_it_takes_memory(here, monkeypatch):
+    path = repeated(here / "a.parquet", "x" * 1_000_000, 100_000)
+    assert path.stat().st_size < 200_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "a.parquet as parquet: its rows are over 1,000 times as large as the file" in refusal(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # KiB, of 100 GB
+    monkeypatch.setattr(screening.shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
+    assert "a.parquet as parquet: it expands to over a third of the free disk space" in refusal(path)
+    assert not list((here.parent / "home" / "rows").iterdir())
+
+
+def test_a_parquet_file_with_a_large_row_is_refused_by_its_number(here, monkeypatch):
+    monkeypatch.setattr(screening, "MAX_ROW_BYTES", 2**20)
+    path = here / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"] * 150 + ["b" * 2**20] + ["c"]}), path)
+    assert "a.parquet as parquet: row 150 is larger than 1 MiB" in refusal(path)
+    pq.write_table(pa.table({"text": ["b" * 2**21]}), path)
+    assert "its rows are larger than 1 MiB on average" in refusal(path)
+    pq.write_table(pa.table({"text": ["b" * 2**15] * 64}), path)  # large only together
+    assert len(open_source(str(path)).pieces[0].rows) == 64
 
 
 def test_objects_nested_many_levels_deep_are_read_at_once(here):

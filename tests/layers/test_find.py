@@ -162,7 +162,7 @@ def test_broken_blocks_that_stand_out_are_named_in_the_advice(monkeypatch):
 
 
 def test_a_model_that_is_not_there_and_one_without_blocks_or_template_are_errors(tmp_path):
-    with pytest.raises(ModelError, match="cannot load .* from the Hub id"):
+    with pytest.raises(ModelError, match="cannot load .* from the Hub id|the Hub cannot be reached"):
         find_safety_layers(tmp_path / "none", **OPTIONS)
     plain = word_tokenizer()
     plain.chat_template = None

@@ -101,5 +101,5 @@ def test_a_model_without_chat_template_or_of_unknown_name_is_refused(tmp_path):
     bare.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         generate_answers(byte_model(), bare, ["hello"])
-    with pytest.raises(ModelError, match="cannot load .* from the Hub id"):
+    with pytest.raises(ModelError, match="cannot load .* from the Hub id|the Hub cannot be reached"):
         load_model(str(tmp_path / "none"))

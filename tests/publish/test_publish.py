@@ -639,10 +639,35 @@ def test_inline_text_has_no_markup(text, want):
         ({"annotators": ["alice", "bob"], "token": "x", "tokenizer": "t"}, {"annotators": 2, "tokenizer": "t"}),
         ({"/home/alice/a.csv": [1, None, 0.5]}, {"a.csv": [1, None, 0.5]}),
         ("key hf_abcdefghijklmnopqrstuv", "key (removed)"),
+        ("xhf_abcdefghijklmnopqrstuv_hf_abcdefghijklmnopqrstuv!", "x(removed)_(removed)!"),
+        ("HF_ABCDEFGHIJKLMNOPQRSTUV", "(removed)"),
+        ("api_org_abcdefghijklmnopqrstuv", "(removed)"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"),
+        ("https://hub.example/a?x=1&token=hf_abcdefghijklmnopqrstuv#b", "https://hub.example/a?x=1&token=(removed)#b"),
+        ("https://hub.example/a?X-Amz-Signature=ab12%2F&y=2", "https://hub.example/a?X-Amz-Signature=(removed)&y=2"),
+        ("https://user:word@hub.example/a", "https://(removed)@hub.example/a"),
+        ("Authorization: Bearer ab.cd-ef", "Authorization: Bearer (removed)"),
+        ("{'authorization': 'Basic dXNlcjp3b3Jk'}", "{'authorization': 'Basic (removed)'}"),
+        ("sent with bearer ab.cd-ef, then", "sent with bearer (removed), then"),
     ],
 )
 def test_records_lose_paths_names_and_keys(value, want):
     assert redact(value) == want
+
+
+def test_a_folder_below_the_target_that_is_a_link_is_refused(decisions, tmp_path):
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "published"
+    elsewhere.mkdir()
+    target.mkdir()
+    (target / "data").symlink_to(elsewhere)
+    with pytest.raises(PublishError, match="data is a link to .*elsewhere, wanted a folder: remove the link"):
+        publish(decisions, target)
+    assert not list(elsewhere.iterdir())
+    assert [path.name for path in target.iterdir()] == ["data"]
+    (target / "data").unlink()
+    (tmp_path / "link").symlink_to(target)  # the target itself may be one: it is what was named
+    publish(decisions, tmp_path / "link")
+    assert (target / SHARD).is_file()
 
 
 def rewrite(folder: Path, name: str, rows: list[dict]) -> None:

@@ -246,7 +246,7 @@ def test_the_types_do_not_depend_on_the_values(tmp_path):
 def test_a_damaged_folder_is_refused(tmp_path):
     decisions([]).apply(selection()).save(tmp_path)
     (tmp_path / "decisions.json").write_text('{"kind": "selection"}')
-    with pytest.raises(InputError, match="holds 'selection', wanted decisions"):
+    with pytest.raises(InputError, match="wanted decisions in .*, got 'selection' as kind"):
         Decisions.load(tmp_path)
     (tmp_path / "decisions.json").write_text('{"kind": "decisions", "version": 2, "merge": 3, "counts": {}}')
     with pytest.raises(InputError, match="has 3 as 'merge', wanted a valid string"):

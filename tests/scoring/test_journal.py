@@ -18,7 +18,7 @@ def begin(folder, rows=8):
 def begun(tmp_path):
     begin(tmp_path)
     for index in range(2):
-        record_shard(tmp_path, f"part-{index}.parquet", rows=4 + index, digest=f"{index}" * 64)
+        record_shard(tmp_path, f"part-{index}.parquet", rows=4 + index, size=9, digest=f"{index}" * 64)
     return tmp_path
 
 
@@ -28,8 +28,8 @@ def entry(folder, index=0):
 
 def test_recorded_shards_are_read_by_name(begun):
     assert read_journal(begun) == {
-        "part-0.parquet": {"file": "part-0.parquet", "rows": 4, "sha256": "0" * 64},
-        "part-1.parquet": {"file": "part-1.parquet", "rows": 5, "sha256": "1" * 64},
+        "part-0.parquet": {"file": "part-0.parquet", "rows": 4, "bytes": 9, "sha256": "0" * 64},
+        "part-1.parquet": {"file": "part-1.parquet", "rows": 5, "bytes": 9, "sha256": "1" * 64},
     }
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_entry_counts_as_none_and_the_others_stay(begun, damage):
 def test_entries_of_another_plan_count_as_none(begun):
     begin(begun, rows=9)
     assert read_journal(begun) == {}
-    record_shard(begun, "part-1.parquet", rows=5, digest="1" * 64)
+    record_shard(begun, "part-1.parquet", rows=5, size=9, digest="1" * 64)
     assert read_journal(begun).keys() == {"part-1.parquet"}
 
 
@@ -90,7 +90,10 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path):
     folder.mkdir()
     (folder / PLAN).write_text("{}")
     (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
-    for action in (lambda: record_shard(folder, "a.parquet", rows=1, digest="ab"), lambda: read_journal(folder)):
+    for action in (
+        lambda: record_shard(folder, "a.parquet", rows=1, size=9, digest="ab"),
+        lambda: read_journal(folder),
+    ):
         with pytest.raises(InputError, match="is a link"):
             action()
     assert not list((tmp_path / "elsewhere").iterdir())

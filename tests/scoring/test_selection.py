@@ -274,7 +274,7 @@ def test_a_manifest_of_other_rows_is_refused():
     scores = [*random_scores(20), None]
     record = scored_record(21, scores=digest_of(scores))
     for others in (scores[1:], [*scores, None], [0.25, *scores[1:]]):
-        with pytest.raises(InputError, match="wanted the manifest of these rows, got one of other scores: give all 21"):
+        with pytest.raises(InputError, match="wanted the 21 scores of the manifest, got others: give all rows"):
             select(scored(others), top_k=1, scored=record)
     assert select(scored(scores[::-1]), top_k=1, scored=record).scored == record
 

@@ -1,0 +1,57 @@
+"""Models on a Hub that cannot be reached: one request, one line; from the cache as ever."""
+
+import socket
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import logging
+
+from larf_curate.errors import ModelError
+from larf_curate.models import hub
+from larf_curate.models.adapters import weights_of
+from larf_curate.models.hub import check_reachable
+from larf_curate.models.source import ModelSource, load_causal_lm, load_config, load_tokenizer
+
+SOURCE = ModelSource(model_id="org/nope")
+LOADERS = {
+    "config": lambda: load_config(SOURCE),
+    "tokenizer": lambda: load_tokenizer(SOURCE),
+    "model": lambda: load_causal_lm(SOURCE, "auto"),
+    "adapter": lambda: weights_of("org/nope"),
+}
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """A Hub whose port nobody listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listen
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        yield
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_hub_that_cannot_be_reached_is_one_attempt_and_one_line(unreachable, monkeypatch, caplog, loader):
+    attempts = []
+    asked = hub.get_hf_file_metadata
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *a, **o: attempts.append(a) or asked(*a, **o))
+    monkeypatch.setattr(logging.get_logger(), "propagate", True)
+    with pytest.raises(ModelError, match="no folder 'org/nope', and the Hub cannot be reached .*: check the"):
+        LOADERS[loader]()
+    assert len(attempts) == 1
+    assert "Retry" not in caplog.text
+
+
+def test_what_is_in_the_cache_needs_no_hub(unreachable, tmp_path, monkeypatch):
+    folder = tmp_path / "models--org--nope"
+    for name, text in (("refs/main", "ab"), ("snapshots/ab/config.json", "{}")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **o: original(*a, cache_dir=tmp_path, **o))
+    check_reachable("org/nope")
+    with pytest.raises(ModelError):
+        check_reachable("org/nope", "other")
+
+
+original = hub.try_to_load_from_cache
