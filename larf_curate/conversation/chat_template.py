@@ -47,6 +47,8 @@ ENCODING = {
 """Options of the tokenizer: character offsets come from its encodings, where they are wanted."""
 THOUGHTS = "the thoughts of some answers"
 EXCLUDED = "excluded answers"
+BARE_KEYS = frozenset(("role", "content"))
+"""Keys of messages about which there is nothing to tell."""
 MAX_FINDERS = 256
 """Most sets of template arguments whose finder of turns is remembered."""
 
@@ -223,7 +225,9 @@ class Renderer:
             text = text if text.startswith(self._text_start) else self._text_start + text
             return _RenderedText(text, [(0, len(text))])
         messages, arguments = conversation.messages, conversation.arguments
-        self._count_flags(messages)
+        has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
+        if has_keys:
+            self._count_flags(messages)
         text = self.template(messages, arguments=arguments)
         finder = self._finder(arguments)
         turns = finder(messages, text)
@@ -236,7 +240,8 @@ class Renderer:
             if blocks.mark_others:
                 self._tell_marked()
         self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
-        self._tell(conversation, turns)
+        if has_keys or turns.hidden or conversation.ignored:
+            self._tell(conversation, turns)
         self._tell_thoughts(conversation, turns, text)
         return _RenderedText(text, spans, others)
 
