@@ -220,6 +220,18 @@ def cached_answers(file, data, model):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def name_of(layers):
+    return "auto" if layers == "auto" else "_".join(map(str, layers))
+
+
+def cached_profile(cache, model, layers):
+    """The profile from the cache, or built and put there."""
+    place = cache / f"profile-{name_of(layers)}"
+    if not place.exists():
+        SafetyProfile.build(model, layers=layers).save_pretrained(place)
+    return SafetyProfile.from_pretrained(place)
+
+
 def cached_states(file, rows, reader):
     """States of each row's last turn, from the cache or read and put there."""
     if not file.exists():
@@ -306,11 +318,8 @@ def main():
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     answers = cached_answers(arguments.cache / "answers.json", arguments.data, arguments.complying)
-    chosen = "auto" if arguments.layers == "auto" else "_".join(map(str, arguments.layers))
-    place = arguments.cache / f"profile-{chosen}"
-    if not place.exists():
-        SafetyProfile.build(arguments.model, layers=arguments.layers).save_pretrained(place)
-    profile = SafetyProfile.from_pretrained(place)
+    chosen = name_of(arguments.layers)
+    profile = cached_profile(arguments.cache, arguments.model, arguments.layers)
     reader = profile.reader()
     states = {
         name: cached_states(arguments.cache / f"{chosen}_{arguments.part}_{name}.npz", rows, reader)
