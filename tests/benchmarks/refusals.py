@@ -10,8 +10,9 @@ other half's. ``--complying`` answers the prompts of DirectHarm4 and XSTest (64 
 not trained to refuse, or the same. Answers and states are kept in the cache, so that a second run needs no model.
 
 No labels are used: every signal is fitted to the built-in references, at the blocks that a profile chooses, or at
-those given by ``--layers``. Writes one table: for each signal AUROC and shares as its headings say, and Spearman's
-correlation with the number of tokens within clean rows of one kind.
+those given by ``--layers``. Writes a table: for each signal AUROC and shares as its headings say, and Spearman's
+correlation with the number of tokens within clean rows of one kind. A second table shows how `erosion` follows length,
+and what would be left of it if its slope on neutral rows were taken out.
 """
 
 import argparse
@@ -299,6 +300,32 @@ def figures(scored):
     }
 
 
+def erosion_and_length(profile, states):
+    """One line a set of the second table, of neutral rows first."""
+    neutral = profile.references_for("erosion").neutral
+    fitted = profile.fit("erosion")
+    scores, lengths = zip(*(measured(fitted, values) for values in (neutral, *states)), strict=True)
+    slopes = [np.polyfit(length, score, 1)[0] for score, length in zip(scores, lengths, strict=True)]
+    limit = np.quantile(scores[0], 0.9)
+    for name, score, length, slope in zip(("neutral", *CLEAN_SETS), scores, lengths, slopes, strict=True):
+        left = score - slopes[0] * length
+        correlations = (rank_correlation(values, length) for values in (score, left))
+        cells = (f"{slope:+.2f}", *(f"{value:+.2f}" for value in correlations), f"{np.mean(score > limit):.0%}")
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def measured(fitted, values):
+    """Scores of rows and the logarithms of their tokens."""
+    return fitted(values).mean(axis=1), np.log(values["length"][:, 0, 0])
+
+
+def length_table(profile, states):
+    heading = (
+        "| `erosion` | slope per log token | correlation | without the neutral slope | above neutral 90th percentile |"
+    )
+    return "\n".join([heading, "| --- |" + " --- |" * 4, *erosion_and_length(profile, states)])
+
+
 def markdown(columns):
     lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     first = next(iter(columns.values()))
@@ -332,7 +359,8 @@ def main():
         scores = {name: fitted(values).mean(axis=1) for name, values in states.items()}
         columns[f"`{signal}`"] = figures(Scored(scores, tokens))
     title = f"{profile.summary()['model']}, blocks {', '.join(map(str, profile.layers))}, {arguments.part}"
-    table = "\n\n".join((title, markdown(columns)))
+    lengths = length_table(profile, [states[name] for name in CLEAN_SETS])
+    table = "\n\n".join((title, markdown(columns), lengths))
     print(table)
     if arguments.output:
         arguments.output.write_text(table + "\n", encoding="utf-8")
