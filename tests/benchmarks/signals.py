@@ -262,7 +262,7 @@ def main():
     parser.add_argument("--lists", type=Path, nargs=2)
     parser.add_argument("--references", nargs="+", default=["builtin"])
     parser.add_argument("--signals", nargs="+", default=list(SIGNALS))
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("-o", "--output", type=Path, required=True)
