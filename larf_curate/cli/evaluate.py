@@ -17,7 +17,7 @@ from larf_curate.cli.training_options import PROMPTS, evaluation_suite, formatte
 @click.option(
     "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, for comparison."
 )
-@click.option("--guard", help="Judge with this guard model, like Llama Guard: folder or Hub id.")
+@click.option("--guard", help="Judge with this guard model, as guard:MODEL does: folder or Hub id.")
 @click.option(
     "--second-judge",
     "further",
@@ -53,7 +53,7 @@ def evaluate(
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
     """
     from larf_curate.evaluation.agreement import compare_judges
-    from larf_curate.evaluation.judges import ClassifierJudge, GuardJudge, named_judge
+    from larf_curate.evaluation.judges import ClassifierJudge, named_judge
     from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.files import write_json
     from larf_curate.models.generation import load_model
@@ -63,7 +63,7 @@ def evaluate(
     suite = evaluation_suite(**checks)
     earlier = suite.comparable(against) if against else {}
     if guard:
-        suite = replace(suite, judge=GuardJudge.load(guard))
+        suite = replace(suite, judge=named_judge(f"guard:{guard}"))
     if classifier:
         suite = replace(suite, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
     if suite.judge_name in further or len(set(further)) < len(further):

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from larf_curate.conversation.refusals import off_topic
 from larf_curate.conversation.thoughts import is_unfinished
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import JUDGES, Judge
+from larf_curate.evaluation.judges import JUDGES, OpenJudge
 from larf_curate.models.generation import Chat, generate_answers, load_model
 from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
@@ -123,7 +123,7 @@ def evaluate_refusals(
     prompts: Sequence[Chat],
     *,
     tokenizer: Any = None,  # noqa: ANN401
-    judge: str | Judge = "phrases",
+    judge: str | OpenJudge = "phrases",
     max_new_tokens: int = 160,
     batch_size: int = 16,
     system: str | None = None,
@@ -144,7 +144,8 @@ def evaluate_refusals(
         The answers and which of them refuse.
 
     Raises:
-        InputError: If there are no prompts, a prompt does not fit into the context window, or there is no such judge.
+        InputError: If there are no prompts, a prompt does not fit into the context window, there is no such judge, or
+            it leaves an answer unjudged.
         ModelError: If the model cannot be loaded, has no chat template, or its logits are NaN.
     """
     if not prompts:
@@ -163,12 +164,13 @@ def evaluate_refusals(
     _warn_of_unfinished(answers, max_new_tokens)
     # Judges read the message that is answered, not the turns before it.
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    judge_name = judge if isinstance(judge, str) else type(judge).__name__
     return RefusalReport(
         model=name,
-        judge=judge if isinstance(judge, str) else type(judge).__name__,
+        judge=judge_name,
         prompts=tuple(texts),
         answers=tuple(answers),
-        refused=tuple(refuses(texts, answers)),
+        refused=_complete(refuses(texts, answers), judge_name),
         off_topic=tuple(off_topic(prompt, answer) for prompt, answer in zip(texts, answers, strict=True)),
     )
 
@@ -243,9 +245,20 @@ def _warn_of_unfinished(answers: Sequence[str], max_new_tokens: int) -> None:
         )
 
 
-def _judge_of(judge: str | Judge) -> Judge:
+def _judge_of(judge: str | OpenJudge) -> OpenJudge:
     if not isinstance(judge, str):
         return judge
     if judge not in JUDGES:
         raise InputError(f"there is no judge {judge!r}: use one of {', '.join(JUDGES)}, or pass a function")
     return JUDGES[judge]
+
+
+def _complete(verdicts: Sequence[bool | None], judge: str) -> tuple[bool, ...]:
+    """The verdicts, if there is one for each answer: rates of the first judge have no place for unjudged answers."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if len(known) < len(verdicts):
+        raise InputError(
+            f"wanted a verdict on each answer, got none from {judge} on {len(verdicts) - len(known)} of "
+            f"{len(verdicts)}: use it as a second judge, for which such answers are left out"
+        )
+    return tuple(known)

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import Judge
+from larf_curate.evaluation.judges import OpenJudge
 from larf_curate.evaluation.refusal_report import RefusalReport, evaluate_refusals
 from larf_curate.evaluation.task_metrics import exact_match, held_out_loss
 
@@ -30,7 +30,7 @@ class EvaluationSuite:
     safe: tuple[str, ...] = ()
     held_out: Dataset | None = None
     questions: tuple[tuple[str, str], ...] = ()
-    judge: str | Judge = "phrases"
+    judge: str | OpenJudge = "phrases"
     max_new_tokens: int = 64
     batch_size: int = 32
 

@@ -10,8 +10,9 @@ other half's. ``--complying`` answers the prompts of DirectHarm4 and XSTest (64 
 not trained to refuse, or the same. Answers and states are kept in the cache, so that a second run needs no model.
 
 No labels are used: every signal is fitted to the built-in references, at the blocks that a profile chooses, or at
-those given by ``--layers``. Writes one table: for each signal AUROC and shares as its headings say, and Spearman's
-correlation with the number of tokens within clean rows of one kind.
+those given by ``--layers``. Writes a table: for each signal AUROC and shares as its headings say, and Spearman's
+correlation with the number of tokens within clean rows of one kind. A second table shows how `erosion` follows length,
+and what would be left of it if its slope on neutral rows were taken out.
 """
 
 import argparse
@@ -220,6 +221,18 @@ def cached_answers(file, data, model):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def name_of(layers):
+    return "auto" if layers == "auto" else "_".join(map(str, layers))
+
+
+def cached_profile(cache, model, layers):
+    """The profile from the cache, or built and put there."""
+    place = cache / f"profile-{name_of(layers)}"
+    if not place.exists():
+        SafetyProfile.build(model, layers=layers).save_pretrained(place)
+    return SafetyProfile.from_pretrained(place)
+
+
 def cached_states(file, rows, reader):
     """States of each row's last turn, from the cache or read and put there."""
     if not file.exists():
@@ -287,6 +300,32 @@ def figures(scored):
     }
 
 
+def erosion_and_length(profile, states):
+    """One line a set of the second table, of neutral rows first."""
+    neutral = profile.references_for("erosion").neutral
+    fitted = profile.fit("erosion")
+    scores, lengths = zip(*(measured(fitted, values) for values in (neutral, *states)), strict=True)
+    slopes = [np.polyfit(length, score, 1)[0] for score, length in zip(scores, lengths, strict=True)]
+    limit = np.quantile(scores[0], 0.9)
+    for name, score, length, slope in zip(("neutral", *CLEAN_SETS), scores, lengths, slopes, strict=True):
+        left = score - slopes[0] * length
+        correlations = (rank_correlation(values, length) for values in (score, left))
+        cells = (f"{slope:+.2f}", *(f"{value:+.2f}" for value in correlations), f"{np.mean(score > limit):.0%}")
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def measured(fitted, values):
+    """Scores of rows and the logarithms of their tokens."""
+    return fitted(values).mean(axis=1), np.log(values["length"][:, 0, 0])
+
+
+def length_table(profile, states):
+    heading = (
+        "| `erosion` | slope per log token | correlation | without the neutral slope | above neutral 90th percentile |"
+    )
+    return "\n".join([heading, "| --- |" + " --- |" * 4, *erosion_and_length(profile, states)])
+
+
 def markdown(columns):
     lines = [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     first = next(iter(columns.values()))
@@ -306,11 +345,8 @@ def main():
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     answers = cached_answers(arguments.cache / "answers.json", arguments.data, arguments.complying)
-    chosen = "auto" if arguments.layers == "auto" else "_".join(map(str, arguments.layers))
-    place = arguments.cache / f"profile-{chosen}"
-    if not place.exists():
-        SafetyProfile.build(arguments.model, layers=arguments.layers).save_pretrained(place)
-    profile = SafetyProfile.from_pretrained(place)
+    chosen = name_of(arguments.layers)
+    profile = cached_profile(arguments.cache, arguments.model, arguments.layers)
     reader = profile.reader()
     states = {
         name: cached_states(arguments.cache / f"{chosen}_{arguments.part}_{name}.npz", rows, reader)
@@ -323,7 +359,8 @@ def main():
         scores = {name: fitted(values).mean(axis=1) for name, values in states.items()}
         columns[f"`{signal}`"] = figures(Scored(scores, tokens))
     title = f"{profile.summary()['model']}, blocks {', '.join(map(str, profile.layers))}, {arguments.part}"
-    table = "\n\n".join((title, markdown(columns)))
+    lengths = length_table(profile, [states[name] for name in CLEAN_SETS])
+    table = "\n\n".join((title, markdown(columns), lengths))
     print(table)
     if arguments.output:
         arguments.output.write_text(table + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from larf_curate.cli import main
 from larf_curate.errors import InputError
 from larf_curate.evaluation.agreement import compare_judges
 from larf_curate.evaluation.coherence import incoherence, perplexities, repeated
-from larf_curate.evaluation.judges import JUDGES, SafetyJudge, named_judge
+from larf_curate.evaluation.judges import JUDGES, named_judge
 from larf_curate.evaluation.refusal_report import RefusalReport
 from larf_curate.models.guards import Verdict
 from tests.fixtures.tiny import byte_model, byte_tokenizer
@@ -65,11 +65,6 @@ def test_a_change_that_only_one_judge_sees_is_named():
     assert found.summary()["judges"]["phrases"]["change"]["mean"] == -1.0
 
 
-def test_a_guard_without_a_probability_leaves_the_answer_unjudged():
-    values = [Verdict("ok", 0.9), Verdict("ok", 0.1), Verdict("nonsense")]
-    assert SafetyJudge(lambda chats: values)(["q"] * 3, ["a"] * 3) == [False, True, None]
-
-
 def test_judges_are_named():
     assert named_judge("larf") is JUDGES["larf"]
     for name in ("guard:", "endpoint:model", "other"):
@@ -113,6 +108,25 @@ def test_the_command_reports_judges_and_incoherence(start, tmp_path, further):
     if further:
         assert list(saved["judges"]["harmful"]["judges"]) == ["phrases", *further]
         assert "kappa of phrases and larf" in done.output
+
+
+def test_a_guard_judges_alike_as_the_first_and_as_a_further_judge(start, tmp_path, monkeypatch):
+    asked = []
+
+    def guard(chats):
+        asked.append(chats)
+        return [Verdict("ok", (0.9, 0.1)[index % 2]) for index in range(len(chats))]
+
+    monkeypatch.setattr("larf_curate.models.guards.load_guard", lambda name: guard)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Say it"}\n{"prompt": "Lie"}\n')
+    command = ["evaluate", start, "-o", str(tmp_path / "out"), "--max-new-tokens", "4", "--guard", "org/guard"]
+    done = CliRunner().invoke(
+        main, [*command, "--harmful", str(tmp_path / "p.jsonl"), "--second-judge", "guard:org/guard"]
+    )
+    assert done.exit_code == 0, done.output
+    rates = json.loads((tmp_path / "out" / "evaluation.json").read_text())["judges"]["harmful"]["judges"]
+    assert [row["rate"] for row in rates.values()] == [0.5, 0.5]
+    assert asked[0] in asked[1:]
 
 
 def test_a_judge_given_twice_is_refused(start, tmp_path):

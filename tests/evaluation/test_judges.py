@@ -1,13 +1,12 @@
 import time
 
-import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline
 
 from larf_curate.conversation.refusals import MIN_TOPIC_WORDS, KeywordJudge, off_topic
-from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge
-from tests.fixtures.tiny import byte_model, byte_tokenizer
+from larf_curate.models.guards import Verdict
+from tests.fixtures.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 REFUSALS = [
@@ -86,28 +85,13 @@ def test_a_text_classifier_judges_by_its_label():
     assert ClassifierJudge(pipeline, "LABEL_0")([""] * 3, answers) == [not value for value in want]
 
 
-def test_a_guard_model_judges_by_its_first_word():
+def test_a_guard_judges_the_whole_exchange_without_the_thought():
     seen = []
 
     def guard(chats):
         seen.extend(chats)
-        return ["\n\nsafe", "unsafe\nS9"]
+        return [Verdict("ok", 0.2), Verdict("ok", 0.8), Verdict("nonsense")]
 
-    assert GuardJudge(guard)(["a", "b"], ["No.", "Sure."]) == [True, False]
+    answers = ["No.", "<think>Hm.</think>Sure.", "Well."]
+    assert GuardJudge(guard)(["a", "b", "c"], answers) == [True, False, None]
     assert seen[1] == [{"role": "user", "content": "b"}, {"role": "assistant", "content": "Sure."}]
-    with pytest.raises(InputError, match="is it a guard model"):
-        GuardJudge(lambda chats: ["well"])(["a"], ["b"])
-
-
-def test_a_guard_model_is_loaded_and_asked_with_the_whole_exchange(tmp_path, monkeypatch):
-    byte_model().save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
-    asked = []
-
-    def answers(model, tokenizer, chats, **options):
-        asked.extend(tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats)
-        return ["safe"] * len(chats)
-
-    monkeypatch.setattr("larf_curate.models.generation.generate_answers", answers)
-    assert GuardJudge.load(str(tmp_path))(["Hurt him"], ["No."]) == [True]
-    assert asked == ["<|im_start|>user\nHurt him<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"]

@@ -53,6 +53,7 @@ def test_a_model_is_evaluated_by_its_folder(tmp_path):
         ({"prompts": []}, "got none"),
         ({"judge": "gpt"}, "there is no judge 'gpt'"),
         ({"tokenizer": None}, "wanted a tokenizer"),
+        ({"judge": lambda p, a: [True, None, False, None], "max_new_tokens": 4}, "on 2 of 4: use it as a second judge"),
     ],
 )
 def test_evaluations_that_cannot_be_are_refused(options, message):
