@@ -92,4 +92,4 @@ def test_a_folder_of_another_model_is_refused(tiny_llama, tiny_qwen2, tmp_path, 
     (tmp_path / "scored" / "demo.parquet").write_bytes(b"")
     result = CliRunner().invoke(main, command(tmp_path, tiny_qwen2))
     assert result.exit_code == 2
-    assert "use another folder" in result.stderr
+    assert "or another folder" in result.stderr

@@ -493,7 +493,7 @@ def test_the_separator_of_a_profile_is_that_of_every_command_and_a_run_with_anot
         found = explain(built, rows, columns=columns, device="cpu")
         assert [each.score for each in found] == pytest.approx(want, abs=1e-6)
     (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(InputError, match="another columns, profile"):
+    with pytest.raises(InputError, match="columns .*input_separator.* now null, profile"):
         score_source(source, alone, tmp_path / "out", resume=True)
     with pytest.raises(ConversationError, match="wanted the input separator of the profile"):
         LarfScorer(profile, columns={"input_separator": " "})
