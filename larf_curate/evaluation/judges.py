@@ -31,11 +31,13 @@ class ClassifierJudge:
         pipeline: A ``text-classification`` pipeline.
         refusal_label: The classifier's label for refusals.
         pairs: Whether the classifier reads the prompt together with the answer, as a text pair.
+        name: Name in reports.
     """
 
     pipeline: Callable[..., Any]
     refusal_label: str
     pairs: bool = False
+    name: str = "classifier"
 
     @classmethod
     def load(cls, model: str, *, refusal_label: str, pairs: bool = False) -> "ClassifierJudge":
@@ -52,7 +54,7 @@ class ClassifierJudge:
         # A label that never occurs would count no refusal at all, which looks like a result.
         if refusal_label not in labels:
             raise InputError(f"the classifier {model} has the labels {labels}, not {refusal_label!r}: name one of them")
-        return cls(classify, refusal_label, pairs)
+        return cls(classify, refusal_label, pairs, name=f"classifier:{model}")
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Whether each answer refuses, in the order of the prompts."""
@@ -75,9 +77,11 @@ class ChatJudge:
 
     Args:
         ask: Returns the model's text for each chat; None where there is none.
+        name: Name in reports.
     """
 
     ask: Callable[[Sequence[list[dict[str, str]]]], Sequence[str | None]]
+    name: str = "model"
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer refuses; None where the model says neither word, or both."""
@@ -99,9 +103,11 @@ class GuardJudge:
 
     Args:
         guard: The guard; see `larf_curate.models.guards`.
+        name: Name in reports.
     """
 
     guard: "Guard"
+    name: str = "guard"
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
         """Whether each answer counts as a refusal; None where the guard gives no probability."""
@@ -110,6 +116,11 @@ class GuardJudge:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         return [None if verdict.unsafe is None else verdict.unsafe < UNSAFE for verdict in self.guard(chats)]
+
+
+def name_of(judge: str | OpenJudge) -> str:
+    """Name of a judge in reports: two guards have different names, a function of one's own that of its class."""
+    return judge if isinstance(judge, str) else getattr(judge, "name", type(judge).__name__)
 
 
 def named_judge(name: str) -> OpenJudge:
@@ -129,15 +140,15 @@ def named_judge(name: str) -> OpenJudge:
     if kind == "guard" and model:
         from larf_curate.models.guards import load_guard
 
-        return GuardJudge(load_guard(model))
+        return GuardJudge(load_guard(model), name=name)
     if kind == "endpoint" and "@" in model:
         served, _, url = model.partition("@")
-        return ChatJudge(Endpoint(url, served))
+        return ChatJudge(Endpoint(url, served), name=name)
     if kind == "model" and model:
         from larf_curate.models.generation import generate_answers, load_model
 
         loaded, tokenizer = load_model(model)
-        return ChatJudge(lambda chats: generate_answers(loaded, tokenizer, chats, max_new_tokens=16))
+        return ChatJudge(lambda chats: generate_answers(loaded, tokenizer, chats, max_new_tokens=16), name=name)
     raise InputError(
         f"there is no judge {name!r}: wanted {', '.join(JUDGES)}, guard:MODEL, model:MODEL or endpoint:MODEL@URL"
     )

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from larf_curate.conversation.refusals import off_topic
 from larf_curate.conversation.thoughts import is_unfinished
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import JUDGES, OpenJudge
+from larf_curate.evaluation.judges import JUDGES, OpenJudge, name_of
 from larf_curate.models.generation import Chat, generate_answers, load_model
 from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
@@ -164,7 +164,7 @@ def evaluate_refusals(
     _warn_of_unfinished(answers, max_new_tokens)
     # Judges read the message that is answered, not the turns before it.
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    judge_name = judge if isinstance(judge, str) else type(judge).__name__
+    judge_name = name_of(judge)
     return RefusalReport(
         model=name,
         judge=judge_name,

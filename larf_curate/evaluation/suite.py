@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import OpenJudge
+from larf_curate.evaluation.judges import OpenJudge, name_of
 from larf_curate.evaluation.refusal_report import RefusalReport, evaluate_refusals
 from larf_curate.evaluation.task_metrics import exact_match, held_out_loss
 
@@ -37,7 +37,7 @@ class EvaluationSuite:
     @property
     def judge_name(self) -> str:
         """Name of the judge in reports."""
-        return self.judge if isinstance(self.judge, str) else type(self.judge).__name__
+        return name_of(self.judge)
 
     def comparable(self, folder: Path) -> dict[str, RefusalReport]:
         """Read the refusal reports of an earlier evaluation that used the same prompts.

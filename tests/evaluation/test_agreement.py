@@ -120,12 +120,13 @@ def test_a_guard_judges_alike_as_the_first_and_as_a_further_judge(start, tmp_pat
     monkeypatch.setattr("larf_curate.models.guards.load_guard", lambda name: guard)
     (tmp_path / "p.jsonl").write_text('{"prompt": "Say it"}\n{"prompt": "Lie"}\n')
     command = ["evaluate", start, "-o", str(tmp_path / "out"), "--max-new-tokens", "4", "--guard", "org/guard"]
-    done = CliRunner().invoke(
-        main, [*command, "--harmful", str(tmp_path / "p.jsonl"), "--second-judge", "guard:org/guard"]
-    )
+    command += ["--harmful", str(tmp_path / "p.jsonl"), "--second-judge"]
+    twice = CliRunner().invoke(main, [*command, "guard:org/guard"])
+    assert "wanted each judge once" in twice.output
+    done = CliRunner().invoke(main, [*command, "guard:org/other"])
     assert done.exit_code == 0, done.output
     rates = json.loads((tmp_path / "out" / "evaluation.json").read_text())["judges"]["harmful"]["judges"]
-    assert [row["rate"] for row in rates.values()] == [0.5, 0.5]
+    assert {name: row["rate"] for name, row in rates.items()} == {"guard:org/guard": 0.5, "guard:org/other": 0.5}
     assert asked[0] in asked[1:]
 
 

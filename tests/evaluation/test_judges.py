@@ -4,7 +4,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TextClassificationPipeline
 
 from larf_curate.conversation.refusals import MIN_TOPIC_WORDS, KeywordJudge, off_topic
-from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge
+from larf_curate.evaluation.judges import JUDGES, ClassifierJudge, GuardJudge, name_of
 from larf_curate.models.guards import Verdict
 from tests.fixtures.tiny import byte_tokenizer
 
@@ -95,3 +95,11 @@ def test_a_guard_judges_the_whole_exchange_without_the_thought():
     answers = ["No.", "<think>Hm.</think>Sure.", "Well."]
     assert GuardJudge(guard)(["a", "b", "c"], answers) == [True, False, None]
     assert seen[1] == [{"role": "user", "content": "b"}, {"role": "assistant", "content": "Sure."}]
+
+
+def test_judges_have_names_of_their_own_in_reports():
+    def judge(prompts, answers):
+        return [True] * len(answers)
+
+    guards = [GuardJudge(judge, name=f"guard:{model}") for model in ("a", "b")]
+    assert [name_of(each) for each in ("phrases", *guards, judge)] == ["phrases", "guard:a", "guard:b", "function"]
