@@ -19,7 +19,9 @@ from typing import Any, Literal
 from larf_curate.conversation.generation import assign
 from larf_curate.conversation.messages import (
     GIVEN_ROLE,
+    THOUGHT_END,
     THOUGHT_KEYS,
+    THOUGHT_START,
     UNREAD_FLAGS,
     EmptyConversationError,
     Message,
@@ -33,7 +35,7 @@ from larf_curate.conversation.messages import (
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, shorten, truncate
-from larf_curate.conversation.turns import THOUGHT_END, THOUGHT_START, TurnFinder, Turns, learns_header
+from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
 
 logger = logging.getLogger(__name__)

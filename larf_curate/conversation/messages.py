@@ -43,6 +43,7 @@ LEARNED_KEYS = ("weight", "train", "loss")
 UNREAD_FLAGS = ("training", "trainable")
 """Keys that look like these, but are not read."""
 _READ_KEYS = frozenset((*(key for pair in MESSAGE_KEYS for key in pair), *LEARNED_KEYS))
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys with what a model thought before its answer; each template reads one of them."""
 MEDIA = ("image", "audio", "video")

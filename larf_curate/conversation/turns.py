@@ -1,8 +1,7 @@
 """Find the assistant turns of a rendered conversation, whatever its chat template does with the messages.
 
-A chat template does not report positions. So the conversation is rendered once more with invisible marks around every
-message's text; where the marked rendering without its marks equals the plain one, the marks show where each text went.
-What a template writes around texts is then remembered by the sequence of roles, so that most rows need one rendering.
+A chat template does not report positions: `larf_curate.conversation.marking` finds the texts. What a template writes
+around texts is then remembered by the sequence of roles, so that most rows need one rendering.
 
 A turn begins behind the assistant's header, the text that the template appends as a generation prompt, so that what the
 template itself writes into an answer (an empty thought, a channel) is part of it. It ends before the next message's
@@ -12,27 +11,21 @@ have it.
 
 import re
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product, takewhile
+from itertools import takewhile
 from os.path import commonprefix
-from typing import Any, Protocol
+from typing import Any
 
-from larf_curate.conversation.messages import THOUGHT_KEYS, Message, UnsupportedContentError, is_learned, text_of
+from larf_curate.conversation.marking import Render, Span, core_of, cores_of, locate, unused_characters
+from larf_curate.conversation.messages import THOUGHT_END, THOUGHT_KEYS, Message, UnsupportedContentError, is_learned
 from larf_curate.errors import ConversationError
 
-Span = tuple[int, int]
-"""Characters of a rendered text: the first, and the one behind the last."""
-
-PRIVATE_USE = range(0xF0000, 0x10FFFE)
-"""Marks are characters of the private-use planes: two for each message."""
-THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 THOUGHT_STARTS = ("<think", "<seed:think")
 """How thoughts begin: some generation prompts open one, which belongs to the answer and not to the header."""
 _TAG = re.compile(r"<[^>]+>|\[[^\]]+\]|\S+")
-_TAG_ALONE = re.compile(r"<[^<>]+>")
 _LETTERS = re.compile(r"[A-Za-z<|>]")
 _FURTHER_TEXTS = ("tool_calls", *THOUGHT_KEYS)
 """Keys of messages whose texts are not marked."""
@@ -40,14 +33,6 @@ ASKED: list[Message] = [{"role": "user", "content": "x"}]
 """A prompt that most templates take."""
 LAYOUTS = 4096
 """Most sequences of roles whose layout is remembered."""
-
-
-class Render(Protocol):
-    """Renders messages with a chat template."""
-
-    def __call__(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """Return the text; raises `ConversationError` where the template refuses the messages."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ class TurnFinder:
         shape = tuple(message["role"] for message in messages) if all(map(_is_plain, messages)) else None
         if shape and (layout := self._layouts.get(shape)) and (spans := layout.match(messages, text)):
             return Turns(spans)
-        texts = _locate(messages, text, self.render)
+        texts = locate(messages, text, self.render)
         found = self._last(messages, text) if texts is None else self._turns(messages, text, texts)
         spans = {index: (start, end) for index, (start, end) in found.items() if text[start:end].strip()}
         if not spans:
@@ -140,7 +125,7 @@ class TurnFinder:
             return Turns(spans, self._hidden(messages, text, found))
         if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
             self._layouts[shape] = layout
-        unseen = {index for index, message in enumerate(messages) if _core(message) and index not in texts}
+        unseen = {index for index, message in enumerate(messages) if core_of(message) and index not in texts}
         outputs = {index: self._output(messages, index, text, texts, spans) for index in spans}
         hidden = tuple(sorted(unseen | found.keys() - spans.keys()))
         return Turns(spans, hidden, {index: output for index, output in outputs.items() if output})
@@ -154,7 +139,7 @@ class TurnFinder:
         places = [texts[i][0] for i in range(index + 1, index + 1 + count) if i in texts and start < texts[i][0] < stop]
         if not messages[index].get("tool_calls") or not places:
             return None
-        unlike = {**messages[index], "content": chr(_marks(1, text).start)}
+        unlike = {**messages[index], "content": chr(unused_characters(1, text).start)}
         try:
             other = self.render([*messages[:index], unlike, *messages[index + 1 + count :]])
         except ConversationError:
@@ -174,7 +159,7 @@ class TurnFinder:
         if index not in turns.spans:
             return False
         start, end = turns.spans[index]
-        core = _core(messages[index]).rpartition(THOUGHT_END)[2].strip()
+        core = core_of(messages[index]).rpartition(THOUGHT_END)[2].strip()
         if core and text.find(core, start, end) >= 0:
             return True
         return self._depends_on(messages, text, index)
@@ -225,7 +210,7 @@ class TurnFinder:
 
     def _closing(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> str:
         """What follows an answer's text where nothing else follows: the last answer that has one, or a short one."""
-        answers = (i for i in texts if messages[i]["role"] == "assistant" and _core(messages[i]))
+        answers = (i for i in texts if messages[i]["role"] == "assistant" and core_of(messages[i]))
         last = max(answers, default=None)
         if last == len(messages) - 1:
             return text[texts[last][1] :]
@@ -235,7 +220,7 @@ class TurnFinder:
             alone = self.render([*prompt, answer])
         except ConversationError:
             return "" if last is None else text[texts[last][1] :]
-        return alone.rpartition(_cores(answer)[-1])[2]
+        return alone.rpartition(cores_of(answer)[-1])[2]
 
     def _end(
         self,
@@ -307,7 +292,7 @@ class TurnFinder:
         """The last answer: it begins where the conversation first differs from its prompt with a generation prompt."""
         answer = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
         prompt = self.render(messages[:answer], generation_prompt=True) if answer else ""
-        core = _core(messages[answer]).rpartition(THOUGHT_END)[2].strip()
+        core = core_of(messages[answer]).rpartition(THOUGHT_END)[2].strip()
         if core not in text:
             raise UnsupportedContentError(f"the model's chat template does not show the answer as it is: {core!r:.80}")
         header, start = self._header(messages, answer), len(commonprefix([prompt, text]))
@@ -339,7 +324,7 @@ def _is_before_empty_answer(messages: Sequence[Message], index: int, texts: Mapp
     """Whether the next message that a template shows is the assistant's and has no text."""
     others = range(index + 1, len(messages))
     following = next((i for i in others if i in texts or messages[i]["role"] == "assistant"), None)
-    return following is not None and messages[following]["role"] == "assistant" and not _core(messages[following])
+    return following is not None and messages[following]["role"] == "assistant" and not core_of(messages[following])
 
 
 def _behind_closing(gap: str, stop: int, closing: str) -> int:
@@ -405,156 +390,6 @@ def _neutral(value: Any, *, keep: bool) -> Any:  # noqa: ANN401  any JSON value
 def _is_plain(message: Message) -> bool:
     """Whether a template sees nothing but a role and a text."""
     return message.keys() <= {"role", "content"} and isinstance(message["content"], str) and bool(message["content"])
-
-
-def _locate(messages: Sequence[Message], text: str, render: Render) -> dict[int, Span] | None:
-    """Where the text of each message is in the rendered conversation; None where it cannot be told.
-
-    Messages that the template leaves out have no entry, and such without text where it looks at whether there is one.
-    """
-    said = [i for i, message in enumerate(messages) if message["role"] == "assistant" and _core(message)]
-    answers = {index for index in said if not messages[index].get("tool_calls")}  # some show the call alone
-    marks = _marks(2 * len(messages), text)
-    has_empty = not all(map(_core, messages))
-    empties = (True, False) if has_empty else (False,)
-    for others, mark, empty in product((None, _within), (_around, _behind_thought, _at_end), empties):
-        pairs = zip(messages, marks[::2], marks[1::2], strict=True)
-        marked = [
-            _marked(message, partial(_mark_of(message, mark, others), first=chr(first), last=chr(last)), empty=empty)
-            for message, first, last in pairs
-        ]
-        try:
-            plain, places = _without_marks(render(marked), marks)
-        except ConversationError:  # the template looks at how a text begins, or allows few characters
-            continue
-        ends = {place // 2: at for place, at in places.items() if place % 2}
-        if plain != text or not answers <= ends.keys():
-            continue
-        found = {index: (places.get(2 * index, end), end) for index, end in sorted(ends.items())}
-        if others:
-            found |= {i: _widened(messages[i], *found[i]) for i in found if messages[i]["role"] != "assistant"}
-            if not all(_is_at(messages[i], text, found[i]) for i in found if messages[i]["role"] != "assistant"):
-                continue
-        return found
-    return None
-
-
-def _mark_of(message: Message, mark: Callable[..., str], others: Callable[..., str] | None) -> Callable[..., str]:
-    return others if others and message["role"] != "assistant" else mark
-
-
-def _core(message: Message) -> str:
-    return text_of(message).strip()
-
-
-def _marks(count: int, text: str) -> range:
-    """Characters that a text does not have."""
-    used = sorted({ord(character) for character in text if ord(character) in PRIVATE_USE} | {PRIVATE_USE.stop})
-    edges = zip([PRIVATE_USE.start - 1, *used], used, strict=False)
-    first = next((below + 1 for below, above in edges if above - below > count), None)
-    if first is None:
-        raise UnsupportedContentError(f"wanted fewer messages than half the private-use characters, got {count // 2}")
-    return range(first, first + count)
-
-
-def _marked(message: Message, mark: Callable[..., str], *, empty: bool) -> Message:
-    """A message with marks in its text, within the white space that templates strip.
-
-    Args:
-        message: The message.
-        mark: Puts marks into a text.
-        empty: Whether messages without text are marked too, but for calls of tools.
-    """
-    content = message["content"]
-    if not _core(message):
-        if not empty or message.get("tool_calls"):
-            return message
-        marks = mark("")
-        return {
-            **message,
-            "content": content + (marks if isinstance(content, str) else [{"type": "text", "text": marks}]),
-        }
-    if isinstance(content, str):
-        return {**message, "content": _marked_text(content, mark)}
-    texts = [place for place, part in enumerate(content) if part.get("text", "").strip()]
-    parts = list(content)  # one mark before the first text, one behind the last
-    parts[texts[0]] = {**parts[texts[0]], "text": _marked_text(parts[texts[0]]["text"], mark, only="first")}
-    parts[texts[-1]] = {**parts[texts[-1]], "text": _marked_text(parts[texts[-1]]["text"], mark, only="last")}
-    return {**message, "content": parts}
-
-
-def _marked_text(text: str, mark: Callable[..., str], *, only: str = "") -> str:
-    core = text.strip()
-    if not core:
-        return text
-    start = text.index(core)
-    shown = mark(core, **{side: "" for side in ("first", "last") if only and side != only})
-    return text[:start] + shown + text[start + len(core) :]
-
-
-def _around(core: str, *, first: str, last: str) -> str:
-    return first + core + last
-
-
-def _behind_thought(core: str, *, first: str, last: str) -> str:
-    """Around what follows a thought, which templates take off earlier answers."""
-    end = core.rfind(THOUGHT_END)
-    if end < 0:
-        return _around(core, first=first, last=last)
-    thought, answer = core[: end + len(THOUGHT_END)], core[end + len(THOUGHT_END) :]
-    space = answer[: len(answer) - len(answer.lstrip())]
-    return thought + space + first + answer[len(space) :] + last
-
-
-def _at_end(core: str, *, first: str, last: str) -> str:  # noqa: ARG001  called like the others
-    """At the end alone, for templates that look at how a text begins."""
-    return core + last
-
-
-def _within(core: str, *, first: str, last: str) -> str:
-    """Near the middle, for templates that look at how texts of users begin and end."""
-    place = _middle(core)
-    return core[:place] + first + last + core[place:]
-
-
-def _middle(core: str) -> int:
-    """A place near the middle of a text, outside of tags."""
-    middle = len(core) // 2
-    return next((tag.end() for tag in _TAG_ALONE.finditer(core) if tag.start() < middle < tag.end()), middle)
-
-
-def _cores(message: Message) -> list[str]:
-    """The texts of a message without white space around them, empty ones left out."""
-    content = message["content"]
-    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    return [text.strip() for text in texts if text.strip()] or [""]
-
-
-def _widened(message: Message, first: int, last: int) -> Span:
-    """The span of a message's text from the places of marks that were put within it."""
-    cores = _cores(message)
-    return first - _middle(cores[0]), last + len(cores[-1]) - _middle(cores[-1])
-
-
-def _is_at(message: Message, text: str, span: Span) -> bool:
-    """Whether a message's text begins and ends at a span of a rendered text."""
-    cores, (start, end) = _cores(message), span
-    return start >= 0 and text.startswith(cores[0], start) and text.endswith(cores[-1], start, end)
-
-
-def _without_marks(text: str, marks: range) -> tuple[str, dict[int, int]]:
-    """A text without marks, and where in it each was; a mark that is there twice leaves a text that differs."""
-    parts: list[str] = []
-    places: dict[int, int] = {}
-    size = cursor = 0
-    for found in re.finditer(f"[{chr(marks.start)}-{chr(marks.stop - 1)}]", text):
-        mark = ord(found[0]) - marks.start
-        if mark not in places:
-            parts.append(text[cursor : found.start()])
-            size += found.start() - cursor
-            cursor = found.end()
-            places[mark] = size
-    return "".join([*parts, text[cursor:]]), places
 
 
 def _layout(messages: Sequence[Message], text: str, texts: dict[int, Span], spans: dict[int, Span]) -> Layout | None:
