@@ -13,6 +13,7 @@ from torch import nn
 
 from larf_curate.errors import ModelError
 from larf_curate.models.blocks import decoder_blocks
+from larf_curate.models.quantisation import is_quantised
 
 logger = logging.getLogger(__name__)
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "base_model.model.")
@@ -58,8 +59,8 @@ def check_weights(
             f"{len(shapes)} weights {what} in {model_id} do not have the shape of its config, such as {name} with "
             f"{tuple(found)} instead of {tuple(wanted)}: use the config.json that was saved with these weights"
         )
-    buffers = {name for name, _ in model.named_buffers()}
-    if lacking := [name for name in missing if name not in buffers]:
+    constants = {name for name, _ in model.named_buffers() if MASKS.search(name) or not is_quantised(model.config)}
+    if lacking := [name for name in missing if name not in constants]:
         remedy = _remedy(missing, info["unexpected_keys"], model.base_model_prefix)
         raise ModelError(
             f"{model_id} lacks {len(lacking)} weights {what}, which would be random: {_some(lacking)}; {remedy}"

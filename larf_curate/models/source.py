@@ -24,6 +24,7 @@ from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import is_out_of_memory
 from larf_curate.models.hub import CONFIG_FILE, check_reachable
+from larf_curate.models.quantisation import dequantise, missing_for
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 """Endings of files of references, which `public_name` takes for local ones."""
@@ -188,7 +189,7 @@ def load_decoder(
         truncated = config  # the first blocks depend on the number of blocks, so that all must be loaded
     # Adapters are made for models with a head, after which their weights are named.
     kind = _kind_with_head(config) if source.adapter else transformers.AutoModel
-    return _load_weights(kind, source, dtype, attention, head=False, config=truncated).get_decoder()
+    return _load_weights(kind, source, truncated, dtype, attention, head=False).get_decoder()
 
 
 def _kind_with_head(config: Any) -> Any:  # noqa: ANN401  any config, and an Auto class, of transformers
@@ -208,7 +209,7 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *,
     Raises:
         ModelError: If the model cannot be loaded, or its files lack weights, which would be initialised randomly.
     """
-    return _load_weights(transformers.AutoModelForCausalLM, source, dtype, attention, head=True)
+    return _load_weights(transformers.AutoModelForCausalLM, source, load_config(source), dtype, attention, head=True)
 
 
 def load_classifier(source: ModelSource) -> Any:  # noqa: ANN401  any sequence classifier of transformers
@@ -235,12 +236,13 @@ def check_checkpoint(source: ModelSource) -> None:
     """
     config = load_config(source)
     if not hasattr(config, "quantization_config"):  # quantised weights cannot be loaded without a device
-        _load_weights(_kind_with_head(config), source, "auto", None, head=True, device_map="meta")
+        _load_weights(_kind_with_head(config), source, config, "auto", None, head=True, device_map="meta")
 
 
 def _load_weights(
     kind: Any,  # noqa: ANN401  an Auto class of transformers
     source: ModelSource,
+    config: Any,  # noqa: ANN401  any config of transformers
     dtype: torch.dtype | Literal["auto"],
     attention: str | None,
     *,
@@ -251,7 +253,13 @@ def _load_weights(
     options |= {"attn_implementation": attention} if attention else {}
     # Other shapes are reported with the other faults; by itself, `transformers` only refers to a log that is silenced.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, **renaming(source.strip_prefix)}
-    model, info = _load(kind, source, dtype=dtype, **options)
+    dequantise(config)
+    try:
+        model, info = _load(kind, source, config=config, dtype=dtype, **options)
+    except ModelError as error:
+        if advice := missing_for(config):
+            raise ModelError(f"{error}; {advice}") from error
+        raise
     check_weights(model, info, source.model_id, head=head)
     return merge_adapter(model, source.adapter, len(decoder_blocks(model))) if source.adapter else model
 
