@@ -241,19 +241,21 @@ class Renderer:
             learned, spans, others = blocks.answers, blocks.learned, blocks.excluded
             if blocks.mark_others:
                 self._tell_marked()
-        self._check_learned(messages, learned, partial(finder.shows, messages, text, turns))
+        self._check_learned(messages, learned, partial(finder.shows_any, messages, text, turns))
         if has_keys or turns.hidden or conversation.ignored:
             self._tell(conversation, turns)
         self._tell_thoughts(conversation, turns, text)
         return _RenderedText(text, spans, others)
 
-    def _check_learned(self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[int], bool]) -> None:
+    def _check_learned(
+        self, messages: Sequence[Message], learned: Sequence[int], shows: Callable[[list[int]], bool]
+    ) -> None:
         """Refuse a conversation of whose learned turns nothing is shown: only end-of-turn tokens would be scored.
 
         Args:
             messages: The conversation.
             learned: Indices of the messages that are learned.
-            shows: Whether the rendered conversation shows anything of a message, by its index.
+            shows: Whether the rendered conversation shows anything of some messages, by their indices.
 
         Raises:
             EmptyConversationError: If no turn is learned, or none that is has content.
@@ -264,7 +266,7 @@ class Renderer:
         with_content = [index for index in learned if has_content(messages[index])]
         if not with_content:
             raise EmptyConversationError("wanted text in a turn that is learned, got none: there is nothing to score")
-        if not any(map(shows, with_content)):
+        if not shows(with_content):
             unread = self.template.unread([messages[index] for index in with_content], {})
             texts = ["its text"] if any(text_of(messages[index]).strip() for index in with_content) else []
             left_out = " and ".join([*unread, *texts]) or "all of it"

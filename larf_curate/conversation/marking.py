@@ -146,22 +146,29 @@ def _middle(core: str) -> int:
     return next((tag.end() for tag in _TAG_ALONE.finditer(core) if tag.start() < middle < tag.end()), middle)
 
 
-def cores_of(message: Message) -> list[str]:
+def _cores(message: Message) -> list[str]:
     """The texts of a message without white space around them, empty ones left out."""
     content = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
     return [text.strip() for text in texts if text.strip()] or [""]
 
 
+def space_behind(message: Message) -> str:
+    """White space at the end of the text of a message, which a template may show or strip."""
+    content = message["content"]
+    text = content if isinstance(content, str) else next((t for p in reversed(content) if (t := p.get("text", ""))), "")
+    return text[len(text.rstrip()) :]
+
+
 def _widened(message: Message, first: int, last: int) -> Span:
     """The span of a message's text from the places of marks that were put within it."""
-    cores = cores_of(message)
+    cores = _cores(message)
     return first - _middle(cores[0]), last + len(cores[-1]) - _middle(cores[-1])
 
 
 def _is_at(message: Message, text: str, span: Span) -> bool:
     """Whether a message's text begins and ends at a span of a rendered text."""
-    cores, (start, end) = cores_of(message), span
+    cores, (start, end) = _cores(message), span
     return start >= 0 and text.startswith(cores[0], start) and text.endswith(cores[-1], start, end)
 
 

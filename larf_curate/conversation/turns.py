@@ -14,12 +14,12 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import takewhile
 from os.path import commonprefix
 from typing import Any
 
-from larf_curate.conversation.marking import Render, Span, core_of, cores_of, locate, unused_characters
+from larf_curate.conversation.marking import PRIVATE_USE, Render, Span, core_of, locate, space_behind, unused_characters
 from larf_curate.conversation.messages import THOUGHT_END, THOUGHT_KEYS, Message, UnsupportedContentError, is_learned
 from larf_curate.errors import ConversationError
 
@@ -77,11 +77,10 @@ class Layout:
         places: list[Span] = []
         for message, after in zip(messages, self.literals[1:], strict=True):
             content = str(message["content"])
-            shown = next((c for c in (content, content.strip()) if text.startswith(c + after, cursor)), None)
-            if not shown:
+            if not text.startswith(content + after, cursor):
                 return None
-            places.append((cursor, cursor + len(shown)))
-            cursor += len(shown) + len(after)
+            places.append((cursor, cursor + len(content)))
+            cursor += len(content) + len(after)
         spans = {index: (places[index][0] - before, places[index][1] + behind) for index, before, behind in self.turns}
         return spans if cursor == len(text) else None
 
@@ -147,30 +146,29 @@ class TurnFinder:
         calls_end = len(commonprefix([text, other]))
         return calls_end if start < calls_end < places[0] else places[0], stop
 
-    def shows(self, messages: Sequence[Message], text: str, turns: Turns, index: int) -> bool:
-        """Whether the turn of a message shows anything of it: its text, its calls of tools or its thought.
+    def shows_any(self, messages: Sequence[Message], text: str, turns: Turns, indices: Sequence[int]) -> bool:
+        """Whether the turns of some messages show anything of them: texts, calls of tools or thoughts.
 
         Args:
             messages: The conversation.
             text: The messages, rendered.
             turns: The turns of the conversation.
-            index: Index of the message.
+            indices: Indices of the messages.
         """
-        if index not in turns.spans:
-            return False
-        start, end = turns.spans[index]
-        core = core_of(messages[index]).rpartition(THOUGHT_END)[2].strip()
-        if core and text.find(core, start, end) >= 0:
+        found = [index for index in indices if index in turns.spans]
+        cores = ((index, core_of(messages[index]).rpartition(THOUGHT_END)[2].strip()) for index in found)
+        if any(core and text.find(core, *turns.spans[index]) >= 0 for index, core in cores):
             return True
-        return self._depends_on(messages, text, index)
+        return bool(found) and self._depends_on(messages, text, found)
 
-    def _depends_on(self, messages: Sequence[Message], text: str, index: int) -> bool:
-        """Whether the rendered text is another one without what a message has."""
-        message = messages[index]
-        without = [*messages[:index], {"role": message["role"], "content": ""}, *messages[index + 1 :]]
+    def _depends_on(self, messages: Sequence[Message], text: str, indices: Sequence[int]) -> bool:
+        """Whether the rendered text is another one without what some messages have."""
+        without = list(messages)
+        for index in indices:
+            without[index] = {"role": messages[index]["role"], "content": ""}
         try:
             return self.render(without) != text
-        except ConversationError:  # it looks at what the message has
+        except ConversationError:  # it looks at what the messages have
             return True
 
     def _turns(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> dict[int, Span]:
@@ -185,6 +183,7 @@ class TurnFinder:
                 after.remove(texts[index][0])
             if message["role"] == "assistant":
                 start, end = texts.get(index, (len(text), 0))
+                end += len(space_behind(message)) * text.startswith(space_behind(message), end)
                 earliest = before.last_until(start)
                 end = max(end, earliest)
                 latest = after.first_from(end, default=len(text))
@@ -208,19 +207,21 @@ class TurnFinder:
                 before.add(texts[index][1])
         return found
 
+    @cached_property
+    def _plain_closing(self) -> str | None:
+        """What follows the text of an answer to a short question; None if the template takes no such conversation."""
+        mark = chr(PRIVATE_USE.start)
+        with suppress(ConversationError):
+            _, shown, behind = self.render([*ASKED, {"role": "assistant", "content": mark}]).partition(mark)
+            return behind if shown else None
+        return None
+
     def _closing(self, messages: Sequence[Message], text: str, texts: dict[int, Span]) -> str:
-        """What follows an answer's text where nothing else follows: the last answer that has one, or a short one."""
-        answers = (i for i in texts if messages[i]["role"] == "assistant" and core_of(messages[i]))
-        last = max(answers, default=None)
-        if last == len(messages) - 1:
-            return text[texts[last][1] :]
-        answer = {"role": "assistant", "content": "x" if last is None else messages[last]["content"]}
-        prompt = ASKED if last is None else messages[:last]
-        try:
-            alone = self.render([*prompt, answer])
-        except ConversationError:
-            return "" if last is None else text[texts[last][1] :]
-        return alone.rpartition(cores_of(answer)[-1])[2]
+        """What follows an answer's text where nothing else follows, without its own white space."""
+        if self._plain_closing is not None:
+            return self._plain_closing
+        last = max((i for i in texts if messages[i]["role"] == "assistant"), default=None)
+        return "" if last is None else text[texts[last][1] :].lstrip()
 
     def _end(
         self,
@@ -256,7 +257,7 @@ class TurnFinder:
         between_headers = gap.replace(own, "\0" * len(own)) if own else gap
         has_end = closing.strip() or messages[index].get("tool_calls")
         places = (between_headers.rfind(header[:length]) for length in range(len(header) if has_end else 0, 0, -1))
-        stop = next((place for place in places if place >= 0), len(commonprefix([gap, closing])))
+        stop = next((place for place in places if place >= 0), _closed(gap, closing))
         return end + _behind_closing(gap, stop, closing)
 
     def _with_one_header_each(self, messages: Sequence[Message], text: str, header: str) -> str:
@@ -311,7 +312,8 @@ class TurnFinder:
         others = [
             index for index, message in enumerate(messages) if message["role"] == "assistant" and index not in found
         ]
-        shown = [index for index in others if self._depends_on(messages, text, index)]
+        shown = others if self._depends_on(messages, text, others) else []
+        shown = [index for index in shown if self._depends_on(messages, text, [index])]
         if learned := [index for index in shown if is_learned(messages[index])]:
             raise UnsupportedContentError(
                 f"cannot locate {len(learned)} of {len(others) + len(found)} assistant turns that the model's chat "
@@ -327,6 +329,14 @@ def _is_before_empty_answer(messages: Sequence[Message], index: int, texts: Mapp
     return following is not None and messages[following]["role"] == "assistant" and not core_of(messages[following])
 
 
+def _closed(gap: str, closing: str) -> int:
+    """Where a turn ends in the text up to the next one, if that has no header like the assistant's."""
+    mark = closing.lstrip()
+    if mark and gap.lstrip().startswith(mark):
+        return gap.find(mark) + len(mark)
+    return len(commonprefix([gap, closing]))
+
+
 def _behind_closing(gap: str, stop: int, closing: str) -> int:
     """Where a turn ends in the text up to the next one: with its end-of-turn mark, and before a header of several tags.
 
@@ -335,9 +345,10 @@ def _behind_closing(gap: str, stop: int, closing: str) -> int:
         stop: Where the last tag that begins like the assistant's header is.
         closing: What follows the text of the last answer.
     """
-    place = 0 if gap.startswith(closing) else gap.rfind(closing, 0, stop)
-    behind = place + len(closing)
-    if not closing.strip() or place < 0 or (behind <= stop and not gap[behind:stop].strip()):
+    mark = closing.lstrip()
+    place = gap.find(mark) if gap.lstrip().startswith(mark) else gap.rfind(mark, 0, stop)
+    behind = place + len(mark)
+    if not mark or place < 0 or (behind <= stop and not gap[behind:stop].strip()):
         return stop
     return behind
 
@@ -388,8 +399,10 @@ def _neutral(value: Any, *, keep: bool) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _is_plain(message: Message) -> bool:
-    """Whether a template sees nothing but a role and a text."""
-    return message.keys() <= {"role", "content"} and isinstance(message["content"], str) and bool(message["content"])
+    """Whether a template sees nothing but a role and a text, which has no white space around it."""
+    content = message["content"]
+    is_text = message.keys() <= {"role", "content"} and isinstance(content, str) and bool(content)
+    return is_text and not (content[0].isspace() or content[-1].isspace())
 
 
 def _layout(messages: Sequence[Message], text: str, texts: dict[int, Span], spans: dict[int, Span]) -> Layout | None:
