@@ -286,6 +286,49 @@ def test_of_any_conversation_with_tools_the_variants_tokens_are_learned(name):
     assert compared or name == "llama3"  # whose template has no calls
 
 
+def edges(texts: list[str]) -> list[list[dict]]:
+    """Conversations of one and two turns with these answers."""
+    asked = [{"role": "user", "content": text} for text in ("Hi?", "So?\n")]
+    pairs = itertools.product(texts, texts)
+    return [[asked[0], {**SAID, "content": a}, asked[1], {**SAID, "content": b}] for a, b in pairs]
+
+
+EDGES = edges(["Hello.", "Bye.\n", " lead", "trail ", ">"])
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, "smolvlm", "idefics3"])
+def test_white_space_around_answers_takes_no_mark_from_them(name):
+    tokenizer, renderer = bpe_tokenizer(TEMPLATES[name].read_text()), None
+    for chat in EDGES:
+        found = rendered(tokenizer, {"messages": chat}, {})
+        renderer = renderer or Renderer(tokenizer, 4096)
+        [item], [alone] = renderer([{"messages": chat}]), Renderer(tokenizer, 4096)([{"messages": chat}])
+        assert item == alone  # whatever rows came before
+        if item.tokens is None:
+            assert found is None or item.status == "malformed"
+            continue
+        turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+        assert_learned(turns, name, "edges", found[1], {})
+
+
+HEADERS_UNLIKE = {
+    "no header": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} "
+    "{{ m.content }}</s>{% endif %}{% endfor %}",
+    "tags of their own": "{% for m in messages %}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>{{ m.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS_UNLIKE)
+def test_headers_unlike_the_users_leave_each_answer_its_mark(name):
+    tokenizer, end = bpe_tokenizer(HEADERS_UNLIKE[name]), "</s>" if name == "no header" else "<|im_end|>"
+    for chat in EDGES:
+        [item] = Renderer(tokenizer, 4096)([{"messages": chat}])
+        turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+        want = [message["content"] + end for message in chat[1::2]]
+        assert [turn.lstrip() for turn in turns] == [turn.lstrip() for turn in want]
+
+
 SHOWN_TWICE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.content if m.role == 'assistant' }}\n{% endfor %}"
 )
