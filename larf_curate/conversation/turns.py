@@ -177,11 +177,11 @@ class TurnFinder:
         closing = self._closing(messages, text, texts)
         text = self._with_one_header_each(messages, text, header)
         before, after = _Places([0]), _Places([first for first, _ in texts.values()])
-        found: dict[int, Span] = {}
+        found = {} if header else self._calls(messages, text, [i for i in answers if i not in texts])
         for index, message in enumerate(messages):
             if index in texts:
                 after.remove(texts[index][0])
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and index not in found:
                 start, end = texts.get(index, (len(text), 0))
                 end += len(space_behind(message)) * text.startswith(space_behind(message), end)
                 earliest = before.last_until(start)
@@ -205,7 +205,25 @@ class TurnFinder:
                 before.add(stop)
             if index in texts:
                 before.add(texts[index][1])
-        return found
+        return dict(sorted(found.items()))
+
+    def _calls(self, messages: Sequence[Message], text: str, answers: Sequence[int]) -> dict[int, Span]:
+        """Where calls of tools are that have no text, if the assistant has no header to find them by."""
+        calls = [index for index in answers if messages[index].get("tool_calls")]
+        if not calls or not self._depends_on(messages, text, calls):
+            return {}
+        return {index: span for index in calls if (span := self._call(messages, text, index))}
+
+    def _call(self, messages: Sequence[Message], text: str, index: int) -> Span | None:
+        """Where the calls of a message are: from where its text would be, up to where it ends as the last message."""
+        mark = chr(unused_characters(1, text).start)
+        try:
+            other = self.render([*messages[:index], {"role": "assistant", "content": mark}])
+            alone = self.render(messages[: index + 1])
+        except ConversationError:
+            return None
+        start, end = len(commonprefix([other, text])), len(commonprefix([alone, text]))
+        return (start, end) if other[start:].lstrip().startswith(mark) else None
 
     @cached_property
     def _plain_closing(self) -> str | None:

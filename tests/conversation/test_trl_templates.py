@@ -329,6 +329,41 @@ def test_headers_unlike_the_users_leave_each_answer_its_mark(name):
         assert [turn.lstrip() for turn in turns] == [turn.lstrip() for turn in want]
 
 
+WITHOUT_HEADERS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]"
+    "{% elif m.tool_calls %}[TOOL_CALLS] {% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments }}"
+    "{% endfor %}</s>{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+"""Like Mistral's: nothing marks the assistant's turn, and a generation prompt adds nothing."""
+
+
+def test_calls_of_tools_are_learned_where_the_assistant_has_no_header():
+    called = {"role": "assistant", "content": "", "tool_calls": [SECOND_CALL]}
+    tokenizer = bpe_tokenizer(WITHOUT_HEADERS)
+    for chat, others in (
+        ([ASKED, called, OUTPUT, MORE[1]], [" It is baked.</s>"]),
+        ([ASKED, SAID, MORE[0], called], [" With flour.</s>"]),
+        ([ASKED, called], []),
+    ):
+        [item] = Renderer(tokenizer, 4096)([{"messages": chat, "tools": [TOOL]}])
+        turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+        calls = "[TOOL_CALLS] open_door{'door': 'SECOND'}</s>"
+        assert sorted(turn.strip() for turn in turns) == sorted([calls, *(text.strip() for text in others)])
+
+
+def test_thousands_of_calls_that_a_template_leaves_out_are_read_in_a_few_renderings():
+    renders = []
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    renderer = Renderer(bpe_tokenizer(template), 4096)
+    render = renderer.tokenizer.apply_chat_template
+    renderer.tokenizer.apply_chat_template = lambda *given, **options: renders.append(1) or render(*given, **options)
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    [item] = renderer([{"messages": [ASKED, *[called, OUTPUT] * 300]}])
+    assert item.status == "unsupported"
+    assert len(renders) < 50
+
+
 SHOWN_TWICE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.content if m.role == 'assistant' }}\n{% endfor %}"
 )
