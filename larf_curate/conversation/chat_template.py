@@ -230,6 +230,8 @@ class Renderer:
         has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
         if has_keys:
             self._count_flags(messages)
+            messages = self.template.without_unread(messages, arguments)
+            has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
         text = self.template(messages, arguments=arguments)
         finder = self._finder(arguments)
         turns = finder(messages, text)

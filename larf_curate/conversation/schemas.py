@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from larf_curate.conversation.messages import (
+    LEARNED,
     ROLES,
     THOUGHT_KEYS,
     EmptyConversationError,
@@ -383,7 +384,7 @@ def _are_parts(value: Iterable[object]) -> bool:
 def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     """A prompt, of which trainers learn no turn, and what follows; preference data often repeat it in ``chosen``."""
     after = after[len(before) :] if after[: len(before)] == before else after
-    prompt = [message | {"learned": None} if message["role"] == "assistant" else message for message in before]
+    prompt = [message | {LEARNED: None} if message["role"] == "assistant" else message for message in before]
     return prompt + after
 
 
