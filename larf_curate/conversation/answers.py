@@ -61,6 +61,8 @@ def _replace_in_cell(value: object, text: str, roles: Mapping[str, str]) -> Any:
         return json.dumps(_replace_in_cell(messages, text, roles))
     if value is None or isinstance(value, str | int | float):
         return text
+    if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ("role", "from")):
+        return _replace_in_cell([value], text, roles)[0]
     if isinstance(value, Mapping):  # a dict of lists, the form of messages in older versions of `datasets`
         role_key, content_key = _message_keys(value)
         index = _last_assistant(value[role_key], roles)

@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 from larf_curate.conversation.generation import assign
 from larf_curate.conversation.messages import (
+    DEVELOPER,
     GIVEN_ROLE,
+    ROLES,
     THOUGHT_END,
     THOUGHT_KEYS,
     THOUGHT_START,
@@ -30,10 +32,20 @@ from larf_curate.conversation.messages import (
     has_content,
     is_excluded,
     is_learned,
+    role_name,
     text_of,
 )
-from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
-from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
+from larf_curate.conversation.schemas import (
+    MORE_ARGUMENTS,
+    TOKEN_COLUMNS,
+    Conversation,
+    Row,
+    Schema,
+    further_roles,
+    to_conversation,
+    unused_columns,
+)
+from larf_curate.conversation.templates import TOKENIZING, ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, shorten, truncate
 from larf_curate.conversation.turns import TurnFinder, Turns, learns_header
 from larf_curate.errors import ConversationError, ModelError
@@ -149,6 +161,7 @@ class Renderer:
     _said: set[str] = field(default_factory=set, repr=False)
     _counts: Counter[str] = field(default_factory=Counter, repr=False)
     _ignored: set[str] = field(default_factory=set, repr=False)
+    _known_roles: set[str] = field(default_factory=lambda: {*ROLES.values(), DEVELOPER}, repr=False)
     _unused: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -226,10 +239,13 @@ class Renderer:
             text = conversation.text
             text = text if text.startswith(self._text_start) else self._text_start + text
             return _RenderedText(text, [(0, len(text))])
-        messages, arguments = conversation.messages, conversation.arguments
+        messages: Sequence[Message] = conversation.messages
+        arguments = conversation.arguments
         has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
         if has_keys:
             self._count_flags(messages)
+            messages = self.template.without_unread(messages, arguments)
+            has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
         text = self.template(messages, arguments=arguments)
         finder = self._finder(arguments)
         turns = finder(messages, text)
@@ -244,6 +260,8 @@ class Renderer:
         self._check_learned(messages, learned, partial(finder.shows_any, messages, text, turns))
         if has_keys or turns.hidden or conversation.ignored:
             self._tell(conversation, turns)
+        if not conversation.roles <= self._known_roles:
+            self._tell_roles(conversation.roles)
         self._tell_thoughts(conversation, turns, text)
         return _RenderedText(text, spans, others)
 
@@ -297,11 +315,22 @@ class Renderer:
     def _tell_unused_columns(self, rows: Sequence[Row | None]) -> None:
         """Say once of each column with values that it looks like part of the conversations but is not read."""
         given = [row for row in rows if isinstance(row, Mapping)]
+        self._tell_token_columns(given)
         names = {name for keys in {tuple(row) for row in given} for name in self._unused_of(keys)} - self._ignored
         if found := sorted(name for name in names if any(_has_value(row.get(name)) for row in given)):
             self._ignored.update(found)
             logger.warning(
                 "%s: looks like part of the conversations but is not read; if it should be, name the columns",
+                ", ".join(found),
+            )
+
+    def _tell_token_columns(self, rows: Sequence[Row]) -> None:
+        """Say once of each column from which TRL takes what is learned that it is not read."""
+        names = [name for name in TOKEN_COLUMNS if name not in self._ignored]
+        if found := [name for name in names if any(_are_integers(row.get(name)) for row in rows)]:
+            self._ignored.update(found)
+            logger.warning(
+                "%s: is not read, while TRL takes from it which tokens are learned; remove it before training",
                 ", ".join(found),
             )
 
@@ -326,9 +355,23 @@ class Renderer:
             if what not in self._told:
                 self._told.add(what)
                 logger.warning("the chat template leaves out %s: it is not scored, and training would not see it", what)
+        for name in sorted(TOKENIZING & conversation.arguments.keys()):
+            self._say_once(f"{MORE_ARGUMENTS}: {name} is not read, while TRL may cut or pad rows by it: remove it")
         renamed = any(GIVEN_ROLE in message for message in conversation.messages)
         if renamed and not self.template.takes_developer(conversation.arguments):
             self._tell_developer()
+
+    def _tell_roles(self, names: frozenset[str]) -> None:
+        """Say once of each name of a role that a trainer gives to the template as it is, as which role it is read."""
+        new = sorted(names - self._known_roles)
+        self._known_roles.update(new)
+        if new := [name for name in new if name.strip().lower() != DEVELOPER]:
+            read = [role_name(name, further_roles(self.columns)) for name in new]
+            logger.warning(
+                "roles %s are read as %s, while TRL gives templates the names as they are; rename them before training",
+                ", ".join(new),
+                ", ".join(read),
+            )
 
     def _tell_developer(self) -> None:
         """Say once that developer messages are rendered as system messages."""
@@ -451,6 +494,11 @@ def _thought(message: Message, unread: Sequence[str]) -> str:
 def _has_value(value: object) -> bool:
     """Whether a cell is neither null nor empty; other values, such as arrays, may have no truth value."""
     return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _are_integers(value: object) -> bool:
+    """Whether a cell has an integer for each token."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, int) for item in value)
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:

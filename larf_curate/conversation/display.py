@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from larf_curate.conversation.messages import THOUGHT_KEYS, Message
+from larf_curate.conversation.messages import CALL_KEYS, THOUGHT_KEYS, Message
 from larf_curate.conversation.schemas import ARGUMENTS, Row, to_conversation
 
 
@@ -28,7 +28,7 @@ def display_text(message: Message) -> str:
     content = message["content"]
     parts = [content] if isinstance(content, str) else [part.get("text", f"[{part['type']}]") for part in content]
     thoughts = [f"[thought] {message[key]}" for key in THOUGHT_KEYS if message.get(key)]
-    calls = [as_json(message["tool_calls"])] if message.get("tool_calls") else []
+    calls = [as_json(message[key]) for key in CALL_KEYS if message.get(key)]
     return "\n".join(text for text in (*thoughts, "".join(parts), *calls) if text)
 
 

@@ -38,11 +38,15 @@ GIVEN_ROLE = "given_role"
 """Key of a message with the role that a template may know beside the normalised one: ``developer``."""
 MESSAGE_KEYS = (("role", "from"), ("content", "value"))
 """Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
+LEARNED = "learned"
+"""Key of a message that is not learned: False if one of `LEARNED_KEYS` says so, None as part of a prompt."""
 LEARNED_KEYS = ("weight", "train", "loss")
 """Keys that say with 0 or false that a trainer does not learn an assistant message."""
 UNREAD_FLAGS = ("training", "trainable")
 """Keys that look like these, but are not read."""
-_READ_KEYS = frozenset((*(key for pair in MESSAGE_KEYS for key in pair), *LEARNED_KEYS))
+_READ_KEYS = frozenset(key for pair in MESSAGE_KEYS for key in pair)
+CALL_KEYS = ("tool_calls", "function_call")
+"""Keys with the calls of tools of a message; the second is OpenAI's older one, which few templates read."""
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys with what a model thought before its answer; each template reads one of them."""
@@ -113,18 +117,23 @@ def message_of(role: str, content: object, **others: object) -> Message:
     Args:
         role: A normalised role.
         content: Text, a number or a date, or a list of parts.
-        others: Further keys; those without a value are left out.
+        others: Further keys; those that are None are left out, as transformers does before it renders, and empty
+            values are kept, which some templates tell from absent ones.
 
     Raises:
         EmptyConversationError: If there is no content.
-        ConversationError: If the content is something else.
+        ConversationError: If the content is something else, or the text is under another key.
     """
     if isinstance(content, str) and not others:
         return {"role": role, "content": content}
-    others = {key: json_value(value) for key, value in others.items() if value not in (None, "", [], {})}
+    others = {key: json_value(value) for key, value in others.items() if value is not None}
     if content is None:
-        if any(others.get(key) for key in ("tool_calls", *THOUGHT_KEYS)):
+        if any(others.get(key) for key in (*CALL_KEYS, *THOUGHT_KEYS)):
             return {"role": role, "content": "", **others}
+        if isinstance(others.get("text"), str):
+            raise ConversationError(
+                f"wanted the text of the {role} turn under content or value, got it under text: rename the key"
+            )
         raise EmptyConversationError(f"wanted text for the {role} turn, got none: fill or remove the row")
     return {"role": role, "content": _content(role, content), **others}
 
@@ -137,17 +146,17 @@ def text_of(message: Message) -> str:
 
 def has_content(message: Message) -> bool:
     """Whether a message has text, calls of tools or a thought."""
-    return bool(text_of(message).strip() or any(message.get(key) for key in ("tool_calls", *THOUGHT_KEYS)))
+    return bool(text_of(message).strip() or any(message.get(key) for key in (*CALL_KEYS, *THOUGHT_KEYS)))
 
 
 def is_learned(message: Message) -> bool:
     """Whether a trainer learns a message: one of the assistant that no key says 0 or false of."""
-    return message["role"] == "assistant" and bool(message.get("learned", True))
+    return message["role"] == "assistant" and bool(message.get(LEARNED, True))
 
 
 def is_excluded(message: Message) -> bool:
     """Whether a key of an assistant message says 0 or false, unlike one that is not learned as part of a prompt."""
-    return message["role"] == "assistant" and message.get("learned", True) is False
+    return message["role"] == "assistant" and message.get(LEARNED, True) is False
 
 
 def parsed(text: str, wanted: str) -> Any:  # noqa: ANN401  any JSON value
@@ -217,12 +226,13 @@ def _chat_message(item: object, roles: Mapping[str, str] | None) -> Message:
         raise wrong("a message with role and content", item)
     # Rows of mixed origin have both spellings, one of them null: take the one with a value.
     role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
-    others = {str(key): value for key, value in item.items() if key not in _READ_KEYS} if len(item) > 2 else {}
+    is_bare = len(item) == 2 and content is not None
+    others = {} if is_bare else {str(key): value for key, value in item.items() if key not in _READ_KEYS}
     message = message_of(role_name(role, roles), content, **others)
     if isinstance(role, str) and message["role"] == "system" and role.strip().lower() == DEVELOPER:
         message[GIVEN_ROLE] = DEVELOPER
     learned = all(_is_set(key, item[key]) for key in LEARNED_KEYS if item.get(key) is not None)
-    return message if learned else message | {"learned": False}
+    return message if learned else message | {LEARNED: False}
 
 
 def _is_set(key: str, flag: object) -> bool:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from larf_curate.conversation.messages import (
+    LEARNED,
     ROLES,
     THOUGHT_KEYS,
     EmptyConversationError,
@@ -57,6 +58,8 @@ SEEMINGLY_USED = (
     "instruction",
 )
 """Columns that look like part of a conversation: a user is told if one is not read."""
+TOKEN_COLUMNS = ("labels", "assistant_masks", "completion_mask")
+"""Columns from which TRL takes what is learned, if they have an integer for each token."""
 
 ROLE = "role:"
 """Prefix of keys of ``columns`` that name a further role of messages: ``role:narrator=user``."""
@@ -78,12 +81,14 @@ class Conversation:
         text: Text of a row that is already rendered (a ``text`` column), to be used without a chat template; else None.
         arguments: Further arguments of the chat template: ``tools``, ``documents``, and those that a row names.
         ignored: Columns with a system prompt that is not read, since the row has another one, which comes first.
+        roles: Names of roles in the row.
     """
 
     messages: list[Message]
     text: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    roles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,15 @@ def to_conversation(
     messages = [clean_message(message) for message in schema.read(row)]
     if not any(has_content(message) for message in messages if message["role"] == "assistant"):
         wanted = "text" if schema.plain else "an assistant turn with text"
-        raise EmptyConversationError(f"wanted {wanted}, got none: there is nothing to score")
+        raise EmptyConversationError(f"wanted {wanted}, got none: {_elsewhere(row, schema)}")
     if schema.plain:
         return Conversation(messages=messages, text=messages[0]["content"])
+    roles = _role_names(row, schema)
     if row.keys().isdisjoint(EXTRAS):
-        return Conversation(messages=messages)
+        return Conversation(messages=messages, roles=roles)
     messages = _with_extras(messages, row, schema)
     return Conversation(
-        messages=messages, arguments=_arguments(row), ignored=_ignored_prompts(messages[0], row, schema)
+        messages=messages, arguments=_arguments(row), ignored=_ignored_prompts(messages[0], row, schema), roles=roles
     )
 
 
@@ -240,7 +246,7 @@ def unused_columns(available: Iterable[str], columns: Mapping[str, str] | None =
     present = set(available)
     schema = schema_for(present, columns)
     schemas = _schemas((), DEFAULT_SEPARATOR)
-    others = {column for other in schemas for column in other.columns} - {"text", "chosen"} | set(SEEMINGLY_USED)
+    others = {column for other in schemas for column in other.columns} - {"chosen"} | set(SEEMINGLY_USED)
     return sorted(present & others - schema.used)
 
 
@@ -299,6 +305,27 @@ def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Mess
     return [clean_message(message) for message in messages]
 
 
+def _role_names(row: Row, schema: Schema) -> frozenset[str]:
+    """Names of roles in the lists of messages of a row that has been read."""
+    lists = [value for column in schema.columns if isinstance(value := row.get(column), list)]
+    names = {
+        message.get("role") or message.get("from")
+        for messages in lists
+        for message in messages
+        if isinstance(message, dict)
+    }
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def _elsewhere(row: Row, schema: Schema) -> str:
+    """Where else a row without answer may have one."""
+    prompt, chosen = schema.columns[-1], row.get("chosen")
+    has_chosen = isinstance(chosen, str | list | Mapping) and bool(chosen) and schema.columns == (prompt,)
+    if not has_chosen or schema.plain or prompt == "chosen":
+        return "there is nothing to score"
+    return f"chosen is not read beside {prompt}; name both (--columns user={prompt},assistant=chosen)"
+
+
 def _ignored_prompts(first: Message, row: Row, schema: Schema) -> tuple[str, ...]:
     """Columns with another system prompt than the conversation begins with."""
     prompts = {column: row[column] for column in SYSTEM if row.get(column) and column not in schema.columns}
@@ -316,14 +343,14 @@ def _history(value: object) -> list[Message]:
 
 
 def _arguments(row: Row) -> dict[str, Any]:
-    """The arguments that a row has for the chat template."""
+    """The arguments that a row has for the chat template; as in TRL, ``chat_template_kwargs`` come first."""
     found: dict[str, Any] = {}
     if more := _value(row, MORE_ARGUMENTS):
         if not isinstance(more, Mapping):
             raise wrong(f"a dict of arguments in column {MORE_ARGUMENTS}", more)
         found = dict(more)
     for column in ARGUMENTS:
-        if (value := _value(row, column)) is not None:
+        if column not in found and (value := _value(row, column)) is not None:
             if not isinstance(value, list):
                 raise wrong(f"a list in column {column}", value)
             found[column] = [_item(item, column) if isinstance(item, str) else item for item in value]
@@ -372,6 +399,8 @@ def _turn(role: str, value: object) -> Message:
 
 def _side(role: str, value: object, roles: Mapping[str, str]) -> list[Message]:
     """The messages of a column that has a text or a list of messages."""
+    if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ("role", "from")):
+        value = [value]  # one message, as the preference data of LLaMA-Factory have
     is_chat = isinstance(value, Mapping) or isinstance(value, list | tuple) and not _are_parts(value)
     return messages_of(value, roles) if is_chat else [_turn(role, value)]
 
@@ -383,7 +412,7 @@ def _are_parts(value: Iterable[object]) -> bool:
 def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     """A prompt, of which trainers learn no turn, and what follows; preference data often repeat it in ``chosen``."""
     after = after[len(before) :] if after[: len(before)] == before else after
-    prompt = [message | {"learned": None} if message["role"] == "assistant" else message for message in before]
+    prompt = [message | {LEARNED: None} if message["role"] == "assistant" else message for message in before]
     return prompt + after
 
 

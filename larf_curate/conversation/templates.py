@@ -14,7 +14,17 @@ from typing import Any, Protocol
 
 from jinja2 import Environment, TemplateError
 
-from larf_curate.conversation.messages import GIVEN_ROLE, MEDIA, THOUGHT_KEYS, Message, UnsupportedContentError, clean
+from larf_curate.conversation.messages import (
+    CALL_KEYS,
+    GIVEN_ROLE,
+    LEARNED,
+    LEARNED_KEYS,
+    MEDIA,
+    THOUGHT_KEYS,
+    Message,
+    UnsupportedContentError,
+    clean,
+)
 from larf_curate.conversation.truncation import Span
 from larf_curate.errors import ConversationError, ModelError
 
@@ -40,6 +50,8 @@ RESERVED = frozenset(
     ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "return_dict")
 )
 """Arguments of `apply_chat_template` that say what is rendered and returned, not how."""
+TOKENIZING = frozenset(("padding", "truncation", "max_length", "return_tensors"))
+"""Arguments of `apply_chat_template` for the tokenizer, which no template reads."""
 NOW = "strftime_now"
 """Function of transformers that writes today's date into a template."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -189,12 +201,24 @@ class ChatTemplate:
 
     def unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
         """Names of arguments and message keys that the template does not read."""
-        keys = {key for message in messages for key in message} & {"tool_calls", *THOUGHT_KEYS}
-        if not keys and not arguments:
+        keys = {key for message in messages for key in (*CALL_KEYS, *THOUGHT_KEYS) if message.get(key)}
+        names = {*keys, *arguments} - TOKENIZING
+        if not names:
             return []
         source = self._source(arguments)
-        known = {name: (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)) for name in {*keys, *arguments}}
-        return sorted(name for name, any_of in known.items() if not any(key in source for key in any_of))
+        return sorted(name for name in names if not _mentions(source, name))
+
+    def without_unread(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> Sequence[Message]:
+        """Messages without those flags and empty values that the template does not read: it renders them alike."""
+        source = self._source(arguments)
+        keys = {key for message in messages for key in message} - {"role", "content", LEARNED, GIVEN_ROLE}
+        unread = {key for key in keys if not _mentions(source, key)}
+        if not unread:
+            return messages
+        return [
+            {key: value for key, value in message.items() if key not in unread or value and key not in LEARNED_KEYS}
+            for message in messages
+        ]
 
     def takes_developer(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the template for a row with these arguments knows the role ``developer``."""
@@ -260,7 +284,7 @@ class ChatTemplate:
         kept = {"role": message["role"], "content": content}
         if len(message) > len(kept):
             keys = [key for key in message if key not in kept and (key in source or key in THOUGHT_KEYS)]
-            kept |= {key: message[key] for key in keys if key not in ("learned", GIVEN_ROLE)}
+            kept |= {key: message[key] for key in keys if key not in (LEARNED, GIVEN_ROLE)}
             if GIVEN_ROLE in message and _DEVELOPER.search(source):
                 kept["role"] = message[GIVEN_ROLE]
         return kept
@@ -268,6 +292,11 @@ class ChatTemplate:
     def _kinds_shown(self, source: str) -> set[str]:
         """Kinds of parts beside text that the template mentions."""
         return {kind for kind in MEDIA if re.search(rf"['\".]{kind}\b", source)}
+
+
+def _mentions(source: str, name: str) -> bool:
+    """Whether a template has the name of a key or argument; transformers gives a thought all names of thoughts."""
+    return any(key in source for key in (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)))
 
 
 class _TooLongError(TemplateError):

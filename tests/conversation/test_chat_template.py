@@ -300,6 +300,81 @@ def test_answers_that_flags_exclude_are_counted_once_and_unread_flags_are_named(
     assert [record.message.split(":")[0] for record in caplog.records[1:]] == ["trainable"]
 
 
+READING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if 'KEY' in m %}KEY: {{ m['KEY'] }}\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss", "reasoning_content", "tool_calls", "function_call", "name"])
+@pytest.mark.parametrize("value", [1, "", [], None])
+def test_flags_and_empty_values_reach_a_template_that_reads_them(key, value):
+    if key in ("weight", "train", "loss") and value is not None:
+        value = 1
+    tokenizer = tokenizer_with(READING.replace("KEY", key))
+    chat = [{**message, key: value} for message in CHAT[1:3]]
+    want = ids_of(tokenizer, CHAT[1:3] if value is None else chat)
+    (item,) = render(tokenizer, [{"messages": chat}])
+    assert item.tokens.ids == want
+    assert (f"{key}:" in tokenizer.decode(want)) == (value is not None)
+
+
+def test_empty_values_and_flags_that_are_not_read_say_nothing(caplog):
+    chat = [CHAT[1], {**CHAT[2], "reasoning_content": "", "tool_calls": [], "weight": 1}]
+    (item,) = render(tokenizer_with(CHATML), [{"messages": chat}])
+    assert item.tokens.ids == ids_of(tokenizer_with(CHATML), CHAT[1:3])
+    assert not caplog.records
+
+
+def test_a_call_of_a_function_that_the_template_does_not_read_is_named(caplog):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "bake", "arguments": "{}"}}
+    alone, answered = render(
+        tokenizer_with(CHATML), [{"messages": [ASKED, call]}, {"messages": [ASKED, call, CHAT[2]]}]
+    )
+    assert (alone.status, answered.status) == ("unsupported", "ok")
+    assert "function_call" in alone.reason
+    assert [record.args for record in caplog.records] == [("function_call",)]
+
+
+def test_names_of_roles_that_trl_gives_to_the_template_as_they_are_are_told_once(caplog):
+    renderer = Renderer(tokenizer_with(CHATML), 1000, {"messages": "m", "role:narrator": "user"})
+    turns = [
+        ("human", "Hi?"),
+        ("gpt", "Yes."),
+        ("User", "So?"),
+        ("assistant", "No."),
+        ("narrator", "End."),
+        ("gpt", "X"),
+    ]
+    sharegpt = {"m": [{"from": name, "value": text} for name, text in turns]}
+    renderer([{"m": CHAT}, sharegpt, sharegpt])
+    renderer([sharegpt, {"m": [{"role": "tool", "content": "x"}, *CHAT[:3], {"role": "Model", "content": "x"}]}])
+    told = [record.args for record in caplog.records if "roles" in record.msg]
+    assert told == [("User, gpt, human, narrator", "user, assistant, user, user"), ("Model", "assistant")]
+
+
+def test_columns_from_which_trl_takes_what_is_learned_are_told_if_they_have_integers(caplog):
+    renderer = Renderer(tokenizer_with(CHATML), 1000)
+    row = {"messages": CHAT[1:3]}
+    renderer([row | {"labels": 1}, row | {"labels": "safe"}, row | {"labels": ["safe"]}, row | {"assistant_masks": []}])
+    assert not caplog.records
+    renderer([row | {"labels": [1, -100]}, row | {"assistant_masks": [0, 1]}] * 2)
+    renderer([row | {"labels": [1, -100]}])
+    assert [record.args for record in caplog.records] == [("labels, assistant_masks",)]
+    assert renderer.ignored_columns == ["assistant_masks", "labels"]
+
+
+def test_arguments_for_the_tokenizer_are_not_told_as_left_out_by_the_template(caplog):
+    row = {"messages": CHAT[1:3], "chat_template_kwargs": {"truncation": True, "padding": True}}
+    renderer = Renderer(tokenizer_with(CHATML), 1000)
+    renderer([row, row])
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "chat_template_kwargs: padding is not read",
+        "chat_template_kwargs: truncation is not read",
+    ]
+    assert renderer.left_out == []
+
+
 def test_columns_that_are_not_read_are_told_once_each_in_whichever_batch_they_have_values(caplog):
     tokenizer = tokenizer_with(CHATML)
     renderer = Renderer(tokenizer, 100)

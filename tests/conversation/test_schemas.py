@@ -5,6 +5,7 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from larf_curate.conversation.answers import replace_answer
 from larf_curate.conversation.messages import EmptyConversationError, is_learned, role_name
 from larf_curate.conversation.schemas import (
     check_columns,
@@ -387,3 +388,48 @@ def test_a_separator_that_is_not_the_profiles_is_refused():
     for columns, separator in (({"input_separator": " "}, None), ({"input_separator": "\n"}, " ")):
         with pytest.raises(ConversationError, match="wanted the input separator of the profile"):
             with_separator(columns, separator)
+
+
+def test_a_message_without_content_is_read_as_one_of_calls_or_a_thought():
+    call = {"type": "function", "function": {"name": "bake", "arguments": {}}}
+    for key, value in (("tool_calls", [call]), ("reasoning_content", "Hm."), ("function_call", {"name": "bake"})):
+        want = {"role": "assistant", "content": "", key: value}
+        assert to_messages({"messages": [ASKED[0], {"role": "assistant", key: value}]}) == [ASKED[0], want]
+
+
+def test_text_under_another_key_than_content_is_named():
+    row = {"messages": [{"role": "prompter", "text": "Q", "lang": "en"}, {"role": "assistant", "text": "A"}]}
+    with pytest.raises(ConversationError, match="text of the user turn under content or value, got it under text") as e:
+        to_messages(row)
+    assert not isinstance(e.value, EmptyConversationError)
+
+
+def test_text_beside_other_columns_is_named_as_not_read():
+    assert unused_columns(["instruction", "input", "output", "text"]) == ["text"]
+    assert unused_columns(["messages", "text"]) == ["text"]
+    assert unused_columns(["text"]) == []
+
+
+def test_arguments_in_chat_template_kwargs_come_before_columns_as_in_trl():
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("one", "two")]
+    row = {"messages": ASKED, "tools": tools[0]}
+    assert to_conversation(row | {"chat_template_kwargs": {"x": 1}}).arguments["tools"] == tools[0]
+    assert to_conversation(row | {"chat_template_kwargs": {"tools": tools[1]}}).arguments["tools"] == tools[1]
+    assert to_conversation(row | {"chat_template_kwargs": {"tools": None}}).arguments["tools"] is None
+
+
+def test_a_single_message_as_answer_beside_conversations_is_named_and_can_be_read():
+    sharegpt = [{"from": "human", "value": "Q"}]
+    row = {
+        "conversations": sharegpt,
+        "chosen": {"from": "gpt", "value": "A"},
+        "rejected": {"from": "gpt", "value": "B"},
+    }
+    with pytest.raises(EmptyConversationError, match="--columns user=conversations,assistant=chosen"):
+        to_messages(row)
+    for side, answer in (("chosen", "A"), ("rejected", "B")):
+        columns = {"user": "conversations", "assistant": side}
+        assert to_messages(row, columns) == [ASKED[0], {"role": "assistant", "content": answer}]
+        assert replace_answer(row, "C", columns) == row | {side: {"from": "gpt", "value": "C"}}
+    with pytest.raises(EmptyConversationError, match="nothing to score"):
+        to_messages({"conversations": sharegpt, "chosen": None})
