@@ -30,7 +30,7 @@ from larf_curate.signals import SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
-ALGORITHM = 5
+ALGORITHM = 6
 """Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
 Runtime: TypeAlias = dict[str, Any]
 """Settings that do not change results: model path, device and batch size."""
