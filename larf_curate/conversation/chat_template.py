@@ -32,6 +32,7 @@ from larf_curate.conversation.messages import (
     is_learned,
     text_of,
 )
+from larf_curate.conversation.plain_text import PlainEncoding, added_tokens
 from larf_curate.conversation.schemas import Conversation, Row, Schema, to_conversation, unused_columns
 from larf_curate.conversation.templates import ChatTemplate, Encoding, Tokenizer, template_digest
 from larf_curate.conversation.truncation import Tokens, Turn, shorten, truncate
@@ -82,12 +83,14 @@ class _RenderedText:
         spans: Spans of the assistant turns that are learned.
         others: Spans of the assistant turns that a flag of the row excludes from training.
         is_cut: Whether the text lacks its middle.
+        added: Number of characters at the start that stand for the tokens which the tokenizer puts before plain text.
     """
 
     text: str
     spans: list[tuple[int, int]]
     others: tuple[tuple[int, int], ...] = ()
     is_cut: bool = False
+    added: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +191,7 @@ class Renderer:
         self._tell_unused_columns(rows)
         items = [self._shortened(self._try_render(row, schema)) for row in rows]
         self._tell_excluded()
-        texts = [item.text for item in items if isinstance(item, _RenderedText)]
-        encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
+        encodings = self._encodings([item for item in items if isinstance(item, _RenderedText)])
         for item in items:
             yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, next(encodings))
 
@@ -223,9 +225,10 @@ class Renderer:
 
     def _render(self, conversation: Conversation) -> _RenderedText:
         if conversation.text is not None:
-            text = conversation.text
-            text = text if text.startswith(self._text_start) else self._text_start + text
-            return _RenderedText(text, [(0, len(text))])
+            start = "".join(self._text_start)
+            added = "" if conversation.text.startswith(start) else start
+            text = added + conversation.text
+            return _RenderedText(text, [(0, len(text))], added=len(added))
         messages, arguments = conversation.messages, conversation.arguments
         has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
         if has_keys:
@@ -272,15 +275,21 @@ class Renderer:
                 f"the model's chat template shows nothing of the answer: it leaves out {left_out}"
             )
 
+    def _encodings(self, items: Sequence[_RenderedText]) -> Iterator[Encoding]:
+        """The encoding of each text; the tokens before plain text are added by the tokenizer, as in training."""
+        encoded = {}
+        for adds in (False, True):
+            texts = [item.text[item.added :] for item in items if (item.added > 0) is adds]
+            options = {**ENCODING, "add_special_tokens": adds}
+            encoded[adds] = iter(self.tokenizer(texts, **options).encodings if texts else ())
+        for item in items:
+            encoding = next(encoded[item.added > 0])
+            yield PlainEncoding.of(encoding, self._text_start) if item.added else encoding
+
     @cached_property
-    def _text_start(self) -> str:
-        """The token that training writes at the start of plain text; empty if there is none."""
-        bos = self.tokenizer.bos_token
-        [with_start], [without] = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (True, False))
-        if not bos or len(with_start) == len(without):
-            return ""
-        [first, *_] = self.tokenizer([bos], add_special_tokens=False)["input_ids"][0]
-        return bos if with_start[0] == first else ""
+    def _text_start(self) -> tuple[str, ...]:
+        """The tokens that the tokenizer puts before plain text."""
+        return added_tokens(self.tokenizer)
 
     def _finder(self, arguments: Mapping[str, Any]) -> TurnFinder:
         """The finder of turns for rows with these arguments of the template."""
@@ -391,7 +400,7 @@ class Renderer:
         text, spans = shorten(item.text, [*item.others, *item.spans], self._side)
         learned = [span for span in spans[len(item.others) :] if span]
         others = tuple(span for span in spans[: len(item.others)] if span)
-        return _RenderedText(text, learned, others, is_cut=len(text) < item.spans[-1][1])
+        return _RenderedText(text, learned, others, is_cut=len(text) < item.spans[-1][1], added=item.added)
 
     @cached_property
     def _side(self) -> int:

@@ -52,8 +52,15 @@ PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 class Encoding(Protocol):
     """A text as a fast tokenizer encodes it."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+        ...
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """First character of each token, and the one behind its last."""
+        ...
 
     def token_to_chars(self, token_index: int) -> tuple[int, int]:
         """First character of a token, and the one behind its last: one item of ``offsets``, which copies them all."""
