@@ -189,6 +189,7 @@ class Renderer:
             schema: Format of all rows, if known; default: inferred for each row.
         """
         self._tell_unused_columns(rows)
+        self._tell_joined(rows)
         items = [self._shortened(self._try_render(row, schema)) for row in rows]
         self._tell_excluded()
         encodings = self._encodings([item for item in items if isinstance(item, _RenderedText)])
@@ -380,6 +381,16 @@ class Renderer:
                 count,
             )
 
+    def _tell_joined(self, rows: Sequence[Row | None]) -> None:
+        """Say once that texts in parts are joined, if the template shows the list in another way."""
+        counts = {count for row in rows if isinstance(row, Mapping) for count in _part_counts(row)}
+        if not all(map(self.template.joins, sorted(counts))):
+            self._say_once(
+                "contents that are lists of text parts are joined to one text; TRL gives this template the list "
+                "itself, which it separates, trims, leaves out in part or writes as Python's list: convert contents "
+                "to text"
+            )
+
     def _tell_marked(self) -> None:
         """Say once that the template marks text of other messages than answers for training."""
         self._say_once(
@@ -453,6 +464,18 @@ def _thought(message: Message, unread: Sequence[str]) -> str:
     given = next((message[key] for key in THOUGHT_KEYS if message.get(key) and key not in unread), None)
     within = text_of(message).rpartition(THOUGHT_END)[0].rpartition(THOUGHT_START)[2]
     return (given if isinstance(given, str) else within).strip()
+
+
+def _part_counts(row: Row) -> Iterator[int]:
+    """For each message whose content is a list of texts alone: 1 for one, 2 for several."""
+    for message in (item for value in row.values() if isinstance(value, list) for item in value):
+        for content in (message.get("content"), message.get("value")) if isinstance(message, Mapping) else ():
+            if isinstance(content, list) and content and all(map(_is_text, content)):
+                yield min(len(content), 2)
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
 def _has_value(value: object) -> bool:

@@ -75,3 +75,25 @@ def test_long_text_keeps_its_start_and_its_end():
     whole = tokenizer("Hello there. " * 500 + "I am fine.")["input_ids"]
     assert item.status == "truncated"
     assert item.tokens.ids == whole[:4] + whole[-12:]
+
+
+PARTS_TEMPLATES = {
+    "joins": "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}</s>{% endfor %}",
+    "trims": "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content | trim }}"
+    "{% else %}{% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %}</s>{% endfor %}",
+    "prints": "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}",
+    "fails": "{% for m in messages %}{{ m.role + ': ' + m.content }}</s>{% endfor %}",
+}
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, {"prints", "fails"}), (2, {"trims", "prints", "fails"})])
+@pytest.mark.parametrize("template", PARTS_TEMPLATES)
+def test_parts_that_the_template_does_not_join_are_told_once(template, count, told, caplog):
+    tokenizer = tokenizer_of("none")
+    tokenizer.chat_template = PARTS_TEMPLATES[template]
+    parts = [{"type": "text", "text": "Fine. "}] * count
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": parts}]}
+    results = Renderer(tokenizer, 64)([row, {"messages": [{"role": "assistant", "content": "Fine."}]}, row])
+    assert [item.status for item in results] == ["ok"] * 3
+    assert len([record for record in caplog.records if "are joined to one text" in record.msg]) == (template in told)
