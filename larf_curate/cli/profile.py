@@ -92,7 +92,7 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
     metavar="NAME",
     help="One of several chat templates of the model.  [default: tool_use for rows with tools, else default]",
 )
-@click.option("--adapter", metavar="PATH|ID", help="PEFT adapter to merge into the model.")
+@click.option("--adapter", metavar="PATH|ID", help="PEFT adapter to merge into the model; its own tokenizer is used.")
 @click.option(
     "--strip-prefix", metavar="PREFIX", help="Prefix to remove from the names of weights, for example _orig_mod."
 )

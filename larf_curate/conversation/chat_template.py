@@ -35,6 +35,7 @@ from larf_curate.conversation.messages import (
     role_name,
     text_of,
 )
+from larf_curate.conversation.plain_text import PlainEncoding, added_tokens
 from larf_curate.conversation.schemas import (
     MORE_ARGUMENTS,
     TOKEN_COLUMNS,
@@ -94,12 +95,14 @@ class _RenderedText:
         spans: Spans of the assistant turns that are learned.
         others: Spans of the assistant turns that a flag of the row excludes from training.
         is_cut: Whether the text lacks its middle.
+        added: Number of characters at the start that stand for the tokens which the tokenizer puts before plain text.
     """
 
     text: str
     spans: list[tuple[int, int]]
     others: tuple[tuple[int, int], ...] = ()
     is_cut: bool = False
+    added: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +202,10 @@ class Renderer:
             schema: Format of all rows, if known; default: inferred for each row.
         """
         self._tell_unused_columns(rows)
+        self._tell_joined(rows)
         items = [self._shortened(self._try_render(row, schema)) for row in rows]
         self._tell_excluded()
-        texts = [item.text for item in items if isinstance(item, _RenderedText)]
-        encodings = iter(self.tokenizer(texts, **ENCODING).encodings if texts else ())
+        encodings = self._encodings([item for item in items if isinstance(item, _RenderedText)])
         for item in items:
             yield Inspection(rendered=item) if isinstance(item, Rendered) else self._locate(item, next(encodings))
 
@@ -236,9 +239,10 @@ class Renderer:
 
     def _render(self, conversation: Conversation) -> _RenderedText:
         if conversation.text is not None:
-            text = conversation.text
-            text = text if text.startswith(self._text_start) else self._text_start + text
-            return _RenderedText(text, [(0, len(text))])
+            start = "".join(self._text_start)
+            added = "" if conversation.text.startswith(start) else start
+            text = added + conversation.text
+            return _RenderedText(text, [(0, len(text))], added=len(added))
         messages: Sequence[Message] = conversation.messages
         arguments = conversation.arguments
         has_keys = bool(arguments) or any(message.keys() - BARE_KEYS for message in messages)
@@ -292,15 +296,21 @@ class Renderer:
                 f"the model's chat template shows nothing of the answer: it leaves out {left_out}"
             )
 
+    def _encodings(self, items: Sequence[_RenderedText]) -> Iterator[Encoding]:
+        """The encoding of each text; the tokens before plain text are added by the tokenizer, as in training."""
+        encoded = {}
+        for adds in (False, True):
+            texts = [item.text[item.added :] for item in items if (item.added > 0) is adds]
+            options = {**ENCODING, "add_special_tokens": adds}
+            encoded[adds] = iter(self.tokenizer(texts, **options).encodings if texts else ())
+        for item in items:
+            encoding = next(encoded[item.added > 0])
+            yield PlainEncoding.of(encoding, self._text_start) if item.added else encoding
+
     @cached_property
-    def _text_start(self) -> str:
-        """The token that training writes at the start of plain text; empty if there is none."""
-        bos = self.tokenizer.bos_token
-        [with_start], [without] = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (True, False))
-        if not bos or len(with_start) == len(without):
-            return ""
-        [first, *_] = self.tokenizer([bos], add_special_tokens=False)["input_ids"][0]
-        return bos if with_start[0] == first else ""
+    def _text_start(self) -> tuple[str, ...]:
+        """The tokens that the tokenizer puts before plain text."""
+        return added_tokens(self.tokenizer)
 
     def _finder(self, arguments: Mapping[str, Any]) -> TurnFinder:
         """The finder of turns for rows with these arguments of the template."""
@@ -416,6 +426,16 @@ class Renderer:
                 count,
             )
 
+    def _tell_joined(self, rows: Sequence[Row | None]) -> None:
+        """Say once that texts in parts are joined, if the template shows the list in another way."""
+        counts = {count for row in rows if isinstance(row, Mapping) for count in _part_counts(row)}
+        if not all(map(self.template.joins, sorted(counts))):
+            self._say_once(
+                "contents that are lists of text parts are joined to one text; TRL gives this template the list "
+                "itself, which it separates, trims, leaves out in part or writes as Python's list: convert contents "
+                "to text"
+            )
+
     def _tell_marked(self) -> None:
         """Say once that the template marks text of other messages than answers for training."""
         self._say_once(
@@ -436,7 +456,7 @@ class Renderer:
         text, spans = shorten(item.text, [*item.others, *item.spans], self._side)
         learned = [span for span in spans[len(item.others) :] if span]
         others = tuple(span for span in spans[: len(item.others)] if span)
-        return _RenderedText(text, learned, others, is_cut=len(text) < item.spans[-1][1])
+        return _RenderedText(text, learned, others, is_cut=len(text) < item.spans[-1][1], added=item.added)
 
     @cached_property
     def _side(self) -> int:
@@ -489,6 +509,18 @@ def _thought(message: Message, unread: Sequence[str]) -> str:
     given = next((message[key] for key in THOUGHT_KEYS if message.get(key) and key not in unread), None)
     within = text_of(message).rpartition(THOUGHT_END)[0].rpartition(THOUGHT_START)[2]
     return (given if isinstance(given, str) else within).strip()
+
+
+def _part_counts(row: Row) -> Iterator[int]:
+    """For each message whose content is a list of texts alone: 1 for one, 2 for several."""
+    for message in (item for value in row.values() if isinstance(value, list) for item in value):
+        for content in (message.get("content"), message.get("value")) if isinstance(message, Mapping) else ():
+            if isinstance(content, list) and content and all(map(_is_text, content)):
+                yield min(len(content), 2)
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
 def _has_value(value: object) -> bool:

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -64,8 +64,15 @@ PROBE = ("\N{SNOWMAN}0\N{SNOWMAN}", "\N{SNOWMAN}1\N{SNOWMAN}")
 class Encoding(Protocol):
     """A text as a fast tokenizer encodes it."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+        ...
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """First character of each token, and the one behind its last."""
+        ...
 
     def token_to_chars(self, token_index: int) -> tuple[int, int]:
         """First character of a token, and the one behind its last: one item of ``offsets``, which copies them all."""
@@ -118,6 +125,7 @@ class ChatTemplate:
 
     tokenizer: Tokenizer
     day: date | None = None
+    _joins: dict[int, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         template = self.tokenizer.chat_template
@@ -239,15 +247,23 @@ class ChatTemplate:
             logger.warning("the chat template shows contents only as lists of parts: texts are passed to it as such")
         return takes_parts
 
+    def joins(self, count: int) -> bool:
+        """Whether the template shows contents of so many text parts as it shows the parts joined to one text."""
+        if count not in self._joins:
+            lists = [[{"type": "text", "text": f" {text} "}] * count for text in PROBE]
+            texts = [f" {text} " * count for text in PROBE]
+            self._joins[count] = False
+            with suppress(ConversationError):
+                self._joins[count] = self(_two_turns(lists)) == self(_two_turns(texts))
+        return self._joins[count]
+
     def _shows(self, contents: Sequence[object]) -> bool:
         """Whether the template shows two short turns with these contents.
 
         Raises:
             ModelError: If it takes longer than `MAX_SECONDS`.
         """
-        messages = [
-            {"role": role, "content": content} for role, content in zip(("user", "assistant"), contents, strict=True)
-        ]
+        messages = _two_turns(contents)
         found: list[str] = []
 
         def render() -> None:
@@ -297,6 +313,11 @@ class ChatTemplate:
 def _mentions(source: str, name: str) -> bool:
     """Whether a template has the name of a key or argument; transformers gives a thought all names of thoughts."""
     return any(key in source for key in (THOUGHT_KEYS if name in THOUGHT_KEYS else (name,)))
+
+
+def _two_turns(contents: Sequence[object]) -> list[Message]:
+    """A short conversation with these contents."""
+    return [{"role": role, "content": content} for role, content in zip(("user", "assistant"), contents, strict=True)]
 
 
 class _TooLongError(TemplateError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from safetensors import SafetensorError, safe_open
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
@@ -20,6 +20,16 @@ from larf_curate.records import FOREIGN, read_record
 
 BLOCK = re.compile(r"\.(\d+)\.")
 """Index of a block in the name of a weight."""
+EMBEDDING_NAMES = ("embed_tokens", "lm_head")
+"""Embeddings that PEFT knows by name."""
+EMBEDDINGS = re.compile(rf"\.({'|'.join(EMBEDDING_NAMES)})\.(base_layer\.)?weight$")
+"""Weights of embeddings that an adapter stores in whole."""
+COPY = re.compile(r"\.(modules_to_save|original_module)(?=\.weight$)")
+"""What the name of an embedding has where PEFT stores it twice, as it does if the vocabulary was resized."""
+RESIZED = (
+    "if the vocabulary was resized for it, save it with save_embedding_layers=True, or merge it into the resized base "
+    "model with merge_and_unload() and give the merged model without --adapter"
+)
 
 
 class AdapterConfig(TypedDict):
@@ -59,9 +69,11 @@ def merge_adapter(model: Any, adapter: str, blocks: int) -> Any:  # noqa: ANN401
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # checked below
+            _resize(model, path, adapter)
             wrapped = peft.PeftModel.from_pretrained(model, str(path.parent), config=config)
         with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
+            names = set(file.keys())
+        stored = {name for name in names if COPY.sub("", name) not in names - {name}}
         own = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
         # Some adapters also store embeddings of the base model, which replace the model's.
         _check_names(stored, own, own | set(wrapped.state_dict()), adapter, blocks)
@@ -69,8 +81,55 @@ def merge_adapter(model: Any, adapter: str, blocks: int) -> Any:  # noqa: ANN401
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
         if isinstance(error, ModelError):
             raise
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        # The first line of PyTorch's list of faults says nothing.
+        first = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+        advice = f"; {RESIZED}" if "size mismatch" in first and re.search("embed|lm_head", first) else ""
+        raise ModelError(
+            f"the adapter {adapter} cannot be merged into this model: {first.rstrip('.')}; it is of {base}{advice}"
+        ) from error
+
+
+def _resize(model: Any, path: Path, adapter: str) -> None:  # noqa: ANN401  models of transformers
+    """Give a model embeddings of as many tokens as its adapter was trained with, which PEFT then loads.
+
+    Raises:
+        ModelError: If the adapter stores only some of them: the others would be random.
+    """
+    sizes, size = embedding_sizes(path), model.get_input_embeddings().weight.shape[0]
+    if all(stored == size for stored in sizes.values()):
+        return
+    head = model.get_output_embeddings()
+    is_tied = head is None or head.weight is model.get_input_embeddings().weight
+    if len(set(sizes.values())) > 1 or len(sizes) + is_tied < len(EMBEDDING_NAMES):
+        raise ModelError(
+            f"the adapter {adapter} has embeddings of another vocabulary than the base model's {size} tokens, "
+            f"{' and '.join(f'{count} for {name}' for name, count in sizes.items())} alone: {RESIZED}"
+        )
+    model.resize_token_embeddings(min(sizes.values()), mean_resizing=False)
+
+
+def embedding_sizes(path: Path) -> dict[str, int]:
+    """Number of tokens of the embeddings that a file of an adapter stores in whole, by name."""
+    with safe_open(path, framework="pt") as file:
+        found = {name: EMBEDDINGS.search(name) for name in set(file.keys())}
+        return {match[1]: file.get_slice(name).get_shape()[0] for name, match in sorted(found.items()) if match}
+
+
+def saved_with(adapter: str, name: str) -> Path | None:
+    """A file saved beside an adapter's weights, downloaded if it is on the Hub; None if there is none.
+
+    Raises:
+        ModelError: If it cannot be fetched.
+    """
+    try:
+        path = Path(adapter, name) if Path(adapter).is_dir() else _download(adapter, name)
+    except EntryNotFoundError:  # also if the Hub is not asked and the cache has none
+        return None
+    except (TransportError, HFValidationError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"the adapter {adapter} cannot be merged into this model: {first}; it is of {base}") from error
+        raise ModelError(f"cannot read {name} of the adapter {adapter}: {first}") from error
+    return path if path.is_file() else None
 
 
 def weights_of(adapter: str) -> Path:

@@ -1,11 +1,14 @@
 """Model sources, and their parts as loaded by `transformers`: config, tokenizer, decoder, causal language model."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -13,12 +16,20 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers.utils import cached_file
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CHAT_TEMPLATE_FILE, cached_file
 
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
-from larf_curate.models.adapters import merge_adapter, refuse_adapter, weights_of
+from larf_curate.models.adapters import (
+    RESIZED,
+    embedding_sizes,
+    merge_adapter,
+    refuse_adapter,
+    saved_with,
+    weights_of,
+)
 from larf_curate.models.blocks import decoder_blocks, has_same_blocks, truncate_config
 from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
@@ -26,6 +37,7 @@ from larf_curate.models.hidden_states import is_out_of_memory
 from larf_curate.models.hub import CONFIG_FILE, check_reachable
 from larf_curate.models.quantisation import dequantise, missing_for
 
+logger = logging.getLogger(__name__)
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 """Endings of files of references, which `public_name` takes for local ones."""
 SPEAKING = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
@@ -50,11 +62,12 @@ class ModelSource:
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 where the hardware supports it natively,
             else float32.
         chat_template: A Jinja chat template to use instead of the tokenizer's own.
-        trust_remote_code: Whether code from the model's repository may run.
+        trust_remote_code: Whether code from the model's repository may run; that of an adapter never does.
         template_name: Name of one of several chat templates of the tokenizer; default: chosen for each row, as in
             `transformers`.
         template_day: Day of dates that the chat template writes, as an ISO date; default: today.
-        adapter: Folder or Hub id of a PEFT adapter to merge into the model; default: none.
+        adapter: Folder or Hub id of a PEFT adapter to merge into the model, with the tokenizer and chat template that
+            are saved with it; default: none.
         strip_prefix: A prefix to remove from the names of weights, such as ``_orig_mod.``; default: none.
         input_separator: Text between the instruction of an Alpaca or Dolly row and its input; default: one line break.
     """
@@ -95,6 +108,8 @@ class ModelSource:
 def load_tokenizer(source: ModelSource) -> Tokenizer:
     """Load a tokenizer; the source's chat template or choice among several ones, if any, replaces its own.
 
+    A tokenizer or chat template saved with the source's adapter, as TRL and Unsloth do, replaces that of the model.
+
     Raises:
         ModelError: If the tokenizer cannot be loaded, its chat template is not text, or it has none of the name that is
             given.
@@ -102,11 +117,60 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     check_config(source)  # which the tokenizer's class may depend on
     tokenizer = _load(transformers.AutoTokenizer, source)
     _check_template(tokenizer.chat_template)
+    if source.adapter is not None:
+        tokenizer = _trained_with(source.adapter, tokenizer, source)
     if source.chat_template is not None:
         tokenizer.chat_template = source.chat_template
     if source.template_name is not None:
         tokenizer.chat_template = _named_template(tokenizer.chat_template, source.template_name)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _trained_with(adapter: str, tokenizer: Any, source: ModelSource) -> Any:  # noqa: ANN401  tokenizers
+    """The tokenizer that an adapter was trained with: the one saved with it, else the model's."""
+    weights = weights_of(adapter)  # first: it says what an adapter is
+    template, own = tokenizer.chat_template, tokenizer
+    if saved_with(adapter, TOKENIZER_CONFIG_FILE):
+        place = replace(source, model_id=adapter, revision=None, trust_remote_code=False)  # no code but the model's
+        own = _load(transformers.AutoTokenizer, place, config=load_config(source))
+        own.chat_template = own.chat_template or template
+    elif path := saved_with(adapter, CHAT_TEMPLATE_FILE):
+        own = copy(tokenizer)
+        try:
+            own.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"wanted a chat template as UTF-8 text, got {path}: {error}") from error
+    _check_template(own.chat_template)
+    changed = [
+        *(["chat template"] if source.chat_template is None and own.chat_template != template else []),
+        *(["vocabulary"] if own.get_vocab() != tokenizer.get_vocab() else []),
+    ]
+    if changed:
+        _check_embedded(weights, own, source)
+        _tell_once(
+            f"the adapter {adapter} has a {' and '.join(changed)} of its own, as trained with: used "
+            "instead of the base model's (--chat-template FILE gives another template)"
+        )
+        return own
+    return tokenizer
+
+
+def _check_embedded(weights: Path, tokenizer: Any, source: ModelSource) -> None:  # noqa: ANN401
+    """Refuse an adapter's tokenizer with tokens, beside the padding, that have no embeddings."""
+    size = getattr(load_config(source).get_text_config(decoder=True), "vocab_size", None)
+    size = min(embedding_sizes(weights).values(), default=size)
+    beyond = {index for index in tokenizer.get_vocab().values() if size is not None and index >= size}
+    if beyond - {tokenizer.pad_token_id}:
+        raise ModelError(
+            f"the tokenizer of the adapter {source.adapter} has {len(beyond)} tokens more than the {size} that the "
+            f"base model and the adapter have embeddings of: {RESIZED}"
+        )
+
+
+@cache
+def _tell_once(warning: str) -> None:
+    """Log a warning, once per process."""
+    logger.warning(warning)
 
 
 def _check_template(template: object) -> None:

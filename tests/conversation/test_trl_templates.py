@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.training_rows import training_rows
+from tests.conversation.test_plain_text import tokenizer_of
 from tests.fixtures.tiny import bpe_tokenizer, byte_model, byte_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -400,11 +401,11 @@ def test_an_answer_that_is_left_out_is_told_where_turns_have_no_marks():
     assert renderer.left_out == ["the text of some assistant turns"]
 
 
-def prepared(tokenizer, rows: Dataset) -> Dataset:
-    """The rows as TRL itself prepares them for training on assistant turns."""
+def prepared(tokenizer, rows: Dataset, *, assistant_only_loss: bool = True) -> Dataset:
+    """The rows as TRL itself prepares them for training, on assistant turns by default."""
     arguments = trl.SFTConfig(
         output_dir="unused",
-        assistant_only_loss=True,
+        assistant_only_loss=assistant_only_loss,
         max_length=None,
         report_to=[],
         use_cpu=True,
@@ -456,6 +457,18 @@ def test_rows_are_tokenized_and_labelled_as_trl_prepares_them(name, form):
         assert other["input_ids"][: len(mine["input_ids"])] == mine["input_ids"]
         ours_learned, trl_learned = ([token for token in row["labels"] if token != -100] for row in (mine, other))
         assert tokenizer.decode(ours_learned).split() == tokenizer.decode(trl_learned).split()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of transformers, about arguments that TRL sets
+@pytest.mark.parametrize("processor", ["bos", "bos and eos", "glm", "none"])
+def test_plain_text_is_tokenized_as_trl_prepares_it_but_for_the_end_that_it_appends(processor):
+    tokenizer = tokenizer_of(processor)
+    texts = ["Hello there.", " Hello.", "\nHello, how are you?"]
+    ours = Renderer(tokenizer, 64)([{"text": text} for text in texts])
+    theirs = prepared(tokenizer, Dataset.from_dict({"text": texts}), assistant_only_loss=False)
+    ends = 2 if processor == "bos and eos" else 1
+    assert [item.tokens.ids + [tokenizer.eos_token_id] * ends for item in ours] == list(theirs["input_ids"])
 
 
 THOUGHTFUL = [ASKED, {**SAID, "reasoning_content": "Flour first."}, MORE[0], {**MORE[1], "reasoning_content": "Heat."}]
