@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetsError
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, remove_temporary_files
-from larf_curate.manifests import ShardRecord, shard_record
+from larf_curate.manifests import ShardRecord, shard_record, visible_shards
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
@@ -91,7 +91,7 @@ def _dataset(table: pa.Table, features: Features) -> Dataset:
 
 
 def read_parquet(folder: str | Path) -> Dataset:
-    """Read all Parquet shards of a folder as one dataset, in name order.
+    """Read all Parquet shards of a folder as one dataset, in name order, without hidden files.
 
     Raises:
         InputError: If the folder has none, or one is damaged.
@@ -104,14 +104,14 @@ def read_parquet(folder: str | Path) -> Dataset:
 
 
 def _read_parquet(folder: str | Path) -> Dataset:
-    paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    paths = visible_shards(Path(folder))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
     if not any(pq.read_metadata(path).num_rows for path in paths):  # `datasets` cannot read files without rows
         table = pq.read_table(paths[0])
         return _dataset(table, Features.from_arrow_schema(table.schema))
     with no_progress_bars():
-        return Dataset.from_parquet([glob.escape(path) for path in paths])
+        return Dataset.from_parquet([glob.escape(str(path)) for path in paths])
 
 
 def undecoded(rows: Dataset) -> Dataset:

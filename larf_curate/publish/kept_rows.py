@@ -20,6 +20,7 @@ from larf_curate.manifests import (
     SelectionManifest,
     check_shards,
     read_manifest,
+    visible_shards,
 )
 
 KEEP_DECISIONS = ("keep", "edit")
@@ -172,7 +173,7 @@ def _existing(path: Path) -> Path:
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(folder.glob("*.parquet")))
+    return tuple(visible_shards(folder))
 
 
 def _row_ids(folder: Path) -> list[str]:
