@@ -28,7 +28,7 @@ MEDIA_ROWS = 100
 
 
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
-    """Write a dataset as Parquet shards of at most `ROWS_PER_SHARD` rows, replacing the shards of an earlier one.
+    """Write a dataset as Parquet shards of at most `ROWS_PER_SHARD` rows.
 
     An empty dataset becomes one empty shard, so that its columns are stored.
 
@@ -40,14 +40,17 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
         Paths of the shards, in row order.
     """
     remove_temporary_files(Path(folder))
-    for earlier in Path(folder).glob("part-*.parquet"):
-        earlier.unlink()
-    count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
-    paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+    paths = [Path(folder) / name for name in shard_names(dataset)]
     for index, path in enumerate(paths):
         with atomic_path(path) as temporary:
-            _write_shard(dataset.shard(count, index, contiguous=True), temporary)
+            _write_shard(dataset.shard(len(paths), index, contiguous=True), temporary)
     return paths
+
+
+def shard_names(dataset: Dataset) -> list[str]:
+    """Names of the files that `write_parquet` writes."""
+    count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
+    return [f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
 
 
 def _write_shard(rows: Dataset, path: Path) -> None:
@@ -81,6 +84,11 @@ def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]
     remove_temporary_files(folder)
     paths = [path for name, rows in parts.items() for path in write_parquet(rows, folder / name)]
     return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
+
+
+def part_files(parts: Mapping[str, Dataset]) -> list[str]:
+    """Paths of the files that `write_parts` writes, in the result folder."""
+    return [f"{name}/{shard}" for name, rows in parts.items() for shard in shard_names(rows)]
 
 
 def _dataset(table: pa.Table, features: Features) -> Dataset:

@@ -296,6 +296,14 @@ def test_saving_over_an_older_selection_leaves_the_new_one_alone(tmp_path):
     assert Selection.load(tmp_path).summary()["counts"]["rows"] == 3
 
 
+def test_parquet_files_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/part-mine.parquet").write_text("mine")
+    with pytest.raises(InputError, match="part-mine.parquet is not of a selection that larf-curate wrote"):
+        select(scored([0.25, 0.5]), top_k=1).save(tmp_path)
+    assert (tmp_path / "kept/part-mine.parquet").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", [".h.parquet", "._part-00000-of-00001.parquet"])
 @pytest.mark.parametrize("part", ["kept", "flagged"])
 def test_hidden_files_are_not_read(tmp_path, name, part):
