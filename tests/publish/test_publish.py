@@ -794,8 +794,10 @@ def test_hidden_files_are_not_published(make, tmp_path):
 
 
 def test_a_folder_with_other_data_or_a_file_is_refused(decisions, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/rows.jsonl").write_text("{}")
     with pytest.raises(PublishError, match="holds other data"):
-        publish(decisions, decisions)
+        publish(decisions, tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(PublishError, match="is a file"):
         publish(decisions, tmp_path / "file")
