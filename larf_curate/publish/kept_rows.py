@@ -80,6 +80,10 @@ def read_kept_rows(folder: Path) -> KeptRows:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
     try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # pyarrow does not open such files
+        raise InputError(f"the name {ascii(str(folder))} is not UTF-8: rename it") from error
+    try:
         kept_rows = _read_kept_rows(folder)
     except pa.ArrowException as error:  # with --no-verify
         raise InputError(f"cannot read {folder}: {str(error).splitlines()[0]}; write the folder again") from error
