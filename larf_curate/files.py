@@ -6,12 +6,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from platformdirs import user_cache_path, user_data_path
@@ -31,6 +32,8 @@ MAX_JSON_BYTES = 2**28
 """Maximum size of a JSON file; a manifest of 100,000 shards has a tenth of it."""
 MAX_DEPTH = 64
 """Maximum nesting of lists and objects in a JSON file."""
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:tmp|new)", re.DOTALL)
+"""Names of the temporary files that `atomic_path` creates."""
 BLOCK_BYTES = 4096
 """Size of a block that `sampled_digest` reads."""
 BLOCKS = 256
@@ -113,17 +116,32 @@ def _locked(temporary: Path) -> Iterator[None]:
     if not fcntl:
         yield
         return
-    new = temporary.with_suffix(".new")
-    with new.open("wb") as file:
-        with suppress(OSError):  # a file system without locks, where no file is taken for abandoned either
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.replace(new, temporary)  # under this name, it has been locked from the beginning
+    with _create_locked(temporary):
         yield
+
+
+def _create_locked(temporary: Path) -> IO[bytes]:
+    """Create and lock a file that has been locked for as long as it has its name; the lock ends when it is closed."""
+    new = temporary.with_suffix(".new")
+    while True:
+        file = new.open("wb")
+        try:
+            with suppress(OSError):  # a file system without locks, where no file is taken for abandoned either
+                fcntl.flock(file, fcntl.LOCK_EX)
+            os.replace(new, temporary)
+            return file
+        except FileNotFoundError:  # before it was locked, another process took it for abandoned
+            file.close()
+        except BaseException:
+            file.close()
+            raise
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary files of a path that killed processes have left, which nobody has locked."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp") if fcntl else ():
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.*") if fcntl else ():
+        if not is_temporary(temporary):
+            continue
         with suppress(OSError):  # locked, or already removed
             descriptor = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
@@ -133,9 +151,14 @@ def _remove_abandoned(path: Path) -> None:
                 os.close(descriptor)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is, by its name, an incomplete one that `atomic_path` created."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Remove the incomplete files that killed processes have left in a folder; no other process may be writing it."""
-    for path in folder.glob(".*.tmp"):
+    for path in filter(is_temporary, folder.glob(".*")):
         path.unlink(missing_ok=True)
 
 

@@ -351,7 +351,8 @@ def check_shards(
     for name, shard in recorded.items():
         path = root / name
         if not _is_within(path, root):
-            raise InputError(f"{root} has the shard {name[:60]!r}, which is outside of the folder: {remedy}")
+            first = _link_removal(path, root)
+            raise InputError(f"{root} has the shard {name[:60]!r}, which is outside of the folder: {first}{remedy}")
         if not path.is_file():
             raise InputError(f"{path} is not there: {remedy}")
         if verify and not is_unchanged(path, shard["sha256"], size=shard.get("bytes")):
@@ -364,6 +365,12 @@ def _is_within(path: Path, root: Path) -> bool:
         return path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # up to Python 3.12, a loop is a RuntimeError
         return False
+
+
+def _link_removal(path: Path, root: Path) -> str:
+    """The beginning of a remedy: which link in a folder to remove, of those that a path goes through."""
+    link = next((part for part in (path, *path.parents) if root in part.parents and part.is_symlink()), None)
+    return f"remove the link {link}, then " if link else ""
 
 
 def visible_shards(folder: Path) -> list[Path]:

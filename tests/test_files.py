@@ -7,7 +7,15 @@ import threading
 import pytest
 
 from larf_curate.errors import InputError
-from larf_curate.files import MAX_JSON_BYTES, atomic_path, cache_home, read_json, sha256, write_json
+from larf_curate.files import (
+    MAX_JSON_BYTES,
+    atomic_path,
+    cache_home,
+    read_json,
+    remove_temporary_files,
+    sha256,
+    write_json,
+)
 
 
 def test_json_comes_back_as_it_was_in_plain_ascii(tmp_path):
@@ -76,6 +84,42 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_what_others_wr
         assert other.read_text() == "2"
     assert sorted(os.listdir(tmp_path)) == [".y.json.12345678.tmp", path.name]
     assert path.read_text() == "2"
+
+
+def die_before_the_rename(path):
+    """What runs in a process of its own."""
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    write_json(path, 1)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_what_a_writer_left_that_was_killed_before_the_rename_is_removed_too(tmp_path, by_name):
+    path = tmp_path / "x[1].json"
+    process = multiprocessing.get_context("fork").Process(target=die_before_the_rename, args=(path,))
+    process.start()
+    process.join()
+    assert os.listdir(tmp_path)[0].endswith(".new")
+    (tmp_path / ".mine.tmp").touch()
+    if by_name:
+        write_json(path, 2)
+    else:
+        remove_temporary_files(tmp_path)
+    assert {*os.listdir(tmp_path)} == {".mine.tmp", *([path.name] if by_name else [])}
+
+
+def test_a_new_file_that_another_process_takes_for_abandoned_is_created_again(tmp_path, monkeypatch):
+    replaced, lost = os.replace, []
+
+    def remove_first(source, target):
+        if not lost:
+            lost.append(source)
+            os.unlink(source)
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", remove_first)
+    write_json(tmp_path / "x.json", 1)
+    assert lost
+    assert os.listdir(tmp_path) == ["x.json"]
 
 
 def test_several_writers_of_one_file_do_not_disturb_each_other(tmp_path):

@@ -9,6 +9,15 @@ import click
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.training_options import PROMPTS, evaluation_suite, formatted, options
+from larf_curate.errors import InputError
+from larf_curate.files import read_json
+from larf_curate.records import check_seal, write_sealed
+
+EVALUATION, PLOT = "evaluation.json", "refusals.png"
+FILES = (EVALUATION, "harmful.json", "safe.json", PLOT)
+"""Names of the files that are written."""
+INPUTS = ("harmful", "safe", "held_out", "questions")
+"""Options that name files."""
 
 
 @click.command()
@@ -55,13 +64,14 @@ def evaluate(
     from larf_curate.evaluation.agreement import compare_judges
     from larf_curate.evaluation.judges import ClassifierJudge, named_judge
     from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
-    from larf_curate.files import write_json
     from larf_curate.models.generation import load_model
 
     if guard and classifier:
         raise click.UsageError("--guard and --classifier are two judges: use one")
     suite = evaluation_suite(**checks)
     earlier = suite.comparable(against) if against else {}
+    _check_output(output, [checks[name] for name in INPUTS], against)
+    suite.check_output(output)
     if guard:
         suite = replace(suite, judge=named_judge(f"guard:{guard}"))
     if classifier:
@@ -80,8 +90,8 @@ def evaluate(
     compared = {k: compare_judges(r, judges, earlier=earlier.get(k)) for k, r in reports.items()} if judges else {}
     if compared:
         result["judges"] = {kind: comparison.summary() for kind, comparison in compared.items()}
-    write_json(output / "evaluation.json", result)
-    plot_refusals(reports, output / "refusals.png")
+    write_sealed(output / EVALUATION, {"kind": "evaluation", **result})
+    plot_refusals(reports, output / PLOT)
     if as_json:
         echo_json(result)
         return
@@ -93,6 +103,31 @@ def evaluate(
     for kind, shares in result["incoherence"].items():
         click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
     _echo_judges(result.get("judges", {}))
+
+
+def _check_output(output: Path, inputs: list[str | None], against: Path | None) -> None:
+    """Check that no input is overwritten, and no file that an earlier evaluation has not written."""
+    if against and against.resolve() == output.resolve():
+        raise InputError(f"{output} has the earlier evaluation to compare with: write to another folder")
+    read = {Path(name).resolve() for name in inputs if name}
+    for path in (output / name for name in FILES):
+        if path.resolve() in read:
+            raise InputError(f"{path} is an input, and would be overwritten: write to another folder")
+    found = [output / name for name in (EVALUATION, PLOT) if (output / name).exists()]
+    if found and not _is_evaluation(output / EVALUATION):
+        raise InputError(
+            f"{found[0]} is not of larf-curate evaluate, and would be overwritten: write to another folder"
+        )
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file is one that this command wrote."""
+    try:
+        value = read_json(path)
+        check_seal(value, path=path, remedy="")
+    except (InputError, AttributeError):  # no JSON, or no object
+        return False
+    return bool(value.get("kind") == "evaluation")
 
 
 def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[str, float | None]]:

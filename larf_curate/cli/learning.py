@@ -130,14 +130,15 @@ def rerank(
     """
     if add and output is None:
         raise InputError("--add needs a folder for the selection with the added rows: give -o SEL2")
-    from larf_curate.manifests import SELECTION, check_folder
+    from larf_curate.data.replacement import check_replaceable
+    from larf_curate.manifests import SELECTION
 
     with address.open() as queue:
         loaded, given_profile, folder = _load(queue, selection, profile)
         if output is not None and output.resolve() == folder.resolve():
             raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
-            check_folder(output, SELECTION)  # fail before rows are added to the queue
+            check_replaceable(output, SELECTION, ("kept", "flagged"))  # fail before rows are added to the queue
         result = queue.rerank(loaded, profile=given_profile, merge=merge, add=add)
         if output is not None:
             result.save(output)

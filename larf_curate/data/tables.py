@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetsError
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, remove_temporary_files
-from larf_curate.manifests import ShardRecord, shard_record
+from larf_curate.manifests import ShardRecord, shard_record, visible_shards
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
@@ -28,7 +28,7 @@ MEDIA_ROWS = 100
 
 
 def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
-    """Write a dataset as Parquet shards of at most `ROWS_PER_SHARD` rows, replacing the shards of an earlier one.
+    """Write a dataset as Parquet shards of at most `ROWS_PER_SHARD` rows.
 
     An empty dataset becomes one empty shard, so that its columns are stored.
 
@@ -40,14 +40,17 @@ def write_parquet(dataset: Dataset, folder: str | Path) -> list[Path]:
         Paths of the shards, in row order.
     """
     remove_temporary_files(Path(folder))
-    for earlier in Path(folder).glob("part-*.parquet"):
-        earlier.unlink()
-    count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
-    paths = [Path(folder) / f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+    paths = [Path(folder) / name for name in shard_names(dataset)]
     for index, path in enumerate(paths):
         with atomic_path(path) as temporary:
-            _write_shard(dataset.shard(count, index, contiguous=True), temporary)
+            _write_shard(dataset.shard(len(paths), index, contiguous=True), temporary)
     return paths
+
+
+def shard_names(dataset: Dataset) -> list[str]:
+    """Names of the files that `write_parquet` writes."""
+    count = max(1, -(-len(dataset) // ROWS_PER_SHARD))
+    return [f"part-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
 
 
 def _write_shard(rows: Dataset, path: Path) -> None:
@@ -83,6 +86,11 @@ def write_parts(parts: Mapping[str, Dataset], folder: Path) -> list[ShardRecord]
     return [shard_record(path, pq.read_metadata(path).num_rows, folder=folder) for path in paths]
 
 
+def part_files(parts: Mapping[str, Dataset]) -> list[str]:
+    """Paths of the files that `write_parts` writes, in the result folder."""
+    return [f"{name}/{shard}" for name, rows in parts.items() for shard in shard_names(rows)]
+
+
 def _dataset(table: pa.Table, features: Features) -> Dataset:
     """A dataset of a table; one without rows gets an empty chunk per column."""
     if not len(table):  # `datasets` cannot digest a column of an extension type, such as Json, that has no chunk
@@ -91,7 +99,7 @@ def _dataset(table: pa.Table, features: Features) -> Dataset:
 
 
 def read_parquet(folder: str | Path) -> Dataset:
-    """Read all Parquet shards of a folder as one dataset, in name order.
+    """Read all Parquet shards of a folder as one dataset, in name order, without hidden files.
 
     Raises:
         InputError: If the folder has none, or one is damaged.
@@ -104,14 +112,14 @@ def read_parquet(folder: str | Path) -> Dataset:
 
 
 def _read_parquet(folder: str | Path) -> Dataset:
-    paths = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    paths = visible_shards(Path(folder))
     if not paths:
         raise InputError(f"no Parquet files in {folder}: give the folder that a larf-curate command wrote")
     if not any(pq.read_metadata(path).num_rows for path in paths):  # `datasets` cannot read files without rows
         table = pq.read_table(paths[0])
         return _dataset(table, Features.from_arrow_schema(table.schema))
     with no_progress_bars():
-        return Dataset.from_parquet([glob.escape(path) for path in paths])
+        return Dataset.from_parquet([glob.escape(str(path)) for path in paths])
 
 
 def undecoded(rows: Dataset) -> Dataset:

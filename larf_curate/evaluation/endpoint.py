@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from larf_curate.errors import InputError, TrainingError
+from larf_curate.urls import public_url
 
 logger = logging.getLogger(__name__)
 API_KEY = "OPENAI_API_KEY"
@@ -63,7 +64,8 @@ class Endpoint:
                     break
                 response = self._post(client, chat)
                 if isinstance(response, str) and not any(text is not None for text in texts):
-                    raise TrainingError(f"the endpoint {self.url} gives no answer ({response}): start it, or try later")
+                    shown = public_url(self.url)
+                    raise TrainingError(f"the endpoint {shown} gives no answer ({response}): start it, or try later")
                 failures = failures + 1 if isinstance(response, str) else 0
                 texts.append(None if isinstance(response, str) else _text_of(response))
         texts += [None] * (len(chats) - len(texts))
@@ -82,7 +84,8 @@ class Endpoint:
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
                 response = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise InputError(f"wanted an address such as http://localhost:8000/v1, got {self.url!r}") from error
+                shown = public_url(self.url)
+                raise InputError(f"wanted an address such as http://localhost:8000/v1, got {shown!r}") from error
             except httpx.TransportError as error:
                 reason = type(error).__name__
             else:
@@ -98,7 +101,8 @@ class Endpoint:
             return response
         said = response.text.replace(key, "***") if key else response.text  # some servers repeat the key
         remedy = REMEDIES.get(response.status_code, "see its words")
-        raise InputError(f"the endpoint {self.url} answers {response.status_code} ({said.strip()[:200]}): {remedy}")
+        shown, status = public_url(self.url), response.status_code
+        raise InputError(f"the endpoint {shown} answers {status} ({said.strip()[:200]}): {remedy}")
 
 
 def _retry_after(response: httpx.Response, default: float) -> float:

@@ -62,6 +62,20 @@ class EvaluationSuite:
                     )
         return reports
 
+    def check_output(self, folder: Path) -> None:
+        """Check that the files that are written replace none but those of an earlier evaluation.
+
+        Args:
+            folder: Output folder; it need not exist.
+
+        Raises:
+            InputError: If one of them exists and is no report.
+        """
+        for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
+            path = folder / f"{name}.json"
+            if prompts and (path.exists() or path.is_symlink()):
+                _check_report(path)
+
     def __call__(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401  transformers
         """Measure a model; write all answers to ``harmful.json`` and ``safe.json`` in the folder.
 
@@ -96,3 +110,12 @@ class EvaluationSuite:
         )
         report.save(path)
         return {"mean": report.rate, "interval": list(report.interval), "rows": len(prompts)}
+
+
+def _check_report(path: Path) -> None:
+    try:
+        RefusalReport.load(path)
+    except InputError as error:
+        raise InputError(
+            f"{path} is no report of larf-curate evaluate, and would be overwritten: write to another folder"
+        ) from error

@@ -9,6 +9,7 @@ from larf_curate.publish.bundle import Publication, PublishedFile, assemble
 from larf_curate.publish.folder import FolderTarget
 from larf_curate.publish.hub import HubTarget
 from larf_curate.publish.kept_rows import read_kept_rows
+from larf_curate.publish.protection import check_target
 from larf_curate.publish.shards import stage_shards
 
 __all__ = ["Publication", "PublishedFile", "publish"]
@@ -55,7 +56,8 @@ def publish(
     Raises:
         InputError: If ``decisions`` is not such a folder, is inconsistent, or has no row to publish.
         PublishError: If the Hub rejects the request or cannot be reached, or if the destination holds data that
-            larf-curate did not publish and ``replace`` is not set.
+            larf-curate did not publish and ``replace`` is not set; if it is a folder that is, contains or is within an
+            input or a folder of other results.
     """
     target: FolderTarget | HubTarget
     if folder := _as_folder(repo_id):
@@ -73,6 +75,8 @@ def publish(
             endpoint=endpoint,
         )
     kept_rows = read_kept_rows(Path(decisions))
+    if folder:
+        check_target(folder, Path(decisions), kept_rows)
     with tempfile.TemporaryDirectory(prefix="larf-curate-") as staging:
         shards = stage_shards(kept_rows, Path(staging))
         return target.publish(

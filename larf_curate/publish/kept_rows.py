@@ -20,6 +20,7 @@ from larf_curate.manifests import (
     SelectionManifest,
     check_shards,
     read_manifest,
+    visible_shards,
 )
 
 KEEP_DECISIONS = ("keep", "edit")
@@ -78,6 +79,10 @@ def read_kept_rows(folder: Path) -> KeptRows:
     Raises:
         InputError: If the folder is of neither kind, is inconsistent, or has no row to publish.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # pyarrow does not open such files
+        raise InputError(f"the name {ascii(str(folder))} is not UTF-8: rename it") from error
     try:
         kept_rows = _read_kept_rows(folder)
     except pa.ArrowException as error:  # with --no-verify
@@ -172,7 +177,7 @@ def _existing(path: Path) -> Path:
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(folder.glob("*.parquet")))
+    return tuple(visible_shards(folder))
 
 
 def _row_ids(folder: Path) -> list[str]:

@@ -278,7 +278,7 @@ class ReviewQueue:
         """
         records = {record["external_id"]: record["id"] for record in self._store().records(responses=False)}
         annotator = Connection(
-            self._connection.url, api_key, workspace=self._connection.workspace, timeout=self._connection.timeout
+            self._connection.api_url, api_key, workspace=self._connection.workspace, timeout=self._connection.timeout
         )
         try:
             submit(annotator, records, decisions)

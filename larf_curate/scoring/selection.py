@@ -13,13 +13,13 @@ from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, SCORE, ids_digest, row_id, scores_digest, source_columns
-from larf_curate.data.tables import read_parquet, undecoded, write_parts
+from larf_curate.data.replacement import replaced_results
+from larf_curate.data.tables import part_files, read_parquet, undecoded, write_parts
 from larf_curate.errors import InputError
 from larf_curate.manifests import (
     SELECTION,
     VERSION,
     ShardRecord,
-    check_folder,
     check_profile,
     check_shards,
     read_manifest,
@@ -95,12 +95,12 @@ class Selection:
         An existing selection in the folder is replaced.
 
         Raises:
-            InputError: If the folder has results of another kind.
+            InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
-        check_folder(folder, SELECTION)
-        (Path(folder) / SELECTION.file).unlink(missing_ok=True)
-        shards = write_parts({"kept": self.kept, "flagged": self.flagged}, Path(folder))
-        write_sealed(Path(folder) / SELECTION.file, self.manifest(shards))
+        folder, parts = Path(folder), {"kept": self.kept, "flagged": self.flagged}
+        with replaced_results(folder, SELECTION, part_files(parts)):
+            shards = write_parts(parts, folder)
+            write_sealed(folder / SELECTION.file, self.manifest(shards))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows
 from larf_curate.errors import InputError, ModelError
+from larf_curate.files import is_temporary
 from larf_curate.models.generation import window_of
 from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, weights_digest
 from larf_curate.records import STRICT, read_sealed, write_sealed
@@ -32,6 +33,8 @@ from peft import LoraConfig  # importing sap has checked that these two are inst
 from trl import SFTConfig, SFTTrainer
 
 logger = logging.getLogger(__name__)
+RECORD = "training.json"
+"""Name of the file that identifies a training run in its folder, written before all others."""
 FEW_STEPS = 10
 """Optimizer steps below which the learning rate is not warmed up."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -156,7 +159,8 @@ def fine_tune(
         The trainer after training, with ``model``, ``processing_class`` and ``state``.
 
     Raises:
-        InputError: If the rows cannot be used, or the folder holds the checkpoints of another training run.
+        InputError: If the rows cannot be used, or the folder holds the checkpoints of another training run, or
+            anything else than the output of one.
         ModelError: If the model cannot be loaded or has no layer for the LoRA.
         TrainingError: If a loss, a gradient or the weights become NaN or infinite.
     """
@@ -164,6 +168,7 @@ def fine_tune(
     tokenizer = load_tokenizer(source)
     if Path(output).resolve() == Path(model).resolve():
         raise InputError(f"{output} holds the model to start from: name another folder for the result")
+    _check_output(Path(output))
     check_checkpoint(source)
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
@@ -191,6 +196,22 @@ def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) ->
     return {"kind": "training", **initial, "recipe": recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
 
 
+def _check_output(folder: Path) -> None:
+    """Check that the folder is new, or of an earlier training run: the model and its card replace what is there.
+
+    Raises:
+        InputError: If it holds anything else.
+    """
+    if not folder.is_dir() or all(map(is_temporary, folder.iterdir())):
+        return
+    try:
+        read_sealed(folder / RECORD, TrainingRecord, remedy="use a new folder")
+    except InputError as error:
+        raise InputError(
+            f"wanted a new folder or one that larf-curate train wrote, got {folder} with other files: use a new folder"
+        ) from error
+
+
 def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> str | None:
     """The checkpoint to continue from, if any; records the run's identity in the folder.
 
@@ -198,7 +219,7 @@ def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> s
         InputError: If there are checkpoints and ``resume`` is not set, or they belong to another training run or to
             none that is recorded.
     """
-    path, found = folder / "training.json", last_complete(folder)
+    path, found = folder / RECORD, last_complete(folder)
     if not resume and any(folder.glob("checkpoint-*")):
         raise InputError(f"{folder} holds checkpoints of an earlier training run: resume it, or use a new folder")
     known: Any = read_sealed(path, TrainingRecord, remedy="use a new folder") if found else identity

@@ -74,6 +74,42 @@ def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start,
     assert not (tmp_path / "after").exists()
 
 
+@pytest.mark.parametrize("name", ["harmful", "safe"])
+def test_prompts_are_not_overwritten_by_answers(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.json").write_text('["Hurt him"]')
+    (tmp_path / "rows.json").write_text('["Steal it"]')
+    others = ["--harmful", "rows.json", "--safe", "rows.json", "--max-new-tokens", 2]
+    with pytest.raises(InputError, match=f"{name}.json is an input, and would be overwritten: write to another"):
+        invoke(evaluate, "none", "-o", ".", *others, f"--{name}", f"./{name}.json")
+    with pytest.raises(InputError, match=f"{name}.json is no report .*, and would be overwritten: write to another"):
+        invoke(evaluate, "none", "-o", ".", *others)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        f"{name}.json": '["Hurt him"]',
+        "rows.json": '["Steal it"]',
+    }
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "refusals.png"])
+@pytest.mark.parametrize("content", ["mine", "[]", '{"kind": "evaluation"}'])
+def test_files_that_no_evaluation_has_written_are_not_overwritten(tmp_path, file, content):
+    (tmp_path / "rows.json").write_text('["Steal it"]')
+    (tmp_path / file).write_text(content)
+    prompts = ["--harmful", tmp_path / "rows.json", "--safe", tmp_path / "rows.json"]
+    with pytest.raises(InputError, match=f"{file} is not of larf-curate evaluate, and would be overwritten"):
+        invoke(evaluate, "none", "-o", tmp_path, *prompts)
+    assert (tmp_path / file).read_text() == content
+
+
+def test_an_evaluation_replaces_an_earlier_one_but_not_that_which_it_is_compared_with(start, tmp_path):
+    (tmp_path / "one.json").write_text('["Hurt him"]')
+    prompts = ["--harmful", tmp_path / "one.json", "--safe", tmp_path / "one.json", "--max-new-tokens", 2]
+    invoke(evaluate, start, "-o", tmp_path / "out", *prompts)
+    invoke(evaluate, start, "-o", tmp_path / "out", *prompts)
+    with pytest.raises(InputError, match="has the earlier evaluation to compare with: write to another folder"):
+        invoke(evaluate, "none", "-o", tmp_path / "out", *prompts, "--against", tmp_path / "out")
+
+
 def test_a_batch_smaller_than_the_usual_micro_batch_needs_no_second_option():
     recipe = make_recipe("sft", {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None})
     assert recipe.micro_batch_size == 8

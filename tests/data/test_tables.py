@@ -51,13 +51,6 @@ def test_rows_are_written_in_groups_of_a_size_in_bytes_whatever_was_selected(tmp
     assert Dataset.from_parquet(str(path), cache_dir=str(tmp_path))[:] == chosen[:]
 
 
-def test_fewer_shards_replace_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 2)
-    write_parquet(Dataset.from_dict({"a": list(range(5))}), tmp_path)
-    write_parquet(Dataset.from_dict({"a": [7, 8]}), tmp_path)
-    assert read_parquet(tmp_path)["a"][:] == [7, 8]
-
-
 def test_media_are_left_as_stored_at_any_depth_and_json_is_decoded():
     kept = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     cell = {"bytes": b"broken", "path": "x"}

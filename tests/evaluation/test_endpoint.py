@@ -142,3 +142,9 @@ def test_a_judge_takes_only_one_of_the_two_words(ask, server):
     said = {"a": "REFUSED.", "b": "answered", "c": "It answered, then refused", "d": "42"}
     server.says = lambda text: said[text.partition("Answer:\n")[2][0]]
     assert ChatJudge(ask())(["q"] * 4, list("abcd")) == [True, False, None, None]
+
+
+def test_messages_have_no_password_of_the_address():
+    with pytest.raises(InputError, match="got 'nothing://somewhere/v1'") as error:
+        Endpoint(url="nothing://bob:SECRET@somewhere/v1?key=SECRET", model="m")([[{"role": "user", "content": "a"}]])
+    assert "SECRET" not in str(error.value)

@@ -782,9 +782,22 @@ def test_a_folder_gets_what_the_commit_would_hold(hub, decisions, tmp_path):
     assert load_dataset(str(folder), split="train").to_list() == kept_table(decisions).to_pylist()
 
 
+@pytest.mark.parametrize("make", [write_decisions, write_selection])
+def test_hidden_files_are_not_published(make, tmp_path):
+    folder = make(tmp_path / "rows")
+    whole = pq.read_table(folder / "kept/part-00000-of-00001.parquet")
+    pq.write_table(whole.slice(0, 0), folder / "kept/.h.parquet")
+    (folder / "kept/._part-00000-of-00001.parquet").write_bytes(b"not Parquet")
+    publish(folder, tmp_path / "curated")
+    assert [path.name for path in (tmp_path / "curated/data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert load_dataset(str(tmp_path / "curated"), split="train")["label"][:] == whole["label"].to_pylist()
+
+
 def test_a_folder_with_other_data_or_a_file_is_refused(decisions, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/rows.jsonl").write_text("{}")
     with pytest.raises(PublishError, match="holds other data"):
-        publish(decisions, decisions)
+        publish(decisions, tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(PublishError, match="is a file"):
         publish(decisions, tmp_path / "file")

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from larf_curate.errors import ReviewServerError
+from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.review.argilla.connection import Connection, is_local
 from larf_curate.server import api
 
@@ -52,6 +52,37 @@ def serving(answers, kind=ThreadingHTTPServer, address="127.0.0.1"):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://bob:SECRET@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://bob:SEC/RET@SECRET@127.0.0.1:9?token=SECRET", "http://127.0.0.1:9"),
+        ("bob:SECRET@127.0.0.1:9#SECRET", "127.0.0.1:9"),
+        ("http://127.0.0.1:9/x/?api_key=SECRET", "http://127.0.0.1:9/x/"),
+    ],
+)
+def test_messages_have_no_password_of_the_address(address, shown):
+    with pytest.raises((InputError, ReviewServerError)) as error:
+        Connection(address, KEY, workspace="argilla", timeout=1)
+    assert shown in str(error.value)
+    assert "SEC" not in str(error.value)
+    assert "RET" not in str(error.value)
+
+
+def test_the_password_of_the_address_is_sent_and_not_shown():
+    with serving(ANSWERS) as (port, noted):
+        connection = Connection(f"http://bob:SECRET@127.0.0.1:{port}", KEY, workspace="argilla", timeout=5)
+        try:
+            assert noted
+            assert connection.url == f"http://127.0.0.1:{port}"
+            assert "SECRET" in connection.api_url
+            with pytest.raises(ReviewServerError, match=f"^http://127.0.0.1:{port} ") as error:
+                connection.request("GET", "/api/v1/nothing")
+            assert "SECRET" not in str(error.value)
+        finally:
+            connection.close()
 
 
 @pytest.fixture

@@ -233,6 +233,16 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert Decisions.load(tmp_path) == outcome.decisions
 
 
+@pytest.mark.parametrize("mine", ["removed/x.parquet", "withheld/part-mine.parquet", "x.parquet", "decisions.parquet"])
+def test_parquet_files_of_others_are_not_replaced(tmp_path, mine):
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(InputError, match=f"{mine} is not of decisions that larf-curate wrote"):
+        decisions([]).apply(selection()).save(tmp_path)
+    assert (tmp_path / mine).read_text() == "mine"
+    assert not (tmp_path / "kept").exists()
+
+
 def test_the_types_do_not_depend_on_the_values(tmp_path):
     nothing, full = selection(flagged=0), selection(flagged=3)
     empty, other = decisions([]).apply(nothing), decisions(full.flagged, "edit", "edit", "remove").apply(full)

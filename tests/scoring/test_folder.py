@@ -41,6 +41,14 @@ def test_a_file_with_other_rows_is_found_only_by_reading_it_and_one_with_fewer_a
         Scored.load(folder, verify=False)
 
 
+def test_a_shard_that_is_a_link_out_of_the_folder_is_refused_with_a_remedy_that_works(folder, tmp_path):
+    shard = folder / "part-00000.parquet"
+    shard.rename(tmp_path / "elsewhere.parquet")
+    shard.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(InputError, match=r"outside of the folder: remove the link .*part-00000\.parquet, then score"):
+        Scored.load(folder)
+
+
 def test_a_folder_that_is_not_whole_says_how_to_go_on(folder, tmp_path):
     (folder / "part-00000.parquet").unlink()
     with pytest.raises(InputError, match="part-00000.parquet is not there: score again with --resume"):

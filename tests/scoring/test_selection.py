@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
@@ -292,6 +294,26 @@ def test_saving_over_an_older_selection_leaves_the_new_one_alone(tmp_path):
     select(scored([0.25, 0.5]), top_k=1).save(tmp_path)
     select(scored([0.25, 0.5, 0.75]), top_k=2).save(tmp_path)
     assert Selection.load(tmp_path).summary()["counts"]["rows"] == 3
+
+
+def test_parquet_files_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/part-mine.parquet").write_text("mine")
+    with pytest.raises(InputError, match="part-mine.parquet is not of a selection that larf-curate wrote"):
+        select(scored([0.25, 0.5]), top_k=1).save(tmp_path)
+    assert (tmp_path / "kept/part-mine.parquet").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".h.parquet", "._part-00000-of-00001.parquet"])
+@pytest.mark.parametrize("part", ["kept", "flagged"])
+def test_hidden_files_are_not_read(tmp_path, name, part):
+    select(scored([0.25, 0.5]), top_k=1).save(tmp_path)
+    other = "kept" if part == "flagged" else "flagged"
+    shutil.copy(tmp_path / other / "part-00000-of-00001.parquet", tmp_path / part / name)
+    again = Selection.load(tmp_path)
+    assert (len(again.kept), len(again.flagged)) == (1, 1)
+    (tmp_path / part / name).write_bytes(b"not Parquet")
+    assert len(getattr(Selection.load(tmp_path), part)) == 1
 
 
 def test_a_folder_that_holds_no_whole_selection_is_refused(tmp_path):

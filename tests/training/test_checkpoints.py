@@ -116,8 +116,19 @@ def test_a_checkpoint_of_a_training_from_other_weights_is_refused(start, tmp_pat
 
 def test_checkpoints_of_a_training_that_is_not_recorded_are_refused(start, stopped):
     (stopped / "training.json").unlink()
-    with pytest.raises(InputError, match="training.json is not there"):
+    with pytest.raises(InputError, match="with other files: use a new folder"):
         train(start, stopped, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "data/x.parquet", ".hidden", "training.json"])
+def test_a_folder_with_files_of_others_is_not_trained_into(start, tmp_path, name, resume):
+    (tmp_path / "run/data").mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(InputError, match="got .*run with other files: use a new folder"):
+        train(start, tmp_path / "run", resume=resume)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert [(path.read_text(), path) for path in files] == [("{}", tmp_path / "run" / name)]
 
 
 def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):

@@ -15,6 +15,7 @@ import httpx
 from argilla._exceptions import ArgillaCredentialsError, ArgillaError, ForbiddenError, UnauthorizedError
 
 from larf_curate.errors import InputError, ReviewError, ReviewServerError
+from larf_curate.urls import public_url
 
 MAX_ATTEMPTS = 4
 FIRST_WAIT = 0.5
@@ -32,6 +33,8 @@ class RejectedError(ReviewError):
 class Connection:
     """Connection to one workspace on an Argilla server.
 
+    Its ``api_url`` is the address, and ``url`` the same without credentials, for messages and links.
+
     Args:
         url: Address of the server; default: the environment variable ``ARGILLA_API_URL``.
         api_key: API key of an owner or admin; default: the environment variable ``ARGILLA_API_KEY``.
@@ -44,19 +47,20 @@ class Connection:
     """
 
     def __init__(self, url: str | None, api_key: str | None, *, workspace: str, timeout: int) -> None:
-        self.url = (url or os.environ.get("ARGILLA_API_URL") or "").rstrip("/")
+        self.api_url = (url or os.environ.get("ARGILLA_API_URL") or "").rstrip("/")
+        self.url = public_url(self.api_url)
         key = api_key or os.environ.get("ARGILLA_API_KEY")
         if not self.url or not key:
-            wanted = ("key", "api_key=…, --api-key-file", "KEY") if self.url else ("address", "url=…, --url", "URL")
+            wanted = ("key", "api_key=…, --api-key-file", "KEY") if self.api_url else ("address", "url=…, --url", "URL")
             missing = "{} ({} or ARGILLA_API_{})".format(*wanted)
             raise ReviewServerError(
                 f"no Argilla {missing} given: set it, or start a server of your own with: larf-curate review up"
             )
-        _check_format(self.url, key)
-        _check_server(self.url, key, timeout)
-        with translate_errors(self.url):
+        _check_format(self.api_url, key)
+        _check_server(self.api_url, key, timeout)
+        with translate_errors(self.api_url):
             self.client = rg.Argilla(
-                api_url=self.url, api_key=key, timeout=timeout, retries=1, trust_env=not is_local(self.url)
+                api_url=self.api_url, api_key=key, timeout=timeout, retries=1, trust_env=not is_local(self.api_url)
             )
         self.workspace = workspace
         self.timeout = timeout
@@ -154,7 +158,7 @@ def _full_address(host: str) -> str:
 
 def _check_format(url: str, key: str) -> None:
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"wanted a server address that begins with http:// or https://, got {url!r}")
+        raise InputError(f"wanted a server address that begins with http:// or https://, got {public_url(url)!r}")
     if not (key.isascii() and key.isprintable() and " " not in key):
         # The key is not quoted: a malformed one may still contain most of a real one.
         raise InputError(
@@ -188,13 +192,14 @@ def translate_errors(url: str) -> Iterator[None]:
     except ForbiddenError as error:
         raise _refused(url, 403) from error
     except ArgillaError as error:
-        raise ReviewError(
-            f"{url} rejects the request: {str(error.__cause__ or error)[:MAX_REASON_CHARACTERS]}"
-        ) from error
+        reason = str(error.__cause__ or error).replace(url, public_url(url))[:MAX_REASON_CHARACTERS]
+        raise ReviewError(f"{public_url(url)} rejects the request: {reason}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(url, error) from error
     except ValueError as error:  # the response is not the JSON that the client expects
-        raise ReviewServerError(f"{url} does not answer like an Argilla server: check the address") from error
+        raise ReviewServerError(
+            f"{public_url(url)} does not answer like an Argilla server: check the address"
+        ) from error
 
 
 def _refused(url: str, status: int) -> ReviewServerError:
@@ -203,12 +208,14 @@ def _refused(url: str, status: int) -> ReviewServerError:
         403: "does not allow this with this API key: use the key of an owner or of an admin of the workspace",
         404: "has no such dataset or workspace, or is not an Argilla server: check the address",
     }
-    return ReviewServerError(f"{url} {reasons.get(status, f'answers with status {status}: try again later')}")
+    return ReviewServerError(
+        f"{public_url(url)} {reasons.get(status, f'answers with status {status}: try again later')}"
+    )
 
 
 def _unreachable(url: str, error: Exception) -> ReviewServerError:
     return ReviewServerError(
-        f"no answer from {url} ({type(error).__name__}): start the server or check the address, "
+        f"no answer from {public_url(url)} ({type(error).__name__}): start the server or check the address, "
         "then run the command again, which resumes where it stopped"
     )
 

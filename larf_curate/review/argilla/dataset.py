@@ -89,7 +89,7 @@ class RecordStore:
             name: Name of the dataset.
             min_submitted: How many annotators must submit before a record counts as done.
         """
-        with translate_errors(connection.url):
+        with translate_errors(connection.api_url):
             settings = review_settings(connection.client, min_submitted=min_submitted)
             dataset = rg.Dataset(
                 name=name, workspace=connection.workspace, settings=settings, client=connection.client

@@ -14,10 +14,11 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from larf_curate.columns import ROW_ID, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
-from larf_curate.data.tables import from_undecoded, undecoded, write_parts
+from larf_curate.data.replacement import replaced_results
+from larf_curate.data.tables import from_undecoded, part_files, undecoded, write_parts
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path
-from larf_curate.manifests import DECISIONS, VERSION, check_folder, check_shards, read_manifest, shard_record
+from larf_curate.manifests import DECISIONS, VERSION, check_shards, read_manifest, shard_record
 from larf_curate.records import write_sealed
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
@@ -173,20 +174,17 @@ class Outcome:
             folder: Folder to write; an earlier outcome in it is replaced.
 
         Raises:
-            InputError: If the folder contains results of another kind.
+            InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
-        check_folder(folder, DECISIONS)
-        folder = Path(folder)
-        (folder / DECISIONS.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
-        for name in PARTS:
-            for old in (folder / name).glob("*.parquet"):
-                old.unlink()
-        shards = write_parts({name: getattr(self, name) for name in PARTS}, folder)
-        with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
-            self.decisions.to_dataset().to_parquet(file)
-        shards.append(shard_record(folder / "decisions.parquet", len(self.decisions.rows), folder=folder))
-        manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge, "counts": self.counts}
-        write_sealed(folder / DECISIONS.file, manifest | {"shards": shards, "selection": dict(self.selection)})
+        folder, parts = Path(folder), {name: getattr(self, name) for name in PARTS}
+        with replaced_results(folder, DECISIONS, [*part_files(parts), "decisions.parquet"]):
+            shards = write_parts(parts, folder)
+            with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
+                self.decisions.to_dataset().to_parquet(file)
+            shards.append(shard_record(folder / "decisions.parquet", len(self.decisions.rows), folder=folder))
+            manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge}
+            content = {"counts": self.counts, "shards": shards, "selection": dict(self.selection)}
+            write_sealed(folder / DECISIONS.file, manifest | content)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
