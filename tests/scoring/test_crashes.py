@@ -143,17 +143,19 @@ def test_a_model_that_always_crashes_is_an_error_and_no_status_of_rows_however_o
         assert "the model or this machine is at fault" in text
 
 
-@pytest.mark.parametrize(("rows", "wanted"), [(ROWS, "rows 2[01] to 2[34]"), (22, "rows 2[01] to 21")])
+@pytest.mark.parametrize(("rows", "wanted"), [(ROWS - PER_PIECE, "rows 20 to 23"), (22, "rows 20 to 21")])
 def test_a_machine_that_fails_in_the_middle_is_an_error_and_no_status_of_rows(data, scorer, tmp_path, rows, wanted):
     folder = tmp_path / "files"
     folder.mkdir()
     lines = data(21).read_text().splitlines(keepends=True)[:rows]
     (folder / "a.jsonl").write_text("".join(lines[:20]))
     (folder / "b.jsonl").write_text("".join(lines[20:]))
-    score_source(open_source(str(folder), limit=20), scorer, tmp_path / "first")  # loads what is cached
+    code, _ = run_alone(folder, scorer, tmp_path / "out", False, log=tmp_path / "log")  # which scores the first file
+    assert code == -signal.SIGSEGV
+    (tmp_path / "broken").touch()
     guard = DeadlyGuard("deadly", broken=tmp_path / "broken")
     with pytest.raises(ScoringError, match=f"each of {wanted} ended the process"):
-        score_source(open_source(str(folder)), scorer, tmp_path / "out", num_proc=2, guard=guard)
+        score_source(open_source(str(folder)), scorer, tmp_path / "out", resume=True, guard=guard)
 
 
 def test_rows_that_only_crash_together_are_an_error_that_names_the_options(data, scorer, tmp_path):
