@@ -159,9 +159,9 @@ def refuse_adapter(model: str, revision: str | None = None) -> None:
     Raises:
         ModelError: If it is; the message names the base model. Or if the Hub cannot be reached.
     """
-    check_reachable(model, revision)
+    only_cache = check_reachable(model, revision)
     try:
-        path = find_adapter_config_file(model, revision=revision)
+        path = find_adapter_config_file(model, revision=revision, local_files_only=only_cache)
     except OSError:  # no such repository: loading the config reports it
         return
     if path is None:
@@ -183,8 +183,7 @@ def _read_config(path: str | Path) -> AdapterConfig:
 
 
 def _download(adapter: str, name: str) -> Path:
-    check_reachable(adapter, name=name)
-    return Path(hf_hub_download(adapter, name))
+    return Path(hf_hub_download(adapter, name, local_files_only=check_reachable(adapter, name=name)))
 
 
 def _check_names(stored: set[str], own: set[str], known: set[str], adapter: str, blocks: int) -> None:

@@ -34,7 +34,7 @@ from larf_curate.models.blocks import decoder_blocks, has_same_blocks, truncate_
 from larf_curate.models.checkpoint import check_weights, renaming
 from larf_curate.models.dtypes import Dtype
 from larf_curate.models.hidden_states import is_out_of_memory
-from larf_curate.models.hub import CONFIG_FILE, check_reachable
+from larf_curate.models.hub import CONFIG_FILE, cache_only, check_reachable
 from larf_curate.models.quantisation import dequantise, missing_for
 
 logger = logging.getLogger(__name__)
@@ -211,9 +211,9 @@ def check_config(source: ModelSource) -> None:
         ModelError: If it is no object with text as ``model_type``, a size is over its `LARGEST`, or the Hub cannot be
             reached for it.
     """
-    check_reachable(source.model_id, source.revision)
+    only_cache = check_reachable(source.model_id, source.revision)
     try:
-        path = cached_file(source.model_id, CONFIG_FILE, revision=source.revision)
+        path = cached_file(source.model_id, CONFIG_FILE, revision=source.revision, local_files_only=only_cache)
         config = json.loads(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # loading reports it
         return
@@ -366,9 +366,9 @@ def num_layers(config: Any, source: ModelSource) -> int:  # noqa: ANN401  any co
 
 def _load(kind: Any, source: ModelSource, **options: object) -> Any:  # noqa: ANN401  an Auto class of transformers
     """Call ``from_pretrained`` with one-line errors and without its report on the weights that are not loaded."""
-    check_reachable(source.model_id, source.revision)
+    only_cache = check_reachable(source.model_id, source.revision)
     try:
-        with quiet():
+        with quiet(), cache_only(only_cache):
             return kind.from_pretrained(source.model_id, **source.loading, **options)
     except Exception as error:  # files of others can raise any
         if is_out_of_memory(error):  # callers load less, or elsewhere

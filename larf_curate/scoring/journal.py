@@ -1,10 +1,13 @@
 """Journal of an unfinished scoring run: the digest of each shard, from the moment at which it is complete.
 
-It has one file per shard, since several worker processes write it, in a hidden folder beside the shards. The manifest
-replaces it when the run finishes.
+It has one file per shard, since several worker processes write it, in a hidden folder beside the shards; and a note if
+a process that scored has died, after which rows are scored in worker processes only. The manifest replaces it when the
+run finishes.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -16,6 +19,8 @@ from larf_curate.records import STRICT, read_sealed, write_sealed
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
+CRASH = "crash"
+"""Name of the file in it that notes that a process which scored has died."""
 REMEDY = "its rows are scored again"
 
 
@@ -53,6 +58,27 @@ def read_journal(folder: Path) -> dict[str, ShardRecord]:
 def remove_journal(folder: Path) -> None:
     """Remove the journal of a run whose manifest is written."""
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def note_crash(folder: Path) -> None:
+    """Note that a process which scored has died, until the run finishes."""
+    _journal(folder).mkdir(exist_ok=True)
+    (_journal(folder) / CRASH).touch()
+
+
+def has_crashed(folder: Path) -> bool:
+    """Whether a process that scored for the run has died."""
+    return (_journal(folder) / CRASH).exists()
+
+
+@contextmanager
+def crash_noted(folder: Path) -> Iterator[None]:
+    """Note in advance that this process dies: a crash leaves no time for it. Any other end removes the note."""
+    note_crash(folder)
+    try:
+        yield
+    finally:
+        (_journal(folder) / CRASH).unlink(missing_ok=True)
 
 
 def _journal(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from larf_curate.conversation.schemas import check_columns, schema_for, unused_c
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import text_rows, undecoded
 from larf_curate.errors import InputError
-from larf_curate.manifests import SCORED, SELECTION
+from larf_curate.manifests import PLAN, SCORED, SELECTION
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import BATCH_ROWS
 from larf_curate.scoring.selection import Selection
@@ -60,14 +60,14 @@ class PreviewRows:
             revision: Commit, tag or branch of a Hub dataset.
 
         Raises:
-            InputError: If there is no such dataset, or it has no rows.
+            InputError: If there is no such dataset, it has no rows, or it is a result folder that is not complete.
         """
         names = [data] if isinstance(data, str) else list(data)
         folder = Path(names[0])
         if len(names) == 1 and (folder / SELECTION.file).is_file():
             selection = Selection.load(folder)
             return cls(rows=concatenate_datasets([selection.flagged, selection.kept]), manifest=selection.scored)
-        if len(names) == 1 and (folder / SCORED.file).is_file():
+        if len(names) == 1 and any((folder / name).is_file() for name in (SCORED.file, PLAN)):
             scored = Scored.load(folder)
             return cls(rows=scored.rows, manifest=scored.manifest)
         limit = max(row + 1, COUNTED_ROWS)

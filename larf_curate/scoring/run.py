@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,14 @@ from larf_curate.manifests import PLAN, SCORED, VERSION, Plan, ScoredManifest, S
 from larf_curate.records import seal, write_sealed
 from larf_curate.scoring.crashes import CRASHED, crashing_rows, with_crashed
 from larf_curate.scoring.earlier_columns import without_earlier_columns
-from larf_curate.scoring.journal import read_journal, record_shard, remove_journal
+from larf_curate.scoring.journal import (
+    crash_noted,
+    has_crashed,
+    note_crash,
+    read_journal,
+    record_shard,
+    remove_journal,
+)
 from larf_curate.scoring.workers import rank_and_payload, workers
 from larf_curate.verification import is_unchanged
 from larf_curate.version import __version__
@@ -101,17 +108,18 @@ def _score_into(
     guard: "GuardScorer | None",
 ) -> ScoredManifest:
     plan = {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}
-    was_killed = any(folder.glob(".*.parquet.*.tmp"))
     _start_run(folder, plan | ({"guard": guard.describe()} if guard else {}), resume)
     recorded = _recorded_shards(folder)
     source = without_earlier_columns(source, _features(scorer, guard))
     missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, recorded)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
+    in_workers = num_proc > 1 or has_crashed(folder)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
-            for rows in _score_pieces(missing, (scorer, guard), folder, num_proc, in_workers=was_killed):
-                bar.update(rows)
+            with nullcontext() if in_workers else crash_noted(folder):
+                for rows in _score_pieces(source, missing, (scorer, guard), folder, num_proc, in_workers=in_workers):
+                    bar.update(rows)
         finally:
             remove_temporary_files(folder)
     source.check_unchanged()
@@ -244,6 +252,7 @@ def _shown(value: object) -> str:
 
 
 def _score_pieces(
+    source: Source,
     pieces: Sequence[Piece],
     payload: Payload,
     folder: Path,
@@ -251,7 +260,7 @@ def _score_pieces(
     *,
     in_workers: bool,
 ) -> Iterator[int]:
-    """Score pieces in this process, or in workers if there are several or with ``in_workers``.
+    """Score pieces of a source in this process, or with ``in_workers`` in worker processes.
 
     Rows that end a worker process are set aside.
 
@@ -261,7 +270,7 @@ def _score_pieces(
     Raises:
         ScoringError: If a worker process dies, and no single row ends it.
     """
-    if not (in_workers or (num_proc > 1 and len(pieces) > 1)):
+    if not in_workers:
         for piece in pieces:
             yield from score_piece(piece, *payload, folder)
         return
@@ -275,12 +284,15 @@ def _score_pieces(
         except BrokenProcessPool as error:
             interrupted = [piece for piece in missing.values() if _is_interrupted(folder, piece)]
             remove_temporary_files(folder)
+            note_crash(folder)
             if not interrupted and left == len(missing):
                 raise ScoringError(_killed("before it scored a row")) from error
             spans = ", ".join(_span(piece) for piece in interrupted)
             logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
             for piece in interrupted:
-                _score_alone(missing.pop(piece.name), payload, folder)
+                scored = (other for other in source.pieces if other.name not in missing)
+                _score_alone(piece, payload, folder, scored)
+                del missing[piece.name]
                 yield len(piece.rows)
 
 
@@ -299,20 +311,34 @@ def _score_in_workers(
             yield jobs[job]
 
 
-def _score_alone(piece: Piece, payload: Payload, folder: Path) -> None:
-    """Score one of the pieces at which a worker process died, in a process of its own, without the rows at fault."""
+def _score_alone(piece: Piece, payload: Payload, folder: Path, scored: Iterable[Piece]) -> None:
+    """Score one of the pieces at which a worker process died, in a process of its own, without the rows at fault.
+
+    ``scored`` are the pieces that are complete.
+    """
     scorer, guard = payload
     try:
         try:
             list(_score_in_workers([piece], payload, folder, 1))
         except BrokenProcessPool:
             logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
-            crashed = crashing_rows(piece.rows, scorer, guard, batch_rows=BATCH_ROWS, first=piece.first)
+            rows = _scored_rows(scored, folder)
+            crashed = crashing_rows(
+                piece.rows, scorer, guard, batch_rows=BATCH_ROWS, first=piece.first, control=next(rows, None)
+            )
             list(_score_in_workers([piece], payload, folder, 1, crashed))
             for index in crashed:
                 logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
     except BrokenProcessPool as error:
         raise ScoringError(_killed(f"while it scored rows {_span(piece)}, of which none alone ends it")) from error
+
+
+def _scored_rows(pieces: Iterable[Piece], folder: Path) -> Iterator[Dataset]:
+    """Each row with a score of complete pieces."""
+    for piece in pieces:
+        for place, status in enumerate(_statuses(shard_file(folder, piece))):
+            if status in SCORED_STATUSES:
+                yield piece.rows.select([place])
 
 
 def _is_interrupted(folder: Path, piece: Piece) -> bool:

@@ -1,9 +1,10 @@
 """Models on a Hub that cannot be reached: one request, one line; from the cache as ever."""
 
 import socket
+from functools import partial
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import logging
 
 from larf_curate.errors import ModelError
@@ -11,7 +12,9 @@ from larf_curate.models import hub
 from larf_curate.models.adapters import weights_of
 from larf_curate.models.hub import check_reachable
 from larf_curate.models.source import ModelSource, load_causal_lm, load_config, load_tokenizer
+from tests.fixtures.tiny import byte_model, byte_tokenizer, save
 
+COMMIT = "a" * 40
 SOURCE = ModelSource(model_id="org/nope")
 LOADERS = {
     "config": lambda: load_config(SOURCE),
@@ -43,15 +46,24 @@ def test_a_hub_that_cannot_be_reached_is_one_attempt_and_one_line(unreachable, m
     assert "Retry" not in caplog.text
 
 
-def test_what_is_in_the_cache_needs_no_hub(unreachable, tmp_path, monkeypatch):
+def test_what_is_in_the_cache_needs_no_hub(unreachable, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "models--org--nope"
-    for name, text in (("refs/main", "ab"), ("snapshots/ab/config.json", "{}")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **o: original(*a, cache_dir=tmp_path, **o))
-    check_reachable("org/nope")
+    save(byte_model().eval(), byte_tokenizer(), folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(COMMIT)
+    attempts = []
+    asked = hub.get_hf_file_metadata
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *a, **o: attempts.append(a) or asked(*a, **o))
+    monkeypatch.setattr(logging.get_logger(), "propagate", True)  # which reports requests that fail
+    monkeypatch.setattr(hub, "_reached", {})
+    in_cache = partial(try_to_load_from_cache, cache_dir=tmp_path)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", in_cache)
+    assert load_tokenizer(SOURCE).chat_template
+    assert type(load_causal_lm(SOURCE, "auto")).__name__ == "LlamaForCausalLM"
+    assert len(attempts) == 1
+    assert not constants.HF_HUB_OFFLINE
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 1
+    assert "models are read from the cache" in lines[0]
     with pytest.raises(ModelError):
         check_reachable("org/nope", "other")
-
-
-original = hub.try_to_load_from_cache

@@ -80,25 +80,82 @@ def test_rows_that_end_a_worker_are_set_aside_by_number_and_all_others_are_score
         np.testing.assert_allclose(scores, want, rtol=1e-4, atol=1e-6)
 
 
-def score_with_guard(data, scorer, out, resume):
+def score_with_guard(data, scorer, out, resume, num_proc=1):
     """What runs in a process of its own."""
-    score_source(open_source(str(data)), scorer, out, resume=resume, guard=DeadlyGuard("deadly"))
+    sources.ROWS_PER_PIECE = PER_PIECE
+    multiprocessing.get_context = lambda _: CONTEXT
+    score_source(open_source(str(data)), scorer, out, resume=resume, num_proc=num_proc, guard=DeadlyGuard("deadly"))
+
+
+def run_alone(*arguments, log):
+    """Exit code of `score_with_guard`, and what it printed."""
+    process = start(score_with_guard, *arguments, log=log)
+    process.join()
+    return process.exitcode, log.read_text()
 
 
 def test_a_single_process_that_a_row_ended_is_resumed_without_the_row(data, scorer, tmp_path):
     path, out = data(33), tmp_path / "out"
     for resume, code in ((False, -signal.SIGSEGV), (True, 0)):
-        process = start(score_with_guard, path, scorer, out, resume, log=tmp_path / "log")
-        process.join()
-        assert process.exitcode == code, (tmp_path / "log").read_text()
+        assert run_alone(path, scorer, out, resume, log=tmp_path / "log")[0] == code, (tmp_path / "log").read_text()
     assert [row for row, status in enumerate(statuses(out)) if status != "ok"] == [33]
+    assert not (out / ".journal").exists()
 
 
-@pytest.mark.parametrize(("deadly", "wanted"), [(range(ROWS), "rows 0 to 3 "), (range(40, 60), "rows 40 to 43 ")])
-def test_a_model_that_always_crashes_is_an_error_and_no_status_of_rows(data, scorer, tmp_path, deadly, wanted):
-    source = open_source(str(data(*deadly)))
-    with pytest.raises(ScoringError, match=f"each of {wanted}ended the process.*the model or this machine"):
-        score_source(source, scorer, tmp_path / "out", num_proc=2, guard=DeadlyGuard("deadly"))
+@pytest.mark.parametrize("deadly", [(0,), (20,), (20, 21)])
+def test_a_file_whose_every_row_crashes_is_set_aside(data, scorer, tmp_path, deadly):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    lines = data(*deadly).read_text().splitlines(keepends=True)[: max(20, deadly[-1]) + 1]
+    cut = 20 if deadly[0] else 1
+    (folder / "a.jsonl").write_text("".join(lines[:cut]))
+    (folder / "b.jsonl").write_text("".join(lines[cut:]))
+    out = tmp_path / "out"
+    for resume, code in ((False, -signal.SIGSEGV), (True, 0)):
+        assert run_alone(folder, scorer, out, resume, log=tmp_path / "log")[0] == code, (tmp_path / "log").read_text()
+    assert [row for row, status in enumerate(statuses(out)) if status == "crashed"] == list(deadly)
+
+
+def test_several_workers_never_score_in_the_process_itself(data, scorer, tmp_path):
+    rows = tmp_path / "few.jsonl"
+    rows.write_text("".join(data(7).read_text().splitlines(keepends=True)[:15]))
+    assert run_alone(rows, scorer, tmp_path / "out", False, 2, log=tmp_path / "log")[0] == 0
+    assert [row for row, status in enumerate(statuses(tmp_path / "out")) if status == "crashed"] == [7]
+
+
+def test_many_adjacent_rows_are_set_aside_while_others_can_be_scored(data, scorer, tmp_path):
+    source = open_source(str(data(*range(36, 60))))
+    manifest = score_source(source, scorer, tmp_path / "out", num_proc=2, guard=DeadlyGuard("deadly"))
+    assert manifest["status"] == {"crashed": 24, "ok": 36}
+    assert statuses(tmp_path / "out") == ["ok"] * 36 + ["crashed"] * 24
+
+
+def test_a_model_that_always_crashes_is_an_error_and_no_status_of_rows_however_often_it_is_resumed(
+    data, scorer, tmp_path
+):
+    path, log = data(*range(ROWS)), tmp_path / "log"
+    assert run_alone(path, scorer, tmp_path / "out", False, log=log)[0] == -signal.SIGSEGV
+    for _ in range(2):
+        log.write_text("")
+        code, text = run_alone(path, scorer, tmp_path / "out", True, log=log)
+        assert code == 1
+        assert "each of rows 0 to 3 ended the process that scored it" in text
+        assert "the model or this machine is at fault" in text
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(ROWS - PER_PIECE, "rows 20 to 23"), (22, "rows 20 to 21")])
+def test_a_machine_that_fails_in_the_middle_is_an_error_and_no_status_of_rows(data, scorer, tmp_path, rows, wanted):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    lines = data(21).read_text().splitlines(keepends=True)[:rows]
+    (folder / "a.jsonl").write_text("".join(lines[:20]))
+    (folder / "b.jsonl").write_text("".join(lines[20:]))
+    code, _ = run_alone(folder, scorer, tmp_path / "out", False, log=tmp_path / "log")  # which scores the first file
+    assert code == -signal.SIGSEGV
+    (tmp_path / "broken").touch()
+    guard = DeadlyGuard("deadly", broken=tmp_path / "broken")
+    with pytest.raises(ScoringError, match=f"each of {wanted} ended the process"):
+        score_source(open_source(str(folder)), scorer, tmp_path / "out", resume=True, guard=guard)
 
 
 def test_rows_that_only_crash_together_are_an_error_that_names_the_options(data, scorer, tmp_path):

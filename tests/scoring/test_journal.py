@@ -6,7 +6,15 @@ from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import PLAN
 from larf_curate.records import write_sealed
-from larf_curate.scoring.journal import JOURNAL, read_journal, record_shard, remove_journal
+from larf_curate.scoring.journal import (
+    JOURNAL,
+    crash_noted,
+    has_crashed,
+    note_crash,
+    read_journal,
+    record_shard,
+    remove_journal,
+)
 
 
 def begin(folder, rows=8):
@@ -97,3 +105,15 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path):
         with pytest.raises(InputError, match="is a link"):
             action()
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_crash_is_noted_until_the_run_finishes_and_any_other_end_is_none(begun):
+    with pytest.raises(KeyboardInterrupt), crash_noted(begun):
+        assert has_crashed(begun)  # as a later process would see it if this one died here
+        raise KeyboardInterrupt
+    assert not has_crashed(begun)
+    note_crash(begun)
+    assert has_crashed(begun)
+    assert len(read_journal(begun)) == 2
+    remove_journal(begun)
+    assert not has_crashed(begun)

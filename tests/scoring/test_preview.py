@@ -127,6 +127,9 @@ def test_rows_of_result_folders_are_found_by_index_or_id_with_their_columns(tmp_
         rows.find("4")
     with pytest.raises(InputError, match="larf_row_id"):
         rows.find("x")
+    (folder / "manifest.json").rename(folder / "plan.json")
+    with pytest.raises(InputError, match="is not finished: continue with larf-curate score --resume"):
+        PreviewRows.open(str(folder))
     named = PreviewRows(rows=Dataset.from_list([{"text": "a", "larf_row_id": "1"}, {"text": "b", "larf_row_id": "0"}]))
     assert [named.find(row) for row in ("0", "1")] == [1, 0]
 
