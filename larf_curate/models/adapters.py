@@ -153,17 +153,27 @@ def weights_of(adapter: str) -> Path:
     return path
 
 
+def adapter_config_of(model: str, revision: str | None = None) -> str | None:
+    """The config of the adapter that a folder or Hub id holds; None for models and where there is nothing.
+
+    Raises:
+        ModelError: If the Hub cannot be reached.
+    """
+    only_cache = check_reachable(model, revision)
+    try:
+        path: str | None = find_adapter_config_file(model, revision=revision, local_files_only=only_cache)
+    except OSError:  # no such repository: loading the config reports it
+        return None
+    return path
+
+
 def refuse_adapter(model: str, revision: str | None = None) -> None:
     """Check that a folder or Hub id is not that of an adapter, which `transformers` would load with its base model.
 
     Raises:
         ModelError: If it is; the message names the base model. Or if the Hub cannot be reached.
     """
-    only_cache = check_reachable(model, revision)
-    try:
-        path = find_adapter_config_file(model, revision=revision, local_files_only=only_cache)
-    except OSError:  # no such repository: loading the config reports it
-        return
+    path = adapter_config_of(model, revision)
     if path is None:
         return
     base = _read_config(path).get("base_model_name_or_path")

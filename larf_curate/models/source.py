@@ -23,6 +23,7 @@ from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
 from larf_curate.models.adapters import (
+    adapter_config_of,
     RESIZED,
     embedding_sizes,
     merge_adapter,
@@ -273,7 +274,8 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype | Literal["auto"], *,
     Raises:
         ModelError: If the model cannot be loaded, or its files lack weights, which would be initialised randomly.
     """
-    return _load_weights(transformers.AutoModelForCausalLM, source, load_config(source), dtype, attention, head=True)
+    config = None if adapter_config_of(source.model_id, source.revision) else load_config(source)
+    return _load_weights(transformers.AutoModelForCausalLM, source, config, dtype, attention, head=True)
 
 
 def load_classifier(source: ModelSource) -> Any:  # noqa: ANN401  any sequence classifier of transformers
