@@ -23,8 +23,8 @@ from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
 from larf_curate.files import sampled_digest
 from larf_curate.models.adapters import (
-    adapter_config_of,
     RESIZED,
+    adapter_config_of,
     embedding_sizes,
     merge_adapter,
     refuse_adapter,
