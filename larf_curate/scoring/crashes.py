@@ -39,8 +39,8 @@ def crashing_rows(
 ) -> list[int]:
     """Find the rows that end a worker process which scores them.
 
-    If many adjacent rows do, or all rows, one that was scored before is scored again: if it now crashes too, the model or
-    the machine is at fault; and also if there is none.
+    If many adjacent rows do, or all rows, one that was scored before is scored again: if it now crashes too, the model
+    or the machine is at fault; and also if there is none.
 
     Args:
         rows: The rows; each batch of them is scored once more.

@@ -108,9 +108,13 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path):
 
 
 def test_a_crash_is_noted_until_the_run_finishes_and_any_other_end_is_none(begun):
-    with pytest.raises(KeyboardInterrupt), crash_noted(begun):
-        assert has_crashed(begun)  # as a later process would see it if this one died here
-        raise KeyboardInterrupt
+    def interrupted():
+        with crash_noted(begun):
+            assert has_crashed(begun)  # as a later process would see it if this one died here
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not has_crashed(begun)
     note_crash(begun)
     assert has_crashed(begun)
