@@ -153,7 +153,7 @@ def check_parquet(path: Path, folder: Path) -> int:
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     if any(group.total_byte_size > group.num_rows * MAX_ROW_BYTES for group in groups):
         raise ValueError(f"its rows are larger than {MAX_ROW_BYTES >> 20} MiB on average")
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+    for batch in map(_decoded, file.iter_batches(batch_size=PARQUET_ROWS)):
         size.add(batch.nbytes)
         _check_batch(batch, start)
         start, most, largest = start + len(batch), most - batch.nbytes, max(largest, batch.nbytes)
@@ -162,6 +162,12 @@ def check_parquet(path: Path, folder: Path) -> int:
                 f"its rows are over {MAX_EXPANSION:,} times as large as the file: write them as JSON lines"
             )
     return max(1, min(MAX_PARQUET_ROWS, PARQUET_ROWS * PARQUET_BYTES // max(largest, 1)))
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows with plain values for columns that are stored as dictionaries, as `datasets` reads them."""
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _check_batch(batch: pa.RecordBatch, start: int) -> None:
