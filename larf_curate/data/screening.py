@@ -161,7 +161,8 @@ def check_parquet(path: Path, folder: Path) -> int:
             raise ValueError(
                 f"its rows are over {MAX_EXPANSION:,} times as large as the file: write them as JSON lines"
             )
-    return max(1, min(MAX_PARQUET_ROWS, PARQUET_ROWS * PARQUET_BYTES // max(largest, 1)))
+    # Tables of one row are gathered by `datasets`, as it writes them, until it has a thousand.
+    return max(2, min(MAX_PARQUET_ROWS, PARQUET_ROWS * PARQUET_BYTES // max(largest, 1)))
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
