@@ -25,8 +25,13 @@ MAX_LIST_BYTES = 2**30
 """Maximum size of a JSON file that is one list, which must fit into memory as a whole."""
 DISK_SHARE = 3
 """A compressed file may expand to one of this number of equal parts of the free disk space: its rows are stored too."""
-PARQUET_ROWS = 100
+PARQUET_ROWS = 25
 """Number of rows of a Parquet file that are decoded together: a small file can have millions of large ones."""
+MAX_PARQUET_ROWS = 1000
+"""Number of rows of a Parquet file that are decoded together once it is known that they are small."""
+PARQUET_BYTES = 4 * 2**20
+"""Approximate size of rows that are decoded together once their sizes are known: `datasets` decodes 16 times as many in
+advance."""
 FREE_EXPANSION = 2**30
 """Number of bytes to which any Parquet file may expand."""
 MAX_EXPANSION = 1000
@@ -148,7 +153,7 @@ def check_parquet(path: Path, folder: Path) -> int:
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     if any(group.total_byte_size > group.num_rows * MAX_ROW_BYTES for group in groups):
         raise ValueError(f"its rows are larger than {MAX_ROW_BYTES >> 20} MiB on average")
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+    for batch in map(_decoded, file.iter_batches(batch_size=PARQUET_ROWS)):
         size.add(batch.nbytes)
         _check_batch(batch, start)
         start, most, largest = start + len(batch), most - batch.nbytes, max(largest, batch.nbytes)
@@ -156,7 +161,14 @@ def check_parquet(path: Path, folder: Path) -> int:
             raise ValueError(
                 f"its rows are over {MAX_EXPANSION:,} times as large as the file: write them as JSON lines"
             )
-    return PARQUET_ROWS if largest > MAX_ROW_BYTES // 10 else 10 * PARQUET_ROWS
+    # Tables of one row are gathered by `datasets`, as it writes them, until it has a thousand.
+    return max(2, min(MAX_PARQUET_ROWS, PARQUET_ROWS * PARQUET_BYTES // max(largest, 1)))
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows with plain values for columns that are stored as dictionaries, as `datasets` reads them."""
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _check_batch(batch: pa.RecordBatch, start: int) -> None:

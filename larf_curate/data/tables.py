@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import datasets
 import pyarrow as pa
@@ -95,7 +96,8 @@ def _dataset(table: pa.Table, features: Features) -> Dataset:
     """A dataset of a table; one without rows gets an empty chunk per column."""
     if not len(table):  # `datasets` cannot digest a column of an extension type, such as Json, that has no chunk
         table = pa.table([pa.nulls(0, column) for column in table.schema.types], schema=table.schema)
-    return Dataset(table, info=DatasetInfo(features=features))
+    # Without a fingerprint, `datasets` copies and hashes the content; tables in memory need none for a cache.
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid4().hex)
 
 
 def read_parquet(folder: str | Path) -> Dataset:

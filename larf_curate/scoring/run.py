@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
 """Number of rows that are tokenized, scored and written together."""
+BATCH_BYTES = 128 * 2**20
+"""Approximate size of these rows in memory, of which there are fewer if they are large."""
 MOST_SHOWN = 40
 """Maximum number of characters of a setting in an error message."""
 SCORED_STATUSES = ("ok", "truncated")
@@ -432,8 +434,8 @@ def score_piece(
     """
     features = _features(scorer, guard, piece.rows.features)
     path = shard_file(folder, piece)
-    starts = range(0, len(piece.rows), BATCH_ROWS)
-    batches = (range(start, min(start + BATCH_ROWS, len(piece.rows))) for start in starts)
+    count = _batch_rows(piece.rows)
+    batches = (range(start, min(start + count, len(piece.rows))) for start in range(0, len(piece.rows), count))
     render = partial(_rendered, scorer, rank, piece.rows, crashed)
     try:
         with atomic_path(path) as temporary:
@@ -447,6 +449,12 @@ def score_piece(
             record_shard(folder, path.name, rows=len(piece.rows), size=size, digest=digest)
     except OSError as error:
         raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
+
+
+def _batch_rows(rows: Dataset) -> int:
+    """Number of rows that are scored together: `BATCH_ROWS`, or fewer if they are large on average."""
+    average = rows.data.nbytes / max(rows.data.num_rows, 1)
+    return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(average, 1))))
 
 
 def shard_file(folder: Path, piece: Piece) -> Path:

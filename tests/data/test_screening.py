@@ -2,12 +2,14 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from larf_curate.data import screening
-from larf_curate.data.screening import JsonScreen, TextScreen
+from larf_curate.data.screening import JsonScreen, TextScreen, check_parquet
 
 TEXT = st.text(alphabet='ab"\\[]{},: \né', max_size=12)
 VALUES = st.recursive(
@@ -81,3 +83,12 @@ def test_a_line_that_is_not_closed_hides_no_nesting(monkeypatch):
     deep = b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}"
     for line in (b'{"a": "\n', b'{"a": "\\\n', b'{"a": "\\"}\n'):
         assert "nested over 60 deep" in screened(JsonScreen(), b"{}\n" + line + deep)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(10, 1000), (8_000, (250, 600)), (5_000_000, 2)])
+def test_fewer_rows_of_a_parquet_file_are_decoded_together_if_they_are_large(tmp_path, size, wanted):
+    indices = pa.array([0] * 30, pa.int32())
+    shared = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * size]))
+    pq.write_table(pa.table({"text": shared}), tmp_path / "a.parquet")
+    rows = check_parquet(tmp_path / "a.parquet", tmp_path)
+    assert wanted[0] < rows < wanted[1] if isinstance(wanted, tuple) else rows == wanted

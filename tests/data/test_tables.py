@@ -5,7 +5,7 @@ import pytest
 from datasets import Audio, Dataset, DatasetInfo, Features, Image, Json, List, Value
 
 from larf_curate.data import tables
-from larf_curate.data.tables import is_media, read_parquet, undecoded, write_parquet
+from larf_curate.data.tables import is_media, read_parquet, text_rows, undecoded, write_parquet
 from larf_curate.errors import InputError
 
 
@@ -80,3 +80,9 @@ def test_json_columns_without_rows_are_written_and_read_back(tmp_path, monkeypat
     assert (len(again), again.features) == (0, features)
     assert undecoded(empty)[:] == {name: [] for name in features}
     assert datasets.concatenate_datasets([again, full])[:] == full[:]
+
+
+def test_rows_in_memory_are_not_hashed(monkeypatch):
+    rows = Dataset.from_list([{"text": "a"}])
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda _: pytest.fail("hashed"))
+    assert text_rows(rows)["text"][:] == ["a"]

@@ -505,3 +505,10 @@ def _user(text):
 
 def _answer(text):
     return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(10, 250), (2_000_000, 67)])
+def test_large_rows_are_scored_in_smaller_batches(size, wanted):
+    rows = Dataset.from_dict({"text": ["x" * size] * 10})
+    assert run._batch_rows(rows) == wanted
+    assert run._batch_rows(rows.select(range(0))) >= 1
