@@ -7,6 +7,7 @@ from typing import Any
 from larf_curate.errors import InputError, PublishError
 from larf_curate.files import read_json
 from larf_curate.manifests import KINDS, PLAN
+from larf_curate.publish.bundle import PROVENANCE
 from larf_curate.publish.kept_rows import KeptRows
 
 RECORDS = {kind.file: {"kind", kind.before[0] if kind.before else "source"} for kind in KINDS} | {
@@ -30,6 +31,8 @@ def check_target(target: Path, rows: Path, kept_rows: KeptRows) -> None:
     """
     folder = target.resolve()
     for path in (rows, *_named_inputs(rows, kept_rows)):
+        if path.resolve() == folder and path != rows and (path / PROVENANCE).is_file():
+            continue  # an earlier publication is curated again: which of its files go, its provenance says
         if _overlaps(folder, path.resolve()):
             raise PublishError(f"{target} is, contains or is within the input {path}: {_REMEDY}")
     if record := next(_records(target, folder), None):
