@@ -385,7 +385,7 @@ def test_a_limit_of_the_system_on_file_sizes_is_a_scoring_error(data, scorer, tm
     process.join()
     assert process.exitcode == 1
     assert log.read_text().splitlines()[-1].startswith("larf_curate.errors.ScoringError: cannot write ")
-    assert [path.name for path in out.iterdir()] == ["plan.json"]
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["plan.json"]
     score_source(open_source(str(data)), scorer, out, resume=True)
     check_whole(out)
 
