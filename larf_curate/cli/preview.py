@@ -75,26 +75,35 @@ def preview(
     columns = columns_to_read(rows.rows.column_names, columns, side) or (dict(rows.columns) if rows.columns else None)
     source = _model(profile_name, model, chat_template, template_name, trust_remote_code)
     renderer = _renderer(rows, columns, source, profile_name, model, trust_remote_code)
-    with _without_warnings():
+    with _collected_warnings() as warnings:
         counts = count_rows(rows, renderer)
         shown = preview_row(rows, rows.find(row), renderer)
     if as_json:
-        echo_json({**shown.as_json(), "max_length": renderer.max_length, "counts": asdict(counts)})
+        view = {**shown.as_json(), "max_length": renderer.max_length, "counts": asdict(counts)}
+        echo_json({**view, "warnings": warnings})
         return
     _echo_row(shown, renderer.max_length)
     _echo_counts(counts)
+    for warning in warnings:
+        click.echo(visible(f"Warning: {warning}"))
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence what the renderer tells: what the template leaves out is part of the output."""
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect what the renderer tells, but for what the template leaves out and columns, which the counts name."""
     logger = logging.getLogger("larf_curate.conversation.chat_template")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    found: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if not any(text in record.msg for text in ("looks like part of", "the chat template leaves out")):
+            found.append(record.getMessage())
+        return False
+
+    logger.addFilter(collect)
     try:
-        yield
+        yield found
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(collect)
 
 
 def _model(

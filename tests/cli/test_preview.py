@@ -115,3 +115,16 @@ def test_either_side_of_preference_data_is_shown(tmp_path, tiny_llama):
     assert "cannot be combined" in error(
         "preview", path, "--model", tiny_llama, "--side", "chosen", "--columns", "user=prompt,assistant=chosen", code=2
     )
+
+
+def test_what_the_renderer_warns_of_is_printed_and_in_the_json(tmp_path, tiny_llama):
+    chat = [{"role": "human", "content": "Q"}, {"role": "assistant", "content": "A", "weight": 0}]
+    chat += [{"role": "human", "content": "Q2"}, {"role": "assistant", "content": "A2"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": chat}) + "\n")
+    command = ["preview", str(path), "--model", str(tiny_llama)]
+    warnings = json.loads(run(*command, "--json").output)["warnings"]
+    assert all(text in " ".join(warnings) for text in ("roles human are read as user", "weight, train or loss 0"))
+    printed = run(*command).output
+    assert all(f"Warning: {warning}" in printed for warning in warnings)
+    assert len(warnings) == 2
