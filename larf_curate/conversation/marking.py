@@ -19,6 +19,8 @@ Span = tuple[int, int]
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
 """Marks are characters of the private-use planes: two for each message."""
 _TAG_ALONE = re.compile(r"<[^<>]+>")
+EMPTY_ROLES = (frozenset(("system", "user", "assistant", "tool")), frozenset(("user",)), frozenset[str]())
+"""Roles of messages without text that are marked: all, those of which templates hardly look at the text, none."""
 
 
 class Render(Protocol):
@@ -37,12 +39,15 @@ def locate(messages: Sequence[Message], text: str, render: Render) -> dict[int, 
     said = [i for i, message in enumerate(messages) if message["role"] == "assistant" and core_of(message)]
     answers = {index for index in said if not messages[index].get("tool_calls")}  # some show the call alone
     marks = unused_characters(2 * len(messages), text)
-    has_empty = not all(map(core_of, messages))
-    empties = (True, False) if has_empty else (False,)
-    for others, mark, empty in product((None, _within), (_around, _behind_thought, _at_end), empties):
+    empties = EMPTY_ROLES if not all(map(core_of, messages)) else EMPTY_ROLES[-1:]
+    for others, mark, roles in product((None, _within), (_around, _behind_thought, _at_end), empties):
         pairs = zip(messages, marks[::2], marks[1::2], strict=True)
         marked = [
-            _marked(message, partial(_mark_of(message, mark, others), first=chr(first), last=chr(last)), empty=empty)
+            _marked(
+                message,
+                partial(_mark_of(message, mark, others), first=chr(first), last=chr(last)),
+                empty=message["role"] in roles,
+            )
             for message, first, last in pairs
         ]
         try:

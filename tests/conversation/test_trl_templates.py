@@ -330,6 +330,21 @@ def test_headers_unlike_the_users_leave_each_answer_its_mark(name):
         assert [turn.lstrip() for turn in turns] == [turn.lstrip() for turn in want]
 
 
+@pytest.mark.parametrize("last", ["It is baked.", ""])
+@pytest.mark.parametrize("first", [[], [{"role": "system", "content": ""}]], ids=["plain", "empty system"])
+@pytest.mark.parametrize("name", [*FOLLOWED, "glm4moe"])
+def test_headers_of_empty_user_turns_are_not_learned(name, first, last):
+    chat = [*first, ASKED, SAID, {"role": "user", "content": ""}, {"role": "assistant", "content": last}]
+    tokenizer = bpe_tokenizer(TEMPLATES[name].read_text())
+    found, [item] = rendered(tokenizer, {"messages": chat}, {}), Renderer(tokenizer, 4096)([{"messages": chat}])
+    if found is None or item.tokens is None:
+        assert item.status in ("malformed", "unsupported")
+        return
+    turns = [tokenizer.decode(item.tokens.ids[turn.start : turn.end + 1]) for turn in item.tokens.turns]
+    assert "user" not in "".join(turns).lower().replace("to=user", "")  # Muse has that in the assistant's header
+    assert_learned(turns, name, "two", found[1], {})
+
+
 WITHOUT_HEADERS = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
     "{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]"
