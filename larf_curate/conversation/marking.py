@@ -11,10 +11,8 @@ from itertools import product
 from typing import Protocol
 
 from larf_curate.conversation.messages import THOUGHT_END, Message, UnsupportedContentError, text_of
+from larf_curate.conversation.truncation import Span
 from larf_curate.errors import ConversationError
-
-Span = tuple[int, int]
-"""Characters of a rendered text: the first, and the one behind the last."""
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
 """Marks are characters of the private-use planes: two for each message."""

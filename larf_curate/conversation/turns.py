@@ -19,8 +19,9 @@ from itertools import takewhile
 from os.path import commonprefix
 from typing import Any
 
-from larf_curate.conversation.marking import PRIVATE_USE, Render, Span, core_of, locate, space_behind, unused_characters
+from larf_curate.conversation.marking import PRIVATE_USE, Render, core_of, locate, space_behind, unused_characters
 from larf_curate.conversation.messages import THOUGHT_END, THOUGHT_KEYS, Message, UnsupportedContentError, is_learned
+from larf_curate.conversation.truncation import Span
 from larf_curate.errors import ConversationError
 
 THOUGHT_STARTS = ("<think", "<seed:think")
