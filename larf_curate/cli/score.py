@@ -112,7 +112,9 @@ def score(
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
     from larf_curate.scoring.guard import GuardScorer
-    from larf_curate.scoring.run import first_reasons, guard_statuses, score_source
+    from larf_curate.scoring.manifest import guard_statuses
+    from larf_curate.scoring.reasons import first_reasons
+    from larf_curate.scoring.run import score_source
     from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)

@@ -1,0 +1,112 @@
+"""Score pieces on this machine: in this process, or in worker processes, of which any may die."""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from larf_curate.data.sources import Piece
+from larf_curate.errors import ScoringError
+from larf_curate.files import remove_temporary_files
+from larf_curate.scoring.crashes import CRASHED, crashing_rows
+from larf_curate.scoring.shard import BATCH_ROWS, ShardScorer
+from larf_curate.scoring.workers import rank_and_payload, workers
+
+logger = logging.getLogger(__name__)
+
+
+def score_pieces(
+    pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int, in_workers: bool = False
+) -> Iterator[int]:
+    """Score pieces in this process, or in workers if there are several or with ``in_workers``.
+
+    Rows that end a worker process are set aside.
+
+    Args:
+        pieces: The pieces.
+        shards: Scores each of them.
+        num_proc: Number of worker processes.
+        in_workers: Whether to use a worker process even for ``num_proc=1``, since rows may end it.
+
+    Yields:
+        Numbers of newly scored rows.
+
+    Raises:
+        ScoringError: If a worker process dies, and no single row ends it.
+    """
+    if not (in_workers or (num_proc > 1 and len(pieces) > 1)):
+        for piece in pieces:
+            yield from shards.score(piece)
+        return
+    missing = {piece.name: piece for piece in pieces}
+    while missing:
+        left = len(missing)
+        try:
+            for piece in _score_in_workers(list(missing.values()), shards, num_proc):
+                del missing[piece.name]
+                yield len(piece.rows)
+        except BrokenProcessPool as error:
+            interrupted = [piece for piece in missing.values() if _is_interrupted(piece, shards.folder)]
+            remove_temporary_files(shards.folder)
+            if not interrupted and left == len(missing):
+                raise ScoringError(_killed("before it scored a row")) from error
+            spans = ", ".join(_span(piece) for piece in interrupted)
+            logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
+            for piece in interrupted:
+                _score_alone(missing.pop(piece.name), shards)
+                yield len(piece.rows)
+
+
+def _score_in_workers(
+    pieces: Sequence[Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
+) -> Iterator[Piece]:
+    """Score pieces in worker processes; yields each piece when its shard is complete.
+
+    Raises:
+        BrokenProcessPool: If one of the processes dies.
+    """
+    with workers(min(num_proc, len(pieces)), shards) as pool:
+        jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in pieces}
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
+
+
+def _score_alone(piece: Piece, shards: ShardScorer) -> None:
+    """Score one of the pieces at which a worker process died, in a process of its own, without the rows at fault."""
+    try:
+        try:
+            list(_score_in_workers([piece], shards, 1))
+        except BrokenProcessPool:
+            logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
+            crashed = crashing_rows(piece.rows, shards.scorer, shards.guard, batch_rows=BATCH_ROWS, first=piece.first)
+            list(_score_in_workers([piece], shards, 1, crashed))
+            for index in crashed:
+                logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
+    except BrokenProcessPool as error:
+        raise ScoringError(_killed(f"while it scored rows {_span(piece)}, of which none alone ends it")) from error
+
+
+def _is_interrupted(piece: Piece, folder: Path) -> bool:
+    """Whether a killed process has left the incomplete shard of a piece."""
+    return any(path.name.startswith(f".{piece.name}.parquet.") for path in folder.glob(".*.tmp"))
+
+
+def _span(piece: Piece) -> str:
+    return f"{piece.first} to {piece.first + len(piece.rows) - 1}"
+
+
+def _killed(moment: str) -> str:
+    """Message about a worker process that died."""
+    return (
+        f"a worker process was killed, perhaps for lack of memory, {moment}: continue with --resume and a smaller "
+        "--num-proc or --batch-tokens"
+    )
+
+
+def _score_in_worker(piece: Piece, crashed: Collection[int]) -> None:
+    """Score a piece in a worker process."""
+    rank, shards = rank_and_payload()
+    for _ in shards.score(piece, rank=rank, crashed=crashed):
+        pass

@@ -1,0 +1,132 @@
+"""Score one piece of a source into one shard, the unit of work of every way to run the scoring.
+
+Processes of one machine, array jobs and clusters differ only in who calls `ShardScorer.score` for which piece.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+
+from larf_curate.data.sources import Piece
+from larf_curate.data.tables import text_rows
+from larf_curate.errors import ScoringError
+from larf_curate.files import atomic_path, sha256
+from larf_curate.scoring.crashes import with_crashed
+from larf_curate.scoring.journal import record_shard
+
+if TYPE_CHECKING:
+    from larf_curate.conversation.chat_template import Rendered
+    from larf_curate.scoring.guard import GuardScorer
+    from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
+
+BATCH_ROWS = 250
+"""Number of rows that are tokenized, scored and written together."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardScorer:
+    """Scores pieces of a source into shards of a folder; worker processes get a copy.
+
+    Args:
+        folder: Folder of the result.
+        scorer: The scorer.
+        guard: A guard model whose verdicts are written too; default: none.
+    """
+
+    folder: Path
+    scorer: "LarfScorer"
+    guard: "GuardScorer | None" = None
+
+    def score(self, piece: Piece, *, rank: int | None = None, crashed: Collection[int] = ()) -> Iterator[int]:
+        """Score one piece into one shard, ``folder/<name>.parquet``, which is there only when it is complete.
+
+        Args:
+            piece: The rows.
+            rank: Rank of this worker process, which selects the GPU; default: none.
+            crashed: Indices of rows that are not scored, since that ends the process.
+
+        Yields:
+            The number of rows of each batch, after it is written.
+
+        Raises:
+            ScoringError: If the shard cannot be written.
+        """
+        path = shard_file(self.folder, piece)
+        try:
+            with atomic_path(path) as temporary:
+                yield from self._write(temporary, piece, rank, crashed)
+                # Before the shard gets its name: so a run that is killed here has no shard without a digest.
+                size, digest = temporary.stat().st_size, sha256(temporary)
+                record_shard(self.folder, path.name, rows=len(piece.rows), size=size, digest=digest)
+        except OSError as error:
+            raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
+
+    def features(self, existing: Features | None = None) -> Features:
+        """Return the types of the new columns; with ``existing``, after those of the rows."""
+        features = self.scorer.features(existing)
+        return features if self.guard is None else self.guard.features(features)
+
+    def _write(self, path: Path, piece: Piece, rank: int | None, crashed: Collection[int]) -> Iterator[int]:
+        """Score the rows of a piece into a file; yields the number of rows of each batch."""
+        features = self.features(piece.rows.features)
+        starts = range(0, len(piece.rows), BATCH_ROWS)
+        batches = (range(start, min(start + BATCH_ROWS, len(piece.rows))) for start in starts)
+        render = partial(_rendered, self.scorer, rank, piece.rows, crashed)
+        with pq.ParquetWriter(path, features.arrow_schema) as writer:
+            for table, rows, rendered, missing in _prefetch(render, batches):
+                added = self.scorer.columns_of(rendered, rank) | (self.guard(rows) if self.guard else {})
+                writer.write_table(_with_scores(table, with_crashed(added, missing), features))
+                yield len(table)
+
+
+def shard_file(folder: Path, piece: Piece) -> Path:
+    """Path of the shard of a piece."""
+    return folder / f"{piece.name}.parquet"
+
+
+def _rendered(
+    scorer: "LarfScorer", rank: int | None, rows: Dataset, crashed: Collection[int], batch: range
+) -> tuple[pa.Table, dict[str, list[Any]], list["Rendered"], list[int]]:
+    """Read and tokenize a batch of rows.
+
+    Returns:
+        Its original columns as an Arrow table; the rows to score as lists, without media, and tokenized; and the places
+        in the batch of the rows that are not scored.
+    """
+    missing = [place for place, row in enumerate(batch) if row in crashed]
+    texts = text_rows(rows.select([row for row in batch if row not in crashed] if missing else batch))[:]
+    return rows.select(batch).with_format("arrow")[:], texts, scorer.render(texts, rank), missing
+
+
+def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Map a function over items, at least one, in a background thread that is one item ahead of the caller.
+
+    So the next batch is tokenized while the model scores the current one. The first item is processed in this thread,
+    since it loads the model, which sets the number of compute threads only for the thread that loads it.
+    """
+    remaining = iter(items)
+    result = function(next(remaining))
+    with ThreadPoolExecutor(1) as thread:
+        for item in remaining:
+            upcoming = thread.submit(function, item)
+            yield result
+            result = upcoming.result()
+    yield result
+
+
+def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
+    """The original columns of a batch, followed by those of the scorer, which replace columns of the same name."""
+    schema = features.arrow_schema
+    original = [name for name in table.column_names if name not in added]
+    columns = {name: table[name] for name in original}
+    columns |= {name: pa.array(list(values), schema.field(name).type) for name, values in added.items()}
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
