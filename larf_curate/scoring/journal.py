@@ -1,18 +1,21 @@
 """Journal of an unfinished scoring run: the digest of each shard, from the moment at which it is complete.
 
-It has one file per shard, since several worker processes write it, in a hidden folder beside the shards. The manifest
-replaces it when the run finishes.
+It has one file per shard and content, in a hidden folder beside the shards: several processes write it, also on
+machines that share the folder, and none changes what another has written. The manifest replaces it when the run
+finishes.
 """
 
+import hashlib
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError
-from larf_curate.files import sha256
+from larf_curate.files import sha256, write_first_json
 from larf_curate.manifests import PLAN, ShardRecord
-from larf_curate.records import STRICT, read_sealed, write_sealed
+from larf_curate.records import STRICT, read_sealed, seal
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
@@ -29,25 +32,36 @@ class Entry(TypedDict):
     digest: str
 
 
-def record_shard(folder: Path, name: str, *, rows: int, size: int, digest: str) -> None:
+def record_shard(folder: Path, shard: ShardRecord, *, plan: str) -> None:
     """Record a shard that is written completely, before it gets its name.
 
     Args:
         folder: Folder of the run.
-        name: Future file name of the shard.
-        rows: Its number of rows.
-        size: Its size in bytes.
-        digest: Its hex SHA-256.
+        shard: The shard, with its future name.
+        plan: Hex SHA-256 of the plan with which it was scored.
     """
-    shard = {"file": name, "rows": rows, "bytes": size, "sha256": digest}
-    write_sealed(_journal(folder) / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
+    # Not the name of the shard alone: other processes may score the same rows, on other hardware to other last digits.
+    name = hashlib.sha256(f"{plan} {shard['sha256']} {shard['file']}".encode("utf-8", "surrogateescape")).hexdigest()
+    path = _journal(folder) / f"{name[:32]}.json"
+    if _read_entry(path) is None:
+        path.unlink(missing_ok=True)
+    write_first_json(path, seal({"shard": shard, "plan": plan}))
 
 
-def read_journal(folder: Path) -> dict[str, ShardRecord]:
-    """Recorded shards of the run in a folder, by file name; entries that are damaged or of another run are omitted."""
+def read_journal(folder: Path) -> dict[str, list[ShardRecord]]:
+    """Read the recorded shards of the run in a folder.
+
+    Returns:
+        Records by file name: several if processes scored the same rows to different content. Entries that are damaged
+        or of another run are omitted.
+    """
     plan = sha256(folder / PLAN)
     entries = [_read_entry(path) for path in _journal(folder).glob("*.json") if not path.name.startswith(".")]
-    return {entry["shard"]["file"]: entry["shard"] for entry in entries if entry and entry["plan"] == plan}
+    records = defaultdict(list)
+    for entry in entries:
+        if entry and entry["plan"] == plan:
+            records[entry["shard"]["file"]].append(entry["shard"])
+    return dict(records)
 
 
 def remove_journal(folder: Path) -> None:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from larf_curate.data.sources import Piece
 from larf_curate.errors import ScoringError
@@ -47,8 +46,8 @@ def score_pieces(
                 del missing[piece.name]
                 yield len(piece.rows)
         except BrokenProcessPool as error:
-            interrupted = [piece for piece in missing.values() if _is_interrupted(piece, shards.folder)]
-            remove_temporary_files(shards.folder)
+            interrupted = shards.interrupted(missing.values(), run=shards.run)
+            remove_temporary_files(shards.folder, f"*.{shards.run}")
             if not interrupted and left == len(missing):
                 raise ScoringError(_killed("before it scored a row")) from error
             spans = ", ".join(_span(piece) for piece in interrupted)
@@ -86,11 +85,6 @@ def _score_alone(piece: Piece, shards: ShardScorer) -> None:
                 logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
     except BrokenProcessPool as error:
         raise ScoringError(_killed(f"while it scored rows {_span(piece)}, of which none alone ends it")) from error
-
-
-def _is_interrupted(piece: Piece, folder: Path) -> bool:
-    """Whether a killed process has left the incomplete shard of a piece."""
-    return any(path.name.startswith(f".{piece.name}.parquet.") for path in folder.glob(".*.tmp"))
 
 
 def _span(piece: Piece) -> str:

@@ -1,7 +1,6 @@
 """Manifest of a scored folder, from its shards."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -9,24 +8,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larf_curate.columns import GUARD, SCORE, scores_digest
-from larf_curate.data.sources import Source
+from larf_curate.data.sources import Piece, Source
+from larf_curate.errors import ScoringError
 from larf_curate.manifests import SCORED, VERSION, ScoredManifest, ShardRecord
 from larf_curate.records import seal
+from larf_curate.scoring.completed import Records, completed, read_records
 from larf_curate.scoring.shard import ShardScorer, shard_file
 from larf_curate.version import __version__
 
 
-def scored_manifest(source: Source, shards: ShardScorer, recorded: Mapping[str, ShardRecord]) -> ScoredManifest:
+def scored_manifest(source: Source, shards: ShardScorer) -> ScoredManifest:
     """Describe a scored folder.
 
     Args:
         source: The rows, of which each piece has its shard.
         shards: What scored them.
-        recorded: Records of the shards, by file name.
+
+    Raises:
+        ScoringError: If a shard is not the one that was recorded when it was complete.
     """
     scorer, guard = shards.scorer, shards.guard
     files = [shard_file(shards.folder, piece) for piece in source.pieces]
-    status = Counter(status for path in files for status in statuses(path))
+    records = read_records(shards.folder)
+    recorded = [_record(piece, shards.folder, records) for piece in source.pieces]
     manifest = {
         "kind": SCORED.name,
         "version": VERSION,
@@ -35,12 +39,33 @@ def scored_manifest(source: Source, shards: ShardScorer, recorded: Mapping[str, 
         "profile": scorer.profile.summary(),
         "signals": list(scorer.signals),
         "rows": source.rows,
-        "status": dict(sorted(status.items())),
+        "status": count_statuses(source, shards.folder),
         "scores": scores_digest(pa.chunked_array([part for path in files for part in _scores(path)], pa.float32())),
-        "shards": [recorded[path.name] for path in files],
+        "shards": recorded,
     }
     judged = {"guard": {**guard.describe(), "status": guard_statuses(shards.folder)}} if guard else {}
     return cast(ScoredManifest, seal(manifest | judged))
+
+
+def _record(piece: Piece, folder: Path, records: Records) -> ShardRecord:
+    """Record of a shard that is complete: read again only if processes have scored its rows to different content."""
+    path = shard_file(folder, piece)
+    fitting = records.get(path.name, ())
+    shard = fitting[0] if len(fitting) == 1 else completed(path, len(piece.rows), records)
+    if shard is None:
+        raise ScoringError(f"{path} was changed while other rows were scored: continue with --resume")
+    return shard
+
+
+def count_statuses(source: Source, folder: Path) -> dict[str, int]:
+    """Count rows by ``larf_status``.
+
+    Args:
+        source: The rows, of which each piece has its shard.
+        folder: Folder of the shards.
+    """
+    count = Counter(status for piece in source.pieces for status in statuses(shard_file(folder, piece)))
+    return dict(sorted(count.items()))
 
 
 def guard_statuses(folder: str | Path) -> dict[str, int]:

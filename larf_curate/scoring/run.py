@@ -1,16 +1,16 @@
 """Score a dataset into a folder of Parquet shards; a run can be resumed after any interruption.
 
-Each piece of the source becomes one shard of the result. Shards are written atomically, and the manifest is written
-last, when all shards are complete.
+Each piece of the source becomes one shard of the result. Shards are written atomically, by one process or by several
+that share the folder, and the manifest is written last, when all shards are complete.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -19,14 +19,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import InputError
 from larf_curate.files import cache_home, remove_temporary_files, write_json
-from larf_curate.manifests import SCORED, ScoredManifest, ShardRecord, read_manifest
+from larf_curate.manifests import SCORED, ScoredManifest
+from larf_curate.scoring.completed import Records, completed, read_records
 from larf_curate.scoring.earlier_columns import without_earlier_columns
-from larf_curate.scoring.journal import read_journal, remove_journal
+from larf_curate.scoring.journal import remove_journal
 from larf_curate.scoring.local import score_pieces
-from larf_curate.scoring.manifest import scored_manifest
-from larf_curate.scoring.plan import start_run
+from larf_curate.scoring.manifest import count_statuses, scored_manifest
+from larf_curate.scoring.plan import join_run, start_run
 from larf_curate.scoring.shard import ShardScorer, shard_file
-from larf_curate.verification import is_unchanged
 
 if TYPE_CHECKING:
     from larf_curate.scoring.guard import GuardScorer
@@ -69,30 +69,91 @@ def score_source(
     """
     folder = Path(out)
     with _locked(folder):
-        return _score_into(source, ShardScorer(folder=folder, scorer=scorer, guard=guard), resume, num_proc)
+        shards = ShardScorer(
+            folder=folder, plan=start_run(folder, _plan(source, scorer, guard), resume), scorer=scorer, guard=guard
+        )
+        source = without_earlier_columns(source, shards.features())
+        _score_missing(source, shards, num_proc)
+        remove_temporary_files(folder)  # of killed processes, and of others that are scoring what is complete now
+        manifest = scored_manifest(source, shards)
+        write_json(folder / SCORED.file, manifest)
+        remove_journal(folder)
+    return manifest
 
 
-def _score_into(source: Source, shards: ShardScorer, resume: bool, num_proc: int) -> ScoredManifest:
-    folder, scorer, guard = shards.folder, shards.scorer, shards.guard
+def score_share(
+    source: Source,
+    scorer: "LarfScorer",
+    out: str | Path,
+    *,
+    index: int,
+    count: int,
+    num_proc: int = 1,
+    guard: "GuardScorer | None" = None,
+) -> dict[str, int]:
+    """Score the share of one of several processes, which may run on other machines, at once or not, in any order.
+
+    What is complete is not scored again, so a process that was killed is started again in the same way. When all have
+    ended, `score_source` with ``resume`` scores what is missing and writes the manifest. The files are those of a run
+    of `score_source` alone, whatever the number of processes.
+
+    Args:
+        source: The rows; the same for all processes.
+        scorer: The scorer, with the same settings.
+        out: Folder of the result, which all processes share. Its file system need not have locks.
+        index: Number of this process, from 0.
+        count: Number of processes.
+        num_proc: Number of worker processes of this process; see `score_source`.
+        guard: A guard model; see `score_source`.
+
+    Returns:
+        Number of the share's rows by ``larf_status``.
+
+    Raises:
+        InputError: If the number is out of range, the folder has other content, or the run in it was started with
+            other settings; see also `score_source`.
+        ConversationError: If the columns have no recognised conversation format.
+        ProfileMismatchError: If the model is not the one of the profile.
+        ScoringError: If a worker process dies, or a shard cannot be written.
+    """
+    share = source.share(index, count)
+    plan = join_run(Path(out), _plan(source, scorer, guard))
+    shards = ShardScorer(folder=Path(out), plan=plan, scorer=scorer, guard=guard)
+    if share.pieces:
+        share = without_earlier_columns(share, shards.features())
+        _score_missing(share, shards, num_proc)
+    return count_statuses(share, Path(out))
+
+
+def _plan(source: Source, scorer: "LarfScorer", guard: "GuardScorer | None") -> dict[str, Any]:
+    """Everything that can change the result of a run."""
     plan = {"source": source.description, "scorer": json.loads(scorer.key), "rows": source.rows}
-    was_killed = any(folder.glob(".*.parquet.*.tmp"))
-    start_run(folder, plan | ({"guard": guard.describe()} if guard else {}), resume)
-    recorded = _recorded_shards(folder)
-    source = without_earlier_columns(source, shards.features())
-    missing = [piece for piece in source.pieces if not _is_scored(shard_file(folder, piece), piece, recorded)]
+    return plan | ({"guard": guard.describe()} if guard else {})
+
+
+def _score_missing(source: Source, shards: ShardScorer, num_proc: int) -> None:
+    """Score the pieces that have no complete shard yet."""
+    records = read_records(shards.folder)
+    missing = [piece for piece in source.pieces if not _is_scored(piece, shards.folder, records)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
+    was_killed = bool(shards.interrupted(missing))
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
             for rows in score_pieces(missing, shards, num_proc=num_proc, in_workers=was_killed):
                 bar.update(rows)
         finally:
-            remove_temporary_files(folder)
+            remove_temporary_files(shards.folder, f"*.{shards.run}")
     source.check_unchanged()
-    manifest = scored_manifest(source, shards, recorded | read_journal(folder))
-    write_json(folder / SCORED.file, manifest)
-    remove_journal(folder)
-    return manifest
+
+
+def _is_scored(piece: Piece, folder: Path, records: Records) -> bool:
+    """Whether the shard of a piece is there, and has the content that was recorded when it was complete."""
+    path = shard_file(folder, piece)
+    is_scored = completed(path, len(piece.rows), records) is not None
+    if not is_scored and path.exists():
+        logger.warning("%s is damaged, or of another run: its rows are scored again", path)
+    return is_scored
 
 
 @contextmanager
@@ -109,24 +170,3 @@ def _locked(folder: Path) -> Iterator[None]:
         raise InputError(
             f"another process is scoring into {folder}: wait until it ends, or use another folder"
         ) from error
-
-
-def _recorded_shards(folder: Path) -> dict[str, ShardRecord]:
-    """Shards by file name, from the manifest if the run has finished, and from the journal of an unfinished run."""
-    finished = read_manifest(folder, SCORED)["shards"] if (folder / SCORED.file).exists() else []
-    return {shard["file"]: shard for shard in finished} | read_journal(folder)
-
-
-def _is_scored(path: Path, piece: Piece, recorded: Mapping[str, ShardRecord]) -> bool:
-    """Whether the shard of a piece is there, and is the one that was recorded when it was complete."""
-    if not path.exists():
-        return False
-    shard = recorded.get(path.name)
-    is_scored = shard is not None and shard["rows"] == len(piece.rows) and _is_unchanged(path, shard)
-    if not is_scored:
-        logger.warning("%s is damaged, or of another run: its rows are scored again", path)
-    return is_scored
-
-
-def _is_unchanged(path: Path, shard: ShardRecord) -> bool:
-    return is_unchanged(path, shard["sha256"], size=shard.get("bytes"))

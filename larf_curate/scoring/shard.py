@@ -3,12 +3,15 @@
 Processes of one machine, array jobs and clusters differ only in who calls `ShardScorer.score` for which piece.
 """
 
+import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,15 +20,19 @@ from datasets import Dataset, Features
 from larf_curate.data.sources import Piece
 from larf_curate.data.tables import text_rows
 from larf_curate.errors import ScoringError
-from larf_curate.files import atomic_path, sha256
+from larf_curate.files import place_first, prepare_to_write
+from larf_curate.manifests import ShardRecord, shard_record
+from larf_curate.scoring.completed import completed, read_records
 from larf_curate.scoring.crashes import with_crashed
 from larf_curate.scoring.journal import record_shard
+from larf_curate.scoring.plan import check_plan
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Rendered
     from larf_curate.scoring.guard import GuardScorer
     from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
+logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
 """Number of rows that are tokenized, scored and written together."""
 Item = TypeVar("Item")
@@ -36,18 +43,27 @@ Result = TypeVar("Result")
 class ShardScorer:
     """Scores pieces of a source into shards of a folder; worker processes get a copy.
 
+    Several processes, also of other machines, may score the same piece at once, and need no locks: each writes a file
+    of its own, and the first that is complete gets the name.
+
     Args:
         folder: Folder of the result.
+        plan: Hex SHA-256 of the run's plan in it.
         scorer: The scorer.
         guard: A guard model whose verdicts are written too; default: none.
+        run: Part of the names of unfinished files, by which a process and its workers know theirs.
     """
 
     folder: Path
+    plan: str
     scorer: "LarfScorer"
     guard: "GuardScorer | None" = None
+    run: str = field(default_factory=lambda: uuid4().hex[:8])
 
     def score(self, piece: Piece, *, rank: int | None = None, crashed: Collection[int] = ()) -> Iterator[int]:
         """Score one piece into one shard, ``folder/<name>.parquet``, which is there only when it is complete.
+
+        A piece that another process has completed is not scored again.
 
         Args:
             piece: The rows.
@@ -59,16 +75,35 @@ class ShardScorer:
 
         Raises:
             ScoringError: If the shard cannot be written.
+            InputError: If the plan in the folder has become another one.
         """
         path = shard_file(self.folder, piece)
+        temporary = path.with_name(f".{path.name}.{self.run}.tmp")
+        if self._completed(piece):
+            yield len(piece.rows)
+            return
         try:
-            with atomic_path(path) as temporary:
-                yield from self._write(temporary, piece, rank, crashed)
-                # Before the shard gets its name: so a run that is killed here has no shard without a digest.
-                size, digest = temporary.stat().st_size, sha256(temporary)
-                record_shard(self.folder, path.name, rows=len(piece.rows), size=size, digest=digest)
+            prepare_to_write(path)
+            yield from self._write(temporary, piece, rank, crashed)
+            self._place(temporary, piece)
         except OSError as error:
-            raise ScoringError(f"cannot write {path}: {error}; free disk space, then continue with --resume") from error
+            # A run that has finished meanwhile, and has this piece too, removes all temporary files.
+            if not self._completed(piece):
+                raise ScoringError(
+                    f"cannot write {path}: {error}; free disk space, then continue with --resume"
+                ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def interrupted(self, pieces: Iterable[Piece], *, run: str = "*") -> list[Piece]:
+        """Find the pieces of which killed processes, or others that are running, have left incomplete shards.
+
+        Args:
+            pieces: The pieces.
+            run: The run of these processes; default: any.
+        """
+        names = {path.name.rsplit(".", 2)[0] for path in self.folder.glob(f".*.{run}.tmp")}
+        return [piece for piece in pieces if f".{piece.name}.parquet" in names]
 
     def features(self, existing: Features | None = None) -> Features:
         """Return the types of the new columns; with ``existing``, after those of the rows."""
@@ -86,6 +121,32 @@ class ShardScorer:
                 added = self.scorer.columns_of(rendered, rank) | (self.guard(rows) if self.guard else {})
                 writer.write_table(_with_scores(table, with_crashed(added, missing), features))
                 yield len(table)
+
+    def _place(self, temporary: Path, piece: Piece) -> None:
+        """Give a complete shard its name, unless another process has been faster."""
+        path = shard_file(self.folder, piece)
+        shard = shard_record(temporary, len(piece.rows), folder=self.folder)
+        shard["file"] = path.name
+        first = self._completed(piece)
+        if first is None:
+            # Before the shard gets its name: so a run that is killed here has no shard without a digest.
+            record_shard(self.folder, shard, plan=self.plan)
+            if not place_first(temporary, path):
+                first = self._completed(piece)
+                if first is None:  # damaged, or of another run
+                    os.replace(temporary, path)
+        if first and first["sha256"] != shard["sha256"]:
+            logger.warning(
+                "%s: another process has scored these rows too, with other content, as other hardware may give: "
+                "its shard, the first, is kept",
+                path,
+            )
+
+    def _completed(self, piece: Piece) -> ShardRecord | None:
+        """Record of the shard of a piece, if it is there, complete and of this run."""
+        check_plan(self.folder, self.plan)
+        path = shard_file(self.folder, piece)
+        return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
 
 
 def shard_file(folder: Path, piece: Piece) -> Path:
