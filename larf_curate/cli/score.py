@@ -180,6 +180,6 @@ def _print_share(
             {"scored": str(output), "shard": name, "rows": rows.rows, "files": len(rows.pieces), "status": status}
         )
         return
-    echo_table(f"Scored by process {name}", ("status", "rows"), [(key, f"{count:,}") for key, count in status.items()])
+    echo_table(f"Shard {name}", ("status", "rows"), [(key, f"{count:,}") for key, count in status.items()])
     click.echo(f"Written to {output}: {counted(rows.rows, 'row')} in {counted(len(rows.pieces), 'file')}")
     click.echo("When all processes have ended, finish with the same command and --resume instead of --shard")

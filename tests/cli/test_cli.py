@@ -211,7 +211,7 @@ def test_shares_of_processes_are_finished_by_a_run_that_resumes(tmp_path, rows, 
     told = json.loads(run(*arguments, "--shard", "1/2", "--json").stdout)
     assert told == {"scored": str(tmp_path / "out"), "shard": "1/2", "rows": 0, "files": 0, "status": {}}
     told = run(*arguments, "--shard", "0/2").stdout
-    assert "Scored by process 0/2" in told
+    assert "Shard 0/2" in told
     assert "finish with the same command and --resume instead of --shard" in told
     assert "not finished" in error("select", tmp_path / "out", "--top-k", 1, "-o", tmp_path / "sel")
     run(*arguments, "--resume")
