@@ -1,5 +1,6 @@
 """Cache and data folders of this package, atomic writes, JSON files and file digests."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -34,6 +35,8 @@ MAX_DEPTH = 64
 """Maximum nesting of lists and objects in a JSON file."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:tmp|new)", re.DOTALL)
 """Names of the temporary files that `atomic_path` creates."""
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""Errors of file systems that give a file only one name."""
 BLOCK_BYTES = 4096
 """Size of a block that `sampled_digest` reads."""
 BLOCKS = 256
@@ -97,9 +100,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If there is something else than a file of this name, such as a device.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file: write to another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_to_write(path)
     _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
@@ -108,6 +109,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)  # atomic only within a file system: so the temporary file is in the same folder
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def prepare_to_write(path: Path) -> None:
+    """Create the folder of a file if needed.
+
+    Raises:
+        OSError: If there is something else than a file of this name, such as a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file: write to another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def place_first(temporary: Path, path: Path) -> bool:
+    """Give a complete file its name, unless another process, on this or another machine, has been faster.
+
+    It needs no locks, which do not hold on all network file systems. Without hard links, both could have the name one
+    after the other.
+
+    Args:
+        temporary: The complete file, in the same folder; it may have both names afterwards.
+        path: Its name.
+
+    Returns:
+        Whether the file has the name; otherwise the file of this name is left as it is.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return path.samefile(temporary)  # a request that a network file system has repeated
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    return True
 
 
 @contextmanager
@@ -156,9 +194,14 @@ def is_temporary(path: Path) -> bool:
     return TEMPORARY.fullmatch(path.name) is not None
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the incomplete files that killed processes have left in a folder; no other process may be writing it."""
-    for path in filter(is_temporary, folder.glob(".*")):
+def remove_temporary_files(folder: Path, run: str = "*") -> None:
+    """Remove the incomplete files that killed processes have left in a folder; no other process may be writing them.
+
+    Args:
+        folder: The folder.
+        run: The eight hexadecimal digits at the end of their names, before the suffix; default: any.
+    """
+    for path in filter(is_temporary, folder.glob(f".*.{run}.*")):
         path.unlink(missing_ok=True)
 
 
@@ -169,7 +212,27 @@ def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON 
         ValueError: If a number is NaN or infinite, which JSON does not allow.
     """
     with atomic_path(Path(path)) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(_to_json(value), encoding="utf-8")
+
+
+def write_first_json(path: str | Path, value: Any) -> None:  # noqa: ANN401  any JSON value
+    """Write a JSON file as `write_json` does, unless another process has written it; see `place_first`.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, which JSON does not allow.
+    """
+    path = Path(path)
+    prepare_to_write(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(_to_json(value), encoding="utf-8")
+        place_first(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_json(value: Any) -> str:  # noqa: ANN401  any JSON value
+    return json.dumps(value, ensure_ascii=True, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:  # noqa: ANN401  any JSON value

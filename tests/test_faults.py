@@ -93,7 +93,10 @@ def write_plan(folder: Path) -> Path:
 
 
 def write_journal(folder: Path) -> Path:
-    record_shard(write_plan(folder), "part-0.parquet", rows=4, size=9, digest="ab" * 32)
+    shard = {"file": "part-0.parquet", "rows": 4, "bytes": 9, "sha256": "ab" * 32}
+    record_shard(write_plan(folder), shard, plan=sha256(folder / PLAN))
+    [entry] = (folder / JOURNAL).iterdir()
+    entry.rename(entry.with_name("entry.json"))
     return folder
 
 
@@ -221,7 +224,7 @@ KINDS = {
     "decisions": Kind(file="decisions.json", write=write_decisions, load=Decisions.load),
     "plan": Kind(file=PLAN, write=write_plan, load=read_plan),
     "journal": Kind(
-        file=f"{JOURNAL}/part-0.parquet.json",
+        file=f"{JOURNAL}/entry.json",
         write=write_journal,
         load=read_journal,
         accepted=is_none,

@@ -44,6 +44,7 @@ COMMANDS = {
     "layers": "layers MODEL -o OUT/layers --method sweep --prompts harmful.json --keywords larf",
     "score": "score rows --profile profile -o OUT/scored --device cpu --resume",
     "score --num-proc 2": "score rows --profile profile -o OUT/scored --device cpu --resume --num-proc 2",
+    "score --shard": "score rows --profile profile -o OUT/scored --device cpu --shard 0/1",
     "select": "select scored --top-ratio 0.1 -o OUT/selection",
     "report": "report selection -o OUT/report.html",
     "publish": "publish selection --to OUT/published",
@@ -53,7 +54,7 @@ COMMANDS = {
 }
 
 
-QUICKEST = ("profile", "score", "score --num-proc 2", "select", "report", "publish")
+QUICKEST = ("profile", "score", "score --num-proc 2", "score --shard", "select", "report", "publish")
 """Commands that are killed in the default run."""
 
 

@@ -51,6 +51,17 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     return {role: unescaped(text) if role == "input_separator" else text.strip() for role, text in named.items()}
 
 
+def read_share(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Click callback: parse ``I/N`` into the number of a process, from 0, and the number of processes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value, re.ASCII)
+    if not found or not int(found[1]) < int(found[2]):
+        wanted = "wanted I/N with I from 0 to N-1, for example 0/4, 1/4, 2/4 and 3/4 for four processes"
+        raise click.BadParameter(f"{wanted}, got {value!r}", ctx, param)
+    return int(found[1]), int(found[2])
+
+
 def unescaped(text: str) -> str:
     """Text with line breaks and tabs written as ``\\n``, ``\\r`` and ``\\t``, and backslashes as two."""
     characters = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}

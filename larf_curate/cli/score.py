@@ -1,6 +1,7 @@
 """``larf-curate score``: score a dataset and write it to a folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,13 @@ from larf_curate.cli.options import (
     device_option,
     no_verify_option,
     read_columns,
+    read_share,
     side_option,
 )
 from larf_curate.cli.output import counted, echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from larf_curate.data.sources import Source
 
 
 @click.command()
@@ -72,7 +77,15 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
     show_default=True,
     help="Number of processes, each with one GPU.",
 )
-@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
+@click.option(
+    "--shard",
+    "share",
+    metavar="I/N",
+    callback=read_share,
+    help="Score only the share of process I of N, counted from 0, which share the folder; run once more with --resume "
+    "instead to finish.",
+)
+@click.option("--resume", is_flag=True, help="Resume an interrupted run, and finish what --shard has left.")
 @no_verify_option
 @json_option
 def score(
@@ -95,6 +108,7 @@ def score(
     device: str | None,
     batch_tokens: int,
     num_proc: int,
+    share: tuple[int, int] | None,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -107,12 +121,15 @@ def score(
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
     larf-curate score "data/*.jsonl" --profile profile/ -o scored/ --columns user=q,assistant=a --resume
     larf-curate score a.jsonl b.csv.gz --profile profile/ -o scored/
+    larf-curate score data/ --profile profile/ -o scored/ --shard 3/16
     """
     from larf_curate.data.sources import open_source
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
     from larf_curate.scoring.guard import GuardScorer
-    from larf_curate.scoring.run import first_reasons, guard_statuses, score_source
+    from larf_curate.scoring.manifest import guard_statuses
+    from larf_curate.scoring.reasons import first_reasons
+    from larf_curate.scoring.run import score_share, score_source
     from larf_curate.scoring.scorer import LarfScorer
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
@@ -130,6 +147,10 @@ def score(
         batch_tokens=batch_tokens,
     )
     judge = GuardScorer(guard, columns=scorer.columns, device=device) if guard else None
+    if share:
+        status = score_share(source, scorer, output, index=share[0], count=share[1], num_proc=num_proc, guard=judge)
+        _print_share(source.share(*share), share, output, status, as_json=as_json)
+        return
     manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc, guard=judge)
     # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
@@ -147,3 +168,18 @@ def score(
         echo_table("First rows without a score", ("row", "reason"), reasons)
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
+
+
+def _print_share(
+    rows: "Source", share: tuple[int, int], output: Path, status: dict[str, int], *, as_json: bool
+) -> None:
+    """Print what one of several processes has scored."""
+    name = "/".join(map(str, share))
+    if as_json:
+        echo_json(
+            {"scored": str(output), "shard": name, "rows": rows.rows, "files": len(rows.pieces), "status": status}
+        )
+        return
+    echo_table(f"Shard {name}", ("status", "rows"), [(key, f"{count:,}") for key, count in status.items()])
+    click.echo(f"Written to {output}: {counted(rows.rows, 'row')} in {counted(len(rows.pieces), 'file')}")
+    click.echo("When all processes have ended, finish with the same command and --resume instead of --shard")

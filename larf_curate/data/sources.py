@@ -62,6 +62,20 @@ class Source:
         """Total number of rows."""
         return sum(len(piece.rows) for piece in self.pieces)
 
+    def share(self, index: int, count: int) -> "Source":
+        """Return the pieces that one of several processes scores: every ``count``-th, from number ``index`` on.
+
+        Args:
+            index: Number of the process, from 0.
+            count: Number of processes; those beyond the number of pieces have none.
+
+        Raises:
+            InputError: If the number is out of range.
+        """
+        if not 0 <= index < count:
+            raise InputError(f"wanted a shard from 0/{count} to {count - 1}/{count}, got {index}/{count}: count from 0")
+        return replace(self, pieces=self.pieces[index::count])
+
     def check_unchanged(self) -> None:
         """Check that the rows still are those of the description.
 

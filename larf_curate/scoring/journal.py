@@ -1,11 +1,13 @@
 """Journal of an unfinished scoring run: the digest of each shard, from the moment at which it is complete.
 
-It has one file per shard, since several worker processes write it, in a hidden folder beside the shards; and a note if
-a process that scored has died, after which rows are scored in worker processes only. The manifest replaces it when the
-run finishes.
+It has one file per shard and content, in a hidden folder beside the shards: several processes write it, also on
+machines that share the folder, and none changes what another has written. A note in it tells that a process which
+scored has died, after which rows are scored in worker processes only. The manifest replaces it when the run finishes.
 """
 
+import hashlib
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +15,14 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError
-from larf_curate.files import sha256
+from larf_curate.files import sha256, write_first_json
 from larf_curate.manifests import PLAN, ShardRecord
-from larf_curate.records import STRICT, read_sealed, write_sealed
+from larf_curate.records import STRICT, read_sealed, seal
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
-CRASH = "crash"
-"""Name of the file in it that notes that a process which scored has died."""
+CRASH = "crash-"
+"""Beginning of the names of files in it that note that a process which scored has died."""
 REMEDY = "its rows are scored again"
 
 
@@ -34,25 +36,36 @@ class Entry(TypedDict):
     digest: str
 
 
-def record_shard(folder: Path, name: str, *, rows: int, size: int, digest: str) -> None:
+def record_shard(folder: Path, shard: ShardRecord, *, plan: str) -> None:
     """Record a shard that is written completely, before it gets its name.
 
     Args:
         folder: Folder of the run.
-        name: Future file name of the shard.
-        rows: Its number of rows.
-        size: Its size in bytes.
-        digest: Its hex SHA-256.
+        shard: The shard, with its future name.
+        plan: Hex SHA-256 of the plan with which it was scored.
     """
-    shard = {"file": name, "rows": rows, "bytes": size, "sha256": digest}
-    write_sealed(_journal(folder) / f"{name}.json", {"shard": shard, "plan": sha256(folder / PLAN)})
+    # Not the name of the shard alone: other processes may score the same rows, on other hardware to other last digits.
+    name = hashlib.sha256(f"{plan} {shard['sha256']} {shard['file']}".encode("utf-8", "surrogateescape")).hexdigest()
+    path = _journal(folder) / f"{name[:32]}.json"
+    if _read_entry(path) is None:
+        path.unlink(missing_ok=True)
+    write_first_json(path, seal({"shard": shard, "plan": plan}))
 
 
-def read_journal(folder: Path) -> dict[str, ShardRecord]:
-    """Recorded shards of the run in a folder, by file name; entries that are damaged or of another run are omitted."""
+def read_journal(folder: Path) -> dict[str, list[ShardRecord]]:
+    """Read the recorded shards of the run in a folder.
+
+    Returns:
+        Records by file name: several if processes scored the same rows to different content. Entries that are damaged
+        or of another run are omitted.
+    """
     plan = sha256(folder / PLAN)
     entries = [_read_entry(path) for path in _journal(folder).glob("*.json") if not path.name.startswith(".")]
-    return {entry["shard"]["file"]: entry["shard"] for entry in entries if entry and entry["plan"] == plan}
+    records = defaultdict(list)
+    for entry in entries:
+        if entry and entry["plan"] == plan:
+            records[entry["shard"]["file"]].append(entry["shard"])
+    return dict(records)
 
 
 def remove_journal(folder: Path) -> None:
@@ -60,25 +73,34 @@ def remove_journal(folder: Path) -> None:
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
 
 
-def note_crash(folder: Path) -> None:
-    """Note that a process which scored has died, until the run finishes."""
+def note_crash(folder: Path, run: str) -> None:
+    """Note that a process which scored has died, until the run finishes.
+
+    Args:
+        folder: Folder of the run.
+        run: Part of the name of the note, since other processes may make or remove theirs.
+    """
     _journal(folder).mkdir(exist_ok=True)
-    (_journal(folder) / CRASH).touch()
+    _note(folder, run).touch()
 
 
 def has_crashed(folder: Path) -> bool:
-    """Whether a process that scored for the run has died."""
-    return (_journal(folder) / CRASH).exists()
+    """Whether a process that scored for the run has died, or may yet: another scores into the folder now."""
+    return any(_journal(folder).glob(f"{CRASH}*"))
 
 
 @contextmanager
-def crash_noted(folder: Path) -> Iterator[None]:
+def crash_noted(folder: Path, run: str) -> Iterator[None]:
     """Note in advance that this process dies: a crash leaves no time for it. Any other end removes the note."""
-    note_crash(folder)
+    note_crash(folder, run)
     try:
         yield
     finally:
-        (_journal(folder) / CRASH).unlink(missing_ok=True)
+        _note(folder, run).unlink(missing_ok=True)
+
+
+def _note(folder: Path, run: str) -> Path:
+    return _journal(folder) / f"{CRASH}{run}"
 
 
 def _journal(folder: Path) -> Path:

@@ -19,8 +19,8 @@ from larf_curate.data.tables import text_rows, undecoded
 from larf_curate.errors import InputError
 from larf_curate.manifests import PLAN, SCORED, SELECTION
 from larf_curate.scoring.folder import Scored
-from larf_curate.scoring.run import BATCH_ROWS
 from larf_curate.scoring.selection import Selection
+from larf_curate.scoring.shard import BATCH_ROWS
 
 COUNTED_ROWS = 1_000
 """Number of rows from the beginning that are counted."""

@@ -26,7 +26,7 @@ from larf_curate.data.sources import ROWS_PER_PIECE
 from larf_curate.files import sha256
 from larf_curate.manifests import VERSION
 from larf_curate.records import write_sealed
-from larf_curate.scoring.run import BATCH_ROWS
+from larf_curate.scoring.shard import BATCH_ROWS
 from tests.fixtures.scored_folder import PROFILE
 
 PERIOD = 0.02

@@ -132,6 +132,9 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     assert "does not exist" in error("select", tmp_path / "absent", "-o", tmp_path / "sel", "--top-k", 1)
     assert "--top-ratio" in error("select", tmp_path, "-o", tmp_path / "sel", "--top-ratio", 2)
     assert "role=column" in error("score", rows, "--profile", profile, "-o", tmp_path / "out", "--columns", "a")
+    for wrong in ("2/2", "0/0", "-1/2", "1", "1/2/3", "a/b", "1/\N{ARABIC-INDIC DIGIT TWO}"):
+        shard = f"--shard={wrong}"
+        assert "from 0 to N-1" in error("score", rows, "--profile", profile, "-o", tmp_path / "out", shard)
     said = error("profile", "m", "-o", tmp_path / "p", "--layers", "nine")
     assert "block numbers from 0, for example 9,14, or all, auto, or output of the layers command; got nine" in said
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)
@@ -201,6 +204,18 @@ def test_json_prints_one_object_and_nothing_else(tmp_path, rows, tiny_llama, sid
     assert json.loads(chosen.stdout)["counts"] == {"rows": 12, "kept": 9, "flagged": 3, "unscorable": 0}
     assert chosen.stderr == ""
     assert capfd.readouterr().out == ""
+
+
+def test_shares_of_processes_are_finished_by_a_run_that_resumes(tmp_path, rows, profile):
+    arguments = ("score", rows, "--profile", profile, "-o", tmp_path / "out", "--device", "cpu")
+    told = json.loads(run(*arguments, "--shard", "1/2", "--json").stdout)
+    assert told == {"scored": str(tmp_path / "out"), "shard": "1/2", "rows": 0, "files": 0, "status": {}}
+    told = run(*arguments, "--shard", "0/2").stdout
+    assert "Shard 0/2" in told
+    assert "finish with the same command and --resume instead of --shard" in told
+    assert "not finished" in error("select", tmp_path / "out", "--top-k", 1, "-o", tmp_path / "sel")
+    run(*arguments, "--resume")
+    run("select", tmp_path / "out", "--top-k", 1, "-o", tmp_path / "sel")
 
 
 def test_rows_that_cannot_be_scored_are_counted_and_explained(tmp_path, profile):

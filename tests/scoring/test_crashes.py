@@ -16,7 +16,8 @@ from larf_curate.errors import ScoringError
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring import crashes
 from larf_curate.scoring.exemplars import ExemplarIndex
-from larf_curate.scoring.run import first_reasons, score_source
+from larf_curate.scoring.reasons import first_reasons
+from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start

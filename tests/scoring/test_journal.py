@@ -26,18 +26,24 @@ def begin(folder, rows=8):
 def begun(tmp_path):
     begin(tmp_path)
     for index in range(2):
-        record_shard(tmp_path, f"part-{index}.parquet", rows=4 + index, size=9, digest=f"{index}" * 64)
+        record(tmp_path, index)
     return tmp_path
 
 
+def record(folder, index, **changes):
+    shard = {"file": f"part-{index}.parquet", "rows": 4 + index, "bytes": 9, "sha256": f"{index}" * 64}
+    record_shard(folder, shard | changes, plan=sha256(folder / PLAN))
+
+
 def entry(folder, index=0):
-    return folder / JOURNAL / f"part-{index}.parquet.json"
+    name = f"part-{index}.parquet"
+    return next(path for path in (folder / JOURNAL).iterdir() if json.loads(path.read_text())["shard"]["file"] == name)
 
 
 def test_recorded_shards_are_read_by_name(begun):
     assert read_journal(begun) == {
-        "part-0.parquet": {"file": "part-0.parquet", "rows": 4, "bytes": 9, "sha256": "0" * 64},
-        "part-1.parquet": {"file": "part-1.parquet", "rows": 5, "bytes": 9, "sha256": "1" * 64},
+        "part-0.parquet": [{"file": "part-0.parquet", "rows": 4, "bytes": 9, "sha256": "0" * 64}],
+        "part-1.parquet": [{"file": "part-1.parquet", "rows": 5, "bytes": 9, "sha256": "1" * 64}],
     }
 
 
@@ -65,13 +71,25 @@ def test_a_damaged_entry_counts_as_none_and_the_others_stay(begun, damage):
 def test_entries_of_another_plan_count_as_none(begun):
     begin(begun, rows=9)
     assert read_journal(begun) == {}
-    record_shard(begun, "part-1.parquet", rows=5, size=9, digest="1" * 64)
+    record(begun, 1)
     assert read_journal(begun).keys() == {"part-1.parquet"}
 
 
+def test_records_of_other_content_are_kept_side_by_side_and_the_same_one_once(begun):
+    record(begun, 1, sha256="f" * 64)
+    record(begun, 1, sha256="f" * 64)
+    assert sorted(shard["sha256"] for shard in read_journal(begun)["part-1.parquet"]) == ["1" * 64, "f" * 64]
+
+
+def test_a_damaged_entry_is_written_again(begun):
+    entry(begun).write_text(json.dumps(json.loads(entry(begun).read_text()) | {"plan": ""}))
+    record(begun, 0)
+    assert read_journal(begun).keys() == {"part-0.parquet", "part-1.parquet"}
+
+
 def test_an_entry_of_a_killed_process_counts_as_none(begun):
-    entry(begun).rename(entry(begun).with_name(".part-0.parquet.json.ab12.tmp"))
     hidden = entry(begun, 1)
+    entry(begun).rename(entry(begun).with_name(".part-0.parquet.json.ab12.tmp"))
     hidden.rename(hidden.with_name(f".{hidden.name}"))
     assert read_journal(begun) == {}
 
@@ -99,7 +117,7 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path):
     (folder / PLAN).write_text("{}")
     (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
     for action in (
-        lambda: record_shard(folder, "a.parquet", rows=1, size=9, digest="ab"),
+        lambda: record(folder, 0),
         lambda: read_journal(folder),
     ):
         with pytest.raises(InputError, match="is a link"):
@@ -109,14 +127,14 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path):
 
 def test_a_crash_is_noted_until_the_run_finishes_and_any_other_end_is_none(begun):
     def interrupted():
-        with crash_noted(begun):
+        with crash_noted(begun, "0a0a0a0a"):
             assert has_crashed(begun)  # as a later process would see it if this one died here
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not has_crashed(begun)
-    note_crash(begun)
+    note_crash(begun, "0b0b0b0b")
     assert has_crashed(begun)
     assert len(read_journal(begun)) == 2
     remove_journal(begun)

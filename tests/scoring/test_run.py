@@ -28,11 +28,12 @@ from larf_curate.data.sources import open_source
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.profile import SafetyProfile
 from larf_curate.profile.rendering import profile_renderer
-from larf_curate.scoring import run
+from larf_curate.scoring import run, shard
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.explanation import explain
 from larf_curate.scoring.folder import Scored
-from larf_curate.scoring.run import first_reasons, score_source
+from larf_curate.scoring.reasons import first_reasons
+from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.fresh_process import CONTEXT, start
 from tests.fixtures.models import PROFILE, save_tiny
@@ -329,7 +330,7 @@ def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer
 
 
 def test_the_next_rows_are_tokenized_while_the_model_runs(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "BATCH_ROWS", 20)
+    monkeypatch.setattr(shard, "BATCH_ROWS", 20)
     started, waited = [threading.Event() for _ in range(4)], []
     scorer = LarfScorer(profile, device="cpu")
     render, columns_of = scorer.render, scorer.columns_of
@@ -510,5 +511,5 @@ def _answer(text):
 @pytest.mark.parametrize(("size", "wanted"), [(10, 250), (2_000_000, 67)])
 def test_large_rows_are_scored_in_smaller_batches(size, wanted):
     rows = Dataset.from_dict({"text": ["x" * size] * 10})
-    assert run._batch_rows(rows) == wanted
-    assert run._batch_rows(rows.select(range(0))) >= 1
+    assert shard._batch_rows(rows) == wanted
+    assert shard._batch_rows(rows.select(range(0))) >= 1

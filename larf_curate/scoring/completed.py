@@ -1,0 +1,49 @@
+"""Which pieces of a source have a complete shard already, of this run or of another process."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from larf_curate.files import sha256
+from larf_curate.manifests import SCORED, ShardRecord, read_manifest
+from larf_curate.scoring.journal import read_journal
+from larf_curate.verification import is_unchanged
+
+Records = Mapping[str, Sequence[ShardRecord]]
+"""Records by file name; several of one shard if processes scored it to different content."""
+
+
+def read_records(folder: Path) -> Records:
+    """Read the records of complete shards: from the manifest if the run has finished, and from the journal."""
+    records = defaultdict(list, read_journal(folder))
+    for shard in read_manifest(folder, SCORED)["shards"] if (folder / SCORED.file).exists() else ():
+        records[shard["file"]].append(shard)
+    return records
+
+
+def completed(path: Path, rows: int, records: Records) -> ShardRecord | None:
+    """Find the record of a shard.
+
+    Args:
+        path: The shard.
+        rows: Number of rows that it must have.
+        records: Records of the run.
+
+    Returns:
+        The record of its content; None if there is no such file, or it is damaged or of another run.
+    """
+    fitting = [shard for shard in records.get(path.name, ()) if shard["rows"] == rows]
+    if not fitting or not path.exists():
+        return None
+    if len(fitting) > 1:  # even if files are not to be verified: only the content tells whose it is
+        fitting = _with_digest(path, fitting)
+    return next((shard for shard in fitting if is_unchanged(path, shard["sha256"], size=shard.get("bytes"))), None)
+
+
+def _with_digest(path: Path, records: Collection[ShardRecord]) -> list[ShardRecord]:
+    """The records that have the content of a file."""
+    try:
+        digest = sha256(path)
+    except OSError:
+        return []
+    return [shard for shard in records if shard["sha256"] == digest]

@@ -1,0 +1,133 @@
+"""Score pieces on this machine: in this process, or in worker processes, of which any may die."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from datasets import Dataset
+
+from larf_curate.data.sources import Piece, Source
+from larf_curate.errors import ScoringError
+from larf_curate.files import remove_temporary_files
+from larf_curate.scoring.crashes import CRASHED, crashing_rows
+from larf_curate.scoring.journal import note_crash
+from larf_curate.scoring.manifest import SCORED_STATUSES, statuses
+from larf_curate.scoring.shard import BATCH_ROWS, ShardScorer, shard_file
+from larf_curate.scoring.workers import rank_and_payload, workers
+
+logger = logging.getLogger(__name__)
+
+
+def score_pieces(
+    source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int, in_workers: bool
+) -> Iterator[int]:
+    """Score pieces of a source in this process, or with ``in_workers`` in worker processes.
+
+    Rows that end a worker process are set aside.
+
+    Args:
+        source: The source.
+        pieces: Those of its pieces that have no shard yet.
+        shards: Scores each of them.
+        num_proc: Number of worker processes.
+        in_workers: Whether to use worker processes, if only one, since rows may end them.
+
+    Yields:
+        Numbers of newly scored rows.
+
+    Raises:
+        ScoringError: If a worker process dies, and no single row ends it.
+    """
+    if not in_workers:
+        for piece in pieces:
+            yield from shards.score(piece)
+        return
+    missing = {piece.name: piece for piece in pieces}
+    while missing:
+        left = len(missing)
+        try:
+            for piece in _score_in_workers(list(missing.values()), shards, num_proc):
+                del missing[piece.name]
+                yield len(piece.rows)
+        except BrokenProcessPool as error:
+            interrupted = shards.interrupted(missing.values(), run=shards.run)
+            remove_temporary_files(shards.folder, shards.run)
+            note_crash(shards.folder, shards.run)
+            if not interrupted and left == len(missing):
+                raise ScoringError(_killed("before it scored a row")) from error
+            spans = ", ".join(_span(piece) for piece in interrupted)
+            logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
+            for piece in interrupted:
+                scored = (other for other in source.pieces if other.name not in missing)
+                _score_alone(piece, shards, scored)
+                del missing[piece.name]
+                yield len(piece.rows)
+
+
+def _score_in_workers(
+    pieces: Sequence[Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
+) -> Iterator[Piece]:
+    """Score pieces in worker processes; yields each piece when its shard is complete.
+
+    Raises:
+        BrokenProcessPool: If one of the processes dies.
+    """
+    with workers(min(num_proc, len(pieces)), shards) as pool:
+        jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in pieces}
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
+
+
+def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> None:
+    """Score one of the pieces at which a worker process died, in a process of its own, without the rows at fault.
+
+    ``scored`` are the pieces that are complete.
+    """
+    try:
+        try:
+            list(_score_in_workers([piece], shards, 1))
+        except BrokenProcessPool:
+            logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
+            crashed = crashing_rows(
+                piece.rows,
+                shards.scorer,
+                shards.guard,
+                batch_rows=BATCH_ROWS,
+                first=piece.first,
+                control=next(_scored_rows(scored, shards.folder), None),
+            )
+            list(_score_in_workers([piece], shards, 1, crashed))
+            for index in crashed:
+                logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
+    except BrokenProcessPool as error:
+        raise ScoringError(_killed(f"while it scored rows {_span(piece)}, of which none alone ends it")) from error
+
+
+def _scored_rows(pieces: Iterable[Piece], folder: Path) -> Iterator[Dataset]:
+    """Each row with a score of complete pieces."""
+    for piece in pieces:
+        for place, status in enumerate(statuses(shard_file(folder, piece))):
+            if status in SCORED_STATUSES:
+                yield piece.rows.select([place])
+
+
+def _span(piece: Piece) -> str:
+    return f"{piece.first} to {piece.first + len(piece.rows) - 1}"
+
+
+def _killed(moment: str) -> str:
+    """Message about a worker process that died."""
+    return (
+        f"a worker process was killed, perhaps for lack of memory, {moment}: continue with --resume and a smaller "
+        "--num-proc or --batch-tokens"
+    )
+
+
+def _score_in_worker(piece: Piece, crashed: Collection[int]) -> None:
+    """Score a piece in a worker process."""
+    rank, shards = rank_and_payload()
+    for _ in shards.score(piece, rank=rank, crashed=crashed):
+        pass

@@ -1,0 +1,93 @@
+"""Manifest of a scored folder, from its shards."""
+
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larf_curate.columns import GUARD, SCORE, scores_digest
+from larf_curate.data.sources import Piece, Source
+from larf_curate.errors import ScoringError
+from larf_curate.manifests import SCORED, VERSION, ScoredManifest, ShardRecord
+from larf_curate.records import seal
+from larf_curate.scoring.completed import Records, completed, read_records
+from larf_curate.scoring.shard import ShardScorer, shard_file
+from larf_curate.version import __version__
+
+SCORED_STATUSES = ("ok", "truncated")
+"""Values of ``larf_status`` of rows with a score."""
+
+
+def scored_manifest(source: Source, shards: ShardScorer) -> ScoredManifest:
+    """Describe a scored folder.
+
+    Args:
+        source: The rows, of which each piece has its shard.
+        shards: What scored them.
+
+    Raises:
+        ScoringError: If a shard is not the one that was recorded when it was complete.
+    """
+    scorer, guard = shards.scorer, shards.guard
+    files = [shard_file(shards.folder, piece) for piece in source.pieces]
+    records = read_records(shards.folder)
+    recorded = [_record(piece, shards.folder, records) for piece in source.pieces]
+    manifest = {
+        "kind": SCORED.name,
+        "version": VERSION,
+        "package": f"larf-curate {__version__}",
+        "source": {**source.description, "columns": scorer.columns},
+        "profile": scorer.profile.summary(),
+        "signals": list(scorer.signals),
+        "rows": source.rows,
+        "status": count_statuses(source, shards.folder),
+        "scores": scores_digest(pa.chunked_array([part for path in files for part in _scores(path)], pa.float32())),
+        "shards": recorded,
+    }
+    judged = {"guard": {**guard.describe(), "status": guard_statuses(shards.folder)}} if guard else {}
+    return cast(ScoredManifest, seal(manifest | judged))
+
+
+def _record(piece: Piece, folder: Path, records: Records) -> ShardRecord:
+    """Record of a shard that is complete: read again only if processes have scored its rows to different content."""
+    path = shard_file(folder, piece)
+    fitting = records.get(path.name, ())
+    shard = fitting[0] if len(fitting) == 1 else completed(path, len(piece.rows), records)
+    if shard is None:
+        raise ScoringError(f"{path} was changed while other rows were scored: continue with --resume")
+    return shard
+
+
+def count_statuses(source: Source, folder: Path) -> dict[str, int]:
+    """Count rows by ``larf_status``.
+
+    Args:
+        source: The rows, of which each piece has its shard.
+        folder: Folder of the shards.
+    """
+    count = Counter(status for piece in source.pieces for status in statuses(shard_file(folder, piece)))
+    return dict(sorted(count.items()))
+
+
+def guard_statuses(folder: str | Path) -> dict[str, int]:
+    """Number of rows of a scored folder by the status of ``larf_guard``.
+
+    Args:
+        folder: Folder that `score_source` wrote with a guard.
+    """
+    tables = (pq.read_table(path, columns=[GUARD]) for path in sorted(Path(folder).glob("*.parquet")))
+    return dict(sorted(Counter(cell["status"] for table in tables for cell in table[0].to_pylist()).items()))
+
+
+def statuses(path: Path) -> list[str]:
+    """Read the column ``larf_status`` of a shard."""
+    values: list[str] = pq.read_table(path, columns=["larf_status"])[0].to_pylist()
+    return values
+
+
+def _scores(path: Path) -> list[pa.Array]:
+    """The column ``larf_score`` of a shard, in parts."""
+    parts: list[pa.Array] = pq.read_table(path, columns=[SCORE])[0].chunks
+    return parts

@@ -1,0 +1,201 @@
+"""Score one piece of a source into one shard, the unit of work of every way to run the scoring.
+
+Processes of one machine, array jobs and clusters differ only in who calls `ShardScorer.score` for which piece.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+
+from larf_curate.data.sources import Piece
+from larf_curate.data.tables import text_rows
+from larf_curate.errors import ScoringError
+from larf_curate.files import place_first, prepare_to_write
+from larf_curate.manifests import ShardRecord, shard_record
+from larf_curate.scoring.completed import completed, read_records
+from larf_curate.scoring.crashes import with_crashed
+from larf_curate.scoring.journal import record_shard
+from larf_curate.scoring.plan import check_plan
+
+if TYPE_CHECKING:
+    from larf_curate.conversation.chat_template import Rendered
+    from larf_curate.scoring.guard import GuardScorer
+    from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
+
+logger = logging.getLogger(__name__)
+BATCH_ROWS = 250
+"""Number of rows that are tokenized, scored and written together."""
+BATCH_BYTES = 128 * 2**20
+"""Approximate size of these rows in memory, of which there are fewer if they are large."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardScorer:
+    """Scores pieces of a source into shards of a folder; worker processes get a copy.
+
+    Several processes, also of other machines, may score the same piece at once, and need no locks: each writes a file
+    of its own, and the first that is complete gets the name.
+
+    Args:
+        folder: Folder of the result.
+        plan: Hex SHA-256 of the run's plan in it.
+        scorer: The scorer.
+        guard: A guard model whose verdicts are written too; default: none.
+        run: Part of the names of unfinished files, by which a process and its workers know theirs.
+    """
+
+    folder: Path
+    plan: str
+    scorer: "LarfScorer"
+    guard: "GuardScorer | None" = None
+    run: str = field(default_factory=lambda: uuid4().hex[:8])
+
+    def score(self, piece: Piece, *, rank: int | None = None, crashed: Collection[int] = ()) -> Iterator[int]:
+        """Score one piece into one shard, ``folder/<name>.parquet``, which is there only when it is complete.
+
+        A piece that another process has completed is not scored again.
+
+        Args:
+            piece: The rows.
+            rank: Rank of this worker process, which selects the GPU; default: none.
+            crashed: Indices of rows that are not scored, since that ends the process.
+
+        Yields:
+            The number of rows of each batch, after it is written.
+
+        Raises:
+            ScoringError: If the shard cannot be written.
+            InputError: If the plan in the folder has become another one.
+        """
+        path = shard_file(self.folder, piece)
+        temporary = path.with_name(f".{path.name}.{self.run}.tmp")
+        if self._completed(piece):
+            yield len(piece.rows)
+            return
+        try:
+            prepare_to_write(path)
+            yield from self._write(temporary, piece, rank, crashed)
+            self._place(temporary, piece)
+        except OSError as error:
+            # A run that has finished meanwhile, and has this piece too, removes all temporary files.
+            if not self._completed(piece):
+                raise ScoringError(
+                    f"cannot write {path}: {error}; free disk space, then continue with --resume"
+                ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def interrupted(self, pieces: Iterable[Piece], *, run: str = "*") -> list[Piece]:
+        """Find the pieces of which killed processes, or others that are running, have left incomplete shards.
+
+        Args:
+            pieces: The pieces.
+            run: The run of these processes; default: any.
+        """
+        names = {path.name.rsplit(".", 2)[0] for path in self.folder.glob(f".*.{run}.tmp")}
+        return [piece for piece in pieces if f".{piece.name}.parquet" in names]
+
+    def features(self, existing: Features | None = None) -> Features:
+        """Return the types of the new columns; with ``existing``, after those of the rows."""
+        features = self.scorer.features(existing)
+        return features if self.guard is None else self.guard.features(features)
+
+    def _write(self, path: Path, piece: Piece, rank: int | None, crashed: Collection[int]) -> Iterator[int]:
+        """Score the rows of a piece into a file; yields the number of rows of each batch."""
+        features = self.features(piece.rows.features)
+        count = _batch_rows(piece.rows)
+        batches = (range(start, min(start + count, len(piece.rows))) for start in range(0, len(piece.rows), count))
+        render = partial(_rendered, self.scorer, rank, piece.rows, crashed)
+        with pq.ParquetWriter(path, features.arrow_schema) as writer:
+            for table, rows, rendered, missing in _prefetch(render, batches):
+                added = self.scorer.columns_of(rendered, rank) | (self.guard(rows) if self.guard else {})
+                writer.write_table(_with_scores(table, with_crashed(added, missing), features))
+                yield len(table)
+
+    def _place(self, temporary: Path, piece: Piece) -> None:
+        """Give a complete shard its name, unless another process has been faster."""
+        path = shard_file(self.folder, piece)
+        shard = shard_record(temporary, len(piece.rows), folder=self.folder)
+        shard["file"] = path.name
+        first = self._completed(piece)
+        if first is None:
+            # Before the shard gets its name: so a run that is killed here has no shard without a digest.
+            record_shard(self.folder, shard, plan=self.plan)
+            if not place_first(temporary, path):
+                first = self._completed(piece)
+                if first is None:  # damaged, or of another run
+                    os.replace(temporary, path)
+        if first and first["sha256"] != shard["sha256"]:
+            logger.warning(
+                "%s: another process has scored these rows too, with other content, as other hardware may give: "
+                "its shard, the first, is kept",
+                path,
+            )
+
+    def _completed(self, piece: Piece) -> ShardRecord | None:
+        """Record of the shard of a piece, if it is there, complete and of this run."""
+        check_plan(self.folder, self.plan)
+        path = shard_file(self.folder, piece)
+        return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
+
+
+def _batch_rows(rows: Dataset) -> int:
+    """Number of rows that are scored together: `BATCH_ROWS`, or fewer if they are large on average."""
+    average = rows.data.nbytes / max(rows.data.num_rows, 1)
+    return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(average, 1))))
+
+
+def shard_file(folder: Path, piece: Piece) -> Path:
+    """Path of the shard of a piece."""
+    return folder / f"{piece.name}.parquet"
+
+
+def _rendered(
+    scorer: "LarfScorer", rank: int | None, rows: Dataset, crashed: Collection[int], batch: range
+) -> tuple[pa.Table, dict[str, list[Any]], list["Rendered"], list[int]]:
+    """Read and tokenize a batch of rows.
+
+    Returns:
+        Its original columns as an Arrow table; the rows to score as lists, without media, and tokenized; and the places
+        in the batch of the rows that are not scored.
+    """
+    missing = [place for place, row in enumerate(batch) if row in crashed]
+    texts = text_rows(rows.select([row for row in batch if row not in crashed] if missing else batch))[:]
+    return rows.select(batch).with_format("arrow")[:], texts, scorer.render(texts, rank), missing
+
+
+def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Map a function over items, at least one, in a background thread that is one item ahead of the caller.
+
+    So the next batch is tokenized while the model scores the current one. The first item is processed in this thread,
+    since it loads the model, which sets the number of compute threads only for the thread that loads it.
+    """
+    remaining = iter(items)
+    result = function(next(remaining))
+    with ThreadPoolExecutor(1) as thread:
+        for item in remaining:
+            upcoming = thread.submit(function, item)
+            yield result
+            result = upcoming.result()
+    yield result
+
+
+def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
+    """The original columns of a batch, followed by those of the scorer, which replace columns of the same name."""
+    schema = features.arrow_schema
+    original = [name for name in table.column_names if name not in added]
+    columns = {name: table[name] for name in original}
+    columns |= {name: pa.array(list(values), schema.field(name).type) for name, values in added.items()}
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
