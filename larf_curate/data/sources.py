@@ -20,7 +20,7 @@ from larf_curate.data.hub import open_hub
 from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
-from larf_curate.manifests import DECISIONS, SELECTION
+from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION
 
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
@@ -222,9 +222,12 @@ def _glob(pattern: str) -> list[Path]:
 
 
 def _check_data_folder(folder: Path) -> None:
-    """Refuse a folder of kept and flagged rows, which must not be mixed again."""
-    if (folder / "kept").is_dir() and any((folder / kind.file).exists() for kind in (SELECTION, DECISIONS)):
+    """Refuse rows that were kept mixed again with others that were not, and a part of a scored dataset."""
+    parts = [folder / name for name in ("flagged", SELECTION.file, DECISIONS.file)]
+    if (folder / "kept").is_dir() and any(path.exists() for path in parts):
         raise InputError(f"{folder} has rows that were kept and others that were not: give {folder / 'kept'}")
+    if (folder / PLAN).exists() and not (folder / SCORED.file).exists():
+        raise InputError(f"{folder} has an unfinished run of score: finish it with --resume first, or give its dataset")
 
 
 def _check_unique(files: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""The Hub as a place of models: whether it can be reached, found out with one request."""
+"""The Hub as a place of models and profiles: whether it can be reached, found out with one request."""
 
 import logging
 import os
@@ -20,20 +20,20 @@ _reached: dict[str, bool] = {}
 
 
 def check_reachable(model: str, revision: str | None = None, *, name: str = CONFIG_FILE) -> bool:
-    """Check that the Hub can be reached, if a model is not a folder.
+    """Check that the Hub can be reached, if a model or profile is not a folder.
 
     Otherwise `huggingface_hub` tries each file six times, which takes half a minute, and reports each attempt.
 
     Args:
         model: Folder or Hub id.
         revision: Branch, tag or commit.
-        name: A file that the model has.
+        name: A file that it has.
 
     Returns:
-        Whether it cannot be reached, and the model is in the cache: a value for ``local_files_only``.
+        Whether it cannot be reached, and the file is in the cache: a value for ``local_files_only``.
 
     Raises:
-        ModelError: If it cannot be reached, and the model is not in the cache either.
+        ModelError: If it cannot be reached, and the file is not in the cache either.
     """
     if os.path.isdir(model):
         return False
@@ -52,7 +52,7 @@ def check_reachable(model: str, revision: str | None = None, *, name: str = CONF
                 f"no folder {model!r}, and the Hub cannot be reached ({reason}): check the connection, or give a folder"
             ) from error
         _reached[constants.ENDPOINT] = False
-        logger.warning("the Hub cannot be reached (%s): models are read from the cache", reason)
+        logger.warning("the Hub cannot be reached (%s): what is in the cache is read", reason)
     return is_cached and not _reached[constants.ENDPOINT]
 
 

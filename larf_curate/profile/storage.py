@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from typing_extensions import TypedDict
 
-from larf_curate.errors import InputError, ProfileError
+from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.files import atomic_path, check_readable, read_json, write_json
 from larf_curate.manifests import NeutralRecord, ReferencesRecord
+from larf_curate.models.hub import check_reachable
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, positions_of
 from larf_curate.records import STRICT, parse_record
 from larf_curate.states import POSITIONS, States, Vectors
@@ -176,9 +177,14 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | None) -> s
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:
+    files = [CONFIG_FILE, STATES_FILE]
     try:
-        files = [CONFIG_FILE, STATES_FILE]
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+        cached = check_reachable(name, revision, name=CONFIG_FILE)
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=files, local_files_only=cached)
+        )
+    except ModelError as error:
+        raise ProfileError(str(error)) from error
     except (TransportError, HFValidationError, OSError) as error:  # OSError: offline, and not in the cache
         first = str(error).strip().splitlines()[0]
         raise ProfileError(f"no folder and no Hub repository {name!r} with a safety profile: {first}") from error

@@ -30,10 +30,10 @@ def completed(path: Path, rows: int, records: Records) -> ShardRecord | None:
         records: Records of the run.
 
     Returns:
-        The record of its content; None if there is no such file, or it is damaged or of another run.
+        The record of its content; None if there is no such file, or it is a link, damaged or of another run.
     """
     fitting = [shard for shard in records.get(path.name, ()) if shard["rows"] == rows]
-    if not fitting or not path.exists():
+    if not fitting or not path.exists() or path.is_symlink():
         return None
     if len(fitting) > 1:  # even if files are not to be verified: only the content tells whose it is
         fitting = _with_digest(path, fitting)

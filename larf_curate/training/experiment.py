@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -193,6 +194,8 @@ class Experiment:
             if changed:
                 raise InputError(f"{self.folder} holds runs with another {', '.join(changed)}: use a new folder")
             recipes = {**theirs, **recipes}
+        elif self.folder.exists() and any(not name.startswith(".") for name in os.listdir(self.folder)):
+            raise InputError(f"{self.folder} is not empty, and holds no runs of verify: use a new folder")
         write_sealed(path, {**self._shared, "recipes": recipes})
 
     def _is_complete(self, folder: Path) -> bool:

@@ -102,7 +102,7 @@ def test_a_glob_and_a_folder_give_one_piece_a_file_in_the_order_of_names(here):
         assert rows_of(source) == ROWS[:3]
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "selection.json", "decisions.json", "plan.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "selection.json", "decisions.json"])
 def test_what_describes_a_folder_of_ours_is_no_data(here, name):
     write(here / "scored/part-0.parquet")
     (here / "scored" / name).write_text('{"kind": "scored", "rows": 3}')
@@ -534,6 +534,7 @@ def refused(names, **options) -> str:
 def test_kept_and_flagged_rows_of_a_selection_are_not_mixed_again(here):
     for part in ("kept", "flagged"):
         write(here / part / "part-00000-of-00001.parquet")
+    assert "kept" in refusal(here)  # even if its record is lost
     (here / "selection.json").write_text("{}")
     assert "kept" in refusal(here)
     assert rows_of(open_source(str(here / "kept"))) == ROWS

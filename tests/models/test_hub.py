@@ -7,11 +7,12 @@ import pytest
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import logging
 
-from larf_curate.errors import ModelError
+from larf_curate.errors import ModelError, ProfileError
 from larf_curate.models import hub
 from larf_curate.models.adapters import weights_of
 from larf_curate.models.hub import check_reachable
 from larf_curate.models.source import ModelSource, load_causal_lm, load_config, load_tokenizer
+from larf_curate.profile import SafetyProfile
 from tests.fixtures.tiny import byte_model, byte_tokenizer, save
 
 COMMIT = "a" * 40
@@ -21,6 +22,7 @@ LOADERS = {
     "tokenizer": lambda: load_tokenizer(SOURCE),
     "model": lambda: load_causal_lm(SOURCE, "auto"),
     "adapter": lambda: weights_of("org/nope"),
+    "profile": lambda: SafetyProfile.from_pretrained("org/nope"),
 }
 
 
@@ -40,7 +42,9 @@ def test_a_hub_that_cannot_be_reached_is_one_attempt_and_one_line(unreachable, m
     asked = hub.get_hf_file_metadata
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *a, **o: attempts.append(a) or asked(*a, **o))
     monkeypatch.setattr(logging.get_logger(), "propagate", True)
-    with pytest.raises(ModelError, match="no folder 'org/nope', and the Hub cannot be reached .*: check the"):
+    with pytest.raises(
+        (ModelError, ProfileError), match="no folder 'org/nope', and the Hub cannot be reached .*: check the"
+    ):
         LOADERS[loader]()
     assert len(attempts) == 1
     assert "Retry" not in caplog.text
@@ -64,6 +68,6 @@ def test_what_is_in_the_cache_needs_no_hub(unreachable, tmp_path, monkeypatch, c
     assert not constants.HF_HUB_OFFLINE
     lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == 1
-    assert "models are read from the cache" in lines[0]
+    assert "what is in the cache is read" in lines[0]
     with pytest.raises(ModelError):
         check_reachable("org/nope", "other")

@@ -230,7 +230,14 @@ def test_a_folder_that_is_not_whole_cannot_be_read(data, scorer, tmp_path, monke
     score_source(open_source(str(data)), scorer, out)
     shard = out / "data-00003-of-00008.parquet"
     content = shard.read_bytes()
-    for damage in (lambda: shard.write_bytes(content[:-9]), shard.unlink):
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(content)
+
+    def link():
+        shard.unlink()
+        shard.symlink_to(copy)
+
+    for damage in (lambda: shard.write_bytes(content[:-9]), shard.unlink, link):
         damage()
         with pytest.raises(InputError, match="--resume"):
             Scored.load(out)
@@ -239,6 +246,8 @@ def test_a_folder_that_is_not_whole_cannot_be_read(data, scorer, tmp_path, monke
     (out / "manifest.json").unlink()
     with pytest.raises(InputError, match="--resume"):
         Scored.load(out)
+    with pytest.raises(InputError, match="unfinished run of score: finish it with --resume first"):
+        open_source(str(out))
 
 
 class BarThatKills(tqdm):

@@ -85,6 +85,13 @@ def test_a_folder_of_another_experiment_is_refused(start, tmp_path):
         experiment(start, tmp_path, removed=float("nan"))
 
 
+def test_a_folder_with_other_files_is_refused(start, tmp_path):
+    (tmp_path / "table.json").write_text("mine")
+    with pytest.raises(InputError, match="is not empty, and holds no runs of verify: use a new folder"):
+        experiment(start, tmp_path).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
 def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path):
     experiment(start, tmp_path)._check_identity()
     rows = scored_rows()
