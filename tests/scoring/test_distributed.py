@@ -77,7 +77,8 @@ def check_equal(out, plain, *, but=()):
         assert got.rows.select(keep)[name][:] == want.rows.select(keep)[name][:]
     for name in ("larf_score", "larf_layer_scores", "larf_state"):
         values = [np.array(scored.rows.select(keep)[name][:]) for scored in (got, want)]
-        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
+        # States are float16: a row that is not in its batch changes the last digit of others.
+        np.testing.assert_allclose(*values, rtol=2e-3 if name == "larf_state" else 1e-4, atol=1e-5)
     assert [shard["file"] for shard in got.manifest["shards"]] == [shard["file"] for shard in want.manifest["shards"]]
     assert got.rows["question"][:] == [row["question"] for row in ROWS]
 
