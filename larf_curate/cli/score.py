@@ -1,5 +1,6 @@
 """``larf-curate score``: score a dataset and write it to a folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,20 @@ if TYPE_CHECKING:
     help="Score only the share of process I of N, counted from 0, which share the folder; run once more with --resume "
     "instead to finish.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where to score: processes of this machine, or actors of a Ray cluster.",
+)
+@click.option("--address", help="Address of a running Ray cluster.  [default: one is started on this machine]")
+@click.option("--actors", type=click.IntRange(min=1), help="Number of Ray actors.  [default: as many as fit]")
+@click.option(
+    "--gpus-per-actor",
+    type=click.FloatRange(min=0),
+    help="GPUs of each Ray actor, such as 0.5.  [default: 1 if the cluster has any]",
+)
 @click.option("--resume", is_flag=True, help="Resume an interrupted run, and finish what --shard has left.")
 @no_verify_option
 @json_option
@@ -109,6 +124,10 @@ def score(
     batch_tokens: int,
     num_proc: int,
     share: tuple[int, int] | None,
+    engine: str,
+    address: str | None,
+    actors: int | None,
+    gpus_per_actor: float | None,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -123,7 +142,10 @@ def score(
     larf-curate score a.jsonl b.csv.gz --profile profile/ -o scored/
     larf-curate score data/ --profile profile/ -o scored/ --shard 3/16
     """
+    on_ray = {"address": address, "actors": actors, "gpus_per_actor": gpus_per_actor}
+    _check_engine(engine, on_ray, num_proc, share)
     from larf_curate.data.sources import open_source
+    from larf_curate.distributed import score_with_ray
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
     from larf_curate.scoring.guard import GuardScorer
@@ -151,7 +173,19 @@ def score(
         status = score_share(source, scorer, output, index=share[0], count=share[1], num_proc=num_proc, guard=judge)
         _print_share(source.share(*share), share, output, status, as_json=as_json)
         return
-    manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc, guard=judge)
+    if engine == "ray":
+        manifest = score_with_ray(
+            source,
+            scorer,
+            output,
+            resume=resume,
+            guard=judge,
+            address=address,
+            actors=actors,
+            gpus_per_actor=gpus_per_actor,
+        )
+    else:
+        manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc, guard=judge)
     # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
     if as_json:
@@ -168,6 +202,15 @@ def score(
         echo_table("First rows without a score", ("row", "reason"), reasons)
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
+
+
+def _check_engine(engine: str, on_ray: Mapping[str, object], num_proc: int, share: tuple[int, int] | None) -> None:
+    """Refuse options of the other engine."""
+    given = [f"--{name.replace('_', '-')}" for name, value in on_ray.items() if value is not None]
+    if engine == "local" and given:
+        raise click.UsageError(f"{', '.join(given)} needs --engine ray: give it too")
+    if engine == "ray" and (num_proc > 1 or share):
+        raise click.UsageError("--num-proc and --shard are for --engine local: use --actors with --engine ray")
 
 
 def _print_share(

@@ -1,7 +1,7 @@
 """Score pieces on this machine: in this process, or in worker processes, of which any may die."""
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,7 +12,7 @@ from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import ScoringError
 from larf_curate.files import remove_temporary_files
 from larf_curate.scoring.crashes import CRASHED, crashing_rows
-from larf_curate.scoring.journal import note_crash
+from larf_curate.scoring.journal import crash_noted, has_crashed, note_crash
 from larf_curate.scoring.manifest import SCORED_STATUSES, statuses
 from larf_curate.scoring.shard import BATCH_ROWS, ShardScorer, shard_file
 from larf_curate.scoring.workers import rank_and_payload, workers
@@ -20,19 +20,14 @@ from larf_curate.scoring.workers import rank_and_payload, workers
 logger = logging.getLogger(__name__)
 
 
-def score_pieces(
-    source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int, in_workers: bool
-) -> Iterator[int]:
-    """Score pieces of a source in this process, or with ``in_workers`` in worker processes.
-
-    Rows that end a worker process are set aside.
+def score_pieces(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Generator[int]:
+    """Score pieces of a source: in this process, or in worker processes if there are several or one has died before.
 
     Args:
         source: The source.
         pieces: Those of its pieces that have no shard yet.
         shards: Scores each of them.
         num_proc: Number of worker processes.
-        in_workers: Whether to use worker processes, if only one, since rows may end them.
 
     Yields:
         Numbers of newly scored rows.
@@ -40,15 +35,21 @@ def score_pieces(
     Raises:
         ScoringError: If a worker process dies, and no single row ends it.
     """
-    if not in_workers:
+    if num_proc > 1 or has_crashed(shards.folder):
+        yield from score_in_workers(source, pieces, shards, num_proc=num_proc)
+        return
+    with crash_noted(shards.folder, shards.run):
         for piece in pieces:
             yield from shards.score(piece)
-        return
+
+
+def score_in_workers(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Iterator[int]:
+    """Score pieces as `score_pieces` does, in worker processes; rows that end one are set aside."""
     missing = {piece.name: piece for piece in pieces}
     while missing:
         left = len(missing)
         try:
-            for piece in _score_in_workers(list(missing.values()), shards, num_proc):
+            for piece in _score(list(missing.values()), shards, num_proc):
                 del missing[piece.name]
                 yield len(piece.rows)
         except BrokenProcessPool as error:
@@ -66,7 +67,7 @@ def score_pieces(
                 yield len(piece.rows)
 
 
-def _score_in_workers(
+def _score(
     pieces: Sequence[Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
 ) -> Iterator[Piece]:
     """Score pieces in worker processes; yields each piece when its shard is complete.
@@ -88,7 +89,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
     """
     try:
         try:
-            list(_score_in_workers([piece], shards, 1))
+            list(_score([piece], shards, 1))
         except BrokenProcessPool:
             logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
             crashed = crashing_rows(
@@ -99,7 +100,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
                 first=piece.first,
                 control=next(_scored_rows(scored, shards.folder), None),
             )
-            list(_score_in_workers([piece], shards, 1, crashed))
+            list(_score([piece], shards, 1, crashed))
             for index in crashed:
                 logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
     except BrokenProcessPool as error:

@@ -7,10 +7,11 @@ that share the folder, and the manifest is written last, when all shards are com
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ from larf_curate.files import cache_home, remove_temporary_files, write_json
 from larf_curate.manifests import SCORED, ScoredManifest
 from larf_curate.scoring.completed import Records, completed, read_records
 from larf_curate.scoring.earlier_columns import without_earlier_columns
-from larf_curate.scoring.journal import crash_noted, has_crashed, remove_journal
+from larf_curate.scoring.journal import remove_journal
 from larf_curate.scoring.local import score_pieces
 from larf_curate.scoring.manifest import count_statuses, scored_manifest
 from larf_curate.scoring.plan import join_run, start_run
@@ -33,6 +34,22 @@ if TYPE_CHECKING:
     from larf_curate.scoring.scorer import LarfScorer  # imports torch, which the command line needs only to score
 
 logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """Scores pieces of a source, in this process or elsewhere."""
+
+    def __call__(self, source: Source, pieces: Sequence[Piece], shards: ShardScorer) -> Generator[int]:
+        """Score pieces.
+
+        Args:
+            source: The source.
+            pieces: Those of its pieces that have no shard yet.
+            shards: Scores each of them.
+
+        Yields:
+            Numbers of newly scored rows.
+        """
 
 
 def score_source(
@@ -67,13 +84,34 @@ def score_source(
         ProfileMismatchError: If the model is not the one of the profile.
         ScoringError: If a worker process dies, or a shard cannot be written.
     """
-    folder = Path(out)
+    return run_with(partial(score_pieces, num_proc=num_proc), source, scorer, Path(out), resume=resume, guard=guard)
+
+
+def run_with(
+    engine: Engine,
+    source: Source,
+    scorer: "LarfScorer",
+    folder: Path,
+    *,
+    resume: bool = False,
+    guard: "GuardScorer | None" = None,
+) -> ScoredManifest:
+    """Score a dataset into a folder as `score_source` does, on any engine.
+
+    Args:
+        engine: Scores the pieces that have no complete shard yet.
+        source: The rows.
+        scorer: The scorer.
+        folder: Folder of the result.
+        resume: Whether to continue a run with the same settings that was started in this folder.
+        guard: A guard model; see `score_source`.
+    """
     with _locked(folder):
         shards = ShardScorer(
             folder=folder, plan=start_run(folder, _plan(source, scorer, guard), resume), scorer=scorer, guard=guard
         )
         source = without_earlier_columns(source, shards.features())
-        _score_missing(source, shards, num_proc)
+        _score_missing(engine, source, shards)
         remove_temporary_files(folder)  # of killed processes, and of others that are scoring what is complete now
         manifest = scored_manifest(source, shards)
         write_json(folder / SCORED.file, manifest)
@@ -121,7 +159,7 @@ def score_share(
     shards = ShardScorer(folder=Path(out), plan=plan, scorer=scorer, guard=guard)
     if share.pieces:
         share = without_earlier_columns(share, shards.features())
-        _score_missing(share, shards, num_proc)
+        _score_missing(partial(score_pieces, num_proc=num_proc), share, shards)
     return count_statuses(share, Path(out))
 
 
@@ -131,17 +169,16 @@ def _plan(source: Source, scorer: "LarfScorer", guard: "GuardScorer | None") -> 
     return plan | ({"guard": guard.describe()} if guard else {})
 
 
-def _score_missing(source: Source, shards: ShardScorer, num_proc: int) -> None:
+def _score_missing(engine: Engine, source: Source, shards: ShardScorer) -> None:
     """Score the pieces that have no complete shard yet."""
     records = read_records(shards.folder)
     missing = [piece for piece in source.pieces if not _is_scored(piece, shards.folder, records)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
-    in_workers = num_proc > 1 or has_crashed(shards.folder)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
-            with nullcontext() if in_workers else crash_noted(shards.folder, shards.run):
-                for rows in score_pieces(source, missing, shards, num_proc=num_proc, in_workers=in_workers):
+            with closing(engine(source, missing, shards)) as counts:
+                for rows in counts:
                     bar.update(rows)
         finally:
             remove_temporary_files(shards.folder, shards.run)

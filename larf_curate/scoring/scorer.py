@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeAlias
@@ -328,6 +328,19 @@ class LarfScorer:
             "columns": self.columns,
         }
         return json.dumps(settings, sort_keys=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return arguments that construct this scorer in a process of another machine, without this one's cache."""
+        # Without what a profile or an index has computed and cannot be pickled.
+        return {
+            "profile": replace(self.profile),
+            "exemplars": self.exemplars and replace(self.exemplars),
+            "neighbors": self.neighbors,
+            "signals": self.signals,
+            "keep_states": self.keep_states,
+            "columns": self.columns,
+            **self._runtime,
+        }
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         # `map` hashes the pickle for its cache: so it must not contain runtime settings or a loaded model. It also

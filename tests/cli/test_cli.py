@@ -135,6 +135,10 @@ def test_wrong_usage_is_exit_code_2(tmp_path, rows, profile):
     for wrong in ("2/2", "0/0", "-1/2", "1", "1/2/3", "a/b", "1/\N{ARABIC-INDIC DIGIT TWO}"):
         shard = f"--shard={wrong}"
         assert "from 0 to N-1" in error("score", rows, "--profile", profile, "-o", tmp_path / "out", shard)
+    score = ("score", rows, "--profile", profile, "-o", tmp_path / "out")
+    assert "--actors, --gpus-per-actor needs --engine ray" in error(*score, "--actors", 2, "--gpus-per-actor", 0.5)
+    for option in (("--num-proc", 2), ("--shard", "0/2")):
+        assert "are for --engine local" in error(*score, "--engine", "ray", *option)
     said = error("profile", "m", "-o", tmp_path / "p", "--layers", "nine")
     assert "block numbers from 0, for example 9,14, or all, auto, or output of the layers command; got nine" in said
     assert "go together" in error("profile", "m", "-o", tmp_path / "p", "--layers", "9", "--unsafe", rows)

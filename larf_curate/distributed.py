@@ -1,0 +1,236 @@
+"""Score pieces on a Ray cluster, or on the cores and GPUs of this machine, by actors that each load the model once.
+
+The unit of work is the shard, as in any other run: an actor that dies loses at most the shard that it was scoring, and
+all machines write into one folder that they share.
+"""
+
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from platform import node
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, DatasetInfo
+from datasets.table import InMemoryTable
+
+from larf_curate.data.sources import Piece, Source
+from larf_curate.errors import InputError, LarfCurateError, ScoringError
+from larf_curate.extras import require
+from larf_curate.manifests import PLAN, ScoredManifest
+from larf_curate.scoring.local import score_in_workers
+from larf_curate.scoring.run import run_with
+from larf_curate.scoring.shard import ShardScorer
+from larf_curate.version import __version__
+
+if TYPE_CHECKING:
+    from larf_curate.scoring.guard import GuardScorer
+    from larf_curate.scoring.scorer import LarfScorer
+
+logger = logging.getLogger(__name__)
+MOST_TRIES = 3
+"""Maximum number of times that a piece is tried."""
+BACK_OFF_SECONDS = 1.0
+"""Time before a piece is tried again; doubled each time."""
+
+
+def score_with_ray(
+    source: Source,
+    scorer: "LarfScorer",
+    out: str | Path,
+    *,
+    resume: bool = False,
+    guard: "GuardScorer | None" = None,
+    address: str | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+) -> ScoredManifest:
+    """Score a dataset into a folder as `score_source` does, by actors of a Ray cluster.
+
+    A piece that cannot be scored is tried again, in a process of its own, in which rows that end it are set aside. One
+    that fails `MOST_TRIES` times is left out and named at the end, when all others are complete.
+
+    Args:
+        source: The rows, which are sent to the actors.
+        scorer: The scorer; the actors load its model by its name or path.
+        out: Folder of the result, which all machines of the cluster share.
+        resume: Whether to continue a run with the same settings that was started in this folder.
+        guard: A guard model; see `score_source`.
+        address: Address of a running cluster; default: ``$RAY_ADDRESS``, else one that is started on this machine. If
+            Ray has been initialized in this process, that cluster is used.
+        actors: Number of actors; default: as many as the GPUs allow, or one per core if there are none.
+        gpus_per_actor: GPUs of each actor, such as 0.5; default: 1 if the cluster has any.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        MissingExtraError: If Ray is not installed.
+        InputError: If the cluster has fewer GPUs than one actor wants; see also `score_source`.
+        ScoringError: If the cluster cannot be reached, this package is missing or has another version on a machine, or
+            pieces could not be scored.
+    """
+    ray = require("ray", extra="ray")
+    with _cluster(ray, address):
+        options = _actor_options(ray.cluster_resources(), gpus_per_actor)
+        count = actors or _actors_that_fit(ray.cluster_resources(), options)
+        engine = partial(_score_on_actors, ray=ray, options=options, count=count)
+        return run_with(engine, source, scorer, Path(out), resume=resume, guard=guard)
+
+
+@contextmanager
+def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine, which ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Otherwise Ray writes a token into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        ray.init(**({"address": address} if address else {"address": "local", "include_dashboard": False}))
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise ScoringError(
+            f"cannot reach the Ray cluster at {address or 'this machine'}: {_first_line(error)}; check --address, or "
+            "leave it out to use this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _actor_options(resources: Mapping[str, float], gpus: float | None) -> dict[str, Any]:
+    """Resources of each actor."""
+    present = resources.get("GPU", 0)
+    wanted = gpus if gpus is not None else min(1, present)
+    if wanted > present:
+        raise InputError(f"wanted {wanted:g} GPUs per actor, the cluster has {present:g}: use a lower --gpus-per-actor")
+    return {"num_cpus": 1, "num_gpus": wanted}
+
+
+def _actors_that_fit(resources: Mapping[str, float], options: Mapping[str, Any]) -> int:
+    fitting = int(resources["GPU"] / options["num_gpus"]) if options["num_gpus"] else int(resources.get("CPU", 1))
+    return max(1, fitting)
+
+
+@dataclass
+class _Job:
+    """A piece, and what became of it so far."""
+
+    piece: Piece
+    in_worker: bool = False
+    tries: int = 0
+    error: str = ""
+
+
+def _score_on_actors(
+    source: Source,
+    pieces: Sequence[Piece],
+    shards: ShardScorer,
+    *,
+    ray: ModuleType,
+    options: Mapping[str, Any],
+    count: int,
+) -> Generator[int]:
+    """Score pieces on actors; each has one piece at a time, so that little of the rows is in memory.
+
+    Yields:
+        Numbers of newly scored rows.
+
+    Raises:
+        ScoringError: If pieces could not be scored; all others are.
+    """
+    jobs = deque(_Job(piece) for piece in pieces)
+    failed: list[_Job] = []
+    create = partial(ray.remote(**options)(_Actor).remote, _sent(shards))
+    idle = [create() for _ in range(min(count, len(jobs)))]
+    running: dict[Any, tuple[_Job, Any]] = {}
+    while jobs or running:
+        while jobs and idle:
+            job, actor = jobs.popleft(), idle.pop()
+            delay = BACK_OFF_SECONDS * 2 ** (job.tries - 1) if job.tries else 0.0
+            running[actor.score.remote(_in_memory(job.piece), job.in_worker, delay)] = job, actor
+        [done], _ = ray.wait(list(running))
+        job, actor = running.pop(done)
+        try:
+            yield ray.get(done)
+            idle.append(actor)
+        except ray.exceptions.RayActorError as error:
+            _check_start(error)
+            idle.append(create())
+            _try_again(job, "its process died: " + _first_line(error), jobs, failed)
+        except ray.exceptions.RayTaskError as error:
+            idle.append(actor)
+            if isinstance(error.cause, LarfCurateError) and not isinstance(error.cause, ScoringError):
+                raise error.cause from error  # of the settings, not of this piece
+            _try_again(job, _first_line(error.cause), jobs, failed)
+    if failed:
+        listed = "; ".join(f"{job.piece.name} ({job.error})" for job in failed)
+        raise ScoringError(f"not scored after {MOST_TRIES} tries: {listed}; all others are: continue with --resume")
+
+
+def _try_again(job: _Job, error: str, jobs: deque[_Job], failed: list[_Job]) -> None:
+    """Put a piece at the end of the queue, or aside."""
+    tried = replace(job, in_worker=True, tries=job.tries + 1, error=error)
+    logger.warning("%s: try %d failed: %s", job.piece.name, tried.tries, error)
+    (jobs if tried.tries < MOST_TRIES else failed).append(tried)
+
+
+def _check_start(error: Exception) -> None:
+    """Raise an error if an actor did not even start, as any other would not."""
+    if getattr(error, "actor_init_failed", False) or "The actor died because of an error raised in its" in str(error):
+        raise ScoringError(f"an actor did not start: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _sent(shards: ShardScorer) -> dict[str, Any]:
+    """What an actor is made of; a pickled scorer would need the cache of this machine."""
+    return {
+        "version": __version__,
+        "folder": shards.folder.absolute(),
+        "plan": shards.plan,
+        "scorer": shards.scorer.arguments(),
+        "guard": shards.guard,
+    }
+
+
+def _in_memory(piece: Piece) -> Piece:
+    """The same piece without references to files of this machine."""
+    table = piece.rows.with_format("arrow")[:]
+    rows = Dataset(InMemoryTable(table), info=DatasetInfo(features=piece.rows.features))
+    return replace(piece, rows=rows)
+
+
+class _Actor:
+    """Scores pieces in a process of the cluster."""
+
+    def __init__(self, sent: Mapping[str, Any]) -> None:
+        from larf_curate.scoring.scorer import LarfScorer
+
+        if sent["version"] != __version__:
+            raise ScoringError(f"wanted larf-curate {sent['version']} on all machines, got {__version__}: install it")
+        if not (sent["folder"] / PLAN).exists():
+            raise ScoringError(f"{sent['folder']} is not there on {node()}: wanted a folder that all machines share")
+        scorer = LarfScorer(**sent["scorer"])
+        self.shards = ShardScorer(folder=sent["folder"], plan=sent["plan"], scorer=scorer, guard=sent["guard"])
+
+    def score(self, piece: Piece, in_worker: bool, delay: float) -> int:
+        """Score a piece after a number of seconds, in a process of its own if asked; returns its number of rows."""
+        time.sleep(delay)
+        if in_worker:
+            source = Source(pieces=(piece,), description={})
+            return sum(score_in_workers(source, [piece], self.shards, num_proc=1))
+        return sum(self.shards.score(piece))
