@@ -356,9 +356,9 @@ class Renderer:
 
     def _tell(self, conversation: Conversation, turns: Turns) -> None:
         """Say once what is left out of conversations, and which role has another name than in training."""
-        for column in sorted(set(conversation.ignored) - self._ignored):
+        for column in sorted(conversation.ignored.keys() - self._ignored):
             self._ignored.add(column)
-            logger.warning("%s: is not read where a row has another system prompt, which comes first", column)
+            logger.warning("%s: is not read %s", column, conversation.ignored[column])
         roles = sorted({conversation.messages[index]["role"] for index in turns.hidden})
         unread = self.template.unread(conversation.messages, conversation.arguments)
         for what in [*unread, *(f"the text of some {role} turns" for role in roles)]:

@@ -38,6 +38,9 @@ GIVEN_ROLE = "given_role"
 """Key of a message with the role that a template may know beside the normalised one: ``developer``."""
 MESSAGE_KEYS = (("role", "from"), ("content", "value"))
 """Keys of a message's role and content, as OpenAI and as ShareGPT name them."""
+OTHER_CONTENT = ("text", "message", "parts")
+"""Keys under which other formats, such as Cohere's and Gemini's, have what is ``content`` here."""
+MESSAGE = "a message with role and content, or from and value"
 LEARNED = "learned"
 """Key of a message that is not learned: False if one of `LEARNED_KEYS` says so, None as part of a prompt."""
 LEARNED_KEYS = ("weight", "train", "loss")
@@ -130,9 +133,9 @@ def message_of(role: str, content: object, **others: object) -> Message:
     if content is None:
         if any(others.get(key) for key in (*CALL_KEYS, *THOUGHT_KEYS)):
             return {"role": role, "content": "", **others}
-        if isinstance(others.get("text"), str):
+        if other := next((key for key in OTHER_CONTENT if isinstance(others.get(key), str | list)), None):
             raise ConversationError(
-                f"wanted the text of the {role} turn under content or value, got it under text: rename the key"
+                f"wanted the text of the {role} turn under content or value, got it under {other}: rename the key"
             )
         raise EmptyConversationError(f"wanted text for the {role} turn, got none: fill or remove the row")
     return {"role": role, "content": _content(role, content), **others}
@@ -221,11 +224,13 @@ def wrong(wanted: str, got: object) -> ConversationError:
 
 def _chat_message(item: object, roles: Mapping[str, str] | None) -> Message:
     if isinstance(item, str):  # a JSON column
-        item = parsed(item, "a message with role and content")
+        item = parsed(item, MESSAGE)
     if not isinstance(item, Mapping):
-        raise wrong("a message with role and content", item)
+        raise wrong(MESSAGE, item)
     # Rows of mixed origin have both spellings, one of them null: take the one with a value.
     role, content = (item[a] if item.get(a) is not None else item.get(b) for a, b in MESSAGE_KEYS)
+    if role is None:
+        raise ConversationError(f"wanted {MESSAGE}, got one with the keys {sorted(map(str, item))!s:.80}: convert it")
     is_bare = len(item) == 2 and content is not None
     others = {} if is_bare else {str(key): value for key, value in item.items() if key not in _READ_KEYS}
     message = message_of(role_name(role, roles), content, **others)

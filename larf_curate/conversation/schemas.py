@@ -42,6 +42,8 @@ ARGUMENTS = ("tools", "documents")
 """Columns that are arguments of the chat template."""
 MORE_ARGUMENTS = "chat_template_kwargs"
 """Column with further arguments of the chat template, as in TRL."""
+SWITCHES = ("on", "off", "true", "false", "yes", "no")
+"""What columns named like thoughts also have, as in NVIDIA's Nemotron data: whether the model is to think."""
 EXTRAS = (*SYSTEM, *ARGUMENTS, MORE_ARGUMENTS, *THOUGHT_KEYS)
 """Columns that are read beside those of any schema."""
 SEEMINGLY_USED = (
@@ -80,14 +82,14 @@ class Conversation:
             calls.
         text: Text of a row that is already rendered (a ``text`` column), to be used without a chat template; else None.
         arguments: Further arguments of the chat template: ``tools``, ``documents``, and those that a row names.
-        ignored: Columns with a system prompt that is not read, since the row has another one, which comes first.
+        ignored: Columns that look like part of the conversation and are not read in this row, with the reason.
         roles: Names of roles in the row.
     """
 
     messages: list[Message]
     text: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
     roles: frozenset[str] = frozenset()
 
 
@@ -148,9 +150,8 @@ def to_conversation(
     if row.keys().isdisjoint(EXTRAS):
         return Conversation(messages=messages, roles=roles)
     messages = _with_extras(messages, row, schema)
-    return Conversation(
-        messages=messages, arguments=_arguments(row), ignored=_ignored_prompts(messages[0], row, schema), roles=roles
-    )
+    ignored = _ignored_prompts(messages[0], row, schema) | _ignored_switches(row, schema)
+    return Conversation(messages=messages, arguments=_arguments(row), ignored=ignored, roles=roles)
 
 
 def to_messages(row: Row, columns: Mapping[str, str] | None = None) -> list[Message]:
@@ -297,7 +298,8 @@ def _with_extras(messages: list[Message], row: Row, schema: Schema) -> list[Mess
     columns = [column for column in EXTRAS if column not in schema.columns and row.get(column)]
     if not columns:
         return messages
-    if (thoughts := {key: row[key] for key in THOUGHT_KEYS if key in columns}) and messages[-1]["role"] == "assistant":
+    thoughts = {key: row[key] for key in THOUGHT_KEYS if key in columns and _is_thought(row[key])}
+    if thoughts and messages[-1]["role"] == "assistant":
         messages = [*messages[:-1], {**thoughts, **messages[-1]}]
     system = next((row[column] for column in SYSTEM if column in columns), None)
     if system and messages[0]["role"] != "system":
@@ -326,10 +328,24 @@ def _elsewhere(row: Row, schema: Schema) -> str:
     return f"chosen is not read beside {prompt}; name both (--columns user={prompt},assistant=chosen)"
 
 
-def _ignored_prompts(first: Message, row: Row, schema: Schema) -> tuple[str, ...]:
+def _ignored_prompts(first: Message, row: Row, schema: Schema) -> dict[str, str]:
     """Columns with another system prompt than the conversation begins with."""
     prompts = {column: row[column] for column in SYSTEM if row.get(column) and column not in schema.columns}
-    return tuple(column for column, value in prompts.items() if clean(value) != text_of(first))
+    reason = "where a row has another system prompt, which comes first"
+    return {column: reason for column, value in prompts.items() if clean(value) != text_of(first)}
+
+
+def _is_thought(value: object) -> bool:
+    """Whether a column has a thought, and not a switch or settings, as `SWITCHES` describes."""
+    return isinstance(value, str) and value.strip().lower() not in SWITCHES
+
+
+def _ignored_switches(row: Row, schema: Schema) -> dict[str, str]:
+    """Columns named like thoughts that have none."""
+    given = [column for column in THOUGHT_KEYS if row.get(column) and column not in schema.columns]
+    return dict.fromkeys(
+        (column for column in given if not _is_thought(row[column])), "where it has no text of a thought"
+    )
 
 
 def _history(value: object) -> list[Message]:
@@ -411,9 +427,36 @@ def _are_parts(value: Iterable[object]) -> bool:
 
 def _joined(before: list[Message], after: list[Message]) -> list[Message]:
     """A prompt, of which trainers learn no turn, and what follows; preference data often repeat it in ``chosen``."""
-    after = after[len(before) :] if after[: len(before)] == before else after
-    prompt = [message | {LEARNED: None} if message["role"] == "assistant" else message for message in before]
-    return prompt + after
+    kept, end = _repetition(before, after)
+    prompt = [
+        message | {LEARNED: None} if message["role"] == "assistant" else message
+        for message in before[:kept] + after[:end]
+    ]
+    return prompt + after[end:]
+
+
+def _repetition(before: list[Message], after: list[Message]) -> tuple[int, int]:
+    """Where a prompt is repeated in what follows it.
+
+    Messages of preference data begin with the prompt, or hold it behind a system prompt and earlier turns of which
+    the prompt has none, or begin with its last turns.
+
+    Returns:
+        Number of messages of the prompt that are not repeated, and of those that follow up to the end of the prompt.
+    """
+    given, found = ([_identity(message) for message in messages] for messages in (before, after))
+    count, is_whole = len(given), bool(after) and after[0]["role"] != "assistant"
+    for start in range(len(found) - count + 1 if is_whole else 1):
+        if found[start : start + count] == given:
+            return 0, start + count
+    shared = (size for size in range(min(count, len(found)) - 1, 0, -1) if given[-size:] == found[:size])
+    size = next(shared, 0) if is_whole else 0
+    return count - size, size
+
+
+def _identity(message: Message) -> tuple[object, ...]:
+    """What two copies of a message have in common, whatever other keys and space at the edges they have."""
+    return message["role"], text_of(message).strip(), message.get("tool_calls")
 
 
 def _pair(user: str, assistant: str) -> Reader:
@@ -445,6 +488,11 @@ def _dialog(value: object, roles: Mapping[str, str]) -> list[Message]:
     if isinstance(value, str) and (turns := re.split(r"\n\n(Human|Assistant): ?", f"\n\n{value.lstrip()}")[1:]):
         names = {"Human": "user", "Assistant": "assistant"}
         return [message_of(names[name], text) for name, text in zip(turns[::2], turns[1::2], strict=True)]
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+        error = wrong("a list of messages", value)
+        raise ConversationError(
+            f"{error}; if it is an answer, name its prompt's column too (--columns user=…,assistant=…)"
+        )
     return messages_of(value, roles)
 
 

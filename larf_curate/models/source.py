@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import CHAT_TEMPLATE_FILE, cached_file
+from transformers.utils import CHAT_TEMPLATE_FILE, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.errors import ModelError
@@ -118,13 +118,43 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     check_config(source)  # which the tokenizer's class may depend on
     tokenizer = _load(transformers.AutoTokenizer, source)
     _check_template(tokenizer.chat_template)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(source)
     if source.adapter is not None:
         tokenizer = _trained_with(source.adapter, tokenizer, source)
     if source.chat_template is not None:
-        tokenizer.chat_template = source.chat_template
+        tokenizer.chat_template = _template_text(source.chat_template)
     if source.template_name is not None:
         tokenizer.chat_template = _named_template(tokenizer.chat_template, source.template_name)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _processor_template(source: ModelSource) -> str | None:
+    """The chat template that multimodal models may have in a JSON file of their processor; None without one."""
+    only_cache = check_reachable(source.model_id, source.revision)
+    name, options = LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, {"local_files_only": only_cache}
+    try:
+        path = cached_file(source.model_id, name, revision=source.revision, **options)
+        text = Path(path or "").read_text(encoding="utf-8")
+    except (OSError, ValueError):  # a model without chat template is refused where one is needed
+        return None
+    return _template_text(text)
+
+
+def _template_text(text: str) -> str:
+    """A chat template from the text of its file: itself, or what JSON such as a processor's has as ``chat_template``.
+
+    Raises:
+        ModelError: If it is other JSON, which would be rendered into every conversation.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    template = value.get("chat_template") if isinstance(value, dict) else None
+    if not isinstance(template, str):
+        raise ModelError(f"wanted a Jinja chat template, or JSON with one as chat_template, got JSON {text!r:.60}")
+    return template
 
 
 def _trained_with(adapter: str, tokenizer: Any, source: ModelSource) -> Any:  # noqa: ANN401  tokenizers

@@ -433,3 +433,55 @@ def test_a_single_message_as_answer_beside_conversations_is_named_and_can_be_rea
         assert replace_answer(row, "C", columns) == row | {side: {"from": "gpt", "value": "C"}}
     with pytest.raises(EmptyConversationError, match="nothing to score"):
         to_messages({"conversations": sharegpt, "chosen": None})
+
+
+SYSTEM = {"role": "system", "content": "S"}
+AGAIN = [{"role": "user", "content": "R"}, {"role": "assistant", "content": "B"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "want", "learned"),
+    [
+        ("Q", [SYSTEM, *ASKED], [SYSTEM, *ASKED], [2]),
+        ("R", [*ASKED, *AGAIN], [*ASKED, *AGAIN], [3]),
+        ("Q", [*ASKED, *AGAIN], [*ASKED, *AGAIN], [1, 3]),
+        ("Q\n", ASKED, ASKED, [1]),
+        ("Q", [ASKED[0] | {"name": "x"}, ASKED[1]], [ASKED[0] | {"name": "x"}, ASKED[1]], [1]),
+        ([SYSTEM, ASKED[0]], ASKED, [SYSTEM, *ASKED], [2]),
+        ([*ASKED, AGAIN[0]], AGAIN, [*ASKED, *AGAIN], [3]),
+        # a continuation, not a repetition
+        ("Q", [*AGAIN[1:], *ASKED], [ASKED[0], AGAIN[1], *ASKED], [1, 3]),
+        ([SYSTEM], ASKED, [SYSTEM, *ASKED], [2]),
+        (ASKED, ASKED[1:], [*ASKED, ASKED[1]], [2]),
+    ],
+)
+def test_a_prompt_that_chosen_holds_is_read_once(prompt, chosen, want, learned):
+    messages = to_messages({"prompt": prompt, "chosen": chosen, "rejected": chosen})
+    assert [{key: value for key, value in message.items() if key != "learned"} for message in messages] == want
+    assert [index for index, message in enumerate(messages) if is_learned(message)] == learned
+
+
+@pytest.mark.parametrize("value", ["on", "Off", True, {"effort": "low"}, ["low"]])
+@pytest.mark.parametrize("column", ["reasoning", "thinking", "reasoning_content"])
+def test_a_switch_of_thinking_is_no_thought(column, value):
+    conversation = to_conversation({"messages": ASKED, column: value})
+    assert conversation.messages == ASKED
+    assert set(conversation.ignored) == {column}
+    thought = to_conversation({"messages": ASKED, column: "Switch it on."})
+    assert (thought.messages[1][column], thought.ignored) == ("Switch it on.", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"question": "Q", "chosen": "A", "rejected": "B"}, r"prompt's column too \(--columns user=…,assistant=…\)"),
+        ({"conversations": ["Q", "A"]}, "wanted a message with role and content, or from and value, got str 'Q'"),
+        ({"conversation": [{"input": "Q", "output": "A"}]}, r"got one with the keys \['input', 'output'\]: convert it"),
+        ({"messages": [{"role": "USER", "message": "Q"}]}, "under content or value, got it under message: rename"),
+        ({"messages": [{"role": "user", "parts": [{"text": "Q"}]}]}, "got it under parts: rename"),
+    ],
+)
+def test_formats_that_are_not_read_say_what_to_do(row, wanted):
+    with pytest.raises(ConversationError, match=wanted) as error:
+        to_conversation(row)
+    assert not isinstance(error.value, EmptyConversationError)
