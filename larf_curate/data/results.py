@@ -43,7 +43,7 @@ def check_results(folder: Path) -> None:
 def _check_part(folder: Path, part: str) -> None:
     """Check a subfolder of a selection or of decisions."""
     for kind in KINDS:
-        if _is_manifest(folder, kind):
+        if (folder / kind.file).exists() and _is_of(read_json(folder / kind.file), kind):
             shards = [shard for shard in read_manifest(folder, kind)["shards"] if Path(shard["file"]).parts[0] == part]
             check_shards(folder, shards, remedy=_remedy(folder / part, kind.remedy), parts=(part,))
             return
@@ -61,11 +61,15 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_manifest(folder: Path, kind: Kind[Any]) -> bool:
-    """Whether a folder has a manifest of a kind, even if it is damaged or of another version."""
+    """Whether a folder has a manifest of a kind."""
     try:
-        value = read_json(folder / kind.file)
+        return _is_of(read_json(folder / kind.file), kind)
     except InputError:
         return False
+
+
+def _is_of(value: object, kind: Kind[Any]) -> bool:
+    """Whether the content of a file is a manifest of a kind, even if of another version."""
     return isinstance(value, dict) and value.get("kind") == kind.name
 
 

@@ -91,7 +91,12 @@ def test_an_unfinished_folder_is_no_dataset(scored, decisions):
     (scored / "manifest.json").unlink()
     with pytest.raises(InputError, match="not finished: continue with larf-curate score --resume"):
         count(scored)
-    (decisions / "decisions.json").rename(decisions / UNFINISHED)
+    manifest = decisions / "decisions.json"
+    content = manifest.read_text()
+    manifest.write_text(content[:-9])
+    with pytest.raises(InputError, match="decisions.json is not valid JSON"):
+        load_table(decisions)
+    manifest.rename(decisions / UNFINISHED)
     with pytest.raises(InputError, match="was not written completely"):
         load_table(decisions)
 
