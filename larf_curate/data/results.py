@@ -7,7 +7,7 @@ from typing import Any
 from larf_curate.data.replacement import UNFINISHED
 from larf_curate.errors import InputError
 from larf_curate.files import read_json
-from larf_curate.manifests import DECISIONS, SCORED, SELECTION, Kind, check_shards, read_manifest, read_plan
+from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, Kind, check_shards, read_manifest, read_plan
 
 PARTS = ("kept", "flagged", "removed", "withheld")
 """Names of the subfolders of selections and decisions."""
@@ -27,12 +27,12 @@ def check_results(folder: Path) -> None:
         InputError: If the folder has kept rows and others, which must not be mixed again, or was written by a run that
             did not finish, or was changed.
     """
-    if (folder / "kept").is_dir() and any((folder / kind.file).exists() for kind in KINDS):
+    others = [folder / name for name in ("flagged", *(kind.file for kind in KINDS))]
+    if (folder / "kept").is_dir() and any(path.exists() for path in others):
         raise InputError(f"{folder} has rows that were kept and others that were not: give {folder / 'kept'}")
-    is_run = _is_run(folder)
-    if is_run and not (folder / SCORED.file).exists():
-        raise InputError(f"scoring into {folder} is not finished: continue with larf-curate score --resume")
-    if is_run or _is_manifest(folder, SCORED):
+    if (folder / PLAN).exists() and not (folder / SCORED.file).exists():
+        raise InputError(f"{folder} has an unfinished run of score: finish it with --resume first, or give its dataset")
+    if _is_run(folder) or _is_manifest(folder, SCORED):
         shards = read_manifest(folder, SCORED)["shards"]
         check_shards(folder, shards, remedy=_remedy(folder, "score again with --resume"))
     path = folder if folder.name in PARTS else Path(os.path.abspath(folder))  # which has a name for "."

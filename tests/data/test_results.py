@@ -89,7 +89,7 @@ def test_an_unfinished_folder_is_no_dataset(scored, decisions):
     write_sealed(scored / PLAN, {"source": {}, "scorer": {}, "rows": 9})
     assert count(scored) == len(ROWS)
     (scored / "manifest.json").unlink()
-    with pytest.raises(InputError, match="not finished: continue with larf-curate score --resume"):
+    with pytest.raises(InputError, match="has an unfinished run of score: finish it with --resume first"):
         count(scored)
     manifest = decisions / "decisions.json"
     content = manifest.read_text()
