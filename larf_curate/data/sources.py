@@ -17,10 +17,10 @@ from datasets.exceptions import DatasetsError
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
 from larf_curate.data.formats import READABLE, bare_name, file_digest, first_line, format_suffix, read_file, silenced
 from larf_curate.data.hub import open_hub
+from larf_curate.data.results import check_results
 from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
-from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION
 
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
@@ -194,7 +194,7 @@ def _files(name: str, split: str | None, config: str | None) -> FolderFiles:
     """The data files that a name refers to."""
     path = Path(name)
     if path.is_dir():
-        _check_data_folder(path)
+        check_results(path)
         return folder_files(path, split=split, config=config)
     found = [path] if path.exists() else _matches(name)
     for file in found:
@@ -219,15 +219,6 @@ def _glob(pattern: str) -> list[Path]:
     folder = next((folder for folder in Path(pattern).parents if folder.is_dir()), Path())
     rest = Path(pattern).relative_to(folder)
     return [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/{rest}", recursive=True)]
-
-
-def _check_data_folder(folder: Path) -> None:
-    """Refuse rows that were kept mixed again with others that were not, and a part of a scored dataset."""
-    parts = [folder / name for name in ("flagged", SELECTION.file, DECISIONS.file)]
-    if (folder / "kept").is_dir() and any(path.exists() for path in parts):
-        raise InputError(f"{folder} has rows that were kept and others that were not: give {folder / 'kept'}")
-    if (folder / PLAN).exists() and not (folder / SCORED.file).exists():
-        raise InputError(f"{folder} has an unfinished run of score: finish it with --resume first, or give its dataset")
 
 
 def _check_unique(files: Sequence[Path]) -> None:

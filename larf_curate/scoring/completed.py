@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from larf_curate.files import sha256
-from larf_curate.manifests import SCORED, ShardRecord, read_manifest
+from larf_curate.manifests import SCORED, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
 from larf_curate.scoring.journal import read_journal
 from larf_curate.verification import is_unchanged
 
@@ -14,11 +14,35 @@ Records = Mapping[str, Sequence[ShardRecord]]
 
 
 def read_records(folder: Path) -> Records:
-    """Read the records of complete shards: from the manifest if the run has finished, and from the journal."""
+    """Read the records of complete shards: from the manifest if the run has finished, and from the journal.
+
+    A manifest of another run, as of a folder that was copied over this one, is not read.
+    """
     records = defaultdict(list, read_journal(folder))
-    for shard in read_manifest(folder, SCORED)["shards"] if (folder / SCORED.file).exists() else ():
-        records[shard["file"]].append(shard)
+    if (folder / SCORED.file).exists():
+        manifest = read_manifest(folder, SCORED)
+        for shard in manifest["shards"] if _is_of(manifest, read_plan(folder)) else ():
+            records[shard["file"]].append(shard)
     return records
+
+
+def _is_of(manifest: ScoredManifest, plan: Plan) -> bool:
+    """Whether a manifest describes the run of a plan, by all settings that both have."""
+    scorer = plan["scorer"]
+    settings = (
+        {**plan["source"], "columns": scorer.get("columns")},
+        plan["rows"],
+        scorer.get("profile"),
+        scorer.get("signals"),
+        plan.get("guard", {}).get("model"),
+    )
+    return settings == (
+        {"columns": None, **manifest["source"]},
+        manifest["rows"],
+        manifest["profile"]["digest"],
+        manifest["signals"],
+        manifest.get("guard", {}).get("model"),
+    )
 
 
 def completed(path: Path, rows: int, records: Records) -> ShardRecord | None:

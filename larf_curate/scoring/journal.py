@@ -47,7 +47,8 @@ def record_shard(folder: Path, shard: ShardRecord, *, plan: str) -> None:
     # Not the name of the shard alone: other processes may score the same rows, on other hardware to other last digits.
     name = hashlib.sha256(f"{plan} {shard['sha256']} {shard['file']}".encode("utf-8", "surrogateescape")).hexdigest()
     path = _journal(folder) / f"{name[:32]}.json"
-    if _read_entry(path) is None:
+    entry = _read_entry(path)
+    if entry is None or (entry["shard"], entry["plan"]) != (shard, plan):  # damaged, or another one under its name
         path.unlink(missing_ok=True)
     write_first_json(path, seal({"shard": shard, "plan": plan}))
 

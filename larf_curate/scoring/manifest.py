@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larf_curate.columns import GUARD, SCORE, scores_digest
+from larf_curate.data.formats import first_line
 from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import ScoringError
 from larf_curate.manifests import SCORED, VERSION, ScoredManifest, ShardRecord
@@ -77,17 +78,29 @@ def guard_statuses(folder: str | Path) -> dict[str, int]:
     Args:
         folder: Folder that `score_source` wrote with a guard.
     """
-    tables = (pq.read_table(path, columns=[GUARD]) for path in sorted(Path(folder).glob("*.parquet")))
-    return dict(sorted(Counter(cell["status"] for table in tables for cell in table[0].to_pylist()).items()))
+    columns = (_column(path, GUARD) for path in sorted(Path(folder).glob("*.parquet")))
+    return dict(sorted(Counter(cell["status"] for column in columns for cell in column.to_pylist()).items()))
 
 
 def statuses(path: Path) -> list[str]:
-    """Read the column ``larf_status`` of a shard."""
-    values: list[str] = pq.read_table(path, columns=["larf_status"])[0].to_pylist()
+    """Read the column ``larf_status`` of a shard.
+
+    Raises:
+        ScoringError: If the shard cannot be read.
+    """
+    values: list[str] = _column(path, "larf_status").to_pylist()
     return values
 
 
 def _scores(path: Path) -> list[pa.Array]:
     """The column ``larf_score`` of a shard, in parts."""
-    parts: list[pa.Array] = pq.read_table(path, columns=[SCORE])[0].chunks
+    parts: list[pa.Array] = _column(path, SCORE).chunks
     return parts
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    """A column of a shard, which may have been damaged since it was complete, or not have been verified."""
+    try:
+        return pq.read_table(path, columns=[name])[0]
+    except (pa.ArrowException, OSError) as error:
+        raise ScoringError(f"cannot read {path}: {first_line(error)}; continue with --resume") from error

@@ -105,7 +105,7 @@ def test_a_glob_and_a_folder_give_one_piece_a_file_in_the_order_of_names(here):
 @pytest.mark.parametrize("name", ["manifest.json", "selection.json", "decisions.json"])
 def test_what_describes_a_folder_of_ours_is_no_data(here, name):
     write(here / "scored/part-0.parquet")
-    (here / "scored" / name).write_text('{"kind": "scored", "rows": 3}')
+    (here / "scored" / name).write_text('{"rows": 3}')
     assert rows_of(open_source(str(here / "scored"))) == ROWS
 
 

@@ -87,6 +87,13 @@ def test_a_damaged_entry_is_written_again(begun):
     assert read_journal(begun).keys() == {"part-0.parquet", "part-1.parquet"}
 
 
+def test_an_entry_that_has_the_name_of_another_does_not_keep_that_one_from_being_written(begun):
+    wanted = read_journal(begun)
+    entry(begun, 1).write_bytes(entry(begun, 0).read_bytes())
+    record(begun, 1)
+    assert read_journal(begun) == wanted
+
+
 def test_an_entry_of_a_killed_process_counts_as_none(begun):
     hidden = entry(begun, 1)
     entry(begun).rename(entry(begun).with_name(".part-0.parquet.json.ab12.tmp"))

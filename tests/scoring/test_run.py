@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -35,6 +36,7 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.reasons import first_reasons
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
+from larf_curate.verification import without_verification
 from tests.fixtures.fresh_process import CONTEXT, start
 from tests.fixtures.models import PROFILE, save_tiny
 from tests.fixtures.tiny import CHATML
@@ -248,6 +250,42 @@ def test_a_folder_that_is_not_whole_cannot_be_read(data, scorer, tmp_path, monke
         Scored.load(out)
     with pytest.raises(InputError, match="unfinished run of score: finish it with --resume first"):
         open_source(str(out))
+
+
+def test_the_shards_and_manifest_of_a_run_with_other_settings_are_not_taken_for_those_of_the_plan(
+    data, scorer, profile, tmp_path
+):
+    """As if another result had been copied over this one, without its plan."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    score_source(open_source(str(data)), scorer, out)
+    wanted = check_whole(out)
+    for foreign in (LarfScorer(profile, signals=["harmful"], device="cpu"), build_other(profile)):
+        score_source(open_source(str(data)), foreign, other)
+        for path in (*other.glob("*.parquet"), other / "manifest.json"):
+            path.rename(out / path.name)
+        shutil.rmtree(other)
+        manifest = score_source(open_source(str(data)), scorer, out, resume=True)
+        np.testing.assert_array_equal(check_whole(out), wanted)
+        assert manifest["profile"] == profile.summary()
+        assert "larf_state" in Scored.load(out).rows.column_names
+
+
+def build_other(profile: SafetyProfile) -> LarfScorer:
+    """A scorer of the same model, by another block."""
+    model = profile.source.model_id
+    return LarfScorer(SafetyProfile.build(model, REFERENCES, layers=(2,), dtype="float32", device="cpu"), device="cpu")
+
+
+def test_a_damaged_shard_that_was_not_to_be_verified_is_named(data, scorer, tmp_path):
+    out = tmp_path / "out"
+    score_source(open_source(str(data)), scorer, out)
+    path = out / "data-00003-of-00008.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with (
+        without_verification(),
+        pytest.raises(ScoringError, match="cannot read .*data-00003.* with --resume"),
+    ):
+        score_source(open_source(str(data)), scorer, out, resume=True)
 
 
 class BarThatKills(tqdm):
