@@ -7,6 +7,7 @@ all machines write into one folder that they share.
 import logging
 import os
 import secrets
+import socket
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_TRIES = 3
 """Maximum number of times that a piece is tried."""
+CONNECT_SECONDS = 10
+"""Time that a cluster has to accept a connection."""
 BACK_OFF_SECONDS = 1.0
 """Time before a piece is tried again; doubled each time."""
 
@@ -93,7 +96,9 @@ def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address:
+        _check_address(address)
+    else:
         # Otherwise Ray writes a token into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
@@ -107,6 +112,20 @@ def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that something listens at an address, for which Ray would wait many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # such as "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ScoringError(
+            f"nothing answers at the Ray address {address} ({error}): check --address, or leave it out to use this "
+            "machine alone"
+        ) from error
 
 
 def _actor_options(resources: Mapping[str, float], gpus: float | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs on Ray: equal to a plain run, whatever happens to an actor; without Ray, a message."""
 
 import json
+import socket
 import sys
 
 import numpy as np
@@ -152,6 +153,21 @@ def test_errors_of_the_settings_are_those_of_a_plain_run(data, profile, tmp_path
     monkeypatch.setattr(distributed, "__version__", "9.9")
     with pytest.raises(ScoringError, match=r"an actor did not start: .*wanted larf-curate 9.9 on all machines, got "):
         score_with_ray(open_source(str(data)), scorer, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
+def test_an_address_at_which_nothing_answers_is_one_line_at_once(form):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listen
+        address = form.format(taken.getsockname()[1])
+        with pytest.raises(ScoringError, match=r"nothing answers at the Ray address .*: check --address"):
+            distributed._check_address(address)
+    for wrong in ("127.0.0.1:99999", "nohost.invalid:1"):
+        with pytest.raises(ScoringError, match="nothing answers at"):
+            distributed._check_address(wrong)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        distributed._check_address(f"127.0.0.1:{server.getsockname()[1]}")
+    distributed._check_address("auto")
 
 
 def test_without_ray_the_message_says_how_to_install_it(data, scorer, tmp_path, monkeypatch):
