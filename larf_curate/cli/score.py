@@ -1,8 +1,12 @@
 """``larf-curate score``: score a dataset and write it to a folder."""
 
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -142,7 +146,7 @@ def score(
     larf-curate score a.jsonl b.csv.gz --profile profile/ -o scored/
     larf-curate score data/ --profile profile/ -o scored/ --shard 3/16
     """
-    on_ray = {"address": address, "actors": actors, "gpus_per_actor": gpus_per_actor}
+    on_ray: dict[str, Any] = {"address": address, "actors": actors, "gpus_per_actor": gpus_per_actor}
     _check_engine(engine, on_ray, num_proc, share)
     from larf_curate.data.sources import open_source
     from larf_curate.distributed import score_with_ray
@@ -170,22 +174,13 @@ def score(
     )
     judge = GuardScorer(guard, columns=scorer.columns, device=device) if guard else None
     if share:
-        status = score_share(source, scorer, output, index=share[0], count=share[1], num_proc=num_proc, guard=judge)
+        with _resumable(output):
+            status = score_share(source, scorer, output, index=share[0], count=share[1], num_proc=num_proc, guard=judge)
         _print_share(source.share(*share), share, output, status, as_json=as_json)
         return
-    if engine == "ray":
-        manifest = score_with_ray(
-            source,
-            scorer,
-            output,
-            resume=resume,
-            guard=judge,
-            address=address,
-            actors=actors,
-            gpus_per_actor=gpus_per_actor,
-        )
-    else:
-        manifest = score_source(source, scorer, output, resume=resume, num_proc=num_proc, guard=judge)
+    run = partial(score_with_ray, **on_ray) if engine == "ray" else partial(score_source, num_proc=num_proc)
+    with _resumable(output):
+        manifest = run(source, scorer, output, resume=resume, guard=judge)
     # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
     if as_json:
@@ -202,6 +197,25 @@ def score(
         echo_table("First rows without a score", ("row", "reason"), reasons)
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
+
+
+class InterruptedRunError(click.ClickException):
+    """A run that the user has interrupted; exit code as of a process that this signal ended."""
+
+    exit_code = 130
+
+
+@contextmanager
+def _resumable(output: Path) -> Iterator[None]:
+    """Say on Ctrl-C how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        arguments = sys.argv[1:]
+        arguments += [] if {"--resume", "--shard"} & {part.partition("=")[0] for part in arguments} else ["--resume"]
+        command = shlex.join(["larf-curate", *arguments])
+        kept = f"interrupted; complete files stay in {output}"
+        raise InterruptedRunError(f"{kept}. Continue with: {command}") from error
 
 
 def _check_engine(engine: str, on_ray: Mapping[str, object], num_proc: int, share: tuple[int, int] | None) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -51,6 +52,7 @@ def rank_and_payload() -> tuple[int, Any]:
 
 def _initialize(count: int, ranks: Any, parent: Connection, payload: object) -> None:  # noqa: ANN401  a queue
     """Initialize a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the parent ends the others
     share_cores(count)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     _rank_and_payload[:] = [(ranks.get(), payload)]

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -220,6 +223,24 @@ def test_shares_of_processes_are_finished_by_a_run_that_resumes(tmp_path, rows, 
     assert "not finished" in error("select", tmp_path / "out", "--top-k", 1, "-o", tmp_path / "sel")
     run(*arguments, "--resume")
     run("select", tmp_path / "out", "--top-k", 1, "-o", tmp_path / "sel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--num-proc", "1"], ["--num-proc", "2"], ["--shard=0/2"]])
+def test_a_run_that_is_interrupted_says_how_to_continue(tmp_path, rows, profile, options):
+    rows.write_text(rows.read_text() * 500)
+    command = ["score", rows, "--profile", profile, "-o", tmp_path / "my out", "--device", "cpu", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "larf_curate", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "my out/plan.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    wanted = shlex.join(["larf-curate", *map(str, command), *([] if "--shard=0/2" in options else ["--resume"])])
+    assert f"Error: interrupted; complete files stay in {tmp_path / 'my out'}. Continue with: {wanted}" in said
 
 
 def test_rows_that_cannot_be_scored_are_counted_and_explained(tmp_path, profile):
