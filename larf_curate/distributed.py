@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from larf_curate.scoring.scorer import LarfScorer
 
 logger = logging.getLogger(__name__)
-MOST_TRIES = 3
-"""Maximum number of times that a piece is tried."""
+MOST_ERRORS = 3
+"""Number of errors after which a piece is set aside."""
+MOST_DEATHS = 10
+"""Number of actors that die with a piece, after which it is set aside: clusters end actors for reasons of their own."""
 CONNECT_SECONDS = 10
 """Time that a cluster has to accept a connection."""
 BACK_OFF_SECONDS = 1.0
@@ -58,7 +60,8 @@ def score_with_ray(
     """Score a dataset into a folder as `score_source` does, by actors of a Ray cluster.
 
     A piece that cannot be scored is tried again, in a process of its own, in which rows that end it are set aside. One
-    that fails `MOST_TRIES` times is left out and named at the end, when all others are complete.
+    that fails `MOST_ERRORS` times, or whose actor dies `MOST_DEATHS` times, is left out and named at the end, when all
+    others are complete.
 
     Args:
         source: The rows, which are sent to the actors.
@@ -147,9 +150,19 @@ class _Job:
     """A piece, and what became of it so far."""
 
     piece: Piece
-    in_worker: bool = False
-    tries: int = 0
-    error: str = ""
+    errors: int = 0
+    deaths: int = 0
+    reason: str = ""
+
+    @property
+    def in_worker(self) -> bool:
+        """Whether it is scored in a process of its own, since a row may have ended its actor."""
+        return self.errors + self.deaths > 0
+
+    @property
+    def delay(self) -> float:
+        """Seconds before it is tried again."""
+        return BACK_OFF_SECONDS * 2 ** (self.errors - 1) if self.errors else 0.0
 
 
 def _score_on_actors(
@@ -177,8 +190,7 @@ def _score_on_actors(
     while jobs or running:
         while jobs and idle:
             job, actor = jobs.popleft(), idle.pop()
-            delay = BACK_OFF_SECONDS * 2 ** (job.tries - 1) if job.tries else 0.0
-            running[actor.score.remote(_in_memory(job.piece), job.in_worker, delay)] = job, actor
+            running[actor.score.remote(_in_memory(job.piece), job.in_worker, job.delay)] = job, actor
         [done], _ = ray.wait(list(running))
         job, actor = running.pop(done)
         try:
@@ -187,22 +199,22 @@ def _score_on_actors(
         except ray.exceptions.RayActorError as error:
             _check_start(error)
             idle.append(create())
-            _try_again(job, "its process died: " + _first_line(error), jobs, failed)
+            reason = f"its process died: {_first_line(error)}"
+            _try_again(replace(job, deaths=job.deaths + 1, reason=reason), jobs, failed)
         except ray.exceptions.RayTaskError as error:
             idle.append(actor)
             if isinstance(error.cause, LarfCurateError) and not isinstance(error.cause, ScoringError):
                 raise error.cause from error  # of the settings, not of this piece
-            _try_again(job, _first_line(error.cause), jobs, failed)
+            _try_again(replace(job, errors=job.errors + 1, reason=_first_line(error.cause)), jobs, failed)
     if failed:
-        listed = "; ".join(f"{job.piece.name} ({job.error})" for job in failed)
-        raise ScoringError(f"not scored after {MOST_TRIES} tries: {listed}; all others are: continue with --resume")
+        listed = "; ".join(f"{job.piece.name} ({job.reason})" for job in failed)
+        raise ScoringError(f"tried several times and not scored: {listed}; all others are: continue with --resume")
 
 
-def _try_again(job: _Job, error: str, jobs: deque[_Job], failed: list[_Job]) -> None:
+def _try_again(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> None:
     """Put a piece at the end of the queue, or aside."""
-    tried = replace(job, in_worker=True, tries=job.tries + 1, error=error)
-    logger.warning("%s: try %d failed: %s", job.piece.name, tried.tries, error)
-    (jobs if tried.tries < MOST_TRIES else failed).append(tried)
+    logger.warning("%s: try %d failed: %s", job.piece.name, job.errors + job.deaths, job.reason)
+    (jobs if job.errors < MOST_ERRORS and job.deaths < MOST_DEATHS else failed).append(job)
 
 
 def _check_start(error: Exception) -> None:

@@ -133,7 +133,7 @@ class FailingGuard(DeadlyGuard):
 @on_ray
 def test_a_piece_that_always_fails_is_named_and_all_others_are_complete(data, scorer, tmp_path, cluster):
     source, out = open_source(str(data)), tmp_path / "out"
-    wanted = r"not scored after 3 tries: data-00002-of-00006 \(no answer of the guard\); all others are"
+    wanted = r"tried several times and not scored: data-00002-of-00006 \(no answer of the guard\); all others are"
     with pytest.raises(ScoringError, match=wanted):
         score_with_ray(source, scorer, out, guard=FailingGuard("answer 33."), actors=2)
     assert len(list(out.glob("*.parquet"))) == 5
