@@ -1,6 +1,7 @@
 """A chat model behind an OpenAI-compatible endpoint, asked for one short text at a time."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ class Endpoint:
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 shown = public_url(self.url)
                 raise InputError(f"wanted an address such as http://localhost:8000/v1, got {shown!r}") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = type(error).__name__
             else:
                 if response.status_code not in RETRIED:
@@ -109,7 +110,8 @@ def _retry_after(response: httpx.Response, default: float) -> float:
     """Seconds of the header Retry-After, which is a number or a date; at least 0."""
     value = response.headers.get("retry-after", "")
     try:
-        return max(float(value), 0.0)
+        if math.isfinite(seconds := float(value)):
+            return max(seconds, 0.0)
     except ValueError:
         pass
     try:
@@ -122,6 +124,6 @@ def _text_of(response: httpx.Response) -> str | None:
     """The text of a completion; None if the body is no completion."""
     try:
         content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return content if isinstance(content, str) else None

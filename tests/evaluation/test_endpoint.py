@@ -105,6 +105,12 @@ def test_a_limited_or_broken_request_is_sent_again_after_the_time_asked_for(ask,
     assert waits == [7.0, 2.0, 60.0, 0.0]
 
 
+def test_nonsense_of_a_proxy_is_a_failed_attempt(ask, server, waits):
+    server.script = [(200, {"Content-Encoding": "gzip"}, "no gzip"), (429, {"Retry-After": "nan"}, "")]
+    assert ask()(CHATS) == ["ONE", "TWO", "THREE"]
+    assert waits == [1.0, 2.0]
+
+
 def test_an_endpoint_that_is_down_is_an_error(waits):
     with pytest.raises(TrainingError, match="gives no answer .ConnectError"):
         Endpoint("http://127.0.0.1:9/v1", "judge", sleep=waits.append)(CHATS)
@@ -132,16 +138,19 @@ def test_answers_after_a_failure_are_unjudged_and_counted(ask, server, caplog):
     assert len(server.seen) == 1 + ATTEMPTS * MAX_FAILURES  # the rest is not asked
 
 
-@pytest.mark.parametrize("body", ["<html>", "{}", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
+@pytest.mark.parametrize("body", ["<html>", "{}", "[" * 100_000, '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
 def test_a_body_that_is_no_completion_leaves_the_answer_unjudged(ask, server, body):
     server.script = [(200, {}, body)]
     assert ask()(CHATS) == [None, "TWO", "THREE"]
 
 
 def test_a_judge_takes_only_one_of_the_two_words(ask, server):
-    said = {"a": "REFUSED.", "b": "answered", "c": "It answered, then refused", "d": "42"}
+    said = {
+        "a": "REFUSED.", "b": "**answered**", "c": "It answered, then refused", "d": "42", "e": "It has not refused.",
+        "f": "It wasn\u2019t answered",
+    }  # fmt: skip
     server.says = lambda text: said[text.partition("Answer:\n")[2][0]]
-    assert ChatJudge(ask())(["q"] * 4, list("abcd")) == [True, False, None, None]
+    assert ChatJudge(ask())(["q"] * 6, list("abcdef")) == [True, False, None, None, None, None]
 
 
 def test_messages_have_no_password_of_the_address():
