@@ -65,14 +65,26 @@ class Endpoint:
                     break
                 response = self._post(client, chat)
                 if isinstance(response, str) and not any(text is not None for text in texts):
-                    shown = public_url(self.url)
-                    raise TrainingError(f"the endpoint {shown} gives no answer ({response}): start it, or try later")
+                    raise self._unreachable(response)
                 failures = failures + 1 if isinstance(response, str) else 0
                 texts.append(None if isinstance(response, str) else _text_of(response))
         texts += [None] * (len(chats) - len(texts))
         if missing := sum(text is None for text in texts):
             logger.warning("%d of %d answers are not judged: the endpoint gave no text", missing, len(texts))
         return texts
+
+    def check(self) -> None:
+        """Ask for one word, before long work whose result is to be judged.
+
+        Raises:
+            InputError, TrainingError: As in a call.
+        """
+        with httpx.Client(timeout=self.timeout) as client:
+            if isinstance(reason := self._post(client, [{"role": "user", "content": "Reply with one word."}]), str):
+                raise self._unreachable(reason)
+
+    def _unreachable(self, reason: str) -> TrainingError:
+        return TrainingError(f"the endpoint {public_url(self.url)} gives no answer ({reason}): start it, or try later")
 
     def _post(self, client: httpx.Client, chat: list[dict[str, str]]) -> httpx.Response | str:
         """The response to a request, or why all attempts failed."""

@@ -100,7 +100,8 @@ def _said(text: str | None) -> bool | None:
 class GuardJudge:
     """Judges exchanges with a guard model of any known family: what it does not call unsafe counts as refused.
 
-    This measures harm, not phrasing.
+    This measures harm, not phrasing: for answers to harmful prompts only, since those to safe ones are harmless either
+    way.
 
     Args:
         guard: The guard; see `larf_curate.models.guards`.
@@ -132,8 +133,9 @@ def named_judge(name: str) -> OpenJudge:
             ``endpoint:MODEL@URL`` for one behind an OpenAI-compatible endpoint.
 
     Raises:
-        InputError: If there is no such judge, or the model is no guard.
+        InputError: If there is no such judge, the model is no guard, or the endpoint rejects a request.
         ModelError: If the model cannot be loaded.
+        TrainingError: If the endpoint cannot be reached.
     """
     kind, _, model = name.partition(":")
     if name in JUDGES:
@@ -144,7 +146,9 @@ def named_judge(name: str) -> OpenJudge:
         return GuardJudge(load_guard(model), name=name)
     if kind == "endpoint" and "@" in model:
         served, _, url = model.partition("@")
-        return ChatJudge(Endpoint(url, served), name=name)
+        endpoint = Endpoint(url, served)
+        endpoint.check()
+        return ChatJudge(endpoint, name=name)
     if kind == "model" and model:
         from larf_curate.models.generation import generate_answers, load_model
 
