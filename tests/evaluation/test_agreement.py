@@ -77,6 +77,8 @@ def test_repetition_is_the_share_of_word_four_grams_seen_before():
     grams = [tuple(words[i : i + 4]) for i in range(17)]
     assert repeated(" ".join(words)) == pytest.approx(1 - len(set(grams)) / 17)
     assert repeated("no no no no no no") == 0.0
+    assert repeated("我不能帮你。" * 20) > 0.9
+    assert repeated("法国的首都是巴黎，它位于塞纳河畔，也是全国最大的城市和文化中心。") == 0.0
     shares = incoherence(["a b c d " * 20, "", "A sound answer", "xq zz"], [5.0, math.inf, 20.0, 5000.0])
     assert shares == {"repetitive": 0.25, "empty": 0.25, "improbable": 0.5, "incoherent": 0.75}
     assert incoherence(["ok"])["improbable"] is None
