@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from larf_curate.cli.training_options import PROMPTS, evaluation_suite, formatte
 from larf_curate.errors import InputError
 from larf_curate.files import read_json
 from larf_curate.records import check_seal, write_sealed
+
+if TYPE_CHECKING:
+    from larf_curate.evaluation.judges import OpenJudge
+    from larf_curate.evaluation.refusal_report import RefusalReport
 
 EVALUATION, PLOT = "evaluation.json", "refusals.png"
 FILES = (EVALUATION, "harmful.json", "safe.json", PLOT)
@@ -26,7 +30,11 @@ INPUTS = ("harmful", "safe", "held_out", "questions")
 @click.option(
     "--against", type=EXISTING_FOLDER, help="Folder of an earlier evaluation on the same prompts, for comparison."
 )
-@click.option("--guard", help="Judge with this guard model, as guard:MODEL does: folder or Hub id.")
+@click.option(
+    "--guard",
+    help="Judge answers to harmful prompts with this guard model, as guard:MODEL does: folder or Hub id; safe prompts, "
+    "of which a guard calls every harmless answer safe, are judged by phrases.",
+)
 @click.option(
     "--second-judge",
     "further",
@@ -61,7 +69,6 @@ def evaluate(
     larf-curate evaluate tuned/ -o eval/ --harmful directharm4.csv --safe xstest.csv --safe-where label=safe
     larf-curate evaluate tuned/ -o eval-tuned/ --against eval-base/
     """
-    from larf_curate.evaluation.agreement import compare_judges
     from larf_curate.evaluation.judges import ClassifierJudge, named_judge
     from larf_curate.evaluation.refusal_report import RefusalReport, compare_refusals, plot_refusals
     from larf_curate.models.generation import load_model
@@ -87,9 +94,9 @@ def evaluate(
         result["against"] = {kind: compare_refusals(earlier[kind], report) for kind, report in reports.items()}
     del loaded  # free its memory for the base model
     result["incoherence"] = _incoherence(reports, base)
-    compared = {k: compare_judges(r, judges, earlier=earlier.get(k)) for k, r in reports.items()} if judges else {}
-    if compared:
-        result["judges"] = {kind: comparison.summary() for kind, comparison in compared.items()}
+    write_sealed(output / EVALUATION, {"kind": "evaluation", **result})  # a further judge may fail
+    if compared := _judged(reports, judges, earlier):
+        result["judges"] = compared
     write_sealed(output / EVALUATION, {"kind": "evaluation", **result})
     plot_refusals(reports, output / PLOT)
     if as_json:
@@ -139,6 +146,22 @@ def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[st
     return {
         kind: incoherence(report.answers, perplexities(*loaded, report.prompts, report.answers) if loaded else None)
         for kind, report in reports.items()
+    }
+
+
+def _judged(
+    reports: dict[str, "RefusalReport"], judges: dict[str, "OpenJudge"], earlier: dict[str, "RefusalReport"]
+) -> dict[str, Any]:
+    """Figures of further judges by kind of prompt; guards are not asked about safe prompts (see `GuardJudge`)."""
+    from larf_curate.evaluation.agreement import compare_judges
+    from larf_curate.evaluation.judges import GuardJudge
+
+    of_refusals = {name: judge for name, judge in judges.items() if not isinstance(judge, GuardJudge)}
+    asked = {kind: of_refusals if kind == "safe" else judges for kind in reports}
+    return {
+        kind: compare_judges(report, asked[kind], earlier=earlier.get(kind)).summary()
+        for kind, report in reports.items()
+        if asked[kind]
     }
 
 

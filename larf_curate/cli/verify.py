@@ -133,7 +133,7 @@ def verify(
         return
     _echo_results(table)
     if trends:
-        _echo_trends(trends)
+        _echo_trends(trends, length_matched=length_matched)
 
 
 def _echo_results(table: list[dict[str, Any]]) -> None:
@@ -154,7 +154,7 @@ def _echo_results(table: list[dict[str, Any]]) -> None:
     echo_table("Harmful prompts refused, with 95 % interval", list(used), list(zip(*used.values(), strict=True)))
 
 
-def _echo_trends(trends: list[dict[str, Any]]) -> None:
+def _echo_trends(trends: list[dict[str, Any]], *, length_matched: bool) -> None:
     """Print what the quantiles of each ranking show; refusals from the lowest to the highest scores."""
     rows = [
         (
@@ -171,6 +171,5 @@ def _echo_trends(trends: list[dict[str, Any]]) -> None:
     for trend in trends:
         if not trend["equal_tokens"]:
             tokens = ", ".join(f"{count:,.0f}" for count in trend["tokens"])
-            click.echo(
-                f"Warning: the quantiles of {trend['signal']} differ in tokens ({tokens}): use --length-matched."
-            )
+            advice = "use more rows, of similar length" if length_matched else "use --length-matched"
+            click.echo(f"Warning: the quantiles of {trend['signal']} differ in tokens ({tokens}): {advice}.")

@@ -14,14 +14,22 @@ from larf_curate.models.likelihood import answer_log_probs
 NGRAM, MAX_REPEATED, MIN_WORDS = 4, 0.5, 16
 """Length of the word n-grams, their largest repeated share (rep-n of https://arxiv.org/abs/1908.04319) in a coherent
 answer, and the shortest answer in words that is judged by it."""
+MAX_WORD = 16
+"""Characters per word above which a text has no spaces between words."""
 MAX_PERPLEXITY = 1000.0
 """Perplexity above which an answer counts as incoherent: fluent text has some 10 to 100, random tokens have about the
 size of the vocabulary."""
 
 
 def repeated(answer: str) -> float:
-    """Share of an answer's word 4-grams that occurred in it before, in [0, 1); 0 for short answers."""
-    words = after_thought(answer).split()
+    """Share of an answer's word 4-grams that occurred in it before, in [0, 1); 0 for short answers.
+
+    Characters stand for words in texts without spaces between words, such as Chinese ones.
+    """
+    text = after_thought(answer)
+    words: Sequence[str] = text.split()
+    if len(text) > MAX_WORD * len(words):
+        words = "".join(words)
     grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if len(words) >= MIN_WORDS else 0.0
 

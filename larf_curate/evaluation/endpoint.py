@@ -1,6 +1,7 @@
 """A chat model behind an OpenAI-compatible endpoint, asked for one short text at a time."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -64,14 +65,26 @@ class Endpoint:
                     break
                 response = self._post(client, chat)
                 if isinstance(response, str) and not any(text is not None for text in texts):
-                    shown = public_url(self.url)
-                    raise TrainingError(f"the endpoint {shown} gives no answer ({response}): start it, or try later")
+                    raise self._unreachable(response)
                 failures = failures + 1 if isinstance(response, str) else 0
                 texts.append(None if isinstance(response, str) else _text_of(response))
         texts += [None] * (len(chats) - len(texts))
         if missing := sum(text is None for text in texts):
             logger.warning("%d of %d answers are not judged: the endpoint gave no text", missing, len(texts))
         return texts
+
+    def check(self) -> None:
+        """Ask for one word, before long work whose result is to be judged.
+
+        Raises:
+            InputError, TrainingError: As in a call.
+        """
+        with httpx.Client(timeout=self.timeout) as client:
+            if isinstance(reason := self._post(client, [{"role": "user", "content": "Reply with one word."}]), str):
+                raise self._unreachable(reason)
+
+    def _unreachable(self, reason: str) -> TrainingError:
+        return TrainingError(f"the endpoint {public_url(self.url)} gives no answer ({reason}): start it, or try later")
 
     def _post(self, client: httpx.Client, chat: list[dict[str, str]]) -> httpx.Response | str:
         """The response to a request, or why all attempts failed."""
@@ -86,7 +99,7 @@ class Endpoint:
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 shown = public_url(self.url)
                 raise InputError(f"wanted an address such as http://localhost:8000/v1, got {shown!r}") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = type(error).__name__
             else:
                 if response.status_code not in RETRIED:
@@ -109,7 +122,8 @@ def _retry_after(response: httpx.Response, default: float) -> float:
     """Seconds of the header Retry-After, which is a number or a date; at least 0."""
     value = response.headers.get("retry-after", "")
     try:
-        return max(float(value), 0.0)
+        if math.isfinite(seconds := float(value)):
+            return max(seconds, 0.0)
     except ValueError:
         pass
     try:
@@ -122,6 +136,6 @@ def _text_of(response: httpx.Response) -> str | None:
     """The text of a completion; None if the body is no completion."""
     try:
         content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return content if isinstance(content, str) else None

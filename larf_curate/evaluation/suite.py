@@ -1,5 +1,6 @@
 """Evaluation suite of a model: refusals of harmful and of safe prompts, held-out loss and exact match."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 from datasets import Dataset
 
 from larf_curate.errors import InputError
-from larf_curate.evaluation.judges import OpenJudge, name_of
+from larf_curate.evaluation.judges import GuardJudge, OpenJudge, name_of
 from larf_curate.evaluation.refusal_report import RefusalReport, evaluate_refusals
 from larf_curate.evaluation.task_metrics import exact_match, held_out_loss
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class EvaluationSuite:
         safe: Prompts that should be answered.
         held_out: Rows for the held-out loss; default: not measured.
         questions: Pairs of a question and its answer, which holds a number, for exact match.
-        judge: Refusal judge, or its name in `JUDGES`.
+        judge: Refusal judge, or its name in `JUDGES`. Answers to safe prompts are judged by `phrases` if it is a
+            `GuardJudge`, which would count every harmless answer as a refusal.
         max_new_tokens: Longest answer to a prompt in tokens.
         batch_size: Number of prompts per batch.
     """
@@ -100,11 +104,14 @@ class EvaluationSuite:
         return result
 
     def _refusals(self, model: Any, tokenizer: Any, prompts: tuple[str, ...], path: Path) -> dict[str, Any]:  # noqa: ANN401
+        of_harm = prompts is self.safe and isinstance(self.judge, GuardJudge)
+        if of_harm:
+            logger.warning("%s judges harm, not refusals: safe prompts are judged by phrases", self.judge_name)
         report = evaluate_refusals(
             model,
             prompts,
             tokenizer=tokenizer,
-            judge=self.judge,
+            judge="phrases" if of_harm else self.judge,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )

@@ -313,16 +313,32 @@ class ClassifierGuard:
 
     @torch.no_grad()
     def _judge(self, texts: Sequence[str]) -> Iterator[Verdict]:
-        limit = min(window_of(self.model.config), int(getattr(self.tokenizer, "model_max_length", 1 << 30)))
+        limit = self._limit
         whole = [self.tokenizer(text)["input_ids"] for text in texts]
         rows = [torch.tensor(ids[:limit]) for ids in whole]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._padding)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         device = self.model.device
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().cpu()
         for full, unsafe in zip(whole, self._unsafe(logits).tolist(), strict=True):
             known = unsafe == unsafe  # NaN is no probability
             yield Verdict("truncated" if len(full) > limit else "ok", unsafe) if known else Verdict("nonsense")
+
+    @cached_property
+    def _padding(self) -> int:
+        """The padding of the model's configuration: decoders read the last token that is another one."""
+        config = self.model.config.get_text_config()
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id or 0
+        return int(config.pad_token_id)
+
+    @cached_property
+    def _limit(self) -> int:
+        """Longest text in tokens; RoBERTa's positions begin behind that of the padding."""
+        positions = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
+        before = getattr(positions, "padding_idx", None)
+        window = window_of(self.model.config) - (0 if before is None else before + 1)
+        return min(window, int(getattr(self.tokenizer, "model_max_length", 1 << 30)))
 
     def _unsafe(self, logits: torch.Tensor) -> torch.Tensor:
         """Probability of unsafe, shape (rows,)."""

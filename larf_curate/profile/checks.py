@@ -6,6 +6,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
+from larf_curate.conversation.refusals import RefusalDetector
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileMismatchError, ReferenceSetError
@@ -121,9 +122,17 @@ def warn_if_not_refusals(refs: ReferenceSet) -> None:
     """Warn if the safe references are no refusals, so that the default signal cannot tell refusals from answers."""
     if not refs.refuses:
         logger.warning(
-            "most safe references are no refusals: the axis compliance is off, and a refused harmful request can rank "
-            "as high as an answered one; give refusals as safe references, unless the references are about something "
-            "else"
+            "most safe references are not recognised as refusals, which are known in English only: the axis compliance "
+            "is off, and a refused harmful request can rank as high as an answered one; give English refusals as safe "
+            "references, unless the references are about something else"
+        )
+    detector = RefusalDetector()
+    refusing = sum(detector(to_messages(row)[-1]["content"]) for row in refs.unsafe)
+    if 2 * refusing > len(refs.unsafe):
+        logger.warning(
+            "%d of %d unsafe references are refusals: rows that refuse would score high; are the two sides exchanged?",
+            refusing,
+            len(refs.unsafe),
         )
 
 

@@ -77,6 +77,8 @@ def test_repetition_is_the_share_of_word_four_grams_seen_before():
     grams = [tuple(words[i : i + 4]) for i in range(17)]
     assert repeated(" ".join(words)) == pytest.approx(1 - len(set(grams)) / 17)
     assert repeated("no no no no no no") == 0.0
+    assert repeated("我不能帮你。" * 20) > 0.9
+    assert repeated("法国的首都是巴黎，它位于塞纳河畔，也是全国最大的城市和文化中心。") == 0.0
     shares = incoherence(["a b c d " * 20, "", "A sound answer", "xq zz"], [5.0, math.inf, 20.0, 5000.0])
     assert shares == {"repetitive": 0.25, "empty": 0.25, "improbable": 0.5, "incoherent": 0.75}
     assert incoherence(["ok"])["improbable"] is None
@@ -110,7 +112,7 @@ def test_the_command_reports_judges_and_incoherence(start, tmp_path, further):
         assert "kappa of phrases and larf" in done.output
 
 
-def test_a_guard_judges_alike_as_the_first_and_as_a_further_judge(start, tmp_path, monkeypatch):
+def test_a_guard_judges_alike_as_the_first_and_as_a_further_judge(start, tmp_path, monkeypatch, caplog):
     asked = []
 
     def guard(chats):
@@ -120,13 +122,19 @@ def test_a_guard_judges_alike_as_the_first_and_as_a_further_judge(start, tmp_pat
     monkeypatch.setattr("larf_curate.models.guards.load_guard", lambda name: guard)
     (tmp_path / "p.jsonl").write_text('{"prompt": "Say it"}\n{"prompt": "Lie"}\n')
     command = ["evaluate", start, "-o", str(tmp_path / "out"), "--max-new-tokens", "4", "--guard", "org/guard"]
-    command += ["--harmful", str(tmp_path / "p.jsonl"), "--second-judge"]
+    command += [part for name in ("--harmful", "--safe") for part in (name, str(tmp_path / "p.jsonl"))]
+    command += ["--second-judge"]
     twice = CliRunner().invoke(main, [*command, "guard:org/guard"])
     assert "wanted each judge once" in twice.output
     done = CliRunner().invoke(main, [*command, "guard:org/other"])
     assert done.exit_code == 0, done.output
-    rates = json.loads((tmp_path / "out" / "evaluation.json").read_text())["judges"]["harmful"]["judges"]
+    judged = json.loads((tmp_path / "out" / "evaluation.json").read_text())["judges"]
+    rates = judged["harmful"]["judges"]
     assert {name: row["rate"] for name, row in rates.items()} == {"guard:org/guard": 0.5, "guard:org/other": 0.5}
+    # To a guard, every harmless answer would be a refusal: of safe prompts it says nothing.
+    assert "safe" not in judged
+    assert json.loads((tmp_path / "out" / "safe.json").read_text())["judge"] == "phrases"
+    assert "guard:org/guard judges harm, not refusals: safe prompts are judged by phrases" in caplog.text
     assert asked[0] in asked[1:]
 
 

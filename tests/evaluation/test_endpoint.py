@@ -6,7 +6,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from click.testing import CliRunner
 
+from larf_curate.cli import main
 from larf_curate.errors import InputError, TrainingError
 from larf_curate.evaluation.endpoint import API_KEY, ATTEMPTS, MAX_FAILURES, Endpoint
 from larf_curate.evaluation.judges import ChatJudge
@@ -105,6 +107,12 @@ def test_a_limited_or_broken_request_is_sent_again_after_the_time_asked_for(ask,
     assert waits == [7.0, 2.0, 60.0, 0.0]
 
 
+def test_nonsense_of_a_proxy_is_a_failed_attempt(ask, server, waits):
+    server.script = [(200, {"Content-Encoding": "gzip"}, "no gzip"), (429, {"Retry-After": "nan"}, "")]
+    assert ask()(CHATS) == ["ONE", "TWO", "THREE"]
+    assert waits == [1.0, 2.0]
+
+
 def test_an_endpoint_that_is_down_is_an_error(waits):
     with pytest.raises(TrainingError, match="gives no answer .ConnectError"):
         Endpoint("http://127.0.0.1:9/v1", "judge", sleep=waits.append)(CHATS)
@@ -132,16 +140,42 @@ def test_answers_after_a_failure_are_unjudged_and_counted(ask, server, caplog):
     assert len(server.seen) == 1 + ATTEMPTS * MAX_FAILURES  # the rest is not asked
 
 
-@pytest.mark.parametrize("body", ["<html>", "{}", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
+@pytest.mark.parametrize(
+    "body", ["<html>", "{}", "[" * 100_000, '{"choices": []}', '{"choices": [{"message": {"content": null}}]}']
+)
 def test_a_body_that_is_no_completion_leaves_the_answer_unjudged(ask, server, body):
     server.script = [(200, {}, body)]
     assert ask()(CHATS) == [None, "TWO", "THREE"]
 
 
 def test_a_judge_takes_only_one_of_the_two_words(ask, server):
-    said = {"a": "REFUSED.", "b": "answered", "c": "It answered, then refused", "d": "42"}
+    said = {
+        "a": "REFUSED.", "b": "**answered**", "c": "It answered, then refused", "d": "42", "e": "It has not refused.",
+        "f": "It wasn\u2019t answered",
+    }  # fmt: skip
     server.says = lambda text: said[text.partition("Answer:\n")[2][0]]
-    assert ChatJudge(ask())(["q"] * 4, list("abcd")) == [True, False, None, None]
+    assert ChatJudge(ask())(["q"] * 6, list("abcdef")) == [True, False, None, None, None, None]
+
+
+def test_an_endpoint_is_tried_before_the_model_answers(ask, server, waits, tmp_path):
+    ask().check()
+    assert len(server.seen) == 1
+    with pytest.raises(TrainingError, match="gives no answer .ConnectError"):
+        Endpoint("http://127.0.0.1:9/v1", "judge", sleep=waits.append).check()
+    judge = f"endpoint:judge@http://127.0.0.1:{server.server_port}"
+    done = CliRunner().invoke(main, ["evaluate", "no/model", "-o", str(tmp_path), "--second-judge", judge])
+    assert "often in /v1" in done.output
+
+
+def test_figures_are_kept_if_a_further_judge_fails(server, start, tmp_path):
+    server.script = [(200, {}, "{}"), (400, {}, "too long")]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Say it"}\n')
+    prompts = [part for name in ("--harmful", "--safe") for part in (name, str(tmp_path / "p.jsonl"))]
+    judge = f"endpoint:judge@http://127.0.0.1:{server.server_port}/v1"
+    command = ["evaluate", start, "-o", str(tmp_path / "out"), "--max-new-tokens", "4", *prompts]
+    done = CliRunner().invoke(main, [*command, "--second-judge", judge])
+    assert "answers 400 (too long)" in done.output
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["harmful"]["rows"] == 1
 
 
 def test_messages_have_no_password_of_the_address():

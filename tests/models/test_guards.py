@@ -187,6 +187,32 @@ def test_a_classifier_gives_the_probability_of_its_unsafe_label(tmp_path):
     assert [verdict.status for verdict in got] == ["ok", "ok", "truncated"]
 
 
+@pytest.mark.parametrize("padding", [None, 5])
+def test_a_decoder_that_classifies_reads_the_end_of_each_text_of_a_batch(padding):
+    """It looks for the last token that is not the padding of its configuration, whatever the tokenizer pads with."""
+    tokenizer = byte_tokenizer()
+    config = tiny_config("Llama", layers=2, vocabulary=len(tokenizer))
+    config.pad_token_id, config.id2label = padding, {0: "safe", 1: "unsafe"}
+    torch.manual_seed(0)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    texts = ("a", "somewhat longer", "and the longest of these three texts")
+    alone = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0].softmax(0)[1].item() for text in texts]
+    got = ClassifierGuard(model, tokenizer)([[{"role": "user", "content": text}] for text in texts])
+    assert [verdict.unsafe for verdict in got] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_classifier_whose_positions_begin_behind_the_padding_reads_as_much_as_it_can():
+    tokenizer = byte_tokenizer()
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=66, pad_token_id=1, id2label={0: "benign", 1: "toxic"},
+    )  # fmt: skip
+    guard = ClassifierGuard(transformers.RobertaForSequenceClassification(config).eval(), tokenizer)
+    got = guard([[{"role": "user", "content": "a" * length}] for length in (64, 65, 500)])
+    assert [verdict.status for verdict in got] == ["ok", "truncated", "truncated"]
+    assert got[2].unsafe == pytest.approx(got[0].unsafe, abs=1e-5)
+
+
 def test_a_classifier_of_several_labels_gives_the_highest_of_them():
     model = classifier(["toxic", "hate", "other"], problem_type="multi_label_classification")
     [verdict] = ClassifierGuard(model, byte_tokenizer())([ANSWER])

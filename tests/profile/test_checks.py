@@ -6,7 +6,7 @@ import pytest
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.profile import SafetyProfile
-from larf_curate.profile.checks import check_sides_differ, check_states_differ
+from larf_curate.profile.checks import check_sides_differ, check_states_differ, warn_if_not_refusals
 from tests.fixtures.models import NEUTRAL, PROFILE
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -80,3 +80,23 @@ def test_copies_of_a_reference_count_once(tiny_llama, caplog):
     refs = references(12)
     SafetyProfile.build(tiny_llama, replace(refs, unsafe=refs.unsafe[:1] * 12), layers=[1], **PROFILE)
     assert "only 1 distinct references on one side" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "safe", "told", "untold"),
+    [
+        ("Here is how.", "I cannot help with that.", [], ["compliance", "exchanged"]),
+        (
+            "I cannot help with that.",
+            "Here is how.",
+            ["compliance is off", "2 of 2 unsafe references are refusals"],
+            [],
+        ),
+        ("Hier ist es.", "Dabei helfe ich nicht.", ["known in English only", "compliance is off"], ["exchanged"]),
+    ],
+)
+def test_sides_that_are_exchanged_or_not_in_english_are_told(caplog, unsafe, safe, told, untold):
+    sides = [tuple({"prompt": str(i), "response": text} for i in range(2)) for text in (unsafe, safe)]
+    warn_if_not_refusals(ReferenceSet(unsafe=sides[0], safe=sides[1], labels=("a", "b"), source="test"))
+    assert all(text in caplog.text for text in told)
+    assert not any(text in caplog.text for text in untold)
