@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Features, LargeList, List, Value
 from datasets.table import embed_array_storage
 
+from larf_curate.data.tables import STORED
 from larf_curate.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -136,12 +137,12 @@ def _embedding(feature: Any, name: str, embedder: MediaEmbedder) -> Any:  # noqa
 
 
 def _check_texts(name: str, column: pa.ChunkedArray, feature: Any) -> None:  # noqa: ANN401  a feature, or a dict
-    """Refuse texts that are paths of media files of this machine."""
-    for texts in (found for chunk in column.chunks for found in _texts(chunk, feature)):
+    """Refuse texts that are paths of media files of this machine, and any path of media whose type was lost."""
+    for texts, is_stored in (found for chunk in column.chunks for found in _texts(chunk, feature)):
         short = pc.less(pc.utf8_length(texts), _MAX_PATH)
         likely = texts.filter(pc.and_(short, pc.match_substring_regex(texts, _PATH)))
         for path in pc.unique(likely).to_pylist():
-            if is_media_file(local_path(path.strip())) and _exists(path.strip()):
+            if is_stored or (is_media_file(local_path(path.strip())) and _exists(path.strip())):
                 raise InputError(
                     f"column {name!r} refers to files of this machine, such as {path}, which would not be published: "
                     "load the column as media, as with cast_column(name, Image()), or remove it"
@@ -155,12 +156,12 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _texts(array: pa.Array, feature: Any) -> Iterator[pa.Array]:  # noqa: ANN401  a feature, or a dict
-    """All texts of a column, at any depth."""
+def _texts(array: pa.Array, feature: Any, *, is_stored: bool = False) -> Iterator[tuple[pa.Array, bool]]:  # noqa: ANN401
+    """All texts of a column, at any depth, and whether they are paths in media as they are stored."""
     if isinstance(feature, dict):
         for name, part in feature.items():
-            yield from _texts(array.field(name), part)
+            yield from _texts(array.field(name), part, is_stored=name == "path" and feature.keys() == STORED.keys())
     elif isinstance(feature, List | LargeList):
         yield from _texts(array.flatten(), feature.feature)
     elif isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        yield array.drop_null()
+        yield array.drop_null(), is_stored

@@ -92,7 +92,7 @@ class ShardScorer:
             # A run that has finished meanwhile, and has this piece too, removes all temporary files.
             if not self._completed(piece):
                 raise ScoringError(
-                    f"cannot write {path}: {error}; free disk space, then continue with --resume"
+                    f"cannot write {path}: {error}; free disk space or correct the path, then continue with --resume"
                 ) from error
         finally:
             temporary.unlink(missing_ok=True)

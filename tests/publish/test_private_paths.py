@@ -177,6 +177,14 @@ def test_texts_that_are_paths_of_media_of_this_machine_are_refused(here, monkeyp
         publish(selected("odd", here), here.parent / "published")
 
 
+@pytest.mark.parametrize("content", [None, PNG])
+def test_paths_of_media_whose_type_was_lost_are_refused_even_if_there_is_no_such_file(here, monkeypatch, content):
+    stored = {"bytes": Value("binary"), "path": Value("string")}
+    monkeypatch.setitem(KINDS, "odd", (List(stored), lambda at: [cell("x.png", content), cell(at / "gone", content)]))
+    with pytest.raises(InputError, match="column 'extra' refers to files of this machine, such as .*gone"):
+        publish(selected("odd", here), here.parent / "published")
+
+
 @pytest.mark.parametrize("found", [True, False])
 def test_media_by_url_are_embedded_or_refused(here, monkeypatch, found):
     if found:
