@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from datasets import Features, LargeList, List, Value
 from datasets.table import embed_array_storage
 
-from larf_curate.data.tables import STORED
 from larf_curate.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def _texts(array: pa.Array, feature: Any, *, is_stored: bool = False) -> Iterato
     """All texts of a column, at any depth, and whether they are paths in media as they are stored."""
     if isinstance(feature, dict):
         for name, part in feature.items():
-            yield from _texts(array.field(name), part, is_stored=name == "path" and feature.keys() == STORED.keys())
+            yield from _texts(array.field(name), part, is_stored=name == "path" and feature.keys() == {"bytes", "path"})
     elif isinstance(feature, List | LargeList):
         yield from _texts(array.flatten(), feature.feature)
     elif isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
