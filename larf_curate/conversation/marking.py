@@ -65,12 +65,19 @@ def locate(messages: Sequence[Message], text: str, render: Render) -> dict[int, 
 
 
 def _mark_of(message: Message, mark: Callable[..., str], others: Callable[..., str] | None) -> Callable[..., str]:
-    return others if others and message["role"] != "assistant" else mark
+    if others and message["role"] != "assistant":
+        return others
+    return _unmarked if mark is _behind_thought and is_call_behind_thought(message) else mark
 
 
 def core_of(message: Message) -> str:
     """The text of a message without white space around it."""
     return text_of(message).strip()
+
+
+def is_call_behind_thought(message: Message) -> bool:
+    """Whether a message calls tools and its text is a thought alone: some templates show that without any text."""
+    return bool(message.get("tool_calls")) and core_of(message).endswith(THOUGHT_END)
 
 
 def unused_characters(count: int, text: str) -> range:
@@ -130,6 +137,11 @@ def _behind_thought(core: str, *, first: str, last: str) -> str:
     thought, answer = core[: end + len(THOUGHT_END)], core[end + len(THOUGHT_END) :]
     space = answer[: len(answer) - len(answer.lstrip())]
     return thought + space + first + answer[len(space) :] + last
+
+
+def _unmarked(core: str, *, first: str, last: str) -> str:  # noqa: ARG001  called like the others
+    """Without marks: a template would show the marks as a text beside a thought and calls of tools."""
+    return core
 
 
 def _at_end(core: str, *, first: str, last: str) -> str:  # noqa: ARG001  called like the others

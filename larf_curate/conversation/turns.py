@@ -19,7 +19,15 @@ from itertools import takewhile
 from os.path import commonprefix
 from typing import Any
 
-from larf_curate.conversation.marking import PRIVATE_USE, Render, core_of, locate, space_behind, unused_characters
+from larf_curate.conversation.marking import (
+    PRIVATE_USE,
+    Render,
+    core_of,
+    is_call_behind_thought,
+    locate,
+    space_behind,
+    unused_characters,
+)
 from larf_curate.conversation.messages import THOUGHT_END, THOUGHT_KEYS, Message, UnsupportedContentError, is_learned
 from larf_curate.conversation.truncation import Span
 from larf_curate.errors import ConversationError
@@ -125,7 +133,11 @@ class TurnFinder:
             return Turns(spans, self._hidden(messages, text, found))
         if shape and len(self._layouts) < LAYOUTS and (layout := _layout(messages, text, texts, spans)):
             self._layouts[shape] = layout
-        unseen = {index for index, message in enumerate(messages) if core_of(message) and index not in texts}
+        unseen = {
+            index
+            for index, message in enumerate(messages)
+            if core_of(message) and index not in texts and not (index in spans and is_call_behind_thought(message))
+        }
         outputs = {index: self._output(messages, index, text, texts, spans) for index in spans}
         hidden = tuple(sorted(unseen | found.keys() - spans.keys()))
         return Turns(spans, hidden, {index: output for index, output in outputs.items() if output})
@@ -178,6 +190,7 @@ class TurnFinder:
         closing = self._closing(messages, text, texts)
         text = self._with_one_header_each(messages, text, header)
         before, after = _Places([0]), _Places([first for first, _ in texts.values()])
+        literals: dict[str, str] = {}
         found = {} if header else self._calls(messages, text, [i for i in answers if i not in texts])
         for index, message in enumerate(messages):
             if index in texts:
@@ -190,7 +203,10 @@ class TurnFinder:
                 latest = after.first_from(end, default=len(text))
                 start = min(start, latest)
                 place = text.find(header, earliest, start) if header else -1
-                answer = place + len(header) if place >= 0 else start
+                answer = place + len(header)
+                if place < 0:
+                    bounds = (earliest, start)
+                    answer = self._continued(messages, index, text, bounds, literals) if header else start
                 is_next = index + 1 in texts and messages[index + 1]["role"] != "assistant"
                 stop = self._end(
                     messages,
@@ -207,6 +223,39 @@ class TurnFinder:
             if index in texts:
                 before.add(texts[index][1])
         return dict(sorted(found.items()))
+
+    def _continued(
+        self, messages: Sequence[Message], index: int, text: str, before: Span, literals: dict[str, str]
+    ) -> int:
+        """Where an answer without a header begins: before its thought and its calls, where Gemma 4 goes on with a turn.
+
+        Args:
+            messages: The messages.
+            index: Index of the answer's message.
+            text: The rendered text.
+            before: Where the text before the answer ends, and where the answer's own begins.
+            literals: What the template writes between the two, by the role of the message before; is added to, so that
+                a long conversation needs few renderings.
+        """
+        message, (earliest, start) = messages[index], before
+        role = messages[index - 1]["role"]
+        if not index or not (message.keys() & _FURTHER_TEXTS) or not text[earliest:start].strip():
+            return start
+        if (literal := literals.get(role)) and text.startswith(literal, earliest, start):
+            return earliest + len(literal)
+        mark = chr(unused_characters(1, text).start)
+        outputs = sum(1 for _ in takewhile(lambda other: other["role"] == "tool", messages[index + 1 :]))
+        try:
+            other = self.render(
+                [*messages[:index], {"role": "assistant", "content": mark}, *messages[index + 1 + outputs :]]
+            )
+        except ConversationError:
+            return start
+        place = len(commonprefix([text, other]))
+        if not (earliest <= place < start and other.startswith(mark, place)):
+            return start
+        literals[role] = text[earliest:place]
+        return place
 
     def _calls(self, messages: Sequence[Message], text: str, answers: Sequence[int]) -> dict[int, Span]:
         """Where calls of tools are that have no text, if the assistant has no header to find them by."""

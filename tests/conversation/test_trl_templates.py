@@ -191,6 +191,34 @@ AGENTS = {
         MORE[1],
     ],
     "two calls": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL, SECOND_CALL]}, OUTPUT, MORE[1]],
+    "call after an output": [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        OUTPUT,
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [SECOND_CALL]},
+        OUTPUT,
+        MORE[1],
+    ],
+    "text and call after an output": [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        OUTPUT,
+        {**SAID, "tool_calls": [SECOND_CALL]},
+        OUTPUT,
+        MORE[1],
+    ],
+    "thought after an output": [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        OUTPUT,
+        {**MORE[1], "reasoning_content": "Hm."},
+    ],
+    "call behind a thought within the text": [
+        ASKED,
+        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n", "tool_calls": [SECOND_CALL]},
+        OUTPUT,
+        MORE[1],
+    ],
 }
 
 
