@@ -157,7 +157,7 @@ def evaluate_refusals(
     elif tokenizer is None:
         raise InputError("wanted a tokenizer beside a model object: give tokenizer=…, or the model's name")
     else:
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        name = getattr(model, "name_or_path", "") or type(model).__name__
     answers = generate_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system
     )

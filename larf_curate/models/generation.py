@@ -41,7 +41,9 @@ def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
     """
     device, source = resolve_device(device), ModelSource(model_id=name)
     dtype: Literal["auto"] | torch.dtype = "auto" if resolve_dtype("auto", device) == "bfloat16" else torch.float32
-    return load_causal_lm(source, dtype).to(device), load_tokenizer(source)
+    model = load_causal_lm(source, dtype).to(device)
+    model.name_or_path = name  # of an adapter its own, not that of its base
+    return model, load_tokenizer(source)
 
 
 def generate_answers(

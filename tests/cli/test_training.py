@@ -41,6 +41,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
     assert after["harmful"]["rows"] == 2
     assert after["safe"]["rows"] == after["held_out_loss"]["rows"] == 3
     assert after["against"]["harmful"]["p_value"] == 1.0
+    assert after["against"]["harmful"]["models"] == [str(start), str(tmp_path / "tuned")]
     assert (tmp_path / "after/refusals.png").exists()
 
 
