@@ -77,6 +77,7 @@ def evaluate(
         raise click.UsageError("--guard and --classifier are two judges: use one")
     suite = evaluation_suite(**checks)
     earlier = suite.comparable(against) if against else {}
+    _check_same_length(against, suite.max_new_tokens)
     _check_output(output, [checks[name] for name in INPUTS], against)
     suite.check_output(output)
     if guard:
@@ -124,6 +125,16 @@ def _check_output(output: Path, inputs: list[str | None], against: Path | None) 
     if found and not _is_evaluation(output / EVALUATION):
         raise InputError(
             f"{found[0]} is not of larf-curate evaluate, and would be overwritten: write to another folder"
+        )
+
+
+def _check_same_length(against: Path | None, max_new_tokens: int) -> None:
+    """Check that answers of an earlier evaluation may be as long: shorter ones can end before a refusal is complete."""
+    path = against and against / EVALUATION
+    options = read_json(path).get("options", {}) if path and _is_evaluation(path) else {}
+    if (theirs := options.get("max_new_tokens", max_new_tokens)) != max_new_tokens:
+        raise InputError(
+            f"{against} has answers of up to {theirs} tokens, wanted {max_new_tokens}: use --max-new-tokens {theirs}"
         )
 
 

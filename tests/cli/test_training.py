@@ -107,6 +107,8 @@ def test_an_evaluation_replaces_an_earlier_one_but_not_that_which_it_is_compared
     prompts = ["--harmful", tmp_path / "one.json", "--safe", tmp_path / "one.json", "--max-new-tokens", 2]
     invoke(evaluate, start, "-o", tmp_path / "out", *prompts)
     invoke(evaluate, start, "-o", tmp_path / "out", *prompts)
+    with pytest.raises(InputError, match="answers of up to 2 tokens, wanted 3: use --max-new-tokens 2"):
+        invoke(evaluate, "none", "-o", tmp_path / "other", *prompts[:-1], 3, "--against", tmp_path / "out")
     with pytest.raises(InputError, match="has the earlier evaluation to compare with: write to another folder"):
         invoke(evaluate, "none", "-o", tmp_path / "out", *prompts, "--against", tmp_path / "out")
 
