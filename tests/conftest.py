@@ -5,6 +5,7 @@ about a minute: ``pytest -m "not server and not browser and not slow" -n 2 --dis
 """
 
 import os
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,3 +25,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in MARKS.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(MARKS[fixture])
+    long = Counter(item.path for item in items for mark in ("slow", "server") if item.get_closest_marker(mark))
+    items.sort(key=lambda item: -long[item.path])  # so that workers end together, with --no-loadscope-reorder

@@ -1,6 +1,7 @@
 """Runs on Ray: equal to a plain run, whatever happens to an actor; without Ray, a message."""
 
 import json
+import os
 import socket
 import sys
 
@@ -26,6 +27,7 @@ from tests.fixtures.deadly import DeadlyGuard
 ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(90)]
 pytestmark = pytest.mark.usefixtures("own_caches")
 needs_ray = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+at_length = pytest.mark.skipif(os.environ.get("LARF_CURATE_FAULTS") != "full", reason="takes a minute: with the faults")
 
 
 def on_ray(test):
@@ -112,6 +114,7 @@ def test_a_run_on_ray_of_which_an_actor_is_killed_is_a_plain_run(data, scorer, t
     }
 
 
+@at_length
 @on_ray
 def test_a_row_that_ends_its_actor_is_set_aside(data, scorer, tmp_path, cluster):
     guard = DeadlyGuard("answer 33.")
@@ -130,6 +133,7 @@ class FailingGuard(DeadlyGuard):
         return super().__call__({"answer": []}) | DeadlyGuard("nothing")(batch)
 
 
+@at_length
 @on_ray
 def test_a_piece_that_always_fails_is_named_and_all_others_are_complete(data, scorer, tmp_path, cluster):
     source, out = open_source(str(data)), tmp_path / "out"

@@ -193,7 +193,8 @@ def wait_until_ready(
 def terminate(home: ServerHome, *, timeout: float) -> bool:
     """Terminate the server of a home: SIGTERM, then SIGKILL if it still runs after ``timeout`` seconds.
 
-    Only a process with the command line of a server of this home is sent a signal.
+    Only a process with the command line of a server of this home is sent a signal. There are several if a command was
+    killed just after it had started one, which has not got the lock of the home yet.
 
     Returns:
         Whether a server was running.
@@ -204,28 +205,35 @@ def terminate(home: ServerHome, *, timeout: float) -> bool:
     deadline = time.monotonic() + _STATE_TIMEOUT
     while (process := _server_of(home)) is None and is_locked(home.running_lock) and time.monotonic() < deadline:
         time.sleep(_POLL_INTERVAL)
-    if process is None and not is_locked(home.running_lock):
-        return False
-    if process is None:
+    if process is None and is_locked(home.running_lock):
         raise ReviewServerError(
             f"a process holds {home.running_lock}, but none has the command line of a server of this home; none was "
             f"ended: find it with `lsof {home.running_lock}`, end it, and try again"
         )
+    was_running = process is not None
+    while process is not None:
+        _end(home, process, timeout)
+        process = _server_of(home)
+    return was_running
+
+
+def _end(home: ServerHome, process: psutil.Process, timeout: float) -> None:
+    """Terminate a server process, or kill it."""
     for end in (process.terminate, process.kill):
         with suppress(psutil.NoSuchProcess):  # psutil also sends nothing to another process that got the same id
             end()
         if _wait_for_exit(home, process, timeout):
             home.state.unlink(missing_ok=True)
-            return True
+            return
     raise ReviewServerError(
         f"process {process.pid} does not exit after SIGKILL: wait until `ps -p {process.pid}` is empty, then try again"
     )
 
 
 def _wait_for_exit(home: ServerHome, process: psutil.Process, timeout: float) -> bool:
-    """Wait until the server has exited and its lock is released; returns False if not within ``timeout`` seconds."""
+    """Wait until a server has exited and its lock is released; returns False if not within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
-    while is_locked(home.running_lock) or _is_alive(process):
+    while _is_alive(process) or (is_locked(home.running_lock) and _server_of(home) is None):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_INTERVAL)

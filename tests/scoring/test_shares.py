@@ -107,6 +107,7 @@ def test_processes_at_once_of_which_one_is_killed_and_two_have_the_same_number_g
 def share_with_guard(data, scorer, out):
     """What runs in a process of its own, which ends at row 33."""
     sources.ROWS_PER_PIECE = PER_PIECE
+    multiprocessing.get_context = lambda _: CONTEXT  # starts sooner than the real one
     guard = DeadlyGuard("answer 33.")
     score_share(open_source(str(data)), scorer, out, index=1, count=2, guard=guard)
 

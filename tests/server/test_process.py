@@ -120,6 +120,14 @@ def test_without_a_state_file_the_server_is_ended_all_the_same(server, running):
     assert running.wait(10) < 0
 
 
+def test_a_server_that_a_killed_command_left_before_it_had_the_lock_is_ended_too(server, running, start):
+    waiting = start(sys.executable, "-c", SERVER, "--home", str(server.home.path))
+    assert server.stop()
+    assert running.wait(10) < 0
+    assert waiting.wait(10) < 0
+    assert not server.stop()
+
+
 def test_the_server_of_another_home_and_a_process_that_cannot_be_told_are_not_ended(server, start, foreign, tmp_path):
     (tmp_path / "other").mkdir(mode=0o700)
     other = start(sys.executable, "-c", SERVER, "--home", str(tmp_path / "other"))
