@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from larf_curate import distributed
 from larf_curate.data import sources
-from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.distributed import score_with_ray
 from larf_curate.errors import ConversationError, InputError, MissingExtraError, ScoringError
@@ -23,6 +22,7 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
+from tests.fixtures.models import six_pairs
 
 ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(90)]
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -38,8 +38,7 @@ def on_ray(test):
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    references = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    references = six_pairs()
     return SafetyProfile.build(tiny_llama, references, layers=(1, 3), signal="larf", dtype="float32", device="cpu")
 
 

@@ -15,7 +15,6 @@ from playwright.sync_api import sync_playwright
 from scipy.stats import pearsonr, spearmanr
 
 from larf_curate.cli.report import report
-from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, read_manifest
@@ -25,7 +24,7 @@ from larf_curate.report.excerpts import excerpt, visible
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
-from tests.fixtures.models import PROFILE
+from tests.fixtures.models import PROFILE, six_pairs
 from tests.fixtures.scored_folder import PROFILE as SUMMARY
 from tests.fixtures.scored_folder import digest_of, write_scored
 
@@ -199,8 +198,7 @@ def test_each_row_shows_its_axes_in_words_and_nothing_without_axes(tmp_path):
 
 @pytest.mark.usefixtures("own_caches")
 def test_with_a_profile_the_page_says_what_the_score_means_and_shades_tokens(tiny_llama, tmp_path):
-    whole = ReferenceSet.load("builtin")
-    six = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    six = six_pairs()
     profile = SafetyProfile.build(tiny_llama, six, layers=[1], **PROFILE)
     rows = Dataset.from_list([{"prompt": f"Why {text}", "response": text} for text in [*HOSTILE[:4], "a", "b b", "c"]])
     rows = Dataset.from_list(

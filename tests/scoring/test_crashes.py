@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from larf_curate.data import sources
-from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import ScoringError
 from larf_curate.profile import SafetyProfile
@@ -21,6 +20,7 @@ from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.models import six_pairs
 
 ROWS = 60
 PER_PIECE = 20
@@ -29,8 +29,7 @@ pytestmark = [pytest.mark.usefixtures("own_caches"), pytest.mark.slow]
 
 @pytest.fixture
 def scorer(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    references = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    references = six_pairs()
     profile = SafetyProfile.build(tiny_llama, references, layers=(1, 3), signal="larf", dtype="float32", device="cpu")
     return LarfScorer(profile, exemplars=ExemplarIndex.of_profile(profile), keep_states=True, device="cpu")
 

@@ -8,7 +8,6 @@ from numpy.testing import assert_allclose
 
 from larf_curate.cli import main
 from larf_curate.conversation.chat_template import Renderer
-from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ProfileMismatchError
 from larf_curate.profile import SafetyProfile
 from larf_curate.review.records.evidence import evidence
@@ -16,7 +15,7 @@ from larf_curate.scoring.explanation import explain, explain_flagged
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import Selection
 from larf_curate.signals import SIGNALS
-from tests.fixtures.models import PROFILE
+from tests.fixtures.models import PROFILE, six_pairs
 from tests.models.test_hidden_states import full_states
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -28,8 +27,7 @@ ROWS = [ROW, {"messages": CHAT}, {"text": "Some plain text, sorry."}]
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    six = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    six = six_pairs()
     return SafetyProfile.build(tiny_llama, six, layers=[1, 3], **PROFILE | {"signal": "combined"})
 
 

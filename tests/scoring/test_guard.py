@@ -8,7 +8,6 @@ from click.testing import CliRunner
 from datasets import Dataset
 
 from larf_curate.cli import main
-from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
 from larf_curate.diagnosis.guard import compare_guard
 from larf_curate.errors import InputError
@@ -18,7 +17,7 @@ from larf_curate.report import write_report
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.guard import GuardScorer
 from larf_curate.training.arms import Arm, choose, signal_values
-from tests.fixtures.models import PROFILE
+from tests.fixtures.models import PROFILE, six_pairs
 from tests.fixtures.tiny import byte_tokenizer, save
 from tests.models.test_guards import classifier
 
@@ -74,8 +73,7 @@ def test_a_pickled_guard_is_only_its_settings():
 @pytest.fixture
 def scored(tiny_llama, tmp_path):
     """A folder that the command wrote with a tiny classifier as guard, and its profile."""
-    whole = ReferenceSet.load("builtin")
-    refs = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    refs = six_pairs()
     profile = SafetyProfile.build(tiny_llama, refs, layers=(1, 3), **PROFILE)
     profile.save_pretrained(tmp_path / "profile")
     save(classifier(["safe", "unsafe"]), byte_tokenizer(), tmp_path / "guard")

@@ -19,13 +19,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ConversationError, InputError, ProfileError
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.scorer import LarfScorer
-from tests.fixtures.models import PROFILE
+from tests.fixtures.models import PROFILE, six_pairs
 
 LAYERS = (1, 3)
 PLAIN = [
@@ -44,8 +43,7 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 @pytest.fixture(scope="module")
 def refs():
-    whole = ReferenceSet.load("builtin")
-    return ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    return six_pairs()
 
 
 @pytest.fixture(scope="module")

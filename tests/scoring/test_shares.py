@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from larf_curate.data import sources
-from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.manifests import PLAN
@@ -27,6 +26,7 @@ from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.shard import ShardScorer
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.models import six_pairs
 
 PER_PIECE = 20
 ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(190)]
@@ -36,8 +36,7 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    references = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    references = six_pairs()
     return SafetyProfile.build(tiny_llama, references, layers=(1, 3), signal="larf", dtype="float32", device="cpu")
 
 

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from datasets import Audio, Dataset, DatasetInfo, Features, Image, Json, List, Value
 
 from larf_curate.cli import main
-from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.data.tables import read_parquet
 from larf_curate.profile import SafetyProfile
@@ -19,6 +18,7 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import Selection, select
+from tests.fixtures.models import six_pairs
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 TURNS = [{"role": "user", "content": "Where is the kettle?"}, {"role": "assistant", "content": "On the shelf."}]
@@ -33,8 +33,7 @@ KEPT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    whole = ReferenceSet.load("builtin")
-    refs = ReferenceSet(unsafe=whole.unsafe[:6], safe=whole.safe[:6], labels=whole.labels[:6], source="six")
+    refs = six_pairs()
     return SafetyProfile.build(tiny_llama, refs, layers=(1, 3), signal="larf", dtype="float32", device="cpu")
 
 
