@@ -11,6 +11,11 @@ CPU_TOKENS = 512
 ACCELERATOR_TOKENS = 16_384
 """Tokens per forward pass of an accelerator."""
 
+BATCH_FLOP = {"cpu": 4e12, "mps": 1e14}
+"""Floating-point operations of rows that are scored together, by device type: they take some seconds."""
+ACCELERATOR_FLOP = 2e15
+"""The same for all other device types."""
+
 
 def resolve_device(device: str | None = None, rank: int | None = None) -> str:
     """Resolve a device: the one given, else the CUDA GPU of this rank, else MPS, else the CPU.
@@ -61,3 +66,8 @@ def default_batch_tokens(device: str) -> int:
     time of 4,096. An accelerator needs enough tokens to keep all its units busy.
     """
     return ACCELERATOR_TOKENS if device != "cpu" else min(CPU_TOKENS * torch.get_num_threads(), ACCELERATOR_TOKENS)
+
+
+def batch_flop(device: str) -> float:
+    """Floating-point operations that take a device type some seconds."""
+    return BATCH_FLOP.get(device.partition(":")[0], ACCELERATOR_FLOP)

@@ -45,18 +45,19 @@ def _is_of(manifest: ScoredManifest, plan: Plan) -> bool:
     )
 
 
-def completed(path: Path, rows: int, records: Records) -> ShardRecord | None:
+def completed(path: Path, rows: int, records: Records, name: str | None = None) -> ShardRecord | None:
     """Find the record of a shard.
 
     Args:
         path: The shard.
         rows: Number of rows that it must have.
         records: Records of the run.
+        name: Name under which it is recorded; default: that of the file.
 
     Returns:
         The record of its content; None if there is no such file, or it is a link, damaged or of another run.
     """
-    fitting = [shard for shard in records.get(path.name, ()) if shard["rows"] == rows]
+    fitting = [shard for shard in records.get(name or path.name, ()) if shard["rows"] == rows]
     if not fitting or not path.exists() or path.is_symlink():
         return None
     if len(fitting) > 1:  # even if files are not to be verified: only the content tells whose it is

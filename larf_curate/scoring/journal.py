@@ -21,6 +21,8 @@ from larf_curate.records import STRICT, read_sealed, seal
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
+PARTS = "parts"
+"""Name of the folder in it for rows of unfinished shards; see `larf_curate.scoring.parts`."""
 CRASH = "crash-"
 """Beginning of the names of files in it that note that a process which scored has died."""
 REMEDY = "its rows are scored again"
@@ -74,6 +76,20 @@ def remove_journal(folder: Path) -> None:
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
 
 
+def parts_folder(folder: Path, name: str) -> Path:
+    """Folder in the journal for the saved rows of a shard.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the piece whose shard it is.
+
+    Raises:
+        InputError: If a folder on the way is a link.
+    """
+    parts = _no_link(_journal(folder) / PARTS)
+    return _no_link(parts / name)
+
+
 def note_crash(folder: Path, run: str) -> None:
     """Note that a process which scored has died, until the run finishes.
 
@@ -105,12 +121,16 @@ def _note(folder: Path, run: str) -> Path:
 
 
 def _journal(folder: Path) -> Path:
-    """Folder of the journal.
+    """Folder of the journal."""
+    return _no_link(folder / JOURNAL)
+
+
+def _no_link(path: Path) -> Path:
+    """The same path.
 
     Raises:
         InputError: If it is a link, through which another folder would be written to.
     """
-    path = folder / JOURNAL
     if path.is_symlink():
         raise InputError(f"{path} is a link, wanted a folder: remove it")
     return path

@@ -19,6 +19,7 @@ from larf_curate.conversation.schemas import Schema, check_columns, schema_for, 
 from larf_curate.data.tables import is_media, media_undecoded
 from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home
+from larf_curate.models.devices import batch_flop, resolve_device
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
 from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.profile.rendering import profile_renderer
@@ -185,6 +186,18 @@ class LarfScorer:
         }
         types = self.features()
         return {name: _typed(columns[name], types[name]) for name in self._column_names}
+
+    def batch_rows(self, tokens: float, rank: int | None = None) -> int:
+        """Number of rows whose scoring takes the device some seconds, at least one.
+
+        Args:
+            tokens: Average number of tokens of a row.
+            rank: Rank of the worker process; selects the GPU.
+        """
+        # Two operations per weight, of which a block of width d has about 12 d^2 (Kaplan et al., arXiv 2001.08361).
+        blocks = max(self.profile.layers) + 1
+        flop = 24 * blocks * self.profile.width**2 * min(tokens, self.profile.max_length)
+        return max(1, int(batch_flop(resolve_device(self._runtime["device"], rank)) / flop))
 
     def score(self, rows: Sequence[Mapping[str, Any] | None], rank: int | None = None) -> list[RowScore]:
         """Score rows given as dicts; the format of each row is inferred separately. See `__call__` for the errors."""

@@ -5,8 +5,9 @@ Processes of one machine, array jobs and clusters differ only in who calls `Shar
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from larf_curate.data.sources import Piece
-from larf_curate.data.tables import text_rows
+from larf_curate.data.tables import is_media, text_rows
 from larf_curate.errors import ScoringError
 from larf_curate.files import place_first, prepare_to_write
 from larf_curate.manifests import ShardRecord, shard_record
 from larf_curate.scoring.completed import completed, read_records
 from larf_curate.scoring.crashes import with_crashed
 from larf_curate.scoring.journal import record_shard
+from larf_curate.scoring.parts import Parts
 from larf_curate.scoring.plan import check_plan
 
 if TYPE_CHECKING:
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BATCH_ROWS = 250
-"""Number of rows that are tokenized, scored and written together."""
+"""Number of rows that are tokenized, scored and written together; fewer for large models, see `LarfScorer.batch_rows`.
+"""
 BATCH_BYTES = 128 * 2**20
 """Approximate size of these rows in memory, of which there are fewer if they are large."""
+TOKEN_BYTES = 4
+"""Average size of a token in bytes of text."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -86,8 +91,10 @@ class ShardScorer:
             return
         try:
             prepare_to_write(path)
-            yield from self._write(temporary, piece, rank, crashed)
-            self._place(temporary, piece)
+            with Parts(self.folder, piece.name, plan=self.plan, schema=self.features().arrow_schema) as parts:
+                yield from self._write(temporary, piece, parts, rank, crashed)
+                self._place(temporary, piece)
+            parts.remove()
         except OSError as error:
             # A run that has finished meanwhile, and has this piece too, removes all temporary files.
             if not self._completed(piece):
@@ -112,17 +119,44 @@ class ShardScorer:
         features = self.scorer.features(existing)
         return features if self.guard is None else self.guard.features(features)
 
-    def _write(self, path: Path, piece: Piece, rank: int | None, crashed: Collection[int]) -> Iterator[int]:
-        """Score the rows of a piece into a file; yields the number of rows of each batch."""
+    def _write(
+        self, path: Path, piece: Piece, parts: Parts, rank: int | None, crashed: Collection[int]
+    ) -> Iterator[int]:
+        """Write a piece with its scores into a file; yields the number of rows of each batch."""
         features = self.features(piece.rows.features)
-        count = _batch_rows(piece.rows)
-        batches = (range(start, min(start + count, len(piece.rows))) for start in range(0, len(piece.rows), count))
-        render = partial(_rendered, self.scorer, rank, piece.rows, crashed)
-        with pq.ParquetWriter(path, features.arrow_schema) as writer:
-            for table, rows, rendered, missing in _prefetch(render, batches):
-                added = self.scorer.columns_of(rendered, rank) | (self.guard(rows) if self.guard else {})
-                writer.write_table(_with_scores(table, with_crashed(added, missing), features))
-                yield len(table)
+        batches = _batches(len(piece.rows), self._batch_rows(piece.rows))
+        missing = [batch for batch in batches if parts.find(batch) is None]
+        with (
+            closing(self._scored(piece.rows, missing, rank, crashed)) as scored,
+            pq.ParquetWriter(path, features.arrow_schema) as writer,
+        ):
+            for batch in batches:
+                added = parts.find(batch)
+                if added is None:
+                    table, added = next(scored)
+                    parts.add(batch, added)
+                else:
+                    table = _original(piece.rows, batch)
+                writer.write_table(_with_scores(table, added, features))
+                yield len(batch)
+
+    def _scored(
+        self, rows: Dataset, batches: Sequence[range], rank: int | None, crashed: Collection[int]
+    ) -> Generator[tuple[pa.Table, pa.Table]]:
+        """Score batches of rows; yields the original and the new columns of each."""
+        schema = self.features().arrow_schema
+        render = partial(_rendered, self.scorer, rank, rows, crashed)
+        for table, texts, rendered, missing in _prefetch(render, batches) if batches else ():
+            added = self.scorer.columns_of(rendered, rank) | (self.guard(texts) if self.guard else {})
+            columns = with_crashed(added, missing)
+            yield table, pa.table([pa.array(list(columns[field.name]), field.type) for field in schema], schema=schema)
+
+    def _batch_rows(self, rows: Dataset) -> int:
+        """Number of rows that are scored together: fewer if they are large on average, or take long."""
+        text = [name for name, feature in rows.features.items() if not is_media(feature)]
+        sizes = [table.nbytes / max(table.num_rows, 1) for table in (rows.data, rows.data.select(text))]
+        tokens = max(sizes[1] / TOKEN_BYTES, 1)
+        return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(sizes[0], 1)), self.scorer.batch_rows(tokens)))
 
     def _place(self, temporary: Path, piece: Piece) -> None:
         """Give a complete shard its name, unless another process has been faster."""
@@ -151,10 +185,8 @@ class ShardScorer:
         return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
 
 
-def _batch_rows(rows: Dataset) -> int:
-    """Number of rows that are scored together: `BATCH_ROWS`, or fewer if they are large on average."""
-    average = rows.data.nbytes / max(rows.data.num_rows, 1)
-    return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(average, 1))))
+def _batches(rows: int, size: int) -> list[range]:
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def shard_file(folder: Path, piece: Piece) -> Path:
@@ -173,7 +205,12 @@ def _rendered(
     """
     missing = [place for place, row in enumerate(batch) if row in crashed]
     texts = text_rows(rows.select([row for row in batch if row not in crashed] if missing else batch))[:]
-    return rows.select(batch).with_format("arrow")[:], texts, scorer.render(texts, rank), missing
+    return _original(rows, batch), texts, scorer.render(texts, rank), missing
+
+
+def _original(rows: Dataset, batch: range) -> pa.Table:
+    """The columns of a batch as they were read."""
+    return rows.select(batch).with_format("arrow")[:]
 
 
 def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -192,10 +229,9 @@ def _prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
     yield result
 
 
-def _with_scores(table: pa.Table, added: Mapping[str, Sequence[Any]], features: Features) -> pa.Table:
-    """The original columns of a batch, followed by those of the scorer, which replace columns of the same name."""
+def _with_scores(table: pa.Table, added: pa.Table, features: Features) -> pa.Table:
+    """The original columns of a batch, followed by the new ones, which replace columns of the same name."""
     schema = features.arrow_schema
-    original = [name for name in table.column_names if name not in added]
-    columns = {name: table[name] for name in original}
-    columns |= {name: pa.array(list(values), schema.field(name).type) for name, values in added.items()}
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    columns |= dict(zip(added.column_names, added.columns, strict=True))
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)

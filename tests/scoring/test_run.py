@@ -29,6 +29,7 @@ from larf_curate.data.sources import open_source
 from larf_curate.errors import ConversationError, InputError, ScoringError
 from larf_curate.profile import SafetyProfile
 from larf_curate.profile.rendering import profile_renderer
+from larf_curate.models import devices
 from larf_curate.scoring import run, shard
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.explanation import explain
@@ -36,6 +37,7 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.reasons import first_reasons
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
+from larf_curate.scoring.shard import ShardScorer
 from larf_curate.verification import without_verification
 from tests.fixtures.fresh_process import CONTEXT, start
 from tests.fixtures.models import PROFILE, save_tiny
@@ -405,11 +407,11 @@ def test_the_next_rows_are_tokenized_while_the_model_runs(profile, tmp_path, mon
 def test_a_full_disk_leaves_nothing_half_written_and_resuming_completes(data, scorer, tmp_path, monkeypatch):
     written = []
 
-    def write_table(self, table, original=pq.ParquetWriter.write_table):
+    def write_table(self, table, *arguments, original=pq.ParquetWriter.write_table, **options):
         written.append(table)
         if len(written) == 3:
             raise OSError(28, "No space left on device")
-        original(self, table)
+        original(self, table, *arguments, **options)
 
     out = tmp_path / "out"
     monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
@@ -556,7 +558,15 @@ def _answer(text):
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(10, 250), (2_000_000, 67)])
-def test_large_rows_are_scored_in_smaller_batches(size, wanted):
+def test_large_rows_are_scored_in_smaller_batches(size, wanted, scorer, tmp_path):
     rows = Dataset.from_dict({"text": ["x" * size] * 10})
-    assert shard._batch_rows(rows) == wanted
-    assert shard._batch_rows(rows.select(range(0))) >= 1
+    shards = ShardScorer(folder=tmp_path, plan="", scorer=scorer)
+    assert shards._batch_rows(rows) == wanted
+    assert shards._batch_rows(rows.select(range(0))) >= 1
+
+
+def test_rows_that_take_a_model_long_are_scored_in_smaller_batches(scorer, monkeypatch):
+    per_token = 2 * 12 * 4 * 32**2  # two operations per weight of the four blocks up to the deepest
+    assert (max(scorer.profile.layers), scorer.profile.width) == (3, 32)
+    monkeypatch.setitem(devices.BATCH_FLOP, "cpu", per_token * 1000)
+    assert [scorer.batch_rows(tokens) for tokens in (1, 10, 300, 5000)] == [1000, 100, 3, 1]
