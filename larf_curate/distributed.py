@@ -26,7 +26,7 @@ from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import InputError, LarfCurateError, ScoringError
 from larf_curate.extras import require
 from larf_curate.manifests import PLAN, ScoredManifest
-from larf_curate.scoring.local import score_in_workers
+from larf_curate.scoring.local import PROGRESS_SECONDS, score_in_workers
 from larf_curate.scoring.run import run_with
 from larf_curate.scoring.shard import ShardScorer
 from larf_curate.version import __version__
@@ -153,6 +153,7 @@ class _Job:
     errors: int = 0
     deaths: int = 0
     reason: str = ""
+    scored: int = 0
 
     @property
     def in_worker(self) -> bool:
@@ -177,7 +178,7 @@ def _score_on_actors(
     """Score pieces on actors; each has one piece at a time, so that little of the rows is in memory.
 
     Yields:
-        Numbers of newly scored rows.
+        Numbers of newly scored rows. One is negative if a piece has failed: it is scored again.
 
     Raises:
         ScoringError: If pieces could not be scored; all others are.
@@ -191,30 +192,39 @@ def _score_on_actors(
         while jobs and idle:
             job, actor = jobs.popleft(), idle.pop()
             running[actor.score.remote(_in_memory(job.piece), job.in_worker, job.delay)] = job, actor
-        [done], _ = ray.wait(list(running))
-        job, actor = running.pop(done)
+        [stream], _ = ray.wait(list(running))
+        job, actor = running[stream]
         try:
-            yield ray.get(done)
+            rows = ray.get(next(stream))
+            job.scored += rows
+            yield rows
+            continue
+        except StopIteration:
             idle.append(actor)
+            yield len(job.piece.rows) - job.scored
         except ray.exceptions.RayActorError as error:
             _check_start(error)
             idle.append(create())
             reason = f"its process died: {_first_line(error)}"
-            _try_again(replace(job, deaths=job.deaths + 1, reason=reason), jobs, failed)
+            yield _try_again(replace(job, deaths=job.deaths + 1, reason=reason), jobs, failed)
         except ray.exceptions.RayTaskError as error:
             idle.append(actor)
             if isinstance(error.cause, LarfCurateError) and not isinstance(error.cause, ScoringError):
                 raise error.cause from error  # of the settings, not of this piece
-            _try_again(replace(job, errors=job.errors + 1, reason=_first_line(error.cause)), jobs, failed)
+            reason = _first_line(error.cause)
+            yield _try_again(replace(job, errors=job.errors + 1, reason=reason), jobs, failed)
+        del running[stream]
     if failed:
         listed = "; ".join(f"{job.piece.name} ({job.reason})" for job in failed)
         raise ScoringError(f"tried several times and not scored: {listed}; all others are: continue with --resume")
 
 
-def _try_again(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> None:
-    """Put a piece at the end of the queue, or aside."""
+def _try_again(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> int:
+    """Put a piece at the end of the queue, or aside; returns the number of its rows that do not count any more."""
     logger.warning("%s: try %d failed: %s", job.piece.name, job.errors + job.deaths, job.reason)
-    (jobs if job.errors < MOST_ERRORS and job.deaths < MOST_DEATHS else failed).append(job)
+    again = job.errors < MOST_ERRORS and job.deaths < MOST_DEATHS
+    (jobs if again else failed).append(replace(job, scored=0))
+    return -job.scored
 
 
 def _check_start(error: Exception) -> None:
@@ -258,10 +268,26 @@ class _Actor:
         scorer = LarfScorer(**sent["scorer"])
         self.shards = ShardScorer(folder=sent["folder"], plan=sent["plan"], scorer=scorer, guard=sent["guard"])
 
-    def score(self, piece: Piece, in_worker: bool, delay: float) -> int:
-        """Score a piece after a number of seconds, in a process of its own if asked; returns its number of rows."""
+    def score(self, piece: Piece, in_worker: bool, delay: float) -> Iterator[int]:
+        """Score a piece after a number of seconds, in a process of its own if asked.
+
+        Yields:
+            The number of rows that were scored since the last time, about every second.
+        """
         time.sleep(delay)
         if in_worker:
             source = Source(pieces=(piece,), description={})
-            return sum(score_in_workers(source, [piece], self.shards, num_proc=1))
-        return sum(self.shards.score(piece))
+            yield from score_in_workers(source, [piece], self.shards, num_proc=1)
+        else:
+            yield from _paced(self.shards.score(piece))
+
+
+def _paced(counts: Iterator[int]) -> Iterator[int]:
+    """Sums of counts, one about every second: each that is sent costs time."""
+    rows, since = 0, time.monotonic()
+    for count in counts:
+        rows += count
+        if time.monotonic() - since >= PROGRESS_SECONDS:
+            yield rows
+            rows, since = 0, time.monotonic()
+    yield rows

@@ -214,7 +214,7 @@ def _resumable(output: Path) -> Iterator[None]:
         arguments = sys.argv[1:]
         arguments += [] if {"--resume", "--shard"} & {part.partition("=")[0] for part in arguments} else ["--resume"]
         command = shlex.join(["larf-curate", *arguments])
-        kept = f"interrupted; complete files stay in {output}"
+        kept = f"interrupted; what was scored stays in {output}"
         raise InterruptedRunError(f"{kept}. Continue with: {command}") from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, load_from_disk
 from datasets.exceptions import DatasetsError
+from datasets.table import concat_tables
 
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
 from larf_curate.data.formats import READABLE, bare_name, file_digest, first_line, format_suffix, read_file, silenced
@@ -24,6 +25,9 @@ from larf_curate.files import sha256
 
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
+
+MOST_SINGLE_FILES = 100
+"""Number of files from which on small ones share pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +112,8 @@ def open_source(
         limit: Maximum number of rows, from the beginning; default: all.
 
     Returns:
-        The source; each file becomes one piece, or several of at most `ROWS_PER_PIECE` rows. Files without rows are
-        skipped.
+        The source; each file becomes one piece, or several of at most `ROWS_PER_PIECE` rows. Of more than
+        `MOST_SINGLE_FILES` files, small ones that follow each other share a piece. Files without rows are skipped.
 
     Raises:
         InputError: If there is no such dataset, it has no rows, a file cannot be read or is given twice, columns or
@@ -295,7 +299,7 @@ def _one_split(data: Dataset | DatasetDict, name: str, split: str | None) -> tup
 
 
 def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description: dict[str, Any]) -> Source:
-    named = [part for name, dataset in _limited(parts, limit) for part in _split(name, dataset)]
+    named = [part for name, dataset in _grouped(list(_limited(parts, limit))) for part in _split(name, dataset)]
     first = accumulate((len(rows) for _, rows in named), initial=0)
     pieces = tuple(Piece(name=name, rows=rows, first=start) for (name, rows), start in zip(named, first, strict=False))
     names = [piece.name for piece in pieces]
@@ -311,6 +315,31 @@ def _limited(parts: Sequence[tuple[str, Dataset]], limit: int | None) -> Iterato
         if left:
             yield name, dataset if len(dataset) <= left else dataset.select(range(left))
         left -= min(left, len(dataset))
+
+
+def _grouped(parts: Sequence[tuple[str, Dataset]]) -> list[tuple[str, Dataset]]:
+    """Join files of a few rows that follow each other, if there are many: a shard of one row costs as much as of many.
+
+    Each group has the name of its first file and the number of the others.
+    """
+    if len(parts) <= MOST_SINGLE_FILES:
+        return list(parts)
+    groups: list[list[tuple[str, Dataset]]] = []
+    size = 0
+    for part in parts:
+        size += len(part[1])
+        if not groups or size > ROWS_PER_PIECE:
+            groups.append([])
+            size = len(part[1])
+        groups[-1].append(part)
+    return [group[0] if len(group) == 1 else _joined_files(group) for group in groups]
+
+
+def _joined_files(parts: Sequence[tuple[str, Dataset]]) -> tuple[str, Dataset]:
+    """Name and rows of several files, which have the same types."""
+    # Not `concatenate_datasets`: comparing the features takes twice as long with each level of nesting.
+    table = concat_tables([dataset.data for _, dataset in parts])
+    return f"{parts[0][0]}+{len(parts) - 1}", Dataset(table, info=parts[0][1].info)
 
 
 def _split(name: str, dataset: Dataset) -> Iterator[tuple[str, Dataset]]:

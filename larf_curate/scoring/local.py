@@ -1,8 +1,9 @@
 """Score pieces on this machine: in this process, or in worker processes, of which any may die."""
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+import multiprocessing
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from larf_curate.scoring.shard import BATCH_ROWS, ShardScorer, shard_file
 from larf_curate.scoring.workers import rank_and_payload, workers
 
 logger = logging.getLogger(__name__)
+PROGRESS_SECONDS = 1.0
+"""Time between two looks at what worker processes have scored."""
 
 
 def score_pieces(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Generator[int]:
@@ -44,19 +47,25 @@ def score_pieces(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *
 
 
 def score_in_workers(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Iterator[int]:
-    """Score pieces as `score_pieces` does, in worker processes; rows that end one are set aside."""
+    """Score pieces as `score_pieces` does, in worker processes; rows that end one are set aside.
+
+    Yields:
+        Numbers of newly scored rows, every second. One is negative if a process has died: those rows are scored again.
+    """
     missing = {piece.name: piece for piece in pieces}
     while missing:
-        left = len(missing)
+        left = _rows(missing)
+        counted = 0
         try:
-            for piece in _score(list(missing.values()), shards, num_proc):
-                del missing[piece.name]
-                yield len(piece.rows)
+            for rows in _score(missing, shards, num_proc):
+                counted += rows
+                yield rows
         except BrokenProcessPool as error:
+            yield left - _rows(missing) - counted
             interrupted = shards.interrupted(missing.values(), run=shards.run)
             remove_temporary_files(shards.folder, shards.run)
             note_crash(shards.folder, shards.run)
-            if not interrupted and left == len(missing):
+            if not interrupted and left == _rows(missing):
                 raise ScoringError(_killed("before it scored a row")) from error
             spans = ", ".join(_span(piece) for piece in interrupted)
             logger.warning("a worker process died, scoring again in a process of their own: rows %s", spans)
@@ -67,19 +76,36 @@ def score_in_workers(source: Source, pieces: Sequence[Piece], shards: ShardScore
                 yield len(piece.rows)
 
 
+def _rows(pieces: Mapping[str, Piece]) -> int:
+    return sum(len(piece.rows) for piece in pieces.values())
+
+
 def _score(
-    pieces: Sequence[Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
-) -> Iterator[Piece]:
-    """Score pieces in worker processes; yields each piece when its shard is complete.
+    missing: dict[str, Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
+) -> Iterator[int]:
+    """Score pieces in worker processes, and remove each from ``missing`` when its shard is complete.
+
+    Yields:
+        Numbers of newly scored rows, every second.
 
     Raises:
         BrokenProcessPool: If one of the processes dies.
     """
-    with workers(min(num_proc, len(pieces)), shards) as pool:
-        jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in pieces}
-        for job in as_completed(jobs):
-            job.result()
-            yield jobs[job]
+    count = min(num_proc, len(missing))
+    # Memory without a lock, which a process that is killed would hold for ever.
+    scored = multiprocessing.get_context("spawn").RawArray("q", count)
+    counted, total = 0, _rows(missing)
+    with workers(count, (shards, scored)) as pool:
+        jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in missing.values()}
+        while jobs:
+            done, _ = wait(jobs, timeout=PROGRESS_SECONDS, return_when=FIRST_COMPLETED)
+            for job in done:
+                job.result()
+                del missing[jobs.pop(job).name]
+            newly = sum(scored) - counted
+            counted += newly
+            yield newly
+    yield total - counted
 
 
 def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> None:
@@ -89,7 +115,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
     """
     try:
         try:
-            list(_score([piece], shards, 1))
+            list(_score({piece.name: piece}, shards, 1))
         except BrokenProcessPool:
             logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
             crashed = crashing_rows(
@@ -100,7 +126,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
                 first=piece.first,
                 control=next(_scored_rows(scored, shards.folder), None),
             )
-            list(_score([piece], shards, 1, crashed))
+            list(_score({piece.name: piece}, shards, 1, crashed))
             for index in crashed:
                 logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
     except BrokenProcessPool as error:
@@ -129,6 +155,6 @@ def _killed(moment: str) -> str:
 
 def _score_in_worker(piece: Piece, crashed: Collection[int]) -> None:
     """Score a piece in a worker process."""
-    rank, shards = rank_and_payload()
-    for _ in shards.score(piece, rank=rank, crashed=crashed):
-        pass
+    rank, (shards, scored) = rank_and_payload()
+    for rows in shards.score(piece, rank=rank, crashed=crashed):
+        scored[rank] += rows

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larf_curate.files import atomic_path
-from larf_curate.manifests import shard_record
+from larf_curate.manifests import SCORED, shard_record
 from larf_curate.scoring.completed import completed, read_records
 from larf_curate.scoring.journal import parts_folder, record_shard
 
@@ -75,7 +75,7 @@ class Parts:
         shutil.rmtree(parts_folder(self.folder, self.name), ignore_errors=True)
 
     def _save(self) -> None:
-        if not self._unsaved:
+        if not self._unsaved or (self.folder / SCORED.file).exists():  # another process has finished
             return
         rows = range(self._unsaved[0][0].start, self._unsaved[-1][0].stop)
         path = parts_folder(self.folder, self.name) / f"{rows.start:06d}-{rows.stop:06d}.parquet"

@@ -4,8 +4,9 @@
 
 Scores the same rows with a tiny model by two worker processes (``--num-proc 2``), by two actors (``--engine ray
 --actors 2``) and by two processes at once of ``--shard I/16``, each alone, and compares the files. With
-``--kill-every`` an actor of the Ray run, or a process of the shares, is killed at intervals of so many seconds. Prints
-seconds, rows per second and the cost against worker processes.
+``--kill-every`` an actor of the Ray run, or a process of the shares, is killed at intervals of so many seconds, and in
+another Ray run the driver twice. Prints seconds, rows per second and the cost against worker processes; checks that no
+row is missing or twice, and that no shard is written again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
+from larf_curate.data.sources import ROWS_PER_PIECE
 from tests.fixtures.tiny import byte_model, byte_tokenizer, save
 
 FILE_ROWS = 50_000
@@ -40,6 +42,8 @@ def main() -> None:
     os.environ |= {"LARF_CURATE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     write_inputs(folder, arguments.rows)
     engines = {"--num-proc 2": workers, "--engine ray --actors 2": ray, f"--shard I/{SHARES}": shares}
+    if arguments.kill_every:
+        engines["--engine ray, driver killed"] = ray_again
     print("| engine | seconds | rows/s | against workers | kills | files |\n| --- | ---: | ---: | ---: | ---: | --- |")
     times: dict[str, float] = {}
     wanted = None
@@ -52,7 +56,7 @@ def main() -> None:
         wanted = wanted or found
         same = "identical" if found == wanted else f"{sum(found[n] != wanted.get(n) for n in found)} differ"
         cost = times[name] / times["--num-proc 2"] - 1
-        rows = sum(pq.read_metadata(path).num_rows for path in (folder / "out").glob("*.parquet"))
+        rows = count_rows(folder / "out")
         assert rows == arguments.rows, (rows, arguments.rows)
         print(
             f"| `{name}` | {times[name]:.0f} | {rows / times[name]:,.0f} | {cost:+.0%} | {kills} | {same} |", flush=True
@@ -105,6 +109,27 @@ def ray(folder: Path, every: float) -> int:
     return kills
 
 
+def ray_again(folder: Path, _: float) -> int:
+    """A run on Ray whose driver is killed when a third, and when two thirds, of the shards are complete."""
+    wanted, complete = len(list((folder / "rows").iterdir())) * FILE_ROWS // ROWS_PER_PIECE, {}
+    for third in (1, 2):
+        process = start(folder, f"{SCORE} --engine ray --actors 2{' --resume' if complete else ''}")
+        while len(complete := changes(folder / "out")) < wanted * third / 3:
+            assert process.poll() is None, process.returncode
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+    larf_curate(folder, f"{SCORE} --engine ray --actors 2 --resume")
+    again = [name for name, changed in complete.items() if changes(folder / "out")[name] != changed]
+    assert not again, again
+    return 2
+
+
+def changes(folder: Path) -> dict[str, int]:
+    """Time of the last change of each shard."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+
+
 def actors_of(parent: int) -> Iterator[psutil.Process]:
     for process in psutil.Process(parent).children(recursive=True):
         try:
@@ -132,6 +157,13 @@ def shares(folder: Path, every: float) -> int:
                 left += [share] if process.returncode else []
     larf_curate(folder, f"{SCORE} --resume")
     return kills
+
+
+def count_rows(folder: Path) -> int:
+    """Number of distinct rows, by their text, of which none must be there twice."""
+    texts = [text for path in folder.glob("*.parquet") for text in pq.read_table(path)["instruction"].to_pylist()]
+    assert len(set(texts)) == len(texts)
+    return len(texts)
 
 
 def digests(folder: Path) -> dict[str, str]:

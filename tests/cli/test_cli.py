@@ -240,7 +240,7 @@ def test_a_run_that_is_interrupted_says_how_to_continue(tmp_path, rows, profile,
     said = process.communicate()[1].splitlines()
     assert process.returncode == 130
     wanted = shlex.join(["larf-curate", *map(str, command), *([] if "--shard=0/2" in options else ["--resume"])])
-    assert f"Error: interrupted; complete files stay in {tmp_path / 'my out'}. Continue with: {wanted}" in said
+    assert f"Error: interrupted; what was scored stays in {tmp_path / 'my out'}. Continue with: {wanted}" in said
 
 
 def test_rows_that_cannot_be_scored_are_counted_and_explained(tmp_path, profile):

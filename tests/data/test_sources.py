@@ -246,6 +246,27 @@ def test_columns_that_differ_between_files_are_refused_by_name(here):
     assert "a has ['answer', 'question']" in message
 
 
+def test_small_files_share_pieces_if_there_are_many_and_rows_keep_their_order(here, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_PIECE", 5)
+    rows = [{"question": f"What is {i}?", "answer": f"{i}."} for i in range(30)]
+    sizes = [1, 2, 2, 1, 12, 4, 1, 7]
+    for index, size in enumerate(sizes):
+        start = sum(sizes[:index])
+        jsonl(here / f"{index}.jsonl", rows[start : start + size])
+    alone = open_source(str(here))
+    assert [piece.name.partition("-")[0] for piece in alone.pieces] == [*"0123", *"444", "5", "6", "7", "7"]
+    monkeypatch.setattr(sources, "MOST_SINGLE_FILES", 7)
+    joined = open_source(str(here))
+    assert [piece.name for piece in joined.pieces] == [
+        *("0+2", "3", "4-00000-of-00003", "4-00001-of-00003", "4-00002-of-00003"),
+        *("5+1", "7-00000-of-00002", "7-00001-of-00002"),
+    ]
+    assert rows_of(joined) == rows_of(alone) == rows
+    assert joined.description == alone.description
+    assert [piece.first for piece in joined.pieces] == [0, 5, 6, 10, 14, 18, 23, 27]
+    assert rows_of(open_source(str(here), limit=4)) == rows[:4]
+
+
 def test_types_are_the_same_in_every_piece_and_what_cannot_agree_is_refused(here):
     calls = [None, [{"name": "f"}]]
     rows = [{"messages": [{"role": "user", "calls": c}], "note": n} for c, n in zip(calls, (None, "x"), strict=True)]

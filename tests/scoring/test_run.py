@@ -27,9 +27,9 @@ from larf_curate.data import sources
 from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import ConversationError, InputError, ScoringError
+from larf_curate.models import devices
 from larf_curate.profile import SafetyProfile
 from larf_curate.profile.rendering import profile_renderer
-from larf_curate.models import devices
 from larf_curate.scoring import run, shard
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.explanation import explain

@@ -65,6 +65,19 @@ def share_in_process(data, scorer, out, index, count):
     share(data, scorer, out, index, count)
 
 
+def overtaken(monkeypatch, run):
+    """Let another run take place each time that a process has written a shard, before the shard gets its name."""
+    write = ShardScorer._write
+
+    def write_late(self, *arguments):
+        yield from write(self, *arguments)
+        with monkeypatch.context() as patched:
+            patched.setattr(ShardScorer, "_write", write)
+            run()
+
+    monkeypatch.setattr(ShardScorer, "_write", write_late)
+
+
 def check_equal(out: Path, plain: Path) -> None:
     """Both folders have the same files, with the same values, and nothing else."""
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in plain.iterdir())
@@ -183,15 +196,8 @@ def test_of_processes_that_start_at_once_the_first_plan_stays(data, scorer, prof
 
 
 def test_a_process_whose_plan_was_replaced_writes_nothing(data, scorer, profile, tmp_path, monkeypatch):
-    out, other, write = tmp_path / "out", LarfScorer(profile, device="cpu"), ShardScorer._write
-
-    def write_late(self, *arguments):
-        yield from write(self, *arguments)
-        with monkeypatch.context() as patched:
-            patched.setattr(ShardScorer, "_write", write)
-            score_source(open_source(str(data)), other, out, resume=True)
-
-    monkeypatch.setattr(ShardScorer, "_write", write_late)
+    out, other = tmp_path / "out", LarfScorer(profile, device="cpu")
+    overtaken(monkeypatch, lambda: score_source(open_source(str(data)), other, out, resume=True))
     with pytest.raises(InputError, match="plan.json was changed while rows were scored"):
         share(data, scorer, out, 0, 2)
     assert "larf_state" not in Scored.load(out, verify=True).rows.column_names
@@ -208,8 +214,8 @@ def test_of_two_processes_with_one_piece_the_first_complete_shard_stays(
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "not permitted")))
     digests = {}
 
-    def write_late(self, path, piece, rank, crashed):
-        yield from write(self, path, piece, rank, crashed)
+    def write_late(self, path, *arguments):
+        yield from write(self, path, *arguments)
         if not digests:
             digests["first"] = None
             share(data, scorer, out, 0, FILES)
@@ -252,15 +258,8 @@ def test_the_manifest_has_the_record_of_the_shard_that_stayed_when_both_were_rec
 def test_a_process_that_is_late_when_the_run_has_finished_ends_well_and_changes_nothing(
     data, scorer, tmp_path, monkeypatch
 ):
-    out, write = tmp_path / "out", ShardScorer._write
-
-    def write_late(self, *arguments):
-        yield from write(self, *arguments)
-        with monkeypatch.context() as patched:
-            patched.setattr(ShardScorer, "_write", write)
-            score_source(open_source(str(data)), scorer, out, resume=True)
-
-    monkeypatch.setattr(ShardScorer, "_write", write_late)
+    out = tmp_path / "out"
+    overtaken(monkeypatch, lambda: score_source(open_source(str(data)), scorer, out, resume=True))
     assert share(data, scorer, out, 2, 4) == {"ok": 38}
     score_source(open_source(str(data)), scorer, tmp_path / "plain")
     check_equal(out, tmp_path / "plain")
