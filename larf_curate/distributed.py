@@ -9,8 +9,9 @@ import os
 import secrets
 import socket
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from larf_curate.extras import require
 from larf_curate.manifests import PLAN, ScoredManifest
 from larf_curate.scoring.local import PROGRESS_SECONDS, score_in_workers
 from larf_curate.scoring.run import run_with
-from larf_curate.scoring.shard import ShardScorer
+from larf_curate.scoring.shard import Report, ShardScorer
 from larf_curate.version import __version__
 
 if TYPE_CHECKING:
@@ -170,15 +171,13 @@ def _score_on_actors(
     source: Source,
     pieces: Sequence[Piece],
     shards: ShardScorer,
+    report: Report,
     *,
     ray: ModuleType,
     options: Mapping[str, Any],
     count: int,
-) -> Generator[int]:
+) -> None:
     """Score pieces on actors; each has one piece at a time, so that little of the rows is in memory.
-
-    Yields:
-        Numbers of newly scored rows. One is negative if a piece has failed: it is scored again.
 
     Raises:
         ScoringError: If pieces could not be scored; all others are.
@@ -197,34 +196,39 @@ def _score_on_actors(
         try:
             rows = ray.get(next(stream))
             job.scored += rows
-            yield rows
+            report(rows)
             continue
         except StopIteration:
             idle.append(actor)
-            yield len(job.piece.rows) - job.scored
-        except ray.exceptions.RayActorError as error:
-            _check_start(error)
-            idle.append(create())
-            reason = f"its process died: {_first_line(error)}"
-            yield _try_again(replace(job, deaths=job.deaths + 1, reason=reason), jobs, failed)
-        except ray.exceptions.RayTaskError as error:
-            idle.append(actor)
-            if isinstance(error.cause, LarfCurateError) and not isinstance(error.cause, ScoringError):
-                raise error.cause from error  # of the settings, not of this piece
-            reason = _first_line(error.cause)
-            yield _try_again(replace(job, errors=job.errors + 1, reason=reason), jobs, failed)
+            report(len(job.piece.rows) - job.scored)
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            idle.append(create() if isinstance(error, ray.exceptions.RayActorError) else actor)
+            report(-job.scored)
+            _put(_next_try(job, error), jobs, failed)
         del running[stream]
     if failed:
         listed = "; ".join(f"{job.piece.name} ({job.reason})" for job in failed)
         raise ScoringError(f"tried several times and not scored: {listed}; all others are: continue with --resume")
 
 
-def _try_again(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> int:
-    """Put a piece at the end of the queue, or aside; returns the number of its rows that do not count any more."""
+def _next_try(job: _Job, error: Any) -> _Job:  # noqa: ANN401  an error of Ray
+    """The same piece after an actor has died with it, or has raised an error.
+
+    Raises:
+        LarfCurateError: If no try can succeed: the actor did not start, or the settings are wrong.
+    """
+    if not hasattr(error, "cause"):
+        _check_start(error)
+        return replace(job, scored=0, deaths=job.deaths + 1, reason=f"its process died: {_first_line(error)}")
+    if isinstance(error.cause, LarfCurateError) and not isinstance(error.cause, ScoringError):
+        raise error.cause from error
+    return replace(job, scored=0, errors=job.errors + 1, reason=_first_line(error.cause))
+
+
+def _put(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> None:
+    """Put a piece at the end of the queue, or aside."""
     logger.warning("%s: try %d failed: %s", job.piece.name, job.errors + job.deaths, job.reason)
-    again = job.errors < MOST_ERRORS and job.deaths < MOST_DEATHS
-    (jobs if again else failed).append(replace(job, scored=0))
-    return -job.scored
+    (jobs if job.errors < MOST_ERRORS and job.deaths < MOST_DEATHS else failed).append(job)
 
 
 def _check_start(error: Exception) -> None:
@@ -267,6 +271,7 @@ class _Actor:
             raise ScoringError(f"{sent['folder']} is not there on {node()}: wanted a folder that all machines share")
         scorer = LarfScorer(**sent["scorer"])
         self.shards = ShardScorer(folder=sent["folder"], plan=sent["plan"], scorer=scorer, guard=sent["guard"])
+        self.thread = ThreadPoolExecutor(1)  # one for all pieces: torch counts its threads per thread
 
     def score(self, piece: Piece, in_worker: bool, delay: float) -> Iterator[int]:
         """Score a piece after a number of seconds, in a process of its own if asked.
@@ -275,19 +280,19 @@ class _Actor:
             The number of rows that were scored since the last time, about every second.
         """
         time.sleep(delay)
+        scored = Counter[str]()
+        job = self.thread.submit(self._score, piece, in_worker, lambda rows: scored.update(rows=rows))
+        sent = 0
+        while not job.done():
+            wait([job], timeout=PROGRESS_SECONDS)
+            newly = scored["rows"] - sent
+            sent += newly
+            yield newly
+        job.result()
+
+    def _score(self, piece: Piece, in_worker: bool, report: Report) -> None:
         if in_worker:
             source = Source(pieces=(piece,), description={})
-            yield from score_in_workers(source, [piece], self.shards, num_proc=1)
+            score_in_workers(source, [piece], self.shards, report, num_proc=1)
         else:
-            yield from _paced(self.shards.score(piece))
-
-
-def _paced(counts: Iterator[int]) -> Iterator[int]:
-    """Sums of counts, one about every second: each that is sent costs time."""
-    rows, since = 0, time.monotonic()
-    for count in counts:
-        rows += count
-        if time.monotonic() - since >= PROGRESS_SECONDS:
-            yield rows
-            rows, since = 0, time.monotonic()
-    yield rows
+            self.shards.score(piece, report)

@@ -93,10 +93,13 @@ def actors():
 
 
 class BarThatKills(tqdm):
-    """A progress bar that kills an actor after the first piece."""
+    """A progress bar that kills an actor once, after the first rows."""
+
+    has_killed = False
 
     def update(self, n=1):
-        if not self.n:
+        if n and not self.has_killed:
+            self.has_killed = True
             actors()[0].kill()
         super().update(n)
 

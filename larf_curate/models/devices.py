@@ -11,7 +11,7 @@ CPU_TOKENS = 512
 ACCELERATOR_TOKENS = 16_384
 """Tokens per forward pass of an accelerator."""
 
-BATCH_FLOP = {"cpu": 4e12, "mps": 1e14}
+BATCH_FLOP = {"cpu": 2e12, "mps": 1e14}
 """Floating-point operations of rows that are scored together, by device type: they take some seconds."""
 ACCELERATOR_FLOP = 2e15
 """The same for all other device types."""

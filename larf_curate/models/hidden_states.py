@@ -6,7 +6,7 @@ model ends with the deepest requested layer: later blocks and the vocabulary pro
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -68,12 +68,18 @@ class StateReader:
     def __post_init__(self) -> None:
         self.batch_tokens = self.batch_tokens or default_batch_tokens(self.device.type)
 
-    def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position] = ("last",)) -> States:
+    def __call__(
+        self,
+        conversations: Sequence[Tokens],
+        positions: Sequence[Position] = ("last",),
+        on_read: Callable[[int], object] | None = None,
+    ) -> States:
         """Read the states of every assistant turn.
 
         Args:
             conversations: n tokenized conversations with t turns in total.
             positions: Where to read.
+            on_read: Called after each forward pass with the number of its conversations; equal ones count once.
 
         Returns:
             For each position an array of shape (t, layers, d), float32, turns in the order of the conversations. If the
@@ -83,7 +89,7 @@ class StateReader:
             ScoringError: If a single conversation does not fit into memory.
         """
         read = [position for position in positions if position != "length"]
-        states = self._read_unique(conversations, read)
+        states = self._read_unique(conversations, read, on_read or (lambda _: None))
         if "length" in positions:
             lengths = np.array([turn.end + 1 for c in conversations for turn in c.turns], np.float32)
             states["length"] = np.repeat(lengths[:, None, None], len(self.layers), axis=1)
@@ -97,16 +103,18 @@ class StateReader:
         """Column names by role together with the input separator; see `with_separator`."""
         return with_separator(columns, self.input_separator)
 
-    def _read_unique(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+    def _read_unique(
+        self, conversations: Sequence[Tokens], positions: Sequence[Position], on_read: Callable[[int], object]
+    ) -> States:
         """Read each distinct conversation once and copy its states to the duplicates."""
         if "dedupe" not in self.shortcuts:
-            return self._read(conversations, positions)
+            return self._read(conversations, positions, on_read)
         first: dict[Any, int] = {}  # the turns are part of the key, since they decide which tokens are read
         unique_index = [first.setdefault((tuple(c.ids), c.turns), len(first)) for c in conversations]
         if len(first) == len(conversations):
-            return self._read(conversations, positions)
+            return self._read(conversations, positions, on_read)
         unique = [conversations[index] for index in np.unique(unique_index, return_index=True)[1]]
-        states = self._read(unique, positions)
+        states = self._read(unique, positions, on_read)
         starts = np.cumsum([0, *(len(c.turns) for c in unique)])
         turns = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in unique_index])
         return {position: values[turns] for position, values in states.items()}
@@ -127,7 +135,9 @@ class StateReader:
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def _read(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+    def _read(
+        self, conversations: Sequence[Tokens], positions: Sequence[Position], on_read: Callable[[int], object]
+    ) -> States:
         starts = np.cumsum([0, *(len(c.turns) for c in conversations)])
         shape = (int(starts[-1]), len(self.layers), self.width)
         states: States = {position: np.empty(shape, np.float32) for position in positions}
@@ -137,6 +147,7 @@ class StateReader:
                 rows = np.concatenate([np.arange(starts[group[i]], starts[group[i] + 1]) for i in batch])
                 for position, values in read.items():
                     states[position][rows] = values.numpy()
+                on_read(len(batch))
         return states
 
     def _groups(self, conversations: Sequence[Tokens]) -> list[tuple[int, list[int]]]:

@@ -2,7 +2,7 @@
 
 import logging
 import multiprocessing
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +15,7 @@ from larf_curate.files import remove_temporary_files
 from larf_curate.scoring.crashes import CRASHED, crashing_rows
 from larf_curate.scoring.journal import crash_noted, has_crashed, note_crash
 from larf_curate.scoring.manifest import SCORED_STATUSES, statuses
-from larf_curate.scoring.shard import BATCH_ROWS, ShardScorer, shard_file
+from larf_curate.scoring.shard import BATCH_ROWS, Report, ShardScorer, shard_file
 from larf_curate.scoring.workers import rank_and_payload, workers
 
 logger = logging.getLogger(__name__)
@@ -23,45 +23,39 @@ PROGRESS_SECONDS = 1.0
 """Time between two looks at what worker processes have scored."""
 
 
-def score_pieces(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Generator[int]:
+def score_pieces(
+    source: Source, pieces: Sequence[Piece], shards: ShardScorer, report: Report, *, num_proc: int
+) -> None:
     """Score pieces of a source: in this process, or in worker processes if there are several or one has died before.
 
     Args:
         source: The source.
         pieces: Those of its pieces that have no shard yet.
         shards: Scores each of them.
+        report: Called every few seconds with the number of newly scored rows.
         num_proc: Number of worker processes.
-
-    Yields:
-        Numbers of newly scored rows.
 
     Raises:
         ScoringError: If a worker process dies, and no single row ends it.
     """
     if num_proc > 1 or has_crashed(shards.folder):
-        yield from score_in_workers(source, pieces, shards, num_proc=num_proc)
+        score_in_workers(source, pieces, shards, report, num_proc=num_proc)
         return
     with crash_noted(shards.folder, shards.run):
         for piece in pieces:
-            yield from shards.score(piece)
+            shards.score(piece, report)
 
 
-def score_in_workers(source: Source, pieces: Sequence[Piece], shards: ShardScorer, *, num_proc: int) -> Iterator[int]:
-    """Score pieces as `score_pieces` does, in worker processes; rows that end one are set aside.
-
-    Yields:
-        Numbers of newly scored rows, every second. One is negative if a process has died: those rows are scored again.
-    """
+def score_in_workers(
+    source: Source, pieces: Sequence[Piece], shards: ShardScorer, report: Report, *, num_proc: int
+) -> None:
+    """Score pieces as `score_pieces` does, in worker processes; rows that end one are set aside."""
     missing = {piece.name: piece for piece in pieces}
     while missing:
         left = _rows(missing)
-        counted = 0
         try:
-            for rows in _score(missing, shards, num_proc):
-                counted += rows
-                yield rows
+            _score(missing, shards, report, num_proc)
         except BrokenProcessPool as error:
-            yield left - _rows(missing) - counted
             interrupted = shards.interrupted(missing.values(), run=shards.run)
             remove_temporary_files(shards.folder, shards.run)
             note_crash(shards.folder, shards.run)
@@ -73,7 +67,7 @@ def score_in_workers(source: Source, pieces: Sequence[Piece], shards: ShardScore
                 scored = (other for other in source.pieces if other.name not in missing)
                 _score_alone(piece, shards, scored)
                 del missing[piece.name]
-                yield len(piece.rows)
+                report(len(piece.rows))
 
 
 def _rows(pieces: Mapping[str, Piece]) -> int:
@@ -81,31 +75,32 @@ def _rows(pieces: Mapping[str, Piece]) -> int:
 
 
 def _score(
-    missing: dict[str, Piece], shards: ShardScorer, num_proc: int, crashed: Collection[int] = ()
-) -> Iterator[int]:
+    missing: dict[str, Piece], shards: ShardScorer, report: Report, num_proc: int, crashed: Collection[int] = ()
+) -> None:
     """Score pieces in worker processes, and remove each from ``missing`` when its shard is complete.
 
-    Yields:
-        Numbers of newly scored rows, every second.
-
     Raises:
-        BrokenProcessPool: If one of the processes dies.
+        BrokenProcessPool: If one of the processes dies; what was reported of pieces that are missing is taken back.
     """
     count = min(num_proc, len(missing))
     # Memory without a lock, which a process that is killed would hold for ever.
     scored = multiprocessing.get_context("spawn").RawArray("q", count)
-    counted, total = 0, _rows(missing)
-    with workers(count, (shards, scored)) as pool:
-        jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in missing.values()}
-        while jobs:
-            done, _ = wait(jobs, timeout=PROGRESS_SECONDS, return_when=FIRST_COMPLETED)
-            for job in done:
-                job.result()
-                del missing[jobs.pop(job).name]
-            newly = sum(scored) - counted
-            counted += newly
-            yield newly
-    yield total - counted
+    reported, total = 0, _rows(missing)
+    try:
+        with workers(count, (shards, scored)) as pool:
+            jobs = {pool.submit(_score_in_worker, piece, crashed): piece for piece in missing.values()}
+            while jobs:
+                done, _ = wait(jobs, timeout=PROGRESS_SECONDS, return_when=FIRST_COMPLETED)
+                newly = sum(scored) - reported
+                report(newly)
+                reported += newly
+                for job in done:
+                    job.result()
+                    del missing[jobs.pop(job).name]
+    except BrokenProcessPool:
+        report(total - _rows(missing) - reported)
+        raise
+    report(total - reported)
 
 
 def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> None:
@@ -115,7 +110,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
     """
     try:
         try:
-            list(_score({piece.name: piece}, shards, 1))
+            _score({piece.name: piece}, shards, _unreported, 1)
         except BrokenProcessPool:
             logger.warning("it died again: searching for the row at fault among rows %s", _span(piece))
             crashed = crashing_rows(
@@ -126,7 +121,7 @@ def _score_alone(piece: Piece, shards: ShardScorer, scored: Iterable[Piece]) -> 
                 first=piece.first,
                 control=next(_scored_rows(scored, shards.folder), None),
             )
-            list(_score({piece.name: piece}, shards, 1, crashed))
+            _score({piece.name: piece}, shards, _unreported, 1, crashed)
             for index in crashed:
                 logger.warning("row %d ended the process that scored it: set aside as %s", piece.first + index, CRASHED)
     except BrokenProcessPool as error:
@@ -139,6 +134,10 @@ def _scored_rows(pieces: Iterable[Piece], folder: Path) -> Iterator[Dataset]:
         for place, status in enumerate(statuses(shard_file(folder, piece))):
             if status in SCORED_STATUSES:
                 yield piece.rows.select([place])
+
+
+def _unreported(_: int) -> None:
+    """Do not count the rows of one piece, which is counted when it is complete."""
 
 
 def _span(piece: Piece) -> str:
@@ -156,5 +155,8 @@ def _killed(moment: str) -> str:
 def _score_in_worker(piece: Piece, crashed: Collection[int]) -> None:
     """Score a piece in a worker process."""
     rank, (shards, scored) = rank_and_payload()
-    for rows in shards.score(piece, rank=rank, crashed=crashed):
+
+    def report(rows: int) -> None:
         scored[rank] += rows
+
+    shards.score(piece, report, rank=rank, crashed=crashed)

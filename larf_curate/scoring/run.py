@@ -7,8 +7,8 @@ that share the folder, and the manifest is written last, when all shards are com
 import hashlib
 import json
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +27,7 @@ from larf_curate.scoring.journal import remove_journal
 from larf_curate.scoring.local import score_pieces
 from larf_curate.scoring.manifest import count_statuses, scored_manifest
 from larf_curate.scoring.plan import join_run, start_run
-from larf_curate.scoring.shard import ShardScorer, shard_file
+from larf_curate.scoring.shard import Report, ShardScorer, shard_file
 
 if TYPE_CHECKING:
     from larf_curate.scoring.guard import GuardScorer
@@ -39,16 +39,14 @@ logger = logging.getLogger(__name__)
 class Engine(Protocol):
     """Scores pieces of a source, in this process or elsewhere."""
 
-    def __call__(self, source: Source, pieces: Sequence[Piece], shards: ShardScorer) -> Generator[int]:
+    def __call__(self, source: Source, pieces: Sequence[Piece], shards: ShardScorer, report: Report) -> None:
         """Score pieces.
 
         Args:
             source: The source.
             pieces: Those of its pieces that have no shard yet.
             shards: Scores each of them.
-
-        Yields:
-            Numbers of newly scored rows.
+            report: To be called every few seconds with the number of newly scored rows.
         """
 
 
@@ -177,9 +175,7 @@ def _score_missing(engine: Engine, source: Source, shards: ShardScorer) -> None:
     bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
-            with closing(engine(source, missing, shards)) as counts:
-                for rows in counts:
-                    bar.update(rows)
+            engine(source, missing, shards, bar.update)
         finally:
             remove_temporary_files(shards.folder, shards.run)
     source.check_unchanged()

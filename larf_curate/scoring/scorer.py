@@ -1,7 +1,7 @@
 """LarfScorer: a callable for ``datasets.Dataset.map`` that adds safety scores to rows."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
@@ -165,17 +165,20 @@ class LarfScorer:
         """
         return self._render_rows(_to_rows(batch), self._schema(batch), rank)
 
-    def columns_of(self, rendered: Sequence[Rendered], rank: int | None = None) -> dict[str, list[Any]]:
+    def columns_of(
+        self, rendered: Sequence[Rendered], rank: int | None = None, on_read: Callable[[int], object] | None = None
+    ) -> dict[str, list[Any]]:
         """Score tokenized rows: the second half of a call.
 
         Args:
             rendered: The result of `render`.
             rank: Rank of the worker process; selects the GPU.
+            on_read: Called now and then with a number of rows that were scored; see `StateReader`.
 
         Returns:
             The new columns of `features`.
         """
-        scores = self._score_rendered(rendered, rank)
+        scores = self._score_rendered(rendered, rank, on_read)
         columns: dict[str, list[Any]] = {
             "larf_score": [s.score for s in scores],
             "larf_layer_scores": [s.layer_scores for s in scores],
@@ -223,10 +226,12 @@ class LarfScorer:
     def _render_rows(self, rows: Sequence[dict[str, Any]], schema: Schema, rank: int | None) -> list[Rendered]:
         return self._load(rank)[1](rows, schema)
 
-    def _score_rendered(self, rendered: Sequence[Rendered], rank: int | None) -> list[RowScore]:
+    def _score_rendered(
+        self, rendered: Sequence[Rendered], rank: int | None, on_read: Callable[[int], object] | None = None
+    ) -> list[RowScore]:
         """Scores of rows; those without tokens have only a status."""
         reader, _ = self._load(rank)
-        scores = self._score_tokens(reader, [item for item in rendered if item.tokens is not None])
+        scores = self._score_tokens(reader, [item for item in rendered if item.tokens is not None], on_read)
         return [RowScore(status=item.status) if item.tokens is None else next(scores) for item in rendered]
 
     def features(self, existing: Features | None = None) -> Features:
@@ -254,12 +259,14 @@ class LarfScorer:
         names += ["larf_neighbors"] if self.exemplars is not None else []
         return names + (["larf_state"] if self.keep_states else [])
 
-    def _score_tokens(self, reader: StateReader, rendered: Sequence[Rendered]) -> Iterator[RowScore]:
+    def _score_tokens(
+        self, reader: StateReader, rendered: Sequence[Rendered], on_read: Callable[[int], object] | None
+    ) -> Iterator[RowScore]:
         """Score rows that have tokens, in order."""
         tokens = [item.tokens for item in rendered if item.tokens is not None]
         if not tokens:
             return
-        states = self.profile.fill_prompts(reader(tokens, self._positions), tokens)
+        states = self.profile.fill_prompts(reader(tokens, self._positions, on_read), tokens)
         row_of_turn = np.repeat(np.arange(len(tokens)), [len(item.turns) for item in tokens])
         finite = _zero_non_finite(states)
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}

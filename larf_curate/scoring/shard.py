@@ -42,6 +42,8 @@ BATCH_BYTES = 128 * 2**20
 """Approximate size of these rows in memory, of which there are fewer if they are large."""
 TOKEN_BYTES = 4
 """Average size of a token in bytes of text."""
+Report = Callable[[int], object]
+"""Takes a number of newly scored rows: negative ones are to be scored again."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -67,18 +69,16 @@ class ShardScorer:
     guard: "GuardScorer | None" = None
     run: str = field(default_factory=lambda: uuid4().hex[:8])
 
-    def score(self, piece: Piece, *, rank: int | None = None, crashed: Collection[int] = ()) -> Iterator[int]:
+    def score(self, piece: Piece, report: Report, *, rank: int | None = None, crashed: Collection[int] = ()) -> None:
         """Score one piece into one shard, ``folder/<name>.parquet``, which is there only when it is complete.
 
         A piece that another process has completed is not scored again.
 
         Args:
             piece: The rows.
+            report: Called every few seconds with the number of newly scored rows.
             rank: Rank of this worker process, which selects the GPU; default: none.
             crashed: Indices of rows that are not scored, since that ends the process.
-
-        Yields:
-            The number of rows of each batch, after it is written.
 
         Raises:
             ScoringError: If the shard cannot be written.
@@ -87,12 +87,12 @@ class ShardScorer:
         path = shard_file(self.folder, piece)
         temporary = path.with_name(f".{path.name}.{self.run}.tmp")
         if self._completed(piece):
-            yield len(piece.rows)
+            report(len(piece.rows))
             return
         try:
             prepare_to_write(path)
             with Parts(self.folder, piece.name, plan=self.plan, schema=self.features().arrow_schema) as parts:
-                yield from self._write(temporary, piece, parts, rank, crashed)
+                self._write(temporary, piece, parts, _Counter(report), rank, crashed)
                 self._place(temporary, piece)
             parts.remove()
         except OSError as error:
@@ -120,14 +120,14 @@ class ShardScorer:
         return features if self.guard is None else self.guard.features(features)
 
     def _write(
-        self, path: Path, piece: Piece, parts: Parts, rank: int | None, crashed: Collection[int]
-    ) -> Iterator[int]:
-        """Write a piece with its scores into a file; yields the number of rows of each batch."""
+        self, path: Path, piece: Piece, parts: Parts, counter: "_Counter", rank: int | None, crashed: Collection[int]
+    ) -> None:
+        """Write a piece with its scores into a file."""
         features = self.features(piece.rows.features)
         batches = _batches(len(piece.rows), self._batch_rows(piece.rows))
         missing = [batch for batch in batches if parts.find(batch) is None]
         with (
-            closing(self._scored(piece.rows, missing, rank, crashed)) as scored,
+            closing(self._scored(piece.rows, missing, counter, rank, crashed)) as scored,
             pq.ParquetWriter(path, features.arrow_schema) as writer,
         ):
             for batch in batches:
@@ -138,16 +138,21 @@ class ShardScorer:
                 else:
                     table = _original(piece.rows, batch)
                 writer.write_table(_with_scores(table, added, features))
-                yield len(batch)
+                counter.complete(len(batch))
 
     def _scored(
-        self, rows: Dataset, batches: Sequence[range], rank: int | None, crashed: Collection[int]
+        self,
+        rows: Dataset,
+        batches: Sequence[range],
+        counter: "_Counter",
+        rank: int | None,
+        crashed: Collection[int],
     ) -> Generator[tuple[pa.Table, pa.Table]]:
         """Score batches of rows; yields the original and the new columns of each."""
         schema = self.features().arrow_schema
         render = partial(_rendered, self.scorer, rank, rows, crashed)
         for table, texts, rendered, missing in _prefetch(render, batches) if batches else ():
-            added = self.scorer.columns_of(rendered, rank) | (self.guard(texts) if self.guard else {})
+            added = self.scorer.columns_of(rendered, rank, counter.add) | (self.guard(texts) if self.guard else {})
             columns = with_crashed(added, missing)
             yield table, pa.table([pa.array(list(columns[field.name]), field.type) for field in schema], schema=schema)
 
@@ -183,6 +188,22 @@ class ShardScorer:
         check_plan(self.folder, self.plan)
         path = shard_file(self.folder, piece)
         return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
+
+
+@dataclass
+class _Counter:
+    """Reports rows as they are scored, and when their batch is complete those that were not reported."""
+
+    report: Report
+    reported: int = 0
+
+    def add(self, rows: int) -> None:
+        self.report(rows)
+        self.reported += rows
+
+    def complete(self, rows: int) -> None:
+        self.report(rows - self.reported)
+        self.reported = 0
 
 
 def _batches(rows: int, size: int) -> list[range]:

@@ -33,11 +33,11 @@ class CountingScorer(LarfScorer):
         super().__init__(profile, exemplars=ExemplarIndex.of_profile(profile), keep_states=True, device="cpu")
         self.interrupted_at, self.scored = interrupted_at, []
 
-    def columns_of(self, rendered, rank=None):
+    def columns_of(self, rendered, rank=None, on_read=None):
         if len(self.scored) == self.interrupted_at:
             raise KeyboardInterrupt
         self.scored.append(len(rendered))
-        return super().columns_of(rendered, rank)
+        return super().columns_of(rendered, rank, on_read)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from larf_curate.scoring import run, shard
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.explanation import explain
 from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.plan import start_run
 from larf_curate.scoring.reasons import first_reasons
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
@@ -291,10 +292,13 @@ def test_a_damaged_shard_that_was_not_to_be_verified_is_named(data, scorer, tmp_
 
 
 class BarThatKills(tqdm):
-    """A progress bar that kills a worker process after the first piece."""
+    """A progress bar that kills a worker process once, after the first rows."""
+
+    has_killed = False
 
     def update(self, n=1):
-        if not self.n:
+        if n and not self.has_killed:
+            self.has_killed = True
             multiprocessing.active_children()[0].kill()
         super().update(n)
 
@@ -563,6 +567,18 @@ def test_large_rows_are_scored_in_smaller_batches(size, wanted, scorer, tmp_path
     shards = ShardScorer(folder=tmp_path, plan="", scorer=scorer)
     assert shards._batch_rows(rows) == wanted
     assert shards._batch_rows(rows.select(range(0))) >= 1
+
+
+def test_rows_are_reported_after_each_forward_pass_and_equal_ones_or_empty_ones_at_the_end(profile, data, tmp_path):
+    rows = [*ROWS[:12], *ROWS[:3], {"question": "q", "answer": ""}]
+    shards = ShardScorer(
+        folder=tmp_path / "out",
+        plan=start_run(tmp_path / "out", {"source": {}, "scorer": {}, "rows": 16}, resume=False),
+        scorer=LarfScorer(profile, device="cpu", batch_tokens=1),  # one conversation at a time
+    )
+    reported = []
+    shards.score(open_source(str(write(tmp_path / "rows.jsonl", rows))).pieces[0], reported.append)
+    assert reported == [1] * 12 + [4]
 
 
 def test_rows_that_take_a_model_long_are_scored_in_smaller_batches(scorer, monkeypatch):

@@ -313,8 +313,8 @@ def test_overflowing_states_are_a_status_and_not_a_score(profile, monkeypatch):
     scorer.score(PLAIN[:1])
     read = StateReader.__call__
 
-    def overflow(self, tokens, positions=("last",)):
-        states = read(self, tokens, positions)
+    def overflow(self, *arguments):
+        states = read(self, *arguments)
         states["last"][1, 1, 3], states["last"][2, 0, 0] = np.inf, np.nan
         return states
 
@@ -394,7 +394,7 @@ def main():
         torch.randn(800, 800) @ torch.randn(800, 800)
         scorer.score([dataset[i] for i in range(len(dataset))])
     calls, columns_of = [], LarfScorer.columns_of
-    LarfScorer.columns_of = lambda self, rows, rank=None: (calls.append(len(rows)), columns_of(self, rows, rank))[1]
+    LarfScorer.columns_of = lambda self, rows, *rest: (calls.append(len(rows)), columns_of(self, rows, *rest))[1]
     scored = dataset.map(scorer, batched=True, batch_size=4, num_proc=options.get("num_proc"))
     print(json.dumps({"rows": sum(calls), "scores": scored["larf_score"][:], "status": scored["larf_status"][:]}))
 
@@ -432,7 +432,7 @@ def test_a_changed_setting_misses_the_cache(own_caches, profile, monkeypatch):
     calls = []
     columns_of = LarfScorer.columns_of
     monkeypatch.setattr(
-        LarfScorer, "columns_of", lambda self, rows, rank=None: (calls.append(1), columns_of(self, rows, rank))[1]
+        LarfScorer, "columns_of", lambda self, rows, *rest: (calls.append(1), columns_of(self, rows, *rest))[1]
     )
     for options, want in (({}, 1), ({}, 0), ({"batch_tokens": 50}, 0), ({"keep_states": True}, 1)):
         calls.clear()

@@ -70,7 +70,7 @@ def overtaken(monkeypatch, run):
     write = ShardScorer._write
 
     def write_late(self, *arguments):
-        yield from write(self, *arguments)
+        write(self, *arguments)
         with monkeypatch.context() as patched:
             patched.setattr(ShardScorer, "_write", write)
             run()
@@ -215,7 +215,7 @@ def test_of_two_processes_with_one_piece_the_first_complete_shard_stays(
     digests = {}
 
     def write_late(self, path, *arguments):
-        yield from write(self, path, *arguments)
+        write(self, path, *arguments)
         if not digests:
             digests["first"] = None
             share(data, scorer, out, 0, FILES)
