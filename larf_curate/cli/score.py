@@ -24,6 +24,7 @@ from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 
 if TYPE_CHECKING:
     from larf_curate.data.sources import Source
+    from larf_curate.scoring.scorer import LarfScorer
 
 
 @click.command()
@@ -185,7 +186,7 @@ def score(
     reasons = first_reasons(source, output, scorer)
     if as_json:
         unscorable = [{"row": row, "reason": reason} for row, reason in reasons]
-        echo_json({"scored": str(output), **manifest, "first_unscorable": unscorable})
+        echo_json({"scored": str(output), **manifest, "first_unscorable": unscorable, **_search_of(scorer)})
         return
     echo_table("Scored", ("status", "rows"), [(name, f"{count:,}") for name, count in manifest["status"].items()])
     if guard:
@@ -195,8 +196,16 @@ def score(
         )
     if reasons:
         echo_table("First rows without a score", ("row", "reason"), reasons)
+    if (search := _search_of(scorer).get("exemplar_search")) and search["recall"] < 1:
+        click.echo(f"larf_neighbors: approximate search, which finds {search['recall']:.1%} of the nearest exemplars")
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
+
+
+def _search_of(scorer: "LarfScorer") -> dict[str, Any]:
+    """How the nearest exemplars were found, if they were searched."""
+    index = scorer.exemplars
+    return {} if index is None else {"exemplar_search": {"kind": index.kind, "recall": index.recall}}
 
 
 class InterruptedRunError(click.ClickException):

@@ -17,12 +17,11 @@ from larf_curate.columns import ROW_ID
 from larf_curate.conversation.schemas import Row
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
-from larf_curate.extras import require
 from larf_curate.files import atomic_path, cache_home, write_json
-from larf_curate.models.threads import worker_threads
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.records import STRICT, read_record
 from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
+from larf_curate.scoring.search import VectorSearch, build_search, exact_search, is_exact
 from larf_curate.signals.protocol import unit
 from larf_curate.states import Vectors
 
@@ -58,9 +57,11 @@ class IndexConfig(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExemplarIndex:
-    """Index of known-harmful exemplars, with exact search by cosine similarity of states at a profile's first layer.
+    """Index of known-harmful exemplars, searched by cosine similarity of states at a profile's first layer.
 
-    The search runs on all GPUs if FAISS was built with GPU support and there are any, else on the CPU.
+    The search is exact up to 100,000 exemplars, and approximate beyond; see `kind`, `recall` and
+    `larf_curate.scoring.search`. It runs on all GPUs if FAISS was built with GPU support and there are any, else on the
+    CPU.
 
     Args:
         states: States of the exemplars, shape (n, d), float32, n >= 1.
@@ -69,6 +70,8 @@ class ExemplarIndex:
         layer: The 0-based decoder block that the states are from.
         centre: Shape (d,), subtracted from all states before they are compared. An index built from a profile uses the
             mean state of its neutral rows, since all cosines of raw states are close to 1. None compares raw states.
+        typical: States like those that will be searched for, shape (m, d), for the recall of an approximate search;
+            not saved. A `LarfScorer` sets them to those of its profile.
 
     Raises:
         InputError: If the numbers of states, ids and labels differ or are 0, or the centre has another width.
@@ -79,6 +82,7 @@ class ExemplarIndex:
     labels: tuple[str, ...]
     layer: int
     centre: Vectors | None = None
+    typical: Vectors | None = None
 
     def __post_init__(self) -> None:
         if self.states.ndim != 2 or not len(self.states) == len(self.ids) == len(self.labels) > 0:
@@ -134,7 +138,11 @@ class ExemplarIndex:
             raise InputError(f"wanted at least 1 neighbour, got k={k}")
         if states.ndim != 2 or states.shape[1] != self.states.shape[1]:
             raise InputError(f"wanted states of shape (n, {self.states.shape[1]}), got {states.shape}")
-        cosines, found = self._index.search(self._unit_vectors(states), min(k, len(self.ids)))
+        queries, k = self._unit_vectors(states), min(k, len(self.ids))
+        cosines, found = self._search.index.search(queries, k)
+        short = (found < 0).any(axis=1)  # the inverted lists that were read have fewer exemplars
+        if short.any():
+            cosines[short], found[short] = exact_search(queries[short], self._unit_vectors(self.states), k)
         return [
             [Neighbor(id=self.ids[i], label=self.labels[i], cosine=float(c)) for i, c in zip(*hits, strict=True)]
             for hits in zip(found, cosines, strict=True)
@@ -201,6 +209,16 @@ class ExemplarIndex:
         ids, labels = (tuple(values[index] for index in chosen) for values in (self.ids, self.labels))
         return replace(self, states=self.states[chosen], ids=ids, labels=labels)
 
+    @property
+    def kind(self) -> str:
+        """Kind of search: ``flat``, which is exact, or ``ivf``, which is approximate; see `recall`."""
+        return "flat" if is_exact(len(self.ids)) else self._search.kind
+
+    @property
+    def recall(self) -> float:
+        """Share of the 10 nearest exemplars that the search finds, measured; 1 if it is exact."""
+        return 1.0 if is_exact(len(self.ids)) else self._search.recall
+
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of states, centre, ids, labels and layer."""
@@ -255,14 +273,10 @@ class ExemplarIndex:
         return np.ascontiguousarray(unit(states if self.centre is None else states - self.centre))
 
     @cached_property
-    def _index(self) -> Any:  # noqa: ANN401  faiss has no types
-        faiss = require("faiss", extra="cpu")
-        if threads := worker_threads():  # FAISS would use all cores in every worker process
-            faiss.omp_set_num_threads(threads)
-        index = faiss.IndexFlatIP(self.states.shape[1])
-        index.add(self._unit_vectors(self.states))
-        on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-        return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
+    def _search(self) -> VectorSearch:
+        return build_search(
+            self._unit_vectors(self.states), None if self.typical is None else self._unit_vectors(self.typical)
+        )
 
 
 def neutral_mean(profile: SafetyProfile) -> Vectors:

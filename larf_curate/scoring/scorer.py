@@ -21,11 +21,12 @@ from larf_curate.errors import InputError, ProfileError
 from larf_curate.files import cache_home
 from larf_curate.models.devices import batch_flop, resolve_device
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, StateReader
-from larf_curate.profile import SafetyProfile, cache_profile
+from larf_curate.profile import SIDES, SafetyProfile, cache_profile
 from larf_curate.profile.rendering import profile_renderer
 from larf_curate.profile.source_rows import reference_rows
 from larf_curate.scoring.earlier_columns import report_earlier_columns
 from larf_curate.scoring.exemplars import ExemplarIndex, Neighbor, cache_exemplars
+from larf_curate.scoring.search import APPROXIMATE, is_exact
 from larf_curate.scoring.text_baselines import TextBaselines
 from larf_curate.signals import SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
@@ -102,7 +103,7 @@ class LarfScorer:
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> None:
         self.profile = profile
-        self.exemplars = exemplars
+        self.exemplars = exemplars and replace(exemplars, typical=_calibration_states(profile))
         self.neighbors = neighbors
         self.signals = tuple(signals or profile.axes)
         self.keep_states = keep_states
@@ -113,8 +114,8 @@ class LarfScorer:
         self._check()
         # A pickled scorer has no states (see `__reduce__`): another process loads them from the cache.
         cache_profile(profile)
-        if exemplars is not None:
-            cache_exemplars(exemplars)
+        if self.exemplars is not None:
+            cache_exemplars(self.exemplars)
 
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
         """Score a batch or a single row.
@@ -347,7 +348,8 @@ class LarfScorer:
             "keep_states": self.keep_states,
             "columns": self.columns,
         }
-        return json.dumps(settings, sort_keys=True)
+        approximate = self.exemplars is not None and not is_exact(len(self.exemplars.ids))
+        return json.dumps(settings | ({"search": APPROXIMATE} if approximate else {}), sort_keys=True)
 
     def arguments(self) -> dict[str, Any]:
         """Return arguments that construct this scorer in a process of another machine, without this one's cache."""
@@ -389,6 +391,11 @@ def _sent_to_worker(scorer: LarfScorer) -> tuple[Any, tuple[str, Runtime, bool]]
 # Only what is sent to another process is pickled with these, not what `map` hashes.
 for _pickler in (ForkingPickler, DatasetsForkingPickler):
     _pickler.register(LarfScorer, _sent_to_worker)
+
+
+def _calibration_states(profile: SafetyProfile) -> Vectors:
+    """States of a profile's references and neutral rows at its first layer, shape (n, d)."""
+    return np.concatenate([profile.states[side]["last"][:, 0] for side in SIDES])
 
 
 def _neighbor_cell(neighbor: Neighbor) -> dict[str, Any]:
