@@ -158,6 +158,7 @@ def score(
     from larf_curate.scoring.reasons import first_reasons
     from larf_curate.scoring.run import score_share, score_source
     from larf_curate.scoring.scorer import LarfScorer
+    from larf_curate.scoring.search import EXACT
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
     source = open_source(names, split=split, config=config, revision=revision, limit=limit)
@@ -196,8 +197,8 @@ def score(
         )
     if reasons:
         echo_table("First rows without a score", ("row", "reason"), reasons)
-    if (search := _search_of(scorer).get("exemplar_search")) and search["recall"] < 1:
-        click.echo(f"larf_neighbors: approximate search, which finds {search['recall']:.1%} of the nearest exemplars")
+    if scorer.exemplars and scorer.exemplars.kind != EXACT:
+        click.echo(f"larf_neighbors: approximate search, which finds {scorer.exemplars.recall:.1%} of the nearest 10")
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
 

@@ -21,7 +21,7 @@ from larf_curate.files import atomic_path, cache_home, write_json
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.records import STRICT, read_record
 from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
-from larf_curate.scoring.search import VectorSearch, build_search, exact_search, is_exact
+from larf_curate.scoring.search import EXACT, VectorSearch, build_search, exact_search, is_exact
 from larf_curate.signals.protocol import unit
 from larf_curate.states import Vectors
 
@@ -212,7 +212,7 @@ class ExemplarIndex:
     @property
     def kind(self) -> str:
         """Kind of search: ``flat``, which is exact, or ``ivf``, which is approximate; see `recall`."""
-        return "flat" if is_exact(len(self.ids)) else self._search.kind
+        return EXACT if is_exact(len(self.ids)) else self._search.kind
 
     @property
     def recall(self) -> float:

@@ -349,7 +349,7 @@ class LarfScorer:
             "columns": self.columns,
         }
         approximate = self.exemplars is not None and not is_exact(len(self.exemplars.ids))
-        return json.dumps(settings | ({"search": APPROXIMATE} if approximate else {}), sort_keys=True)
+        return json.dumps(settings | ({"exemplar_search": APPROXIMATE} if approximate else {}), sort_keys=True)
 
     def arguments(self) -> dict[str, Any]:
         """Return arguments that construct this scorer in a process of another machine, without this one's cache."""

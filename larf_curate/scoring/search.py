@@ -20,6 +20,8 @@ from larf_curate.states import Vectors
 
 logger = logging.getLogger(__name__)
 
+EXACT = "flat"
+"""Kind of an exact search."""
 EXACT_UP_TO = 100_000
 """Largest number of vectors that are always searched exactly: 2·n·d operations per state, at most about a hundredth of
 what a model of that width needs to compute it."""
@@ -52,7 +54,7 @@ class VectorSearch:
     """
 
     index: Any
-    kind: str = "flat"
+    kind: str = EXACT
     recall: float = 1.0
 
 

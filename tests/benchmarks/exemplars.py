@@ -4,9 +4,9 @@
 
 Exemplars are drawn around harmful topics of Zipf-distributed sizes, with a variance that falls along the directions as
 a power law; of the states that are searched for, half are drawn around the same topics and half around harmless ones.
-All are centred by the mean of harmless ones, and searched in a batch of 1,000 by one thread; times are its processor time. IVF is what
-`larf_curate.scoring.search` builds if exact search is ruled out; HNSW has the smallest ``efSearch`` that finds 95 % of
-the nearest 10.
+All are centred by the mean of harmless ones, and searched in a batch of 1,000 by one thread; times are its processor
+time. IVF is what `larf_curate.scoring.search` builds if exact search is ruled out; HNSW has the smallest ``efSearch``
+that finds 95 % of the nearest 10.
 """
 
 import argparse

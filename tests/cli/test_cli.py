@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from datasets import Dataset, load_dataset
@@ -18,6 +19,8 @@ from larf_curate import __version__
 from larf_curate.cli import COMMANDS, main
 from larf_curate.cli.output import echo_table, visible
 from larf_curate.review import ReviewQueue
+from larf_curate.scoring import search
+from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.selection import Selection
 
 ROWS = [{"question": f"Question {i}?", "answer": f"Sure, answer {'here ' * i}."} for i in range(20)]
@@ -207,10 +210,27 @@ def test_json_prints_one_object_and_nothing_else(tmp_path, rows, tiny_llama, sid
     arguments = ("--profile", tmp_path / "p", "-o", tmp_path / "out", "--device", "cpu", "--limit", 12)
     scored = json.loads(run("score", rows, *arguments, "--json").stdout)
     assert (scored["rows"], scored["status"], scored["first_unscorable"]) == (12, {"ok": 12}, [])
+    assert scored["exemplar_search"] == {"kind": "flat", "recall": 1.0}
     chosen = run("select", tmp_path / "out", "--top-ratio", 0.25, "-o", tmp_path / "sel", "--json")
     assert json.loads(chosen.stdout)["counts"] == {"rows": 12, "kept": 9, "flagged": 3, "unscorable": 0}
     assert chosen.stderr == ""
     assert capfd.readouterr().out == ""
+
+
+def test_approximate_search_of_exemplars_is_not_silent(tmp_path, rows, profile, monkeypatch):
+    monkeypatch.setattr(search, "EXACT_UP_TO", 500)
+    monkeypatch.setattr(search, "HELD_OUT", 100)
+    topics = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
+    names = tuple(map(str, range(600)))
+    index = ExemplarIndex(states=np.repeat(topics, 100, axis=0), ids=names, labels=names, layer=1)
+    index.save(tmp_path / "exemplars")
+    arguments = ("score", rows, "--profile", profile, "--exemplars", tmp_path / "exemplars", "--device", "cpu")
+    assert "approximate search, which finds" in run(*arguments, "-o", tmp_path / "out").stdout
+    found = json.loads(run(*arguments, "-o", tmp_path / "again", "--json").stdout)["exemplar_search"]
+    assert found["kind"] == "ivf"
+    assert 0.95 <= found["recall"] <= 1
+    monkeypatch.setattr(search, "EXACT_UP_TO", 600)
+    assert "exemplar_search ivf-1, now null" in error(*arguments, "-o", tmp_path / "out", "--resume"), "would mix kinds of search"
 
 
 def test_shares_of_processes_are_finished_by_a_run_that_resumes(tmp_path, rows, profile):
