@@ -38,6 +38,5 @@ class ScoreShare(PipelineStep):
 
 if __name__ == "__main__":
     dataset, profile, out, tasks = sys.argv[1:]
-    # Shares keep their own record of complete files: a task that is asked for again is cheap, and checks them.
-    executor = LocalPipelineExecutor([ScoreShare(dataset, profile, out)], tasks=int(tasks), logging_dir=f"{out}-logs")
-    executor.run()
+    # Ranks that are complete by the logs are skipped: remove these together with OUT.
+    LocalPipelineExecutor([ScoreShare(dataset, profile, out)], tasks=int(tasks), logging_dir=f"{out}-logs").run()
