@@ -230,7 +230,9 @@ def test_approximate_search_of_exemplars_is_not_silent(tmp_path, rows, profile, 
     assert found["kind"] == "ivf"
     assert 0.95 <= found["recall"] <= 1
     monkeypatch.setattr(search, "EXACT_UP_TO", 600)
-    assert "exemplar_search ivf-1, now null" in error(*arguments, "-o", tmp_path / "out", "--resume"), "would mix kinds of search"
+    assert "exemplar_search ivf-1, now null" in error(*arguments, "-o", tmp_path / "out", "--resume"), (
+        "would mix kinds of search"
+    )
 
 
 def test_shares_of_processes_are_finished_by_a_run_that_resumes(tmp_path, rows, profile):
