@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from larf_curate.data.sources import ROWS_PER_PIECE, open_source
-from larf_curate.files import MAX_JSON_BYTES, read_json, write_json
+from larf_curate.files import MAX_JSON_BYTES, read_json, sha256, write_json
+from larf_curate.manifests import PLAN
 from larf_curate.profile import SafetyProfile
+from larf_curate.scoring.journal import read_journal, record_shard
 from larf_curate.scoring.scorer import LarfScorer
 
 ROWS = (1_000_000, 100_000_000, 10_000_000_000)
@@ -35,12 +37,24 @@ MODELS = {  # parameters of all decoder blocks, width: from the models' configur
     "70B (Llama 3.1)": (68.5e9, 8192),
 }
 SHARDS_TRIED = 100_000
+ROWS_PER_FILE = 20
+
+
+def write_files(data, rows, folder):
+    """The first rows of a file as files of a few rows, which processes share."""
+    lines = Path(data).read_text(encoding="utf-8").splitlines()[:rows]
+    folder.mkdir()
+    for first in range(0, len(lines), ROWS_PER_FILE):
+        part = lines[first : first + ROWS_PER_FILE]
+        (folder / f"{first:05}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
 
 
 def score(arguments, rows, processes, out):
     """Seconds of clock and processors of a run."""
-    command = [sys.executable, "-m", "larf_curate", "score", arguments.data, "--profile", arguments.profile]
-    command += ["--limit", str(rows), "--num-proc", str(processes), "--device", "cpu", "-o", str(out)]
+    data = out.with_name(f"data-{out.name}")
+    write_files(arguments.data, rows, data)
+    command = [sys.executable, "-m", "larf_curate", "score", str(data), "--profile", arguments.profile]
+    command += ["--num-proc", str(processes), "--device", "cpu", "-o", str(out)]
     started, before = time.monotonic(), os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     after = os.times()
@@ -83,6 +97,19 @@ def manifest_of(shards, folder):
     }
 
 
+def journal_of(shards, folder):
+    """Seconds per shard to record it in a journal, and to read the journal, which is done once per process."""
+    folder.mkdir()
+    write_json(folder / PLAN, {})
+    plan = sha256(folder / PLAN)
+    start = time.process_time()
+    for shard in range(shards):
+        record_shard(folder, {"file": f"{shard:07}.parquet", "rows": 2500, "bytes": 1, "sha256": plan}, plan=plan)
+    written = time.process_time()
+    assert len(read_journal(folder)) == shards
+    return {"write_seconds": (written - start) / shards, "read_seconds": (time.process_time() - written) / shards}
+
+
 def measure(arguments):
     profile = SafetyProfile.from_pretrained(arguments.profile)
     rows = open_source(arguments.data, limit=arguments.rows[1]).pieces[0].rows
@@ -96,6 +123,7 @@ def measure(arguments):
         folder = Path(name) / f"1-{arguments.rows[1]}"
         found["bytes_per_row"] = bytes_per_row(next(folder.glob("*.parquet")))
         found["manifest"] = manifest_of(SHARDS_TRIED, folder)
+        found["journal"] = journal_of(SHARDS_TRIED // 20, Path(name) / "journal")
     arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
@@ -120,6 +148,10 @@ def size(count):
             return f"{number(count)} {unit}"
         count /= 1000
     return f"{number(count)} TB"
+
+
+def duration(seconds):
+    return f"{number(seconds)} s" if seconds < 100 else f"{number(seconds / 60)} min"
 
 
 def plan(arguments):
@@ -174,19 +206,20 @@ def print_disk(found, rate):
 
 
 def print_files(found):
-    """Numbers of files, and the sizes that grow with them."""
-    per_shard = found["manifest"]["bytes"]
+    """Numbers of files, and what grows with them."""
+    manifest, journal = found["manifest"], found["journal"]
     cells = []
     for rows in ROWS:
         shards = rows / ROWS_PER_PIECE
-        read = shards / SHARDS_TRIED * found["manifest"]["read_seconds"]
-        cells.append([f"{rows:,}", number(shards), size(shards * per_shard), f"{number(read)} s", size(4 * rows)])
-    table(["rows", "shards, and files of the journal", "manifest", "reading it", "scores in memory"], cells)
-    shards = int(MAX_JSON_BYTES / per_shard)
-    print(
-        f"\nA manifest of {per_shard:.0f} bytes per shard reaches its limit of {MAX_JSON_BYTES:,} bytes at {shards:,}"
-    )
-    print(f"shards, {shards * ROWS_PER_PIECE:,} rows.")
+        reading = shards / SHARDS_TRIED * manifest["read_seconds"], shards * journal["read_seconds"]
+        cells.append(
+            [f"{rows:,}", number(shards), size(shards * manifest["bytes"]), *map(duration, reading), size(4 * rows)]
+        )
+    head = ["rows", "shards", "manifest", "to read it", "to read the journal", "scores in memory"]
+    table(head, cells)
+    shards = int(MAX_JSON_BYTES / manifest["bytes"])
+    print(f"\nA manifest of {manifest['bytes']:.0f} bytes per shard reaches {MAX_JSON_BYTES:,} bytes, its limit, at")
+    print(f"{shards:,} shards, {shards * ROWS_PER_PIECE:,} rows.")
 
 
 def main():
@@ -195,7 +228,7 @@ def main():
     first = parts.add_parser("measure")
     first.add_argument("--profile", required=True)
     first.add_argument("--data", required=True)
-    first.add_argument("--rows", type=int, nargs=2, default=[40, 240])
+    first.add_argument("--rows", type=int, nargs=2, default=[40, 160])
     first.add_argument("-o", "--output", type=Path, required=True)
     first.set_defaults(run=measure)
     second = parts.add_parser("plan")
