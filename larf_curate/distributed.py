@@ -234,7 +234,9 @@ def _put(job: _Job, jobs: deque[_Job], failed: list[_Job]) -> None:
 def _check_start(error: Exception) -> None:
     """Raise an error if an actor did not even start, as any other would not."""
     if getattr(error, "actor_init_failed", False) or "The actor died because of an error raised in its" in str(error):
-        raise ScoringError(f"an actor did not start: {str(error).strip().splitlines()[-1]}") from error
+        reason = str(error).strip().splitlines()[-1]
+        remedy = f"; install larf-curate {__version__} on all machines" if "No module named" in reason else ""
+        raise ScoringError(f"an actor did not start: {reason}{remedy}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -161,6 +161,14 @@ def test_errors_of_the_settings_are_those_of_a_plain_run(data, profile, tmp_path
         score_with_ray(open_source(str(data)), scorer, tmp_path / "out")
 
 
+def test_a_machine_without_the_package_is_named_with_what_to_do():
+    error = RuntimeError(
+        "The actor died because of an error raised in its creation task\nNo module named 'larf_curate'"
+    )
+    with pytest.raises(ScoringError, match=r"No module named 'larf_curate'; install larf-curate .* on all machines"):
+        distributed._check_start(error)
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
 def test_an_address_at_which_nothing_answers_is_one_line_at_once(form):
     with socket.socket() as taken:
