@@ -1,7 +1,7 @@
 """Read and write datasets as Parquet shards; each shard is written atomically."""
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, Json, LargeList, List, Value
 from datasets.exceptions import DatasetsError
+from datasets.fingerprint import get_temporary_cache_files_directory
+from numpy.typing import NDArray
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, remove_temporary_files
@@ -20,6 +23,8 @@ from larf_curate.manifests import ShardRecord, shard_record, visible_shards
 
 ROWS_PER_SHARD = 100_000
 """Maximum number of rows per Parquet shard."""
+BATCH_ROWS = 1000
+"""Rows that are read together of a dataset of any length."""
 STORED = {"bytes": Value("binary"), "path": Value("string")}
 """Type of media as they are stored."""
 GROUP_BYTES = 32 * 2**20
@@ -61,8 +66,17 @@ def _write_shard(rows: Dataset, path: Path) -> None:
     options = {"use_content_defined_chunking": True, "write_page_index": True}
     with pq.ParquetWriter(path, rows.features.arrow_schema, **options) as writer:
         for start in range(0, max(len(rows), 1), group):
-            # Selected rows are one Arrow chunk each, which would take ten times as long to write.
-            writer.write_table(table[start : start + group].combine_chunks())
+            writer.write_table(_group(table, start, min(start + group, len(rows))))
+
+
+def _group(table: Dataset, start: int, stop: int) -> pa.Table:
+    """Rows of a dataset in Arrow format as one chunk, which is ten times as fast to write.
+
+    Selected rows come as a chunk each, which takes more memory than its content: so only a part of them at a time.
+    """
+    starts = range(start, max(stop, start + 1), BATCH_ROWS)
+    parts = [table[first : min(first + BATCH_ROWS, stop)].combine_chunks() for first in starts]
+    return pa.concat_tables(parts).combine_chunks()
 
 
 def _rows_per_group(rows: Dataset) -> int:
@@ -98,6 +112,32 @@ def _dataset(table: pa.Table, features: Features) -> Dataset:
         table = pa.table([pa.nulls(0, column) for column in table.schema.types], schema=table.schema)
     # Without a fingerprint, `datasets` copies and hashes the content; tables in memory need none for a cache.
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid4().hex)
+
+
+def written_aside(tables: Iterable[pa.Table], features: Features) -> Dataset:
+    """A dataset of tables that are written to a temporary file one by one, and mapped from there: not in memory.
+
+    The file is deleted when the process ends. It is in the system's temporary folder, as those of `datasets` are.
+    """
+    path = Path(get_temporary_cache_files_directory()) / f"{uuid4().hex}.arrow"
+    with pa.ipc.new_stream(str(path), features.arrow_schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return Dataset.from_file(str(path))
+
+
+def rows_at(rows: Dataset, indices: NDArray[np.integer[Any]]) -> Dataset:
+    """The rows at these indices, as ``rows.select(indices)``, which would make a Python object of each index."""
+    if not len(indices):
+        return rows.select([])
+    table = pa.table({"indices": pa.array(indices, pa.uint64())})
+    return Dataset(rows.data, info=rows.info, split=rows.split, indices_table=table, fingerprint=uuid4().hex)
+
+
+def read_column(rows: Dataset, name: str) -> Iterator[Any]:
+    """The values of a column, of which at most `BATCH_ROWS` are in memory as Python objects."""
+    for batch in rows.select_columns([name]).with_format(None).iter(BATCH_ROWS):
+        yield from batch[name]
 
 
 def read_parquet(folder: str | Path) -> Dataset:

@@ -4,17 +4,28 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.columns import ROW_ID, SCORE, ids_digest, row_id, scores_digest, source_columns
+from larf_curate.columns import ROW_ID, SCORE, duplicates, ids_digest, row_id, scores_digest, source_columns
 from larf_curate.data.replacement import replaced_results
-from larf_curate.data.tables import part_files, read_parquet, undecoded, write_parts
+from larf_curate.data.tables import (
+    BATCH_ROWS,
+    part_files,
+    read_column,
+    read_parquet,
+    rows_at,
+    undecoded,
+    write_parts,
+    written_aside,
+)
 from larf_curate.errors import InputError
 from larf_curate.manifests import (
     SELECTION,
@@ -31,7 +42,14 @@ from larf_curate.signals.words import in_words, standing
 logger = logging.getLogger(__name__)
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 """Names of the rules, in the order of the arguments of `select`."""
-ADDED = (ROW_ID, "larf_flagged", "larf_reason", "larf_percentile")
+ADDED = Features(
+    {
+        ROW_ID: Value("string"),
+        "larf_flagged": Value("bool"),
+        "larf_reason": Value("string"),
+        "larf_percentile": Value("float32"),
+    }
+)
 """Columns that `select` adds."""
 REVIEWED = ("larf_decision", "larf_original_answer")
 """Columns that a review adds later."""
@@ -65,12 +83,12 @@ class Selection:
     @property
     def reasons(self) -> dict[str, str]:
         """Reason for each flagged row, by row id, worst first."""
-        return dict(zip(_column(self.flagged, ROW_ID), _column(self.flagged, "larf_reason"), strict=True))
+        return dict(zip(*(read_column(self.flagged, name) for name in (ROW_ID, "larf_reason")), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Rule, threshold, and numbers of rows by part and by status, as JSON values."""
-        status = Counter(_column(self.kept, "larf_status") + _column(self.flagged, "larf_status"))
-        unscorable = sum(score is None or not np.isfinite(score) for score in _column(self.flagged, "larf_score"))
+        status = Counter(chain.from_iterable(read_column(part, "larf_status") for part in self))
+        unscorable = sum(score is None or not np.isfinite(score) for score in read_column(self.flagged, "larf_score"))
         counts = {"rows": len(self.kept) + len(self.flagged), "kept": len(self.kept), "flagged": len(self.flagged)}
         return {
             "rule": self.rule,
@@ -85,7 +103,7 @@ class Selection:
         Args:
             shards: The files that the selection was written to.
         """
-        ids = {name: ids_digest(_column(getattr(self, name), ROW_ID)) for name in ("kept", "flagged")}
+        ids = {name: ids_digest(read_column(getattr(self, name), ROW_ID)) for name in ("kept", "flagged")}
         head = {"kind": SELECTION.name, "version": VERSION, **self.summary(), "ids": ids}
         return seal({**head, "shards": list(shards), "scored": dict(self.scored)})
 
@@ -165,19 +183,13 @@ def select(
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
     _check_scored(dataset, scored or {})
-    scores = _scores(dataset)
-    ranked = np.argsort(-scores, kind="stable")[: int(np.isfinite(scores).sum())]
-    chosen = ranked[: _flag_count(rule, scores[ranked], limit)]
-    unscorable = np.flatnonzero(np.isnan(scores))
-    flags = np.zeros(len(scores), bool)
-    flags[chosen] = flags[unscorable] = True
-    lowest = float(scores[chosen[-1]]) if len(chosen) else None
-    labelled = _add_columns(dataset, flags, scores, ranked, lowest, source)
+    ranking = _Ranking.of(_scores(dataset), rule, limit)
+    labelled = _add_columns(dataset, ranking, source)
     return Selection(
-        kept=labelled.select(np.flatnonzero(~flags)),
-        flagged=labelled.select(np.concatenate([chosen, unscorable])),
+        kept=rows_at(labelled, np.flatnonzero(~ranking.flags)),
+        flagged=rows_at(labelled, ranking.worst_first),
         rule=rule,
-        threshold=lowest,
+        threshold=ranking.lowest,
         scored=dict(scored or {}),
     )
 
@@ -204,14 +216,21 @@ def _check_scored(dataset: Dataset, scored: Mapping[str, Any]) -> None:
 
 def _scores(dataset: Dataset) -> NDArray[np.float64]:
     """Scores of all rows, NaN for rows without one."""
-    scores, statuses = _column(dataset, "larf_score"), _column(dataset, "larf_status")
-    numbers = all(score is None or isinstance(score, int | float) for score in scores)
-    if not numbers or not all(isinstance(status, str) for status in statuses):
-        raise InputError(
-            "wanted a number or null in larf_score and a text in larf_status in every row, got others: score it again"
-        )
-    values = np.array([np.nan if score is None else score for score in scores], np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+
+    def numbers() -> Iterator[float]:
+        for score in read_column(dataset, "larf_score"):
+            if not (score is None or isinstance(score, int | float)):
+                raise mistyped
+            yield np.nan if score is None else score
+
+    mistyped = InputError(
+        "wanted a number or null in larf_score and a text in larf_status in every row, got others: score it again"
+    )
+    values = np.fromiter(numbers(), np.float64, len(dataset))
+    if not _are_texts(dataset, "larf_status"):
+        raise mistyped
+    values[~np.isfinite(values)] = np.nan
+    return values
 
 
 def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
@@ -250,83 +269,124 @@ def _false_flag_threshold(rate: float, profile: SafetyProfile | None, scored: Ma
     return float(highest[k - 1])
 
 
-def _flag_count(rule: Mapping[str, float], ranked: NDArray[np.float64], limit: float | None) -> int:
-    """Number of scores, sorted from high to low, that the rule flags; ``limit`` is its threshold if it has one."""
+def _flag_count(rule: Mapping[str, float], scores: NDArray[np.float64], limit: float | None) -> int:
+    """Number of scores that the rule flags, from the highest; ``limit`` is its threshold if it has one."""
     name, value = next(iter(rule.items()))
-    if not len(ranked):
+    if not len(scores):
         return 0
     if name == "top_ratio":
-        return round(value * len(ranked))
+        return round(value * len(scores))
     if name == "top_k":
-        return min(int(value), len(ranked))
-    lowest = float(np.percentile(ranked, value)) if limit is None else limit
-    return int((ranked >= lowest).sum())
+        return min(int(value), len(scores))
+    lowest = float(np.percentile(scores, value)) if limit is None else limit
+    return int((scores >= lowest).sum())
 
 
-def _add_columns(
-    dataset: Dataset,
-    flags: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    ranked: NDArray[np.intp],
-    lowest: float | None,
-    source: str,
-) -> Dataset:
-    """Add row ids, flags, reasons and percentiles; ``ranked`` are the indices of scored rows, highest score first."""
-    percentiles = np.full(len(scores), np.nan)
-    percentiles[ranked] = 100.0 * (len(ranked) - np.arange(len(ranked))) / max(len(ranked), 1)
-    ranks = dict(zip(ranked.tolist(), range(1, len(ranked) + 1), strict=True))
-    signals = _flagged_signals(dataset, flags)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ranking:
+    """Ranks of n rows by score, and how many of them are flagged.
 
-    def reason(index: int, status: str) -> str | None:
-        if not flags[index]:
-            return None
-        if index not in ranks:
-            return f"not scorable: {status}"
-        score = f"score {scores[index]:.4f} is at least {lowest:.4f}"
-        if not (words := in_words(signals.get(index), figures=False)):
-            return f"{score} (percentile {percentiles[index]:.2f})"
-        described = ": ".join(filter(None, (words, standing(signals[index]))))
-        return f"{described}; rank {ranks[index]} of {len(ranks)} ({score})"
+    Args:
+        scores: Shape (n,); NaN for rows without a score.
+        ranks: Shape (n,); 1 for the highest score, equal scores in dataset order, 0 for rows without a score.
+        count: Number of rows with a score that are flagged.
+        lowest: Lowest flagged score; None if no row is flagged by its score.
+    """
 
-    columns = {
-        ROW_ID: pa.array(_row_ids(dataset, source), pa.string()),
-        "larf_flagged": pa.array(flags),
-        "larf_reason": pa.array(
-            [reason(i, status) for i, status in enumerate(_column(dataset, "larf_status"))], pa.string()
-        ),
-        "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
-    }
-    rest = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-    added = Dataset(pa.table(columns))
+    scores: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    count: int
+    lowest: float | None
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float64], rule: Mapping[str, float], limit: float | None) -> "_Ranking":
+        """Rank the scores, and flag some by a rule; ``limit`` is its threshold if it has one."""
+        count = _flag_count(rule, scores[np.isfinite(scores)], limit)
+        order = np.argsort(-scores, kind="stable")  # NaN last
+        ranks = np.empty(len(scores), np.int64)
+        ranks[order] = np.arange(1, len(scores) + 1)
+        ranks[np.isnan(scores)] = 0
+        return cls(scores=scores, ranks=ranks, count=count, lowest=float(scores[order[count - 1]]) if count else None)
+
+    @cached_property
+    def scored(self) -> int:
+        """Number of rows with a score."""
+        return int((self.ranks > 0).sum())
+
+    @property
+    def flags(self) -> NDArray[np.bool_]:
+        """Mask of the flagged rows, shape (n,): those without a score too."""
+        return self.ranks <= self.count
+
+    @property
+    def worst_first(self) -> NDArray[np.intp]:
+        """Indices of the flagged rows, highest score first, those without a score last."""
+        flagged = np.flatnonzero(self.flags)
+        ranks = self.ranks[flagged]
+        return flagged[np.argsort(np.where(ranks > 0, ranks, len(self.ranks) + 1), kind="stable")]
+
+    def percentile(self, rank: Any) -> Any:  # noqa: ANN401  an integer or an array
+        """Share of scores at or below that of a rank, in percent."""
+        return 100.0 * (self.scored - (rank - 1)) / max(self.scored, 1)
+
+    def reason(self, index: int, row: Mapping[str, Any]) -> str:
+        """Why a row is flagged."""
+        if not (rank := self.ranks[index]):
+            return f"not scorable: {row['larf_status']}"
+        score = f"score {self.scores[index]:.4f} is at least {self.lowest:.4f}"
+        signals = row.get("larf_signals")
+        if not (words := in_words(signals, figures=False)):
+            return f"{score} (percentile {self.percentile(rank):.2f})"
+        described = ": ".join(filter(None, (words, standing(signals))))
+        return f"{described}; rank {rank} of {self.scored} ({score})"
+
+
+def _add_columns(dataset: Dataset, ranking: _Ranking, source: str) -> Dataset:
+    """Add row ids, flags, reasons and percentiles."""
+    rest = dataset.remove_columns([name for name in ADDED if name in dataset.column_names])
     if not len(dataset):  # concatenating datasets without rows would lose their columns
-        features = Features({**rest.features, **added.features})
+        features = Features({**rest.features, **ADDED})
         return Dataset.from_dict({name: [] for name in features}, features=features)
+    added = written_aside(_added(dataset, ranking, source), ADDED)
     return concatenate_datasets([rest.with_format(None), added], axis=1)
 
 
-def _flagged_signals(dataset: Dataset, flags: NDArray[np.bool_]) -> dict[int, Mapping[str, Any] | None]:
-    """``larf_signals`` of the flagged rows by index; empty if the dataset has no such column."""
-    if not isinstance(dataset.features.get("larf_signals"), dict):
-        return {}
-    flagged = np.flatnonzero(flags)
-    return dict(zip(flagged.tolist(), _column(dataset.select(flagged), "larf_signals"), strict=True))
+def _added(dataset: Dataset, ranking: _Ranking, source: str) -> Iterator[pa.Table]:
+    """The columns to add, in batches."""
+    signals = ["larf_signals"] if isinstance(dataset.features.get("larf_signals"), dict) else []
+    batches = dataset.select_columns(["larf_status", *signals]).with_format("arrow").iter(BATCH_ROWS)
+    ids, first = _row_ids(dataset, source), 0
+    for batch in batches:
+        part = slice(first, first + len(batch))
+        ranks, flags = ranking.ranks[part], ranking.flags[part]
+        flagged = zip(np.flatnonzero(flags).tolist(), batch.filter(pa.array(flags)).to_pylist(), strict=True)
+        reasons = {index: ranking.reason(first + index, row) for index, row in flagged}
+        percentiles = np.where(ranks > 0, ranking.percentile(ranks), np.nan)
+        columns = {
+            ROW_ID: list(islice(ids, len(batch))),
+            "larf_flagged": flags,
+            "larf_reason": [reasons.get(index) for index in range(len(batch))],
+            "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),
+        }
+        yield pa.table(columns, schema=ADDED.arrow_schema)
+        first += len(batch)
 
 
-def _column(dataset: Dataset, name: str) -> list[Any]:
-    """All values of a column, read at once: iterating over the column takes a hundred times as long."""
-    return list(dataset.with_format(None)[name][:])
-
-
-def _row_ids(dataset: Dataset, source: str) -> list[str]:
+def _row_ids(dataset: Dataset, source: str) -> Iterator[str]:
     """The ids of all rows: those that an earlier selection of them gave, else new ones."""
     if ROW_ID in dataset.column_names:
-        ids = _column(dataset, ROW_ID)
-        if not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids):
+        if not _are_texts(dataset, ROW_ID) or duplicates(read_column(dataset, ROW_ID)):
             raise InputError(
                 f"{ROW_ID} must be a unique string per row, got others: remove this column to create new ids"
             )
-        return ids
+        yield from read_column(dataset, ROW_ID)
+        return
     original = dataset.select_columns(source_columns(dataset.column_names))
-    batches = undecoded(original).iter(1000)
+    batches = undecoded(original).iter(BATCH_ROWS)
     rows = (dict(zip(batch, cells, strict=True)) for batch in batches for cells in zip(*batch.values(), strict=True))
-    return [row_id(source, index, row) for index, row in enumerate(rows)]
+    for index, row in enumerate(rows):
+        yield row_id(source, index, row)
+
+
+def _are_texts(dataset: Dataset, name: str) -> bool:
+    return all(isinstance(value, str) for value in read_column(dataset, name))
