@@ -1,11 +1,11 @@
 """Shared statistics: AUROC, average precision, rank correlation, bootstrap intervals and McNemar's test."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from larf_curate.errors import InputError
@@ -18,6 +18,8 @@ RESAMPLES = 10_000
 BLOCK_RESAMPLES = 2000
 """Bootstrap samples of intervals over all blocks: fewer, since they are computed as one matrix product in memory."""
 COVERAGE = 0.95
+PART = 100_000
+"""Values of a correlation that are copied together."""
 
 
 def bootstrap_interval(
@@ -106,12 +108,48 @@ def average_precision(high: Values, low: Values) -> float:
 def rank_correlation(a: Values | Sequence[float], b: Values | Sequence[float]) -> float | None:
     """Spearman's rank correlation, with average ranks for ties, in [-1, 1].
 
+    Of many values only sorted copies are in memory, and ranks of a part of them at a time.
+
     Returns:
-        None where it is undefined: fewer than two values, or all values of one argument equal.
+        None where it is undefined: fewer than two values, or all values of one argument equal; NaN if one is NaN.
     """
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    values = np.asarray(b), np.asarray(a)  # in this order the last digit is that of scipy
+    if len(a) < 2 or 0 in (spans := [np.ptp(each) for each in values]):
         return None
-    return float(spearmanr(a, b).statistic)
+    if np.isnan(spans).any():
+        return float("nan")
+    ordered, middle = [np.sort(each) for each in values], (len(a) + 1) / 2
+    return _correlation(
+        [_average_ranks(each[part], among) - middle for each, among in zip(values, ordered, strict=True)]
+        for part in _parts(len(a))
+    )
+
+
+def correlation(a: Values, b: Values) -> float:
+    """Pearson's correlation, in [-1, 1], with only a part of the values copied at a time."""
+    means = a.mean(), b.mean()
+    return _correlation([a[part] - means[0], b[part] - means[1]] for part in _parts(len(a)))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + PART) for start in range(0, count, PART))
+
+
+def _average_ranks(values: Values, ordered: Values) -> Floats:
+    """Ranks of values among sorted ones, from 1; equal values have the mean of their ranks."""
+    before, through = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return (before + through + 1) / 2
+
+
+def _correlation(parts: Iterable[Sequence[Values]]) -> float:
+    """Pearson's correlation of two variables whose mean is 0, given in parts; as `numpy.corrcoef`."""
+    products, count = np.zeros((2, 2)), 0
+    for part in map(np.stack, parts):
+        products += part @ part.T
+        count += part.shape[1]
+    covariance = products * (1 / (count - 1))
+    deviations = np.sqrt(np.diag(covariance))
+    return float(np.clip(covariance[0, 1] / deviations[0] / deviations[1], -1, 1))
 
 
 def top_overlap(a: Values | Sequence[float], b: Values | Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """Comparison of a guard model with the score: rows flagged by the guard alone, by the score alone, and by both."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from larf_curate.columns import GUARD
+from larf_curate.data.tables import read_column
 
 UNSAFE = 0.5
 """Probability from which a guard model flags a row."""
@@ -62,14 +64,13 @@ def compare_guard(rows: Dataset) -> GuardComparison | None:
     """
     if GUARD not in rows.column_names:
         return None
-    plain = rows.with_format(None)
-    unsafe = _numbers([(cell or {}).get("answer") for cell in plain[GUARD][:]])
-    scores = _numbers(plain["larf_score"][:])
+    unsafe = _numbers((cell or {}).get("answer") for cell in read_column(rows, GUARD))
+    scores = _numbers(read_column(rows, "larf_score"))
     compared = np.isfinite(unsafe) & np.isfinite(scores)
     guard = unsafe[compared] >= UNSAFE
     by_selection = "larf_flagged" in rows.column_names
     if by_selection:
-        score = np.array(plain["larf_flagged"][:], np.bool_)[compared]
+        score = np.fromiter(read_column(rows, "larf_flagged"), np.bool_)[compared]
     else:
         score = np.zeros(len(guard), np.bool_)
         score[np.argsort(-scores[compared], kind="stable")[: guard.sum()]] = True
@@ -83,5 +84,5 @@ def compare_guard(rows: Dataset) -> GuardComparison | None:
     )
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+def _numbers(values: Iterable[Any]) -> NDArray[np.float64]:
+    return np.fromiter((np.nan if value is None else value for value in values), np.float64)

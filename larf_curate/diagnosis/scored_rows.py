@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from larf_curate.conversation.schemas import Row
+from larf_curate.data.tables import read_column
 from larf_curate.diagnosis.guard import GuardComparison, compare_guard
 from larf_curate.errors import ConversationError, InputError, ProfileMismatchError
 from larf_curate.manifests import check_profile
@@ -114,8 +115,8 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     # A column of nulls only has the type null.
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise InputError("the column larf_score is not numeric: score the rows again")
-    all_scores = np.array(data.with_format(None)["larf_score"][:], np.float64)
-    statuses = Counter(data.with_format(None)["larf_status"][:])
+    unscorable = sum(score is None or not np.isfinite(score) for score in read_column(data, "larf_score"))
+    statuses = Counter(read_column(data, "larf_status"))
     rows = _complete(_sample(data), profile)
     lengths = np.array([_length(row, columns) for row in rows], np.float64)
     known = np.isfinite(lengths)
@@ -123,7 +124,7 @@ def read_scored(profile: SafetyProfile, scored: Scored | Dataset) -> ScoredRows:
     scores = np.array([row["larf_score"] for row in rows], np.float64)
     return ScoredRows(
         rows=len(data),
-        unscorable=float((~np.isfinite(all_scores)).mean()) if len(data) else 0.0,
+        unscorable=unscorable / max(len(data), 1),
         truncated=statuses["truncated"] / max(len(data), 1),
         length=rank_correlation(scores[known], lengths[known]),
         signal_lengths={

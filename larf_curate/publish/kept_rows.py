@@ -1,15 +1,16 @@
 """The kept rows of a decisions or selection folder, checked for consistency, with the counts that their card states."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larf_curate.columns import ROW_ID, SCORE, ids_digest, scores_digest
+from larf_curate.columns import ROW_ID, SCORE, duplicates, ids_digest, scores_digest
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import (
@@ -111,47 +112,54 @@ def _read_kept_rows(folder: Path) -> KeptRows:
 
 
 def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
-    kept, removed, withheld = (_row_ids(folder / name) for name in ("kept", "removed", "withheld"))
+    removed, withheld = (set(_row_ids(folder / name)) for name in ("removed", "withheld"))
     decisions = pq.read_table(_existing(folder / "decisions.parquet"), columns=list(DECISION_COLUMNS)).to_pylist()
     decided = [row for row in decisions if row["status"] == "decided"]
     approved = {row[ROW_ID] for row in decided if row["decision"] in KEEP_DECISIONS}
     not_approved = (row[ROW_ID] for row in decisions if row[ROW_ID] not in approved)
     selection = manifest["selection"]
     selected = _selection_counts(selection)
-    _check_kept(folder, kept, excluded={*removed, *withheld, *not_approved})
-    _check_parts(folder, [*kept, *removed, *withheld], selected.get("rows"))
+    _check_kept(folder, excluded={*removed, *withheld, *not_approved})
+    rows = _check_parts(folder, ("kept", "removed", "withheld"), selected.get("rows"))
     flagged = {row[ROW_ID] for row in decisions}
-    _check_selection(folder, selection, {"kept": {*kept} - flagged, "flagged": flagged}, DECISIONS)
+    unflagged = (name for name in _row_ids(folder / "kept") if name not in flagged)
+    _check_selection(folder, selection, {"kept": unflagged, "flagged": flagged}, DECISIONS)
     _check_scores(folder, selection, ("kept", "removed", "withheld"), DECISIONS)
-    removed_ids = set(removed)
+    edited = {row[ROW_ID] for row in decided if row["decision"] == "edit"}
     return KeptRows(
         is_reviewed=True,
         manifest=manifest,
         shards=_shards(folder / "kept"),
         counts={
-            **_common_counts(selected, len(kept) + len(removed) + len(withheld), len(decisions)),
+            **_common_counts(selected, rows, len(decisions)),
             "reviewed": len(decided),
             "removed": len(removed),
-            "edited": len({row[ROW_ID] for row in decided if row["decision"] == "edit"}.intersection(kept)),
+            "edited": len(edited.intersection(_row_ids(folder / "kept"))),
             "withheld": len(withheld),
-            "published": len(kept),
+            "published": rows - len(removed) - len(withheld),
         },
         reviewers=len({name for row in decisions for name in row["annotators"] or ()}),
-        categories=dict(Counter(str(row["category"] or "none given") for row in decided if row[ROW_ID] in removed_ids)),
+        categories=dict(Counter(str(row["category"] or "none given") for row in decided if row[ROW_ID] in removed)),
         digests=_digests(folder),
     )
 
 
 def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
-    kept, flagged = _row_ids(folder / "kept"), _row_ids(folder / "flagged")
+    flagged = set(_row_ids(folder / "flagged"))
     selected = _selection_counts(manifest)
-    _check_kept(folder, kept, excluded=set(flagged))
-    _check_parts(folder, [*kept, *flagged], selected.get("rows"))
-    _check_selection(folder, manifest, {"kept": kept, "flagged": flagged}, SELECTION)
+    _check_kept(folder, excluded=flagged)
+    rows = _check_parts(folder, ("kept", "flagged"), selected.get("rows"))
+    _check_selection(folder, manifest, {"kept": _row_ids(folder / "kept"), "flagged": flagged}, SELECTION)
     _check_scores(folder, manifest, ("kept", "flagged"), SELECTION)
     # Nobody reviewed: every flagged row is withheld, and only rows that were not flagged are published.
-    unreviewed = {"reviewed": 0, "removed": 0, "edited": 0, "withheld": len(flagged), "published": len(kept)}
-    counts = {**_common_counts(selected, len(kept) + len(flagged), len(flagged)), **unreviewed}
+    counts = {
+        **_common_counts(selected, rows, len(flagged)),
+        "reviewed": 0,
+        "removed": 0,
+        "edited": 0,
+        "withheld": len(flagged),
+        "published": rows - len(flagged),
+    }
     shards = _shards(folder / "kept")
     return KeptRows(is_reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
 
@@ -180,38 +188,40 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     return tuple(visible_shards(folder))
 
 
-def _row_ids(folder: Path) -> list[str]:
-    """Read the row ids of a folder of shards; empty if it has no shards."""
-    ids: list[str] = []
+def _row_ids(folder: Path) -> Iterator[str]:
+    """Read the row ids of a folder of shards, in batches; none if it has no shards."""
     for path in _shards(folder):
-        if ROW_ID not in pq.read_schema(path).names:
-            raise InputError(f"{path} has no column {ROW_ID}: write the folder again with `larf-curate select`")
-        ids.extend(pq.read_table(path, columns=[ROW_ID])[ROW_ID].to_pylist())
-    return ids
+        with pq.ParquetFile(path) as shard:
+            if ROW_ID not in shard.schema_arrow.names:
+                raise InputError(f"{path} has no column {ROW_ID}: write the folder again with `larf-curate select`")
+            for batch in shard.iter_batches(columns=[ROW_ID]):
+                yield from batch[ROW_ID].to_pylist()
 
 
-def _check_kept(folder: Path, kept: list[str], *, excluded: set[str]) -> None:
+def _check_kept(folder: Path, *, excluded: set[str]) -> None:
     """Check that no kept row was removed, withheld or left undecided."""
-    if wrongly_kept := excluded.intersection(kept):
+    if wrongly_kept := excluded.intersection(_row_ids(folder / "kept")):
         raise InputError(
             f"{folder}/kept contains {len(wrongly_kept)} rows nobody decided to keep: run `larf-curate review pull` "
             "again"
         )
 
 
-def _check_parts(folder: Path, ids: list[str], expected: int | None) -> None:
-    """Check that the row ids of all parts together are unique and as many as expected."""
+def _check_parts(folder: Path, parts: Sequence[str], expected: int | None) -> int:
+    """Check that the row ids of all parts together are unique and as many as expected; returns their number."""
     # With the count alone, a duplicate could hide a missing row.
-    if duplicated := len(ids) - len(set(ids)):
+    if duplicated := duplicates(chain.from_iterable(_row_ids(folder / part) for part in parts)):
         raise InputError(f"{folder} contains {duplicated} duplicated rows: write the folder again")
-    if expected is not None and len(ids) != expected:
+    rows = sum(pq.read_metadata(path).num_rows for part in parts for path in _shards(folder / part))
+    if expected is not None and rows != expected:
         raise InputError(
-            f"{folder} holds {len(ids)} of the {expected} rows that were selected from: write the folder again"
+            f"{folder} holds {rows} of the {expected} rows that were selected from: write the folder again"
         )
+    return rows
 
 
 def _check_selection(
-    folder: Path, selection: SelectionManifest, ids: Mapping[str, Collection[str]], kind: Kind[Any]
+    folder: Path, selection: SelectionManifest, ids: Mapping[str, Iterable[str]], kind: Kind[Any]
 ) -> None:
     """Check that a selection is that of the rows: that it kept and flagged those with these ids."""
     for part, found in ids.items():

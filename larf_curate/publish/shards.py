@@ -93,7 +93,7 @@ def _parts(shard: pq.ParquetFile, columns: list[str], media: bool) -> Iterator[p
             yield pa.Table.from_batches([batch]).select(columns)
         return
     for group in range(shard.num_row_groups):
-        yield shard.read_row_group(group).select(columns)
+        yield shard.read_row_group(group, columns=columns).select(columns)
 
 
 def _totals(paths: tuple[Path, ...]) -> tuple[int, int]:

@@ -117,8 +117,8 @@ def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
         "layer_labels": labels,
         "score_range": _bar_range(statistics.scores),
         "layer_range": _bar_range(statistics.layer_scores),
-        "examples": list(read_examples(report_rows.rows, ranking[:examples], report_rows.columns)),
-        "unscored": list(read_examples(report_rows.rows, unscored[:examples], report_rows.columns)),
+        "examples": list(read_examples(report_rows.rows, ranking[:examples].tolist(), report_rows.columns)),
+        "unscored": list(read_examples(report_rows.rows, unscored[:examples].tolist(), report_rows.columns)),
         "unscored_total": len(unscored),
         "version": __version__,
     }

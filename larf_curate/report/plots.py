@@ -19,6 +19,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.transforms import nonsingular
+from numpy.typing import NDArray
 
 from larf_curate.report.statistics import Floats, Statistics
 
@@ -53,6 +55,7 @@ _STYLE: dict[Any, Any] = {
 }
 _BINS = 40
 _MAX_POINTS = 2000  # beyond that a density plot: each point is an SVG element, so the page would grow with the dataset
+_PART = 100_000  # rows whose hexagons are counted together
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -74,12 +77,12 @@ def _drawing(name: str, xlabel: str, ylabel: str) -> Iterator[tuple[Axes, list[M
 
 def score_histogram(statistics: Statistics, threshold: float | None) -> Markup:
     """Draw a histogram of the scores, flagged rows stacked on top of the others."""
-    scores = statistics.scores
-    flagged = scores[statistics.flagged_scored]
-    others = scores[statistics.scored & ~statistics.flagged_scored]
-    edges = np.histogram_bin_edges(scores[statistics.scored], bins=_BINS)
+    scores, scored, flagged = statistics.scores, statistics.scored, statistics.flagged_scored
+    edges = np.histogram_bin_edges([], bins=_BINS, range=_limits(scores, scored))
+    counts = [np.histogram(scores[rows], bins=edges)[0] for rows in (scored & ~flagged, flagged)]
     with _drawing("histogram", "score", "rows") as (axes, svg):
-        axes.hist([others, flagged], bins=list(edges), stacked=True, color=[_SCORE, _FLAGGED], rwidth=0.88)
+        # Counts, since matplotlib copies the values of all rows several times.
+        axes.hist([edges[:-1]] * 2, list(edges), weights=counts, stacked=True, color=[_SCORE, _FLAGGED], rwidth=0.88)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         if threshold is not None:
             axes.axvline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
@@ -107,7 +110,7 @@ def score_against_length(statistics: Statistics, threshold: float | None) -> Mar
             for which, color, alpha in ((known & ~flagged, _SCORE, 0.45), (flagged, _FLAGGED, 0.85)):
                 axes.scatter(lengths[which], statistics.scores[which], s=9, color=color, alpha=alpha, linewidths=0)
         else:
-            _density(axes, lengths[known], statistics.scores[known])
+            _density(axes, lengths, statistics.scores, known)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -126,7 +129,8 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
     with _drawing("layers", "block of the model", "score at the block") as (axes, svg):
         for index, (rows, color) in enumerate(groups):
             x = np.arange(len(labels)) + (index - (len(groups) - 1) / 2) * (0.18 if len(labels) <= 8 else 0.4)
-            low, first, median, third, high = np.nanpercentile(statistics.layer_scores[rows], _PERCENTILES, axis=0)
+            layers = statistics.layer_scores.T
+            low, first, median, third, high = np.transpose([np.nanpercentile(s[rows], _PERCENTILES) for s in layers])
             axes.vlines(x, low, high, color=color, linewidth=1)
             axes.vlines(x, first, third, color=color, linewidth=thickness)
             axes.plot(x, median, "_", markersize=1.8 * thickness, color=color, markeredgewidth=1.6)
@@ -136,14 +140,30 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
     return svg[0]
 
 
-def _density(axes: Axes, lengths: Floats, scores: Floats) -> None:
+def _density(axes: Axes, lengths: Floats, scores: Floats, known: NDArray[np.bool_]) -> None:
     """Draw hexagons whose opacity grows with the logarithm of their number of rows."""
-    hexagons: PolyCollection = axes.hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1, linewidths=0)
-    counts = np.asarray(hexagons.get_array())
+    (shortest, longest), (lowest, highest) = np.log10(_limits(lengths, known)), _limits(scores, known)
+    extent = (*nonsingular(shortest, longest, 0.1), *nonsingular(lowest, highest, 0.1))
+    # Counted in parts, since matplotlib needs 20 times the memory of the values; it leaves out rows with NaN.
+    parts: list[PolyCollection] = [
+        axes.hexbin(lengths[rows], scores[rows], gridsize=36, xscale="log", extent=extent, linewidths=0)
+        for rows in (slice(start, start + _PART) for start in range(0, len(scores), _PART))
+    ]
+    counts = np.sum([np.asarray(part.get_array()) for part in parts], axis=0)
+    for part in parts[1:]:
+        part.remove()
+    hexagons = parts[0]
     hexagons.set_array(None)  # otherwise a colour map would override the colours set below
+    hexagons.set_offsets(np.asarray(hexagons.get_offsets())[counts > 0])
+    counts = counts[counts > 0]
     # Logarithmic: most rows are in a few hexagons, and the others would be invisible.
     alphas = 0.15 + 0.85 * np.log1p(counts) / np.log1p(counts.max())
     hexagons.set_facecolor([(*to_rgba(_SCORE)[:3], alpha) for alpha in alphas])
+
+
+def _limits(values: Floats, which: NDArray[np.bool_]) -> tuple[float, float]:
+    """Lowest and highest of some values."""
+    return float(values.min(where=which, initial=np.inf)), float(values.max(where=which, initial=-np.inf))
 
 
 def _for_page(svg: bytes, name: str) -> Markup:

@@ -1,7 +1,7 @@
 """Statistics of a report, computed from the scored rows in one pass."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.errors import ConversationError, InputError
-from larf_curate.stats import rank_correlation
+from larf_curate.stats import correlation, rank_correlation
 
 Floats = NDArray[np.float64]
 
@@ -69,21 +69,21 @@ class Statistics:
         """Standard deviation of the scores."""
         return float(self.scores[self.scored].std())
 
-    def ranking(self) -> list[int]:
+    def ranking(self) -> NDArray[np.intp]:
         """Indices of the rows with a score, highest score first, ties in row order."""
         order = np.argsort(np.where(self.scored, -self.scores, np.inf), kind="stable")
-        return [int(index) for index in order[: self.scored.sum()]]
+        return order[: self.scored.sum()]
 
-    def unscored(self) -> list[int]:
+    def unscored(self) -> NDArray[np.intp]:
         """Indices of the rows without a score."""
-        return [int(index) for index in np.flatnonzero(~self.scored)]
+        return np.flatnonzero(~self.scored)
 
     def length_correlation(self) -> tuple[float, float]:
         """Pearson's r and Spearman's rho of score and length, in [-1, 1]; NaN if score or length is constant."""
         known = self.scored & np.isfinite(self.lengths)
         scores, lengths = self.scores[known], self.lengths[known]
         ranked = rank_correlation(scores, lengths)  # None if undefined, and then so is Pearson's r
-        return (np.nan, np.nan) if ranked is None else (float(np.corrcoef(scores, lengths)[0, 1]), ranked)
+        return (np.nan, np.nan) if ranked is None else (correlation(scores, lengths), ranked)
 
 
 def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> Statistics:
@@ -101,20 +101,21 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
     """
     # The arrow format returns cells as they are stored: features such as images would be decoded for nothing.
     table = rows.remove_columns([name for name in _UNUSED_COLUMNS if name in rows.column_names]).with_format("arrow")
-    scores, lengths, layers, flagged = [], [], [], []
+    scores, lengths = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    flagged, layers = np.zeros(len(rows), np.bool_), _LayerScores(len(rows))
     statuses: Counter[str] = Counter()
-    for batch in table.iter(batch_size=_BATCH):
-        for row in batch.to_pylist():
-            scores.append(row["larf_score"])
-            layers.append(np.array(row.get("larf_layer_scores") or (), dtype=np.float32))
-            flagged.append(bool(row.get("larf_flagged")))
-            statuses[str(row["larf_status"])] += 1
-            lengths.append(_length(row, columns))
+    cells = (row for batch in table.iter(batch_size=_BATCH) for row in batch.to_pylist())
+    for index, row in enumerate(cells):
+        scores[index] = row["larf_score"]
+        layers.add(index, row.get("larf_layer_scores") or ())
+        flagged[index] = bool(row.get("larf_flagged"))
+        statuses[str(row["larf_status"])] += 1
+        lengths[index] = _length(row, columns)
     return Statistics(
-        scores=np.array(scores, dtype=np.float64),
-        lengths=np.array(lengths, dtype=np.float64),
-        layer_scores=_stack_layer_scores(layers),
-        flagged=np.array(flagged, dtype=np.bool_) if "larf_flagged" in rows.column_names else None,
+        scores=scores,
+        lengths=lengths,
+        layer_scores=layers.values,
+        flagged=flagged if "larf_flagged" in rows.column_names else None,
         # Equal counts in alphabetical order: the page must not depend on the order of the rows.
         statuses=dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))),
     )
@@ -128,13 +129,19 @@ def _length(row: Row, columns: Mapping[str, str] | None) -> float:
         return np.nan
 
 
-def _stack_layer_scores(layers: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Stack the rows' layer scores; a row without any becomes a row of NaN."""
-    widths = {len(values) for values in layers if len(values)}
-    if len(widths) > 1:
-        raise InputError(f"larf_layer_scores has rows of {sorted(widths)} layers: score all rows with the same profile")
-    absent = np.full(max(widths, default=0), np.nan, dtype=np.float32)
-    # The reshape matters without rows: numpy would return shape (0,).
-    return np.array([values if len(values) else absent for values in layers], dtype=np.float32).reshape(
-        len(layers), len(absent)
-    )
+class _LayerScores:
+    """Layer scores of rows, shape (rows, layers); NaN for rows without any."""
+
+    def __init__(self, rows: int) -> None:
+        self.values = np.full((rows, 0), np.nan, np.float32)
+
+    def add(self, index: int, scores: Sequence[float]) -> None:
+        """Set the scores of a row; the first row with any tells the number of layers."""
+        if not len(scores):
+            return
+        if not self.values.shape[1]:
+            self.values = np.full((len(self.values), len(scores)), np.nan, np.float32)
+        if len(scores) != self.values.shape[1]:
+            layers = sorted({len(scores), self.values.shape[1]})
+            raise InputError(f"larf_layer_scores has rows of {layers} layers: score all rows with the same profile")
+        self.values[index] = scores
