@@ -212,7 +212,7 @@ def _check_parts(folder: Path, parts: Sequence[str], expected: int | None) -> in
     # With the count alone, a duplicate could hide a missing row.
     if duplicated := duplicates(chain.from_iterable(_row_ids(folder / part) for part in parts)):
         raise InputError(f"{folder} contains {duplicated} duplicated rows: write the folder again")
-    rows = sum(pq.read_metadata(path).num_rows for part in parts for path in _shards(folder / part))
+    rows: int = sum(pq.read_metadata(path).num_rows for part in parts for path in _shards(folder / part))
     if expected is not None and rows != expected:
         raise InputError(
             f"{folder} holds {rows} of the {expected} rows that were selected from: write the folder again"

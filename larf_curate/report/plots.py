@@ -19,7 +19,6 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
-from matplotlib.transforms import nonsingular
 from numpy.typing import NDArray
 
 from larf_curate.report.statistics import Floats, Statistics
@@ -142,17 +141,21 @@ def layer_distributions(statistics: Statistics, labels: Sequence[str]) -> Markup
 
 def _density(axes: Axes, lengths: Floats, scores: Floats, known: NDArray[np.bool_]) -> None:
     """Draw hexagons whose opacity grows with the logarithm of their number of rows."""
-    (shortest, longest), (lowest, highest) = np.log10(_limits(lengths, known)), _limits(scores, known)
-    extent = (*nonsingular(shortest, longest, 0.1), *nonsingular(lowest, highest, 0.1))
-    # Counted in parts, since matplotlib needs 20 times the memory of the values; it leaves out rows with NaN.
-    parts: list[PolyCollection] = [
-        axes.hexbin(lengths[rows], scores[rows], gridsize=36, xscale="log", extent=extent, linewidths=0)
-        for rows in (slice(start, start + _PART) for start in range(0, len(scores), _PART))
-    ]
-    counts = np.sum([np.asarray(part.get_array()) for part in parts], axis=0)
-    for part in parts[1:]:
+    corners = np.array([_limits(lengths, known), _limits(scores, known)])
+
+    def drawn(rows: slice) -> PolyCollection:
+        # With the corners, all parts have the same hexagons; rows with NaN are left out.
+        x, y = np.concatenate([corners, [lengths[rows], scores[rows]]], axis=1)
+        return axes.hexbin(x, y, gridsize=36, xscale="log", linewidths=0)
+
+    hexagons = drawn(slice(0))
+    only_corners = np.asarray(hexagons.get_array())
+    counts = np.zeros_like(only_corners)
+    # Counted in parts, since matplotlib needs 20 times the memory of the values.
+    for start in range(0, len(scores), _PART):
+        part = drawn(slice(start, start + _PART))
+        counts += np.asarray(part.get_array()) - only_corners
         part.remove()
-    hexagons = parts[0]
     hexagons.set_array(None)  # otherwise a colour map would override the colours set below
     hexagons.set_offsets(np.asarray(hexagons.get_offsets())[counts > 0])
     counts = counts[counts > 0]

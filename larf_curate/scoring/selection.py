@@ -357,8 +357,8 @@ def _added(dataset: Dataset, ranking: _Ranking, source: str) -> Iterator[pa.Tabl
     batches = dataset.select_columns(["larf_status", *signals]).with_format("arrow").iter(BATCH_ROWS)
     ids, first = _row_ids(dataset, source), 0
     for batch in batches:
-        part = slice(first, first + len(batch))
-        ranks, flags = ranking.ranks[part], ranking.flags[part]
+        ranks = ranking.ranks[first : first + len(batch)]
+        flags = ranks <= ranking.count
         flagged = zip(np.flatnonzero(flags).tolist(), batch.filter(pa.array(flags)).to_pylist(), strict=True)
         reasons = {index: ranking.reason(first + index, row) for index, row in flagged}
         percentiles = np.where(ranks > 0, ranking.percentile(ranks), np.nan)

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.select_memory --rows 100000 500000 2000000 --width 64 -o FOLDER --plot memory.png
 
 The scored folders have random states and scores, in shards of the size that ``score`` writes. ``select`` flags 5 %,
-which ``publish`` leaves out; ``push`` sends 5,000 flagged rows to a server that is not there, so that all is measured up
-to the requests. Memory is that of the process: private pages, without those of mapped files, which the system takes
-back when needed. That of the interpreter and its libraries is in it.
+which ``publish`` leaves out; ``review push`` makes the requests for 5,000 flagged rows, which no server gets. Memory is
+that of the process with its libraries: private pages, without those of mapped files, which the system takes back when
+needed.
 
 Prints one line of JSON per command, and the table.
 """
