@@ -5,7 +5,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from larf_curate.columns import content_digest, ids_digest, row_id, scores_digest, stateless, states_of
+from larf_curate.columns import (
+    content_digest,
+    duplicates,
+    ids_digest,
+    row_id,
+    scores_digest,
+    stateless,
+    states_of,
+)
 
 
 def test_an_id_is_the_digest_of_place_and_content():
@@ -31,6 +39,31 @@ def test_states_are_read_as_they_are_stored():
 def test_the_digest_of_ids_does_not_depend_on_their_order():
     assert ids_digest(["b", "a"]) == ids_digest(iter("ab")) == hashlib.sha256(b"a\nb\n").hexdigest()
     assert len({ids_digest(names) for names in ([], ["a"], ["a", "a"], ["ab"], ["b"], ["\ud800"])}) == 6
+
+
+def test_the_digest_of_made_and_other_ids_is_that_of_their_sorted_lines():
+    made = [row_id("s", index, {}) for index in range(300)]
+    others = [
+        "",
+        "0",
+        "f" * 31,
+        "A" * 32,
+        "0" * 33,
+        made[0].upper(),
+        made[1][:-1] + "g",
+        "é" * 32,
+        "0" * 32,
+        "0" * 30 + "\n0",
+    ]
+    names = [*made, *others, made[7]]
+    want = hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
+    assert ids_digest(names[::-1]) == want
+
+
+def test_duplicates_are_counted_as_those_that_a_set_leaves_out():
+    names = [f"{index % 700:x}" for index in range(1000)] + ["a\0", "a", "\ud800", ""]
+    assert duplicates(iter(names)) == len(names) - len(set(names)) > 300
+    assert duplicates([]) == duplicates(["a"]) == 0
 
 
 def test_the_digest_of_scores_is_that_of_the_number_of_rows_and_of_the_finite_scores_in_any_order():

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import binom, rankdata
+from scipy.stats import binom, rankdata, spearmanr
 
 from larf_curate.errors import InputError
 from larf_curate.stats import (
@@ -11,6 +11,7 @@ from larf_curate.stats import (
     auroc,
     average_precision,
     bootstrap_interval,
+    correlation,
     difference_interval,
     mcnemar,
     mean_interval,
@@ -76,12 +77,22 @@ def test_effects_that_never_vary_have_an_interval_of_no_width():
 
 
 def test_spearman_equals_scipys_with_ties():
-    stats = pytest.importorskip("scipy.stats")
     first, second = [1.0, 2, 2, 3, 5, 5], [2.0, 1, 4, 4, 4, 9]
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic)
     assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
     assert rank_correlation([1.0], [1.0]) is None
     assert rank_correlation([1.0, 2.0], [5.0, 4.0]) == pytest.approx(-1)
+
+
+def test_correlations_in_parts_are_those_of_scipy_and_numpy(monkeypatch):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=1003).round(1)
+    b = a + rng.integers(0, 5, 1003)
+    whole = rank_correlation(a, b), correlation(a, b)
+    assert whole == (spearmanr(a, b).statistic, np.corrcoef(a, b)[0, 1])
+    monkeypatch.setattr("larf_curate.stats.PART", 10)
+    assert_allclose((rank_correlation(a, b), correlation(a, b)), whole, rtol=1e-12)
+    assert np.isnan(rank_correlation([1.0, np.nan, 3.0], [1.0, 2.0, 3.0]))
 
 
 def test_the_figures_equal_their_definitions():

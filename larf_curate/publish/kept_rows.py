@@ -26,6 +26,8 @@ from larf_curate.manifests import (
 
 KEEP_DECISIONS = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
+BATCH_ROWS = 1000
+"""Row ids that are read together."""
 RECORD_FILES = (DECISIONS.file, "decisions.parquet", SELECTION.file)
 
 
@@ -194,7 +196,7 @@ def _row_ids(folder: Path) -> Iterator[str]:
         with pq.ParquetFile(path) as shard:
             if ROW_ID not in shard.schema_arrow.names:
                 raise InputError(f"{path} has no column {ROW_ID}: write the folder again with `larf-curate select`")
-            for batch in shard.iter_batches(columns=[ROW_ID]):
+            for batch in shard.iter_batches(BATCH_ROWS, columns=[ROW_ID]):
                 yield from batch[ROW_ID].to_pylist()
 
 

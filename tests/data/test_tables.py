@@ -1,11 +1,21 @@
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Audio, Dataset, DatasetInfo, Features, Image, Json, List, Value
 
 from larf_curate.data import tables
-from larf_curate.data.tables import is_media, read_parquet, text_rows, undecoded, write_parquet
+from larf_curate.data.tables import (
+    is_media,
+    read_column,
+    read_parquet,
+    rows_at,
+    text_rows,
+    undecoded,
+    write_parquet,
+    written_aside,
+)
 from larf_curate.errors import InputError
 
 
@@ -49,6 +59,34 @@ def test_rows_are_written_in_groups_of_a_size_in_bytes_whatever_was_selected(tmp
     assert max(sizes) <= 40
     assert sum(sizes) == 152
     assert Dataset.from_parquet(str(path), cache_dir=str(tmp_path))[:] == chosen[:]
+
+
+def test_tables_that_are_written_aside_are_mapped_and_not_in_memory():
+    features = Features({"n": Value("int32"), "t": List(Value("string"))})
+    tables_given = [pa.table({"n": [i, i + 1], "t": [[str(i)], None]}, schema=features.arrow_schema) for i in (0, 5)]
+    before = pa.total_allocated_bytes()
+    rows = written_aside(iter(tables_given), features)
+    assert pa.total_allocated_bytes() == before
+    assert rows[:] == {"n": [0, 1, 5, 6], "t": [["0"], None, ["5"], None]}
+    assert rows.features == features
+    assert len(rows.cache_files) == 1
+
+
+@pytest.mark.parametrize("indices", [[], [3], [2, 3, 4], [9, 0, 0, 5]])
+def test_rows_at_indices_are_those_that_select_gives(indices):
+    rows = Dataset.from_dict({"n": range(10)}, info=DatasetInfo(description="d"), split="train")
+    found = rows_at(rows, np.array(indices, np.int64))
+    assert found[:] == rows.select(indices)[:] == {"n": indices}
+    assert (found.info.description, str(found.split)) == ("d", "train")
+    assert found.select(range(len(indices)))[::-1] == {"n": indices[::-1]}
+
+
+def test_a_column_is_read_as_its_list_whatever_was_selected(monkeypatch):
+    monkeypatch.setattr(tables, "BATCH_ROWS", 7)
+    rows = Dataset.from_dict({"n": [None, *range(30)], "m": ["x"] * 31})
+    assert list(read_column(rows.with_format("numpy"), "n")) == [None, *range(30)]
+    assert list(read_column(rows.select([4, 1, 1, 0] * 5), "n")) == [3, 0, 0, None] * 5
+    assert list(read_column(rows.select([]), "n")) == []
 
 
 def test_media_are_left_as_stored_at_any_depth_and_json_is_decoded():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from datasets import Dataset
+from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 from playwright.sync_api import sync_playwright
 from scipy.stats import pearsonr, spearmanr
@@ -19,8 +20,10 @@ from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, read_manifest
 from larf_curate.profile import SafetyProfile
-from larf_curate.report import write_report
+from larf_curate.report import plots, write_report
 from larf_curate.report.excerpts import excerpt, visible
+from larf_curate.report.plots import score_against_length, score_histogram
+from larf_curate.report.statistics import read_statistics
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
@@ -340,6 +343,32 @@ def test_no_rows_at_all_still_give_a_page(tmp_path):
 def test_many_rows_are_drawn_as_a_density_not_as_points(tmp_path):
     path = write_report(Dataset.from_list(scored_rows(3000)), tmp_path / "r.html", examples=1)
     assert path.stat().st_size < 400_000
+
+
+def test_a_density_has_a_hexagon_where_there_are_rows_also_if_rows_are_counted_in_parts(monkeypatch):
+    rows = scored_rows(3000)
+    for row in rows[::7]:
+        row["larf_score"] = None
+    statistics = read_statistics(Dataset.from_list(rows))
+    drawn = score_against_length(statistics, None)
+    scored = [row for row in rows if row["larf_score"] is not None]
+    lengths = [len(row["instruction"]) + len(row["output"]) for row in scored]
+    scores = [row["larf_score"] for row in scored]
+    hexagons = Figure().subplots().hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1)
+    assert len(re.findall(r'<use [^>]*fill="var\(--score\)"', drawn)) == len(hexagons.get_array())
+    monkeypatch.setattr(plots, "_PART", 401)
+    assert score_against_length(statistics, None) == drawn
+
+
+def test_the_bars_of_the_histogram_are_as_high_as_their_rows_are_many():
+    rows = scored_rows(500)
+    svg = score_histogram(read_statistics(Dataset.from_list(rows)), None)
+    corners = re.findall(
+        r'<path d="M [\d.]+ ([\d.]+)  L [\d.]+ [\d.]+  L [\d.]+ ([\d.]+) [^>]*fill="var\(--score\)"', svg
+    )
+    heights = np.array([float(low) - float(high) for low, high in corners])
+    counts, _ = np.histogram([row["larf_score"] for row in rows], bins=40)
+    assert_allclose(heights / heights.max(), counts / counts.max(), atol=1e-4)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 
 import numpy as np
@@ -5,10 +6,12 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from numpy.testing import assert_allclose
 
+from larf_curate.columns import row_id
 from larf_curate.errors import InputError
+from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection, select
 from tests.fixtures.decisions_folder import scored_record
-from tests.fixtures.scored_folder import digest_of
+from tests.fixtures.scored_folder import digest_of, write_scored
 
 FEATURES = Features(
     {
@@ -51,6 +54,51 @@ def test_every_rule_flags_what_numpy_would(seed):
     assert flagged_questions(dataset, threshold=0.5) == [f"Q{i}" for i in order if scores[i] >= 0.5]
     limit = np.percentile(scores.astype(float), 90)
     assert flagged_questions(dataset, percentile=90) == [f"Q{i}" for i in order if scores[i] >= limit]
+
+
+def sorted_naively(scores, rule):
+    """Indices of the flagged rows by a full sort, worst first, and the rank of each row with a score."""
+    known = [index for index, score in enumerate(scores) if score is not None and np.isfinite(score)]
+    order = sorted(known, key=lambda index: -scores[index])  # stable
+    [(name, value)] = rule.items()
+    if name == "percentile":
+        name, value = "threshold", np.percentile([scores[index] for index in known], value)
+    count = {
+        "top_k": lambda: value,
+        "top_ratio": lambda: round(value * len(known)),
+        "threshold": lambda: sum(scores[index] >= value for index in known),
+    }[name]()
+    unscorable = [index for index in range(len(scores)) if index not in set(known)]
+    return order[:count] + unscorable, {index: rank for rank, index in enumerate(order, 1)}
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("rule", [{"top_k": 333}, {"top_ratio": 0.05}, {"threshold": 0.5}, {"percentile": 90}])
+def test_a_selection_of_many_rows_is_that_of_a_full_sort(tmp_path, rule, pieces):
+    scores = np.random.default_rng(1).normal(size=2345).astype(np.float32).round(1).tolist()  # with many ties
+    scores[::50] = [None] * len(scores[::50])
+    scores[7], scores[1001], scores[2344] = float("nan"), float("inf"), float("-inf")
+    data = Scored.load(write_scored(tmp_path / "scored", scored(scores), pieces=pieces))
+    selection = select(data.rows, **rule, source=data.source_id, scored=data.manifest)
+    flagged, ranks = sorted_naively(scores, rule)
+    kept = [index for index in range(len(scores)) if index not in set(flagged)]
+    ids = [row_id(data.source_id, i, {"question": f"Q{i}", "answer": f"A{i}"}) for i in range(len(scores))]
+    selection.save(tmp_path / "selection")
+    again = Selection.load(tmp_path / "selection")
+    for found in (selection, again):
+        for part, indices in zip(found, (kept, flagged), strict=True):
+            assert part["question"][:] == [f"Q{index}" for index in indices]
+            assert part["larf_row_id"][:] == [ids[index] for index in indices]
+            percentiles = [100 * (len(ranks) + 1 - ranks.get(i, np.nan)) / len(ranks) for i in indices]
+            assert_allclose(np.array(part["larf_percentile"][:], float), percentiles, rtol=1e-6)
+        assert found.reasons.keys() == {ids[index] for index in flagged}
+    lines = {
+        name: "".join(f"{ids[index]}\n" for index in sorted(part, key=ids.__getitem__))
+        for name, part in (("kept", kept), ("flagged", flagged))
+    }
+    assert selection.manifest()["ids"] == {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in lines.items()
+    }
 
 
 @pytest.mark.parametrize(
