@@ -89,6 +89,8 @@ def test_a_selection_of_many_rows_is_that_of_a_full_sort(tmp_path, rule, pieces)
         for part, indices in zip(found, (kept, flagged), strict=True):
             assert part["question"][:] == [f"Q{index}" for index in indices]
             assert part["larf_row_id"][:] == [ids[index] for index in indices]
+            assert part["larf_flagged"][:] == [reason is not None for reason in part["larf_reason"]]
+            assert set(part["larf_flagged"]) == {part is found.flagged}
             percentiles = [100 * (len(ranks) + 1 - ranks.get(i, np.nan)) / len(ranks) for i in indices]
             assert_allclose(np.array(part["larf_percentile"][:], float), percentiles, rtol=1e-6)
         assert found.reasons.keys() == {ids[index] for index in flagged}
