@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from larf_curate.columns import ROW_ID, source_columns, stateless
+from larf_curate.columns import ROW_ID, STATE, source_columns
 from larf_curate.conversation.display import display_turns
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
@@ -75,9 +75,10 @@ def read_examples(
         positions: 0-based indices of rows.
         columns: Column names by role, if the user gave any.
     """
-    table = stateless(rows).with_format("arrow")
+    unused, table = [name for name in (STATE,) if name in rows.column_names], rows.with_format("arrow")
     for position in positions:
-        yield _example(table[position : position + 1].to_pylist()[0], position, columns)
+        [row] = table[position : position + 1].drop_columns(unused).to_pylist()
+        yield _example(row, position, columns)
 
 
 def _example(row: Row, position: int, columns: Mapping[str, str] | None) -> Example:

@@ -105,7 +105,7 @@ def _environment() -> Environment:
 def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
     """Variables of the template."""
     statistics = read_statistics(report_rows.rows, report_rows.columns)
-    ranking, unscored = statistics.ranking(), statistics.unscored()
+    highest, unscored = statistics.highest(examples), statistics.unscored()
     labels = _layer_labels(report_rows, statistics)
     return {
         "title": _title(report_rows),
@@ -113,11 +113,11 @@ def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
         "facts": _summary(report_rows),
         "statistics": statistics,
         "threshold": report_rows.threshold,
-        "plots": _plots(statistics, report_rows.threshold, labels) if len(ranking) else {},
+        "plots": _plots(statistics, report_rows.threshold, labels) if statistics.scored.any() else {},
         "layer_labels": labels,
         "score_range": _bar_range(statistics.scores),
         "layer_range": _bar_range(statistics.layer_scores),
-        "examples": list(read_examples(report_rows.rows, ranking[:examples].tolist(), report_rows.columns)),
+        "examples": list(read_examples(report_rows.rows, highest, report_rows.columns)),
         "unscored": list(read_examples(report_rows.rows, unscored[:examples].tolist(), report_rows.columns)),
         "unscored_total": len(unscored),
         "version": __version__,

@@ -69,10 +69,16 @@ class Statistics:
         """Standard deviation of the scores."""
         return float(self.scores[self.scored].std())
 
-    def ranking(self) -> NDArray[np.intp]:
-        """Indices of the rows with a score, highest score first, ties in row order."""
-        order = np.argsort(np.where(self.scored, -self.scores, np.inf), kind="stable")
-        return order[: self.scored.sum()]
+    def highest(self, count: int) -> list[int]:
+        """Indices of the rows with the highest scores, highest first, ties in row order."""
+        scores = self.scores[self.scored]
+        count = min(count, len(scores))
+        if not count:
+            return []
+        scores.partition(len(scores) - count)  # in place, which takes less memory than sorting all
+        candidates = np.flatnonzero(self.scored & (self.scores >= scores[-count]))
+        order = np.argsort(-self.scores[candidates], kind="stable")
+        return [int(index) for index in candidates[order[:count]]]
 
     def unscored(self) -> NDArray[np.intp]:
         """Indices of the rows without a score."""
@@ -81,7 +87,8 @@ class Statistics:
     def length_correlation(self) -> tuple[float, float]:
         """Pearson's r and Spearman's rho of score and length, in [-1, 1]; NaN if score or length is constant."""
         known = self.scored & np.isfinite(self.lengths)
-        scores, lengths = self.scores[known], self.lengths[known]
+        which = slice(None) if known.all() else known  # a mask makes copies
+        scores, lengths = self.scores[which], self.lengths[which]
         ranked = rank_correlation(scores, lengths)  # None if undefined, and then so is Pearson's r
         return (np.nan, np.nan) if ranked is None else (correlation(scores, lengths), ranked)
 
@@ -99,12 +106,13 @@ def read_statistics(rows: Dataset, columns: Mapping[str, str] | None = None) -> 
     Raises:
         InputError: If rows differ in their number of layer scores.
     """
-    # The arrow format returns cells as they are stored: features such as images would be decoded for nothing.
-    table = rows.remove_columns([name for name in _UNUSED_COLUMNS if name in rows.column_names]).with_format("arrow")
+    unused = [name for name in _UNUSED_COLUMNS if name in rows.column_names]
     scores, lengths = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     flagged, layers = np.zeros(len(rows), np.bool_), _LayerScores(len(rows))
     statuses: Counter[str] = Counter()
-    cells = (row for batch in table.iter(batch_size=_BATCH) for row in batch.to_pylist())
+    # The arrow format returns cells as they are stored: features such as images would be decoded for nothing.
+    batches = rows.with_format("arrow").iter(_BATCH)
+    cells = (row for batch in batches for row in batch.drop_columns(unused).to_pylist())
     for index, row in enumerate(cells):
         scores[index] = row["larf_score"]
         layers.add(index, row.get("larf_layer_scores") or ())

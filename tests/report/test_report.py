@@ -360,6 +360,17 @@ def test_a_density_has_a_hexagon_where_there_are_rows_also_if_rows_are_counted_i
     assert score_against_length(statistics, None) == drawn
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 60, 99])
+def test_the_highest_scores_are_those_of_a_full_sort(count):
+    rows = scored_rows(80)
+    for index, row in enumerate(rows):
+        row["larf_score"] = None if index % 4 == 1 else float("inf") if index % 40 == 2 else round(row["larf_score"])
+    statistics = read_statistics(Dataset.from_list(rows))
+    scores = {i: r["larf_score"] for i, r in enumerate(rows) if r["larf_score"] not in (None, float("inf"))}
+    assert statistics.highest(count) == sorted(scores, key=lambda index: -scores[index])[:count]
+    assert statistics.unscored().tolist() == [index for index in range(80) if index not in scores]
+
+
 def test_the_bars_of_the_histogram_are_as_high_as_their_rows_are_many():
     rows = scored_rows(500)
     svg = score_histogram(read_statistics(Dataset.from_list(rows)), None)
