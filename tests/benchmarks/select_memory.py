@@ -165,7 +165,7 @@ def plot(found, names, rows, path):
     for name in names:
         axes.plot(rows, [found[name, count]["private_mb"] for count in rows], marker="o", label=name)
     axes.set(xlabel="rows", ylabel="peak private memory, MB", xlim=0, ylim=0)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xticks(rows, [f"{count:,}" for count in rows])
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
