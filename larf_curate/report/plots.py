@@ -157,11 +157,19 @@ def _density(axes: Axes, lengths: Floats, scores: Floats, known: NDArray[np.bool
         counts += np.asarray(part.get_array()) - only_corners
         part.remove()
     hexagons.set_array(None)  # otherwise a colour map would override the colours set below
-    hexagons.set_offsets(np.asarray(hexagons.get_offsets())[counts > 0])
+    _keep(hexagons, counts > 0)
     counts = counts[counts > 0]
     # Logarithmic: most rows are in a few hexagons, and the others would be invisible.
     alphas = 0.15 + 0.85 * np.log1p(counts) / np.log1p(counts.max())
     hexagons.set_facecolor([(*to_rgba(_SCORE)[:3], alpha) for alpha in alphas])
+
+
+def _keep(hexagons: PolyCollection, shown: NDArray[np.bool_]) -> None:
+    """Remove the other hexagons of a `hexbin`: offsets of one path or, in Matplotlib 3.9, a path for each."""
+    if len(paths := hexagons.get_paths()) == 1:
+        hexagons.set_offsets(np.asarray(hexagons.get_offsets())[shown])
+    else:  # without the point that closes a path
+        hexagons.set_verts([np.asarray(paths[index].vertices)[:-1] for index in np.flatnonzero(shown).tolist()])
 
 
 def _limits(values: Floats, which: NDArray[np.bool_]) -> tuple[float, float]:
