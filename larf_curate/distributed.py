@@ -60,9 +60,9 @@ def score_with_ray(
 ) -> ScoredManifest:
     """Score a dataset into a folder as `score_source` does, by actors of a Ray cluster.
 
-    A piece that cannot be scored is tried again, in a process of its own, in which rows that end it are set aside. One
-    that fails `MOST_ERRORS` times, or whose actor dies `MOST_DEATHS` times, is left out and named at the end, when all
-    others are complete.
+    A piece that cannot be scored is tried again; one with which two actors have died, in a process of its own, in which
+    rows that end it are set aside. One that fails `MOST_ERRORS` times, or whose actor dies `MOST_DEATHS` times, is left
+    out and named at the end, when all others are complete.
 
     Args:
         source: The rows, which are sent to the actors.
@@ -158,8 +158,8 @@ class _Job:
 
     @property
     def in_worker(self) -> bool:
-        """Whether it is scored in a process of its own, since a row may have ended its actor."""
-        return self.errors + self.deaths > 0
+        """Whether it is scored in a process of its own, since a row may have ended two actors."""
+        return self.errors > 0 or self.deaths > 1
 
     @property
     def delay(self) -> float:
