@@ -35,6 +35,8 @@ MAX_DEPTH = 64
 """Maximum nesting of lists and objects in a JSON file."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:tmp|new)", re.DOTALL)
 """Names of the temporary files that `atomic_path` creates."""
+FORMER_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
+"""Beginning of a path that was a URL; names of drives have one letter."""
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """Errors of file systems that give a file only one name."""
 BLOCK_BYTES = 4096
@@ -117,6 +119,8 @@ def prepare_to_write(path: Path) -> None:
     Raises:
         OSError: If there is something else than a file of this name, such as a device.
     """
+    if FORMER_URL.match(str(path)):
+        raise OSError(f"{path} looks like a URL that became a path: give it as text to what can write to URLs")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file: write to another name")
     path.parent.mkdir(parents=True, exist_ok=True)

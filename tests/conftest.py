@@ -15,7 +15,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # before datasets is im
 settings.register_profile("larf-curate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("larf-curate")
 
-pytest_plugins = ["tests.fixtures.models", "tests.fixtures.hub", "tests.fixtures.argilla"]
+pytest_plugins = ["tests.fixtures.models", "tests.fixtures.hub", "tests.fixtures.argilla", "tests.fixtures.stores"]
 MARKS = {"argilla_server": "server", "smol": "slow"}
 """The marker that a fixture brings to the tests that use it."""
 

@@ -8,6 +8,7 @@ import click
 
 from larf_curate.cli.output import visible
 from larf_curate.errors import InputError, LarfCurateError
+from larf_curate.remote import with_urls
 from larf_curate.urls import without_credentials
 from larf_curate.version import __version__
 
@@ -46,7 +47,7 @@ class CommandError(click.ClickException):
     """A library error, shown as one line on standard error; exit code 1."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(visible(without_credentials(" ".join(_message(error).split()))))
+        super().__init__(visible(without_credentials(with_urls(" ".join(_message(error).split())))))
 
 
 class UnusableInputError(CommandError):

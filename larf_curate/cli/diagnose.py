@@ -27,7 +27,7 @@ from larf_curate.cli.output import echo_json, json_option, visible
 @json_option
 def diagnose(
     profile_name: str,
-    scored: Path | None,
+    scored: Path | str | None,
     references: str | None,
     unsafe: str | None,
     safe: str | None,

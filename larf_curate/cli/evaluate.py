@@ -12,6 +12,7 @@ from larf_curate.cli.training_options import PROMPTS, evaluation_suite, formatte
 from larf_curate.errors import InputError
 from larf_curate.files import read_json
 from larf_curate.records import check_seal, write_sealed
+from larf_curate.remote import local_copy, public_name
 
 if TYPE_CHECKING:
     from larf_curate.evaluation.judges import OpenJudge
@@ -51,7 +52,7 @@ INPUTS = ("harmful", "safe", "held_out", "questions")
 def evaluate(
     model: str,
     output: Path,
-    against: Path | None,
+    against: Path | str | None,
     guard: str | None,
     further: tuple[str, ...],
     base: str | None,
@@ -76,6 +77,7 @@ def evaluate(
     if guard and classifier:
         raise click.UsageError("--guard and --classifier are two judges: use one")
     suite = evaluation_suite(**checks)
+    against = local_copy(against) if against else None
     earlier = suite.comparable(against) if against else {}
     _check_same_length(against, suite.max_new_tokens)
     _check_output(output, [checks[name] for name in INPUTS], against)
@@ -89,7 +91,8 @@ def evaluate(
     judges = {name: named_judge(name) for name in further}
     # After all inputs are checked, since loading takes longest.
     loaded, tokenizer = load_model(model)
-    result = {"model": model, "options": {**checks, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
+    recorded = {name: public_name(value) if isinstance(value, str) else value for name, value in checks.items()}
+    result = {"model": model, "options": {**recorded, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
     if earlier:
         result["against"] = {kind: compare_refusals(earlier[kind], report) for kind, report in reports.items()}

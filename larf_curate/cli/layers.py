@@ -31,7 +31,7 @@ def _read_numbers(_context: click.Context, _parameter: click.Parameter, value: s
     "-o",
     "--output",
     required=True,
-    type=NewPath(path_type=Path),
+    type=NewPath(),
     help="A folder, for layers.json and layers.png, or a .json file; the plot is written next to it.",
 )
 @click.option(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from larf_curate.cli.options import FOLDER
+from larf_curate.cli.options import FOLDER, READ_FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 from larf_curate.errors import InputError
+from larf_curate.remote import is_url
 from larf_curate.review.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ SHOWN = 20
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that define what to learn from."""
     options = (
-        click.argument("selection", metavar="[SEL]", type=FOLDER, required=False),
+        click.argument("selection", metavar="[SEL]", type=READ_FOLDER, required=False),
         click.option(
             "--profile",
             metavar="PROFILE",
-            type=FOLDER,
+            type=READ_FOLDER,
             help="Profile that scored the rows, if this machine does not have it; its references are learned from.",
         ),
         click.option(
@@ -60,8 +61,8 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def next_rows(
     by: str,
     count: int,
-    selection: Path | None,
-    profile: Path | None,
+    selection: Path | str | None,
+    profile: Path | str | None,
     merge: str,
     address: QueueAddress,
     as_json: bool,
@@ -110,8 +111,8 @@ def next_rows(
 def rerank(
     output: Path | None,
     add: int,
-    selection: Path | None,
-    profile: Path | None,
+    selection: Path | str | None,
+    profile: Path | str | None,
     merge: str,
     address: QueueAddress,
     as_json: bool,
@@ -135,7 +136,7 @@ def rerank(
 
     with address.open() as queue:
         loaded, given_profile, folder = _load(queue, selection, profile)
-        if output is not None and output.resolve() == folder.resolve():
+        if output is not None and not is_url(folder) and output.resolve() == Path(folder).resolve():
             raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
             check_replaceable(output, SELECTION, ("kept", "flagged"))  # fail before rows are added to the queue
@@ -191,8 +192,8 @@ commands = (next_rows, rerank, conflicts)
 
 
 def _load(
-    queue: "ReviewQueue", selection: Path | None, profile: Path | None
-) -> tuple["Selection", "SafetyProfile | None", Path]:
+    queue: "ReviewQueue", selection: Path | str | None, profile: Path | str | None
+) -> tuple["Selection", "SafetyProfile | None", Path | str]:
     """The selection, the profile if given, and the selection's folder, which by default is the last pushed one."""
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection

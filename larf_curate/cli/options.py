@@ -8,20 +8,45 @@ from typing import Any, Literal
 
 import click
 
+from larf_curate.remote import is_url, public_name
+
 
 class NewPath(click.Path):
-    """A path to write to, whose name is UTF-8: results and messages name it."""
+    """A path to write to, whose name is UTF-8: results and messages name it.
+
+    Args:
+        urls: Whether a URL may be given instead, which stays a string.
+        options: Arguments of `click.Path`.
+    """
+
+    def __init__(self, *, urls: bool = False, **options: Any) -> None:  # noqa: ANN401  as in click
+        super().__init__(path_type=Path, **options)
+        self.urls = urls
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
         """Convert an option's value to a path."""
         name = os.fsdecode(value)
+        if is_url(name):
+            if self.urls:
+                return name
+            self.fail(f"wanted a path, got {public_name(name)}: write to this machine, then copy it", param, ctx)
         if not name.isascii() and name != name.encode("utf-8", "ignore").decode():
             self.fail(f"wanted a name in UTF-8, got {ascii(name)}: give another name", param, ctx)
         return super().convert(value, param, ctx)
 
 
-FOLDER = NewPath(file_okay=False, path_type=Path)
-EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+class ExistingPath(click.Path):
+    """The path of something that is read, or a URL, which stays a string."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
+        """Convert an argument's value to a path."""
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+FOLDER = NewPath(file_okay=False)
+FOLDER_OR_URL = NewPath(file_okay=False, urls=True)
+EXISTING_FOLDER = ExistingPath(exists=True, file_okay=False, path_type=Path)
+READ_FOLDER = ExistingPath(file_okay=False, path_type=Path)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -5,17 +5,18 @@ from typing import Literal
 
 import click
 
-from larf_curate.cli.options import FOLDER, device_option, max_length_option, read_layers, unescaped
+from larf_curate.cli.options import FOLDER_OR_URL, device_option, max_length_option, read_layers, unescaped
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.models.dtypes import DTYPES, Dtype
+from larf_curate.remote import is_url, local_copy, public_name
 
 
 def _read_layers(
     ctx: click.Context, param: click.Parameter, value: str
 ) -> "list[int] | Literal['all', 'auto'] | Path | None":
     """Click callback: the path of an existing layer report, or what `read_layers` returns."""
-    if value and Path(value).exists():
-        return Path(value)
+    if value and (is_url(value) or Path(value).exists()):
+        return local_copy(value)
     try:
         return read_layers(ctx, param, value)
     except click.BadParameter as error:
@@ -32,7 +33,7 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
 
 @click.command()
 @click.argument("model")
-@click.option("-o", "--output", metavar="PROFILE", type=FOLDER, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="PROFILE", type=FOLDER_OR_URL, required=True, help="Folder to write.")
 @click.option(
     "--layers",
     default="auto",
@@ -108,7 +109,7 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
 @json_option
 def profile(
     model: str,
-    output: Path,
+    output: Path | str,
     layers: "list[int] | Literal['all', 'auto'] | Path",
     references: str,
     match_lengths: bool | None,
@@ -169,7 +170,7 @@ def profile(
         )
     built.save_pretrained(output)
     if as_json:
-        echo_json({"profile": str(output), **built.summary()})
+        echo_json({"profile": public_name(output), **built.summary()})
         return
     # Worth telling: a score from cut references cannot be compared with one from complete ones.
     cut = sum(built.references["cut"].values())
@@ -180,4 +181,4 @@ def profile(
     }
     shown = ("model", "adapter", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
     echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts.get(key) is not None])
-    click.echo(f"Written to {output}")
+    click.echo(f"Written to {public_name(output)}")

@@ -1,17 +1,18 @@
 """``larf-curate publish``: publish the kept rows to the Hub or to a folder."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import no_verify_option
+from larf_curate.cli.options import EXISTING_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 
 CARD_LINES = 40  # of the card in a dry run
 
 
 @click.command()
-@click.argument("decisions", type=click.Path(exists=True, file_okay=False))
+@click.argument("decisions", type=EXISTING_FOLDER)
 @click.option(
     "--to", required=True, metavar="ORG/NAME|FOLDER", help="Hub dataset, or a folder that begins with ./ or /."
 )
@@ -24,7 +25,7 @@ CARD_LINES = 40  # of the card in a dry run
 @no_verify_option
 @json_option
 def publish(
-    decisions: str, to: str, public: bool, create_pr: bool, replace: bool, dry_run: bool, as_json: bool
+    decisions: Path | str, to: str, public: bool, create_pr: bool, replace: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Publish the kept rows to the Hub or to a folder.
 

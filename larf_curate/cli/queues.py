@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from larf_curate.cli.options import FOLDER
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.records import STRICT, read_sealed, write_sealed
+from larf_curate.remote import is_url, public_name
 
 if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
@@ -116,13 +117,14 @@ def _embedded(home: Path | None) -> tuple[str, str]:
     return state.url, server.api_key
 
 
-def remember(queue: "ReviewQueue", selection: Path) -> None:
+def remember(queue: "ReviewQueue", selection: Path | str) -> None:
     """Record which folder was last pushed to a queue."""
-    write_sealed(_record_file(queue), {"queue": repr(queue), "selection": str(selection.resolve())})
+    name = public_name(selection) if is_url(selection) else str(Path(selection).resolve())
+    write_sealed(_record_file(queue), {"queue": repr(queue), "selection": name})
 
 
-def remembered(queue: "ReviewQueue") -> Path:
-    """The folder that was last pushed to a queue from this machine.
+def remembered(queue: "ReviewQueue") -> Path | str:
+    """The folder, or its URL, that was last pushed to a queue from this machine.
 
     Raises:
         InputError: If there is none, or its record is damaged.
@@ -132,7 +134,8 @@ def remembered(queue: "ReviewQueue") -> Path:
             f"no selection was pushed to {queue!r} from this machine: name its folder, as in review pull SEL -o DEC"
         )
     remedy = "name the folder of the selection, as in review pull SEL -o DEC, or push it again"
-    return Path(read_sealed(_record_file(queue), QueueRecord, remedy=remedy)["selection"])
+    name = read_sealed(_record_file(queue), QueueRecord, remedy=remedy)["selection"]
+    return name if is_url(name) else Path(name)
 
 
 def _record_file(queue: "ReviewQueue") -> Path:

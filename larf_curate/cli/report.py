@@ -4,20 +4,18 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import NewPath, device_option, no_verify_option
+from larf_curate.cli.options import EXISTING_FOLDER, NewPath, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, json_option
-
-PAGES = (".html", ".htm")
-"""Endings of pages, which no file of scored rows has."""
+from larf_curate.remote import is_within, public_name
 
 
 @click.command()
-@click.argument("scored", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("scored", metavar="OUT", type=EXISTING_FOLDER)
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=NewPath(dir_okay=False, path_type=Path),
+    type=NewPath(dir_okay=False, urls=True),
     help="HTML file to write.",
 )
 @click.option(
@@ -40,8 +38,8 @@ PAGES = (".html", ".htm")
 @no_verify_option
 @json_option
 def report(
-    scored: Path,
-    output: Path,
+    scored: Path | str,
+    output: Path | str,
     examples: int,
     profile: str | None,
     tokens: int,
@@ -57,13 +55,13 @@ def report(
     larf-curate report selection/ -o report.html
     larf-curate report selection/ -o report.html --profile profile/ --tokens 10
     """
-    inside = output.resolve().is_relative_to(scored.resolve())
-    if inside and output.suffix.lower() not in PAGES:
-        raise click.UsageError(f"{output} is in the folder of the scored rows: give a name ending in .html with -o")
+    if is_within(output, scored) and not public_name(output).lower().endswith((".html", ".htm")):
+        name = public_name(output)
+        raise click.UsageError(f"{name} is in the folder of the scored rows: give a name ending in .html with -o")
     from larf_curate.report import write_report  # matplotlib is slow to import
 
     path = write_report(scored, output, examples=examples, profile=profile, tokens=tokens, model=model, device=device)
     if as_json:
-        echo_json({"report": str(path), "bytes": path.stat().st_size})
+        echo_json({"report": public_name(path)} | ({"bytes": path.stat().st_size} if isinstance(path, Path) else {}))
     else:
-        click.echo(path)
+        click.echo(public_name(path))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli import learning, server
-from larf_curate.cli.options import FOLDER, no_verify_option
+from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
+from larf_curate.remote import public_name
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
@@ -27,7 +28,7 @@ def review() -> None:
 
 
 @review.command()
-@click.argument("selection", metavar="SEL", type=FOLDER)
+@click.argument("selection", metavar="SEL", type=READ_FOLDER)
 @queue_options
 @click.option(
     "--annotators",
@@ -39,7 +40,7 @@ def review() -> None:
 @click.option(
     "--profile",
     metavar="PROFILE",
-    type=FOLDER,
+    type=READ_FOLDER,
     help="Profile that scored the rows, if this machine does not have it; for Find similar and near-identical rows.",
 )
 @click.option(
@@ -50,10 +51,10 @@ def review() -> None:
 @no_verify_option
 @json_option
 def push(
-    selection: Path,
+    selection: Path | str,
     address: QueueAddress,
     annotators: int,
-    profile: Path | None,
+    profile: Path | str | None,
     group: bool,
     as_json: bool,
 ) -> None:
@@ -104,8 +105,8 @@ def status(address: QueueAddress, as_json: bool) -> None:
 
 
 @review.command()
-@click.argument("selection", metavar="[SEL]", type=FOLDER, required=False)
-@click.option("-o", "--output", metavar="DEC", type=FOLDER, required=True, help="Folder to write.")
+@click.argument("selection", metavar="[SEL]", type=READ_FOLDER, required=False)
+@click.option("-o", "--output", metavar="DEC", type=FOLDER_OR_URL, required=True, help="Folder to write.")
 @click.option(
     "--merge",
     default="majority",
@@ -117,8 +118,8 @@ def status(address: QueueAddress, as_json: bool) -> None:
 @no_verify_option
 @json_option
 def pull(
-    selection: Path | None,
-    output: Path,
+    selection: Path | str | None,
+    output: Path | str,
     merge: str,
     address: QueueAddress,
     as_json: bool,
@@ -139,14 +140,14 @@ def pull(
         outcome = queue.pull(merge=merge).apply(loaded)
     outcome.save(output)
     if as_json:
-        echo_json({"decisions": str(output), "counts": outcome.counts})
+        echo_json({"decisions": public_name(output), "counts": outcome.counts})
     else:
         echo_table("After review", ("rows", ""), [(key, f"{count:,}") for key, count in outcome.counts.items()])
         if conflicts := outcome.decisions.conflicts():
             lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts]
             echo_table("Conflicts", ("row", "annotators"), lines, limit=SHOWN)
             click.echo("To send them back to those who answered: larf-curate review conflicts")
-        click.echo(f"Written to {output}")
+        click.echo(f"Written to {public_name(output)}")
 
 
 def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:

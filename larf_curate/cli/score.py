@@ -120,7 +120,7 @@ def score(
     limit: int | None,
     signals: str | None,
     neighbors: int,
-    exemplars: Path | None,
+    exemplars: Path | str | None,
     keep_states: bool,
     guard: str | None,
     model: str | None,

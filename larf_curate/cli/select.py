@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, FOLDER, device_option, no_verify_option
+from larf_curate.cli.options import EXISTING_FOLDER, FOLDER_OR_URL, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.remote import is_within, public_name
 
 
 @click.command()
 @click.argument("scored", metavar="OUT", type=EXISTING_FOLDER)
-@click.option("-o", "--output", metavar="SEL", type=FOLDER, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="SEL", type=FOLDER_OR_URL, required=True, help="Folder to write.")
 @click.option("--top-ratio", type=click.FloatRange(0, 1), help="Flag this share of the scored rows.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
 @click.option("--threshold", type=float, help="Flag scores at or above this value.")
@@ -33,8 +34,8 @@ from larf_curate.cli.output import echo_json, echo_table, json_option
 @no_verify_option
 @json_option
 def select(
-    scored: Path,
-    output: Path,
+    scored: Path | str,
+    output: Path | str,
     top_ratio: float | None,
     top_k: int | None,
     threshold: float | None,
@@ -66,8 +67,10 @@ def select(
         raise click.UsageError(f"wanted exactly one of {options}, got {given or 'none'}")
     if tokens and not profile_name:
         raise click.UsageError("--tokens needs the profile that scored the rows: give --profile")
-    if output.resolve().is_relative_to(scored.resolve()):
-        raise click.UsageError(f"wanted a folder outside of {scored}, which holds the scored rows: give it with -o")
+    if is_within(output, scored):
+        raise click.UsageError(
+            f"wanted a folder outside of {public_name(scored)}, which holds the scored rows: give it with -o"
+        )
     data = Scored.load(scored)
     profile = SafetyProfile.from_pretrained(profile_name) if profile_name else None
     selection = select_rows(
@@ -86,9 +89,9 @@ def select(
     selection.save(output)
     summary = selection.summary()
     if as_json:
-        echo_json({"selection": str(output), **summary})
+        echo_json({"selection": public_name(output), **summary})
         return
     echo_table("Selection", ("", "rows"), [(name, f"{count:,}") for name, count in summary["counts"].items()])
     if summary["threshold"] is not None:
         click.echo(f"Lowest flagged score: {summary['threshold']:.4f}")
-    click.echo(f"Written to {output}")
+    click.echo(f"Written to {public_name(output)}")

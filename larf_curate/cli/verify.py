@@ -63,7 +63,7 @@ from larf_curate.training.choices import TRAINING_METHODS
 @options(RECIPE, DATA, PROMPTS)
 @json_option
 def verify(
-    scored: Path,
+    scored: Path | str,
     model: str,
     output: Path,
     arms: tuple[str, ...],

@@ -6,9 +6,10 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 
 from larf_curate.data import load_rows
-from larf_curate.data.sources import open_source
+from larf_curate.data.sources import local_source, open_source
 from larf_curate.errors import InputError
 from larf_curate.files import parse_json
+from larf_curate.remote import public_name
 
 BUILTIN = {"builtin:harmful": "references", "builtin:safe": "overrejection"}
 """Packaged file by the name that stands for its prompts."""
@@ -47,10 +48,11 @@ def load_prompts(
     if str(source) in BUILTIN:
         _reject_column_options(source, column, where)
         return [str(row["prompt"]) for row in load_rows(BUILTIN[str(source)])][:limit]
-    strings = _plain_list(Path(source))
+    found, source = local_source(str(source)), public_name(source)
+    strings = _plain_list(Path(found))
     if strings is not None:
         _reject_column_options(source, column, where)
-    prompts = strings if strings is not None else _column(load_table(source, split=split), column, where, source)
+    prompts = strings if strings is not None else _column(load_table(found, split=split), column, where, source)
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"prompt {index} of {source} is empty or not text: remove the row")
@@ -71,8 +73,9 @@ def load_table(source: str | Path, *, split: str | None = None) -> Dataset:
     Raises:
         InputError: If it cannot be read.
     """
-    kept = Path(source) / "kept"
-    pieces = open_source(str(kept if kept.is_dir() else source), split=split).pieces
+    found = local_source(str(source))
+    kept = Path(found) / "kept"
+    pieces = open_source(str(kept if kept.is_dir() else found), split=split).pieces
     return concatenate_datasets([piece.rows for piece in pieces])
 
 

@@ -18,6 +18,7 @@ from larf_curate.data.folders import folder_files
 from larf_curate.data.formats import first_line, format_suffix, read_file
 from larf_curate.data.tables import undecoded
 from larf_curate.errors import ConversationError, InputError, ReferenceSetError
+from larf_curate.remote import last_part, local_copy, public_name
 
 MIN_NEUTRAL = 10
 """Fewest distinct neutral rows: z-scores need a mean and a standard deviation."""
@@ -66,7 +67,8 @@ class ReferenceSet:
         """Load pairs: prompts, each with an unsafe and a safe answer.
 
         Args:
-            name: ``builtin``; a json, jsonl, ndjson, csv, tsv or parquet file; a folder of such files; or a Hub id.
+            name: ``builtin``; a json, jsonl, ndjson, csv, tsv or parquet file; a folder of such files; a URL of
+                either; or a Hub id.
             columns: Column names by role, if they differ: ``{"prompt": …, "unsafe": …, "safe": …}``, optionally
                 ``category``. Datasets with two answers and a boolean for each (PKU-SafeRLHF) need no mapping.
             split: Split of a Hub dataset, or of a folder that has several.
@@ -77,7 +79,7 @@ class ReferenceSet:
         """
         if str(name) == "builtin":
             return cls._from_pairs(load_rows("references"), "builtin", {})
-        return cls._from_pairs(_read(str(name), split, revision), str(name), columns or {})
+        return cls._from_pairs(_read(str(name), split, revision), public_name(name), columns or {})
 
     @classmethod
     def from_sides(cls, unsafe: str | Path, safe: str | Path) -> "ReferenceSet":
@@ -93,7 +95,7 @@ class ReferenceSet:
         """
         sides = [tuple(_read(str(path), TRAIN, None)) for path in (unsafe, safe)]
         labels = tuple(str(row.get("category") or "unsafe") for row in sides[0])
-        return cls(unsafe=sides[0], safe=sides[1], labels=labels, source=f"{Path(unsafe).name} + {Path(safe).name}")
+        return cls(unsafe=sides[0], safe=sides[1], labels=labels, source=f"{last_part(unsafe)} + {last_part(safe)}")
 
     @classmethod
     def _from_pairs(cls, rows: Iterable[Row], source: str, columns: Mapping[str, str]) -> "ReferenceSet":
@@ -173,7 +175,7 @@ def _pku_pair(row: Row) -> tuple[Any, Any, Any, str] | None:
 
 
 def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
-    path = Path(name)
+    path, name = _located(name), public_name(name)
     # Without this check, a file name with a typo would be looked up as a Hub dataset.
     if format_suffix(path) and not path.exists():
         raise ReferenceSetError(f"there is no file {name}: give an existing file, a folder or a Hub dataset id")
@@ -186,6 +188,14 @@ def _read(name: str, split: str, revision: str | None) -> Sequence[Row]:
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = first_line(error.__cause__ or error)
         raise ReferenceSetError(f"cannot read rows from {name!r}: {cause}; repair it, or give another") from error
+
+
+def _located(name: str) -> Path:
+    """The path of a name, which need not exist; of a URL, that of its copy."""
+    try:
+        return local_copy(name)
+    except InputError as error:
+        raise ReferenceSetError(str(error)) from error
 
 
 def _files(path: Path, split: str) -> Sequence[Path]:

@@ -1,5 +1,6 @@
 """Replace the results in a folder: exactly the files of an earlier run are removed, which records list."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError
 from larf_curate.files import read_json
-from larf_curate.manifests import Kind, check_folder, visible_shards
+from larf_curate.manifests import KINDS, Kind, check_folder, visible_shards
 from larf_curate.records import STRICT, read_sealed, write_sealed
+from larf_curate.remote import Remote, is_url, reading, upload, writable, writing
 
 UNFINISHED = ".unfinished.json"
 """Name of the file that lists the files of a run until its manifest is written."""
+RECORDS = (UNFINISHED, *(kind.file for kind in KINDS))
+"""Files that tell what a folder has."""
 
 
 class UnfinishedRecord(TypedDict):
@@ -27,28 +31,78 @@ class UnfinishedRecord(TypedDict):
 
 
 @contextmanager
-def replaced_results(folder: Path, kind: Kind[Any], files: Sequence[str]) -> Iterator[None]:
-    """Remove the results of an earlier run, and yield to write new ones, the manifest last.
+def replaced_results(folder: str | Path, kind: Kind[Any], files: Sequence[str]) -> Iterator[Path]:
+    """Remove the results of an earlier run, and yield the folder to write new ones, the manifest last.
 
-    Only files that the manifest of the earlier run lists are removed, or the record of one that was killed.
+    Only files that the manifest of the earlier run lists are removed, or the record of one that was killed. At a URL,
+    they are removed when the new ones are complete on this machine, from where these are uploaded.
 
     Args:
-        folder: Result folder; it is created if needed.
+        folder: Result folder, or its URL; it is created if needed.
         kind: Kind of the results.
         files: Paths of the Parquet files that will be written, in the folder.
 
     Raises:
         InputError: If the folder has results of another kind, other Parquet files where results are written, or a link
-            in place of a subfolder.
+            in place of a subfolder, or the URL is not one that results can be written to.
+        OSError: If they cannot be written.
     """
+    if is_url(folder):
+        with _replaced_in_store(writable(str(folder)), kind, files) as local:
+            yield local
+        return
+    folder = Path(folder)
     check_replaceable(folder, kind, [str(Path(name).parent) for name in files])
     record, earlier = folder / UNFINISHED, _earlier_files(folder, kind)
     write_sealed(record, {"kind": "unfinished", "files": sorted({*earlier, *files})})
     (folder / kind.file).unlink(missing_ok=True)  # a folder without it is incomplete, and not read
     for name in earlier:
         (folder / name).unlink(missing_ok=True)
-    yield
+    yield folder
     record.unlink()
+
+
+@contextmanager
+def _replaced_in_store(remote: Remote, kind: Kind[Any], files: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder of this machine that looks like one of a store; replace the results there on success."""
+    with tempfile.TemporaryDirectory(prefix="larf-curate-") as temporary:
+        local = Path(temporary, remote.url.rpartition("/")[2])
+        earlier = _sketch(remote, local)
+        try:
+            with replaced_results(local, kind, files):
+                record = (local / UNFINISHED).read_bytes()
+                yield local
+        except InputError as error:
+            raise type(error)(str(error).replace(str(local), remote.url)) from error
+        removed = [name for name in earlier if not (local / name).exists()]
+        with writing(remote.url):
+            remote.files.pipe_file(f"{remote.path}/{UNFINISHED}", record)
+            _remove(remote, [name for name in earlier if name == kind.file])  # as in a folder of this machine
+            _remove(remote, [name for name in removed if name not in (kind.file, UNFINISHED)])
+        upload(remote, local, [name for name in files if (local / name).exists()])
+        upload(remote, local, [kind.file])
+        with writing(remote.url):
+            _remove(remote, [UNFINISHED])
+
+
+def _sketch(remote: Remote, local: Path) -> list[str]:
+    """Write the records of a folder of a store into one of this machine, and empty files for its Parquet files.
+
+    Returns:
+        The names of these files.
+    """
+    with reading(remote.url):
+        names = [name for name in remote.list() if _is_result(name) or name in RECORDS]
+        for name in names:
+            path = local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(remote.files.cat_file(f"{remote.path}/{name}") if name in RECORDS else b"")
+    return names
+
+
+def _remove(remote: Remote, names: Sequence[str]) -> None:
+    if names:
+        remote.files.rm([f"{remote.path}/{name}" for name in names])
 
 
 def check_replaceable(folder: Path, kind: Kind[Any], parts: Sequence[str]) -> None:

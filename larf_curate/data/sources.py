@@ -18,10 +18,13 @@ from datasets.table import concat_tables
 from larf_curate.data.folders import SHOWN, FolderFiles, choose_split, folder_files, special_part
 from larf_curate.data.formats import READABLE, bare_name, file_digest, first_line, format_suffix, read_file, silenced
 from larf_curate.data.hub import open_hub
-from larf_curate.data.results import check_results
+from larf_curate.data.replacement import UNFINISHED
+from larf_curate.data.results import PARTS, check_results
 from larf_curate.data.screening import check_folder_files, check_name, check_regular
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
+from larf_curate.manifests import DECISIONS, SELECTION
+from larf_curate.remote import is_url, last_part, local_name, public_name
 
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
@@ -105,7 +108,8 @@ def open_source(
 
     Args:
         name: A Hub id, a folder from ``save_to_disk``, a folder of data files, a file, or a glob; or several files,
-            globs and folders of data files, whose rows follow each other in this order.
+            globs and folders of data files, whose rows follow each other in this order. Files, globs and folders may
+            be URLs, such as ``s3://bucket/data/*.parquet``; see `larf_curate.remote`.
         split: Split to open; required if there are several.
         config: Configuration of a Hub dataset or folder; required if there are several and none is the default.
         revision: Commit, tag or branch of a Hub dataset; default: the latest commit.
@@ -120,18 +124,38 @@ def open_source(
             types differ between files, a split or configuration must be chosen, or an option does not apply to this
             kind of source.
     """
-    names = [name] if isinstance(name, str) else list(name)
+    given = [name] if isinstance(name, str) else list(name)
+    names = [local_source(each) for each in given]
     if len(names) == 1 and not _is_local(names[0]):
         hub = open_hub(names[0], split=split, config=config, revision=revision)
         parts = [(hub.split, hub.rows)]
         description = {"dataset": names[0], "config": config, "split": hub.split, "revision": hub.revision}
     else:
         parts, description = _open_local(names, split, config, revision)
+        description = {"dataset": _joined([_title(each) for each in given]), **description}
     if not any(len(dataset) for _, dataset in parts):
-        raise InputError(f"{_joined(names)} has no rows: check it, or give another dataset")
+        raise InputError(f"{_joined(list(map(public_name, given)))} has no rows: check it, or give another dataset")
     saved = len(names) == 1 and _is_saved(Path(names[0]))
     mapped = _mapped_files(parts[0][1]) if saved else ()
     return replace(_source(parts, limit, description), mapped=mapped)
+
+
+def local_source(name: str) -> str:
+    """The name of a copy of what a URL names, as an argument of `open_source`; other names are returned unchanged.
+
+    A part of a selection or of decisions comes with the manifest that says what it has.
+
+    Raises:
+        InputError: If there is nothing, it may not be read, or the store cannot be reached.
+        MissingExtraError: If the library of the store is not installed.
+    """
+    beside = (SELECTION.file, DECISIONS.file, UNFINISHED) if last_part(name) in PARTS else ()
+    return local_name(name, beside=beside)
+
+
+def _title(name: str) -> str:
+    """The name of a dataset for its description: that of a file or folder without its path, or a URL."""
+    return public_name(name) if is_url(name) else Path(name).resolve().name
 
 
 def _is_local(name: str) -> bool:
@@ -162,8 +186,7 @@ def _open_local(
         )
     if saved and len(names) > 1:
         raise InputError(f"{saved[0]} was written by save_to_disk: give it alone, or give data files")
-    parts, description = _from_disk(names[0], split) if saved else _from_files(names, split, config)
-    return parts, {"dataset": _joined([Path(name).resolve().name for name in names]), **description}
+    return _from_disk(names[0], split) if saved else _from_files(names, split, config)
 
 
 def _is_saved(folder: Path) -> bool:

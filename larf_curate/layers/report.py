@@ -12,6 +12,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import read_json
 from larf_curate.layers.method import Method
 from larf_curate.records import DIGEST, STRICT, check_seal, parse_record, write_sealed
+from larf_curate.remote import local_copy
 from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class LayerReport:
         Raises:
             InputError: If the file is missing, damaged, or not a layer report of this format.
         """
+        path = local_copy(path)
         value = read_json(report_file(path))
         remedy = "make it again with larf-curate layers"
         if not isinstance(value, dict) or value.get("kind") != "layers" or value.get("format") != FORMAT:

@@ -30,6 +30,8 @@ from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, 
 from larf_curate.profile.checks import MAX_DRIFT, MAX_QUANTISED_DRIFT, check_drift
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, SIDES, read_states
+from larf_curate.remote import public_name as url_name
+from larf_curate.remote import uploaded
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
 from larf_curate.states import States, Vectors
@@ -363,8 +365,9 @@ class SafetyProfile:
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the profile to a folder as ``larf_profile.json`` and ``larf_profile.safetensors``."""
-        storage.write(Path(folder), self._config(), self._tensors(), self.digest)
+        """Write the profile to a folder or URL, as ``larf_profile.json`` and ``larf_profile.safetensors``."""
+        with uploaded(folder, last=storage.CONFIG_FILE) as local:
+            storage.write(local, self._config(), self._tensors(), self.digest)
 
     @classmethod
     def from_pretrained(
@@ -375,10 +378,10 @@ class SafetyProfile:
         token: str | None = None,
         trust_remote_code: bool = False,
     ) -> "SafetyProfile":
-        """Read a profile from a folder or from a Hub model repository.
+        """Read a profile from a folder, a URL of one, or a Hub model repository.
 
         Args:
-            name: The folder or the repository.
+            name: The folder, its URL or the repository.
             revision: Branch, tag or commit of the repository.
             token: Hub token; default: the one stored on this machine.
             trust_remote_code: Whether code from the model's repository may run; never read from the profile itself.
@@ -386,7 +389,7 @@ class SafetyProfile:
         Raises:
             ProfileError: If there is no profile, it is damaged, or it is of another format.
         """
-        folder = storage.find(name, revision=revision, token=token)
+        folder, name = storage.find(name, revision=revision, token=token), url_name(name)
         config = storage.read_config(folder, name)
         try:
             source = ModelSource(**config["source"] | {"trust_remote_code": trust_remote_code})

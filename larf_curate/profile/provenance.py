@@ -9,6 +9,7 @@ from typing import Any
 from larf_curate.conversation.schemas import Row, to_messages
 from larf_curate.data.references import ReferenceSet
 from larf_curate.profile.reference_states import MATCHED
+from larf_curate.remote import last_part
 
 
 def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def describe(refs: ReferenceSet, sides: Mapping[str, Sequence[Row]]) -> dict[str
 
 def describe_neutral(name: str | Path | Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
     """Describe neutral rows: source without its folder, digest and count."""
-    source = Path(name).name if isinstance(name, str | Path) else "rows"
+    source = last_part(name) if isinstance(name, str | Path) else "rows"
     return {"source": source, "digest": neutral_digest(rows), "rows": len(rows)}
 
 

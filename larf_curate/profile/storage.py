@@ -19,6 +19,7 @@ from larf_curate.manifests import NeutralRecord, ReferencesRecord
 from larf_curate.models.hub import check_reachable
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, positions_of
 from larf_curate.records import STRICT, parse_record
+from larf_curate.remote import is_url, local_copy, public_name
 from larf_curate.states import POSITIONS, States, Vectors
 
 FORMAT = 2
@@ -78,12 +79,13 @@ def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], 
 
 
 def find(name: str | Path, *, revision: str | None, token: str | None) -> Path:
-    """Folder of a profile: a local one, or a Hub repository, which is downloaded.
+    """Folder of a profile: a local one, or a URL or Hub repository, which is downloaded.
 
     Raises:
         ProfileError: If neither exists, or it does not contain a profile.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(str(name), revision, token)
+    folder = local_copy(name) if is_url(name) or Path(name).is_dir() else _download(str(name), revision, token)
+    name = public_name(name)
     if not (folder / CONFIG_FILE).exists():
         raise ProfileError(
             f"no {CONFIG_FILE} in {name}: give a folder or Hub id that save_pretrained or push_to_hub has written"

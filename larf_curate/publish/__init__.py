@@ -11,6 +11,7 @@ from larf_curate.publish.hub import HubTarget
 from larf_curate.publish.kept_rows import read_kept_rows
 from larf_curate.publish.protection import check_target
 from larf_curate.publish.shards import stage_shards
+from larf_curate.remote import local_copy
 
 __all__ = ["Publication", "PublishedFile", "publish"]
 
@@ -37,8 +38,8 @@ def publish(
     Images and other media are embedded; the files that rows refer to are read for that.
 
     Args:
-        decisions: The folder that ``review pull`` or ``select`` wrote. Of a selection only the rows that were not
-            flagged are published, and the card states that the flagged rows were not reviewed by people.
+        decisions: The folder, or its URL, that ``review pull`` or ``select`` wrote. Of a selection only the rows that
+            were not flagged are published, and the card states that the flagged rows were not reviewed by people.
         repo_id: ``org/name`` on the Hub, or a folder: a path object, or a string beginning with ``.``, ``/`` or ``~``.
         private: Visibility of a new repository; that of an existing one does not change.
         create_pr: Open a pull request instead of committing to the branch, or update the open one that an earlier
@@ -74,9 +75,10 @@ def publish(
             token=token,
             endpoint=endpoint,
         )
-    kept_rows = read_kept_rows(Path(decisions))
+    decisions = local_copy(decisions)
+    kept_rows = read_kept_rows(decisions)
     if folder:
-        check_target(folder, Path(decisions), kept_rows)
+        check_target(folder, decisions, kept_rows)
     with tempfile.TemporaryDirectory(prefix="larf-curate-") as staging:
         shards = stage_shards(kept_rows, Path(staging))
         return target.publish(

@@ -19,6 +19,7 @@ from larf_curate.diagnosis.guard import compare_guard
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 from larf_curate.profile import SafetyProfile
+from larf_curate.remote import is_url, public_name, uploaded
 from larf_curate.report import plots
 from larf_curate.report.examples import Example, read_examples
 from larf_curate.report.excerpts import visible
@@ -27,6 +28,9 @@ from larf_curate.report.statistics import Statistics, read_statistics
 from larf_curate.report.token_shading import shade_tokens
 from larf_curate.scoring.selection import Selection
 from larf_curate.version import __version__
+
+PAGES = (".html", ".htm")
+"""Endings of pages, which no file of scored rows has."""
 
 
 def write_report(
@@ -39,15 +43,15 @@ def write_report(
     tokens: int = 0,
     model: str | None = None,
     device: str | None = None,
-) -> Path:
+) -> Path | str:
     """Write an HTML report with score statistics and the highest-scoring rows of a dataset.
 
     The page is a single file without scripts or external resources, and the same input gives the same bytes. Row texts
     are escaped and shortened, so that no HTML in them takes effect.
 
     Args:
-        scored: A scored dataset, or the folder that ``larf-curate score`` or ``larf-curate select`` wrote.
-        path: The HTML file to write; an existing one is replaced atomically, other files are not.
+        scored: A scored dataset, or the folder or URL that ``larf-curate score`` or ``larf-curate select`` wrote.
+        path: The HTML file to write, or its URL; an existing one is replaced atomically, other files are not.
         selection: The selection made from those rows, in memory or as a folder.
         examples: Maximum number of highest-scoring rows to show, and of rows without a score.
         profile: The profile that scored the rows, or its path; adds a diagnosis of the score, with warnings.
@@ -57,7 +61,7 @@ def write_report(
         device: A torch device (default: the first accelerator available, else the CPU); used only with ``tokens``.
 
     Returns:
-        The path of the file.
+        The path of the file, or its URL.
 
     Raises:
         InputError: If the rows have not been scored, a folder is of neither kind, a number is negative, ``tokens`` is
@@ -69,7 +73,9 @@ def write_report(
         raise InputError(f"wanted examples and tokens to be 0 or more, got {min(examples, tokens)}")
     if tokens and profile is None:
         raise InputError("tokens can only be shaded with the profile that scored the rows: pass it (--profile)")
-    if Path(path).exists() and Path(path).suffix.lower() not in (".html", ".htm"):
+    if is_url(path) and not public_name(path).lower().endswith(PAGES):
+        raise InputError(f"wanted a URL ending in .html, got {public_name(path)}: give another")
+    if not is_url(path) and Path(path).exists() and Path(path).suffix.lower() not in PAGES:
         raise InputError(f"{path} exists and is no HTML file, so it is not replaced: write to another name")
     report_rows = read_report_rows(scored, selection)
     context = _context(report_rows, examples) | {"diagnosis": None, "shading": {}}
@@ -81,9 +87,9 @@ def write_report(
             profile, report_rows, context["examples"][:tokens], model=model, device=device
         )
     page = _environment().get_template("report.html.j2").render(context)
-    with atomic_path(Path(path)) as temporary:
+    with uploaded(path) as local, atomic_path(local) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")  # the same bytes on every system
-    return Path(path)
+    return path if isinstance(path, str) and is_url(path) else Path(path)
 
 
 def _environment() -> Environment:

@@ -9,6 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, SELECTION, ScoredManifest
+from larf_curate.remote import local_copy
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection
 
@@ -67,9 +68,9 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
         InputError: If a folder is of neither kind, the selection is of other scored rows, or the rows have no
             ``larf_score`` or ``larf_status``.
     """
-    report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(Path(scored))
+    report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(local_copy(scored))
     if selection is not None:
-        folder = None if isinstance(selection, Selection) else Path(selection)
+        folder = None if isinstance(selection, Selection) else local_copy(selection)
         loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
         _check_selection(loaded, report_rows.manifest)
         report_rows = _from_selection(loaded, report_rows.manifest, folder)

@@ -20,6 +20,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, cache_home, write_json
 from larf_curate.profile import SIDES, SafetyProfile, read_states
 from larf_curate.records import STRICT, read_record
+from larf_curate.remote import local_copy, public_name, uploaded
 from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
 from larf_curate.scoring.search import EXACT, VectorSearch, build_search, exact_search, is_exact
 from larf_curate.signals.protocol import unit
@@ -228,21 +229,23 @@ class ExemplarIndex:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the index into a folder, as ``exemplars.json`` and ``exemplars.safetensors``."""
-        with atomic_path(Path(folder) / STATES_FILE) as temporary:
-            save_file(self._tensors(), temporary, metadata={"digest": self.digest})
-        write_json(Path(folder) / CONFIG_FILE, self._config())
+        """Write the index to a folder or URL, as ``exemplars.json`` and ``exemplars.safetensors``."""
+        with uploaded(folder, last=CONFIG_FILE) as local:
+            with atomic_path(local / STATES_FILE) as temporary:
+                save_file(self._tensors(), temporary, metadata={"digest": self.digest})
+            write_json(local / CONFIG_FILE, self._config())
 
     @classmethod
     def load(cls, folder: str | Path) -> "ExemplarIndex":
-        """Load an index from a folder.
+        """Load an index from a folder, or from its URL.
 
         Raises:
             InputError: If the folder has no index, or it is damaged or was changed.
         """
-        config = read_record(Path(folder) / CONFIG_FILE, IndexConfig, remedy="build the index again")
+        folder, name = local_copy(folder), public_name(folder)
+        config = read_record(folder / CONFIG_FILE, IndexConfig, remedy="build the index again")
         try:
-            tensors = load_file(Path(folder) / STATES_FILE)
+            tensors = load_file(folder / STATES_FILE)
             if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in tensors.values()):
                 raise TypeError("states that are not finite float32 numbers")
             index = cls(
@@ -252,12 +255,12 @@ class ExemplarIndex:
                 layer=config["layer"],
                 centre=tensors["centre"] if config["centred"] else None,
             )
-            with safe_open(Path(folder) / STATES_FILE, framework="numpy") as file:
+            with safe_open(folder / STATES_FILE, framework="numpy") as file:
                 recorded = (file.metadata() or {}).get("digest")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the exemplar index in {folder} is damaged ({error}): build it again") from error
+            raise InputError(f"the exemplar index in {name} is damaged ({error}): build it again") from error
         if recorded != index.digest:
-            raise InputError(f"the exemplar index in {folder} was changed after it was written: build it again")
+            raise InputError(f"the exemplar index in {name} was changed after it was written: build it again")
         return index
 
     def _config(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from larf_curate.conversation.schemas import SEPARATOR
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
 from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_shards, read_manifest
+from larf_curate.remote import local_copy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,18 +43,19 @@ class Scored:
         """Load a folder that `larf_curate.scoring.run.score_source` wrote.
 
         Args:
-            folder: The folder.
+            folder: The folder, or its URL.
             verify: Whether to compare the digests of the shards with those in the manifest; each version of a file is
                 read once.
 
         Raises:
             InputError: If the folder is incomplete, damaged or, with ``verify``, changed.
         """
-        if not (Path(folder) / SCORED.file).exists() and (Path(folder) / PLAN).exists():
+        folder = local_copy(folder)
+        if not (folder / SCORED.file).exists() and (folder / PLAN).exists():
             raise InputError(f"scoring into {folder} is not finished: continue with larf-curate score --resume")
         manifest = read_manifest(folder, SCORED)
         check_shards(folder, manifest["shards"], remedy="score again with --resume", verify=verify)
-        shards = [Path(folder) / shard["file"] for shard in manifest["shards"]]
+        shards = [folder / shard["file"] for shard in manifest["shards"]]
         try:
             with no_progress_bars():
                 rows = Dataset.from_parquet([glob.escape(str(path)) for path in shards])

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from larf_curate.columns import PREFIX, ROW_ID
 from larf_curate.conversation.chat_template import Inspection, Renderer, Status
 from larf_curate.conversation.schemas import check_columns, schema_for, unused_columns
-from larf_curate.data.sources import open_source
+from larf_curate.data.sources import local_source, open_source
 from larf_curate.data.tables import text_rows, undecoded
 from larf_curate.errors import InputError
 from larf_curate.manifests import PLAN, SCORED, SELECTION
@@ -62,7 +62,7 @@ class PreviewRows:
         Raises:
             InputError: If there is no such dataset, it has no rows, or it is a result folder that is not complete.
         """
-        names = [data] if isinstance(data, str) else list(data)
+        names = [local_source(name) for name in ([data] if isinstance(data, str) else data)]
         folder = Path(names[0])
         if len(names) == 1 and (folder / SELECTION.file).is_file():
             selection = Selection.load(folder)

@@ -37,6 +37,7 @@ from larf_curate.manifests import (
 )
 from larf_curate.profile import SafetyProfile
 from larf_curate.records import seal, write_sealed
+from larf_curate.remote import local_copy
 from larf_curate.signals.words import in_words, standing
 
 logger = logging.getLogger(__name__)
@@ -108,29 +109,30 @@ class Selection:
         return seal({**head, "shards": list(shards), "scored": dict(self.scored)})
 
     def save(self, folder: str | Path) -> None:
-        """Write both parts as Parquet, and ``selection.json`` last, so that a folder with this file is complete.
+        """Write both parts as Parquet, and ``selection.json`` last, so that a folder or URL with this file is complete.
 
         An existing selection in the folder is replaced.
 
         Raises:
             InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
-        folder, parts = Path(folder), {"kept": self.kept, "flagged": self.flagged}
-        with replaced_results(folder, SELECTION, part_files(parts)):
-            shards = write_parts(parts, folder)
-            write_sealed(folder / SELECTION.file, self.manifest(shards))
+        parts = {"kept": self.kept, "flagged": self.flagged}
+        with replaced_results(folder, SELECTION, part_files(parts)) as local:
+            shards = write_parts(parts, local)
+            write_sealed(local / SELECTION.file, self.manifest(shards))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Selection":
-        """Load a selection from a folder that `save` wrote.
+        """Load a selection from a folder that `save` wrote, or from its URL.
 
         Raises:
             InputError: If the folder has no complete selection, or was changed.
         """
+        folder = local_copy(folder)
         manifest = read_manifest(folder, SELECTION)
         parts = ("kept", "flagged")
         check_shards(folder, manifest["shards"], remedy=SELECTION.remedy, parts=parts)
-        kept, flagged = (read_parquet(Path(folder) / name) for name in parts)
+        kept, flagged = (read_parquet(folder / name) for name in parts)
         rule, threshold = manifest["rule"], manifest["threshold"]
         return cls(kept=kept, flagged=flagged, rule=rule, threshold=threshold, scored=dict(manifest["scored"]))
 

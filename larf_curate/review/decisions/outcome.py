@@ -20,6 +20,7 @@ from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path
 from larf_curate.manifests import DECISIONS, VERSION, check_shards, read_manifest, shard_record
 from larf_curate.records import write_sealed
+from larf_curate.remote import local_copy
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
@@ -105,14 +106,15 @@ class Decisions:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Decisions":
-        """Read the decisions from a folder written by `Outcome.save`.
+        """Read the decisions from a folder written by `Outcome.save`, or from its URL.
 
         Raises:
             InputError: If it is not such a folder, or was changed.
         """
+        folder = local_copy(folder)
         manifest = read_manifest(folder, DECISIONS)
         check_shards(folder, manifest["shards"], remedy=DECISIONS.remedy, parts=("", *PARTS))
-        rows = pq.read_table(Path(folder) / "decisions.parquet").to_pylist()
+        rows = pq.read_table(folder / "decisions.parquet").to_pylist()
         return cls(tuple(_from_dict(row) for row in rows), manifest["merge"])
 
 
@@ -171,20 +173,20 @@ class Outcome:
         """Write ``kept/``, ``removed/``, ``withheld/`` and ``decisions.parquet``; ``decisions.json`` is written last.
 
         Args:
-            folder: Folder to write; an earlier outcome in it is replaced.
+            folder: Folder to write, or its URL; an earlier outcome in it is replaced.
 
         Raises:
             InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
-        folder, parts = Path(folder), {name: getattr(self, name) for name in PARTS}
-        with replaced_results(folder, DECISIONS, [*part_files(parts), "decisions.parquet"]):
-            shards = write_parts(parts, folder)
-            with atomic_path(folder / "decisions.parquet") as aside, aside.open("wb") as file:
+        parts = {name: getattr(self, name) for name in PARTS}
+        with replaced_results(folder, DECISIONS, [*part_files(parts), "decisions.parquet"]) as local:
+            shards = write_parts(parts, local)
+            with atomic_path(local / "decisions.parquet") as aside, aside.open("wb") as file:
                 self.decisions.to_dataset().to_parquet(file)
-            shards.append(shard_record(folder / "decisions.parquet", len(self.decisions.rows), folder=folder))
+            shards.append(shard_record(local / "decisions.parquet", len(self.decisions.rows), folder=local))
             manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge}
             content = {"counts": self.counts, "shards": shards, "selection": dict(self.selection)}
-            write_sealed(folder / DECISIONS.file, manifest | content)
+            write_sealed(local / DECISIONS.file, manifest | content)
 
 
 def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapping[str, str] | None = None) -> Outcome:
