@@ -29,6 +29,7 @@ from larf_curate.extras import require
 from larf_curate.manifests import PLAN, ScoredManifest
 from larf_curate.scoring.local import PROGRESS_SECONDS, score_in_workers
 from larf_curate.scoring.run import run_with
+from larf_curate.scoring.run_store import location, run_folder, store_of
 from larf_curate.scoring.shard import Report, ShardScorer
 from larf_curate.version import __version__
 
@@ -89,7 +90,7 @@ def score_with_ray(
         options = _actor_options(ray.cluster_resources(), gpus_per_actor)
         count = actors or _actors_that_fit(ray.cluster_resources(), options)
         engine = partial(_score_on_actors, ray=ray, options=options, count=count)
-        return run_with(engine, source, scorer, Path(out), resume=resume, guard=guard)
+        return run_with(engine, source, scorer, out, resume=resume, guard=guard)
 
 
 @contextmanager
@@ -247,7 +248,7 @@ def _sent(shards: ShardScorer) -> dict[str, Any]:
     """What an actor is made of; a pickled scorer would need the cache of this machine."""
     return {
         "version": __version__,
-        "folder": shards.folder.absolute(),
+        "folder": location(shards.folder),
         "plan": shards.plan,
         "scorer": shards.scorer.arguments(),
         "guard": shards.guard,
@@ -269,10 +270,13 @@ class _Actor:
 
         if sent["version"] != __version__:
             raise ScoringError(f"wanted larf-curate {sent['version']} on all machines, got {__version__}: install it")
-        if not (sent["folder"] / PLAN).exists():
-            raise ScoringError(f"{sent['folder']} is not there on {node()}: wanted a folder that all machines share")
+        folder = run_folder(sent["folder"])
+        if store := store_of(folder):
+            store.fetch(folder)
+        if not (folder / PLAN).exists():
+            raise ScoringError(f"{folder} is not there on {node()}: wanted a folder that all machines share")
         scorer = LarfScorer(**sent["scorer"])
-        self.shards = ShardScorer(folder=sent["folder"], plan=sent["plan"], scorer=scorer, guard=sent["guard"])
+        self.shards = ShardScorer(folder=folder, plan=sent["plan"], scorer=scorer, guard=sent["guard"])
         self.thread = ThreadPoolExecutor(1)  # one for all pieces: torch counts its threads per thread
 
     def score(self, piece: Piece, in_worker: bool, delay: float) -> Iterator[int]:

@@ -163,25 +163,36 @@ def reading(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(url: str) -> Iterator[None]:
-    """Turn the errors of a store that is written to into an `OSError` of one line with a remedy."""
+def writing(url: str, *, verb: str = "write") -> Iterator[None]:
+    """Turn the errors of a store that is written to, or read meanwhile, into an `OSError` of one line with a remedy."""
     public = public_name(url)
     try:
         yield
     except (LarfCurateError, FileExistsError):
         raise
     except FileNotFoundError as error:
-        raise OSError(f"cannot write {public} ({first_line(error)}): check the bucket") from error
+        raise OSError(f"cannot {verb} {public} ({first_line(error)}): check the bucket") from error
     except PermissionError as error:
         raise OSError(
-            f"may not write {public} ({first_line(error)}): check the credentials and their rights"
+            f"may not {verb} {public} ({first_line(error)}): check the credentials and their rights"
         ) from error
     except Exception as error:  # as in `reading`
         if isinstance(error, OSError) and error.errno and error.filename:
             raise
         raise OSError(
-            f"cannot write {public} ({first_line(error)}): check the address, the connection and the space"
+            f"cannot {verb} {public} ({first_line(error)}): check the address, the connection and the space"
         ) from error
+
+
+@contextmanager
+def naming_urls() -> Iterator[None]:
+    """Name URLs in errors of this package in place of the paths of their copies; also a decorator."""
+    try:
+        yield
+    except LarfCurateError as error:
+        if (text := with_urls(str(error))) == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def local_copy(name: str | os.PathLike[str], *, beside: Sequence[str] = ()) -> Path:
@@ -226,8 +237,8 @@ def local_name(name: str, *, beside: Sequence[str] = ()) -> str:
 
 def with_urls(text: str) -> str:
     """A text in which URLs replace the paths of their copies in the cache."""
-    trees = re.escape(str(_cache() / "trees")) + r"/([0-9a-f]{32})(?=/)"
-    return re.sub(trees, lambda found: _url_of(found[1]) or found[0], text)
+    copies = re.escape(str(_cache())) + r"/(?:trees|runs)/([0-9a-f]{32})"
+    return re.sub(copies, lambda found: remembered_url(found[1]) or found[0], text)
 
 
 def _folder_of_glob(path: str) -> str:
@@ -272,7 +283,7 @@ def _tree(remote: Remote, folder: str, objects: Mapping[str, Mapping[str, Any]])
         return tree
     _download(remote, {blobs[key]: info for key, info in objects.items()})
     tree.parent.mkdir(parents=True, exist_ok=True)
-    _write_url(name, folder)
+    remember_url(name, folder)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".") as temporary:
         for key in objects:
             path = Path(temporary, "tree", key)
@@ -287,9 +298,14 @@ def _tree(remote: Remote, folder: str, objects: Mapping[str, Mapping[str, Any]])
     return tree
 
 
+def object_version(info: Mapping[str, Any]) -> str:
+    """What a store tells of the version of an object; empty if nothing."""
+    return " ".join(str(info[key]) for key in VERSIONS if info.get(key))
+
+
 def _blob(url: str, info: Mapping[str, Any]) -> str:
     """Name of a version of an object in the cache; a new one each time if the store does not tell versions."""
-    version = [str(info[key]) for key in VERSIONS if info.get(key)] or [uuid4().hex]
+    version = object_version(info) or uuid4().hex
     return hashlib.sha256(json.dumps([url, info["size"], version]).encode()).hexdigest()
 
 
@@ -325,14 +341,16 @@ def _link(blob: Path, path: Path) -> None:
         shutil.copyfile(blob, path)
 
 
-def _write_url(tree: str, url: str) -> None:
-    with atomic_path(_cache() / "urls" / tree) as temporary:
+def remember_url(copy: str, url: str) -> None:
+    """Record of which URL a folder in the cache is a copy."""
+    with atomic_path(_cache() / "urls" / copy) as temporary:
         temporary.write_text(url, encoding="utf-8")
 
 
-def _url_of(tree: str) -> str | None:
+def remembered_url(copy: str) -> str | None:
+    """The URL that `remember_url` recorded."""
     try:
-        return (_cache() / "urls" / tree).read_text(encoding="utf-8")
+        return (_cache() / "urls" / copy).read_text(encoding="utf-8")
     except OSError:
         return None
 
@@ -368,17 +386,28 @@ def writable(url: str) -> Remote:
         InputError: If it is not one that shows files only when they are complete.
         OSError: If it cannot be reached.
     """
+    remote = open_writable(url)
+    with writing(url):
+        remote.files.invalidate_cache()
+        remote.files.find(remote.path, maxdepth=1)
+    return remote
+
+
+def open_writable(url: str) -> Remote:
+    """Open a store to write results to; nothing is requested from it yet.
+
+    Raises:
+        InputError: If it is not one that shows files only when they are complete, or its URL has credentials.
+    """
     protocol = url.partition("://")[0].lower()
     if protocol not in WRITABLE:
         raise InputError(
             f"results cannot be written to {public_name(url)}: give a path, or a URL of s3:// or gs://; publish writes "
             "to the Hub"
         )
-    remote = Remote.open(url)
-    with writing(url):
-        remote.files.invalidate_cache()
-        remote.files.find(remote.path, maxdepth=1)
-    return remote
+    if public_name(url) != url:
+        raise InputError(f"wanted {public_name(url)} without credentials: give them in the environment")
+    return Remote.open(url)
 
 
 def upload(remote: Remote, folder: Path, names: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def is_unchanged(path: str | Path, digest: str, *, size: int | None = None) -> b
         before = _version(Path(path))
         if size is not None and Path(path).stat().st_size != size:
             return False
-        mark = _marks() / hashlib.sha256(f"{before}\n{digest}".encode()).hexdigest()
+        mark = _mark(before, digest)
         if mark.exists():
             return True
         if sha256(path) != digest or _version(Path(path)) != before:
@@ -59,6 +59,20 @@ def is_unchanged(path: str | Path, digest: str, *, size: int | None = None) -> b
         logger.debug("cannot verify %s: %s", path, error)
         return False
     return True
+
+
+def is_remembered(version: str, digest: str) -> bool:
+    """Whether a version of a file or object was verified before, or nothing is to be verified."""
+    return _skipped.get() or _mark(version, digest).exists()
+
+
+def remember(version: str, digest: str) -> None:
+    """Remember that a version of a file or object has a digest."""
+    _remember(_mark(version, digest))
+
+
+def _mark(version: object, digest: str) -> Path:
+    return _marks() / hashlib.sha256(f"{version}\n{digest}".encode()).hexdigest()
 
 
 def _version(path: Path) -> tuple[int, ...]:

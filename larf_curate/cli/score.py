@@ -12,7 +12,7 @@ import click
 
 from larf_curate.cli.options import (
     EXISTING_FOLDER,
-    FOLDER,
+    FOLDER_OR_URL,
     columns_to_read,
     device_option,
     no_verify_option,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
 )
-@click.option("-o", "--output", metavar="OUT", type=FOLDER, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="OUT", type=FOLDER_OR_URL, required=True, help="Folder to write.")
 @click.option("--split", help="Split, if the dataset has several.")
 @click.option("--config", help="Configuration, if a Hub dataset or folder has several.")
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
@@ -111,7 +111,7 @@ if TYPE_CHECKING:
 def score(
     names: tuple[str, ...],
     profile_name: str,
-    output: Path,
+    output: Path | str,
     split: str | None,
     config: str | None,
     revision: str | None,
@@ -216,7 +216,7 @@ class InterruptedRunError(click.ClickException):
 
 
 @contextmanager
-def _resumable(output: Path) -> Iterator[None]:
+def _resumable(output: Path | str) -> Iterator[None]:
     """Say on Ctrl-C how to continue."""
     try:
         yield
@@ -238,7 +238,7 @@ def _check_engine(engine: str, on_ray: Mapping[str, object], num_proc: int, shar
 
 
 def _print_share(
-    rows: "Source", share: tuple[int, int], output: Path, status: dict[str, int], *, as_json: bool
+    rows: "Source", share: tuple[int, int], output: Path | str, status: dict[str, int], *, as_json: bool
 ) -> None:
     """Print what one of several processes has scored."""
     name = "/".join(map(str, share))

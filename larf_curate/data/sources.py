@@ -24,7 +24,7 @@ from larf_curate.data.screening import check_folder_files, check_name, check_reg
 from larf_curate.errors import InputError
 from larf_curate.files import sha256
 from larf_curate.manifests import DECISIONS, SELECTION
-from larf_curate.remote import is_url, last_part, local_name, public_name
+from larf_curate.remote import is_url, last_part, local_name, naming_urls, public_name
 
 ROWS_PER_PIECE = 2_500
 """Small enough that a few thousand rows keep several processes busy, and an interruption loses little work."""
@@ -96,6 +96,7 @@ class Source:
             )
 
 
+@naming_urls()
 def open_source(
     name: str | Sequence[str],
     *,

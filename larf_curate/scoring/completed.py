@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from larf_curate.files import sha256
-from larf_curate.manifests import SCORED, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
+from larf_curate.manifests import PLAN, SCORED, Plan, ScoredManifest, ShardRecord, read_manifest, read_plan
 from larf_curate.scoring.journal import read_journal
+from larf_curate.scoring.run_store import store_of
 from larf_curate.verification import is_unchanged
 
 Records = Mapping[str, Sequence[ShardRecord]]
@@ -16,13 +17,19 @@ Records = Mapping[str, Sequence[ShardRecord]]
 def read_records(folder: Path) -> Records:
     """Read the records of complete shards: from the manifest if the run has finished, and from the journal.
 
+    Of a run in a store, only shards that are there and complete have a record.
+
     A manifest of another run, as of a folder that was copied over this one, is not read.
     """
-    records = defaultdict(list, read_journal(folder))
+    finished: Sequence[ShardRecord] = ()
     if (folder / SCORED.file).exists():
         manifest = read_manifest(folder, SCORED)
-        for shard in manifest["shards"] if _is_of(manifest, read_plan(folder)) else ():
-            records[shard["file"]].append(shard)
+        finished = manifest["shards"] if _is_of(manifest, read_plan(folder)) else ()
+    if store := store_of(folder):
+        return {**read_journal(folder), **store.records(sha256(folder / PLAN), finished)}
+    records = defaultdict(list, read_journal(folder))
+    for shard in finished:
+        records[shard["file"]].append(shard)
     return records
 
 
@@ -58,6 +65,8 @@ def completed(path: Path, rows: int, records: Records, name: str | None = None) 
         The record of its content; None if there is no such file, or it is a link, damaged or of another run.
     """
     fitting = [shard for shard in records.get(name or path.name, ()) if shard["rows"] == rows]
+    if fitting and store_of(path.parent):
+        return fitting[0]
     if not fitting or not path.exists() or path.is_symlink():
         return None
     if len(fitting) > 1:  # even if files are not to be verified: only the content tells whose it is

@@ -12,7 +12,7 @@ from larf_curate.conversation.schemas import SEPARATOR
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError
 from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_shards, read_manifest
-from larf_curate.remote import local_copy
+from larf_curate.remote import local_copy, naming_urls
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +39,7 @@ class Scored:
         return (self.manifest["source"].get("columns") or {}).get(SEPARATOR)
 
     @classmethod
+    @naming_urls()
     def load(cls, folder: str | Path, *, verify: bool = True) -> "Scored":
         """Load a folder that `larf_curate.scoring.run.score_source` wrote.
 

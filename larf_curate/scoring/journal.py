@@ -6,6 +6,7 @@ scored has died, after which rows are scored in worker processes only. The manif
 """
 
 import hashlib
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import sha256, write_first_json
 from larf_curate.manifests import PLAN, ShardRecord
 from larf_curate.records import STRICT, read_sealed, seal
+from larf_curate.scoring.run_store import store_of
 
 JOURNAL = ".journal"
 """Name of the folder of the journal."""
@@ -46,6 +48,10 @@ def record_shard(folder: Path, shard: ShardRecord, *, plan: str) -> None:
         shard: The shard, with its future name.
         plan: Hex SHA-256 of the plan with which it was scored.
     """
+    store = store_of(folder)
+    if store and "/" not in shard["file"]:  # rows of unfinished shards stay on this machine
+        store.record(shard, plan=plan, entry=json.dumps(seal({"shard": shard, "plan": plan})).encode())
+        return
     # Not the name of the shard alone: other processes may score the same rows, on other hardware to other last digits.
     name = hashlib.sha256(f"{plan} {shard['sha256']} {shard['file']}".encode("utf-8", "surrogateescape")).hexdigest()
     path = _journal(folder) / f"{name[:32]}.json"
@@ -97,13 +103,17 @@ def note_crash(folder: Path, run: str) -> None:
         folder: Folder of the run.
         run: Part of the name of the note, since other processes may make or remove theirs.
     """
+    if store := store_of(folder):
+        store.note_crash(run)
+        return
     _journal(folder).mkdir(exist_ok=True)
     _note(folder, run).touch()
 
 
 def has_crashed(folder: Path) -> bool:
     """Whether a process that scored for the run has died, or may yet: another scores into the folder now."""
-    return any(_journal(folder).glob(f"{CRASH}*"))
+    store = store_of(folder)
+    return bool(store.crashes()) if store else any(_journal(folder).glob(f"{CRASH}*"))
 
 
 @contextmanager
@@ -113,7 +123,10 @@ def crash_noted(folder: Path, run: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _note(folder, run).unlink(missing_ok=True)
+        if store := store_of(folder):
+            store.forget_crash(run)
+        else:
+            _note(folder, run).unlink(missing_ok=True)
 
 
 def _note(folder: Path, run: str) -> Path:

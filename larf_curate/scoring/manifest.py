@@ -1,6 +1,7 @@
 """Manifest of a scored folder, from its shards."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from larf_curate.errors import ScoringError
 from larf_curate.manifests import SCORED, VERSION, ScoredManifest, ShardRecord
 from larf_curate.records import seal
 from larf_curate.scoring.completed import Records, completed, read_records
+from larf_curate.scoring.run_store import run_folder, store_of
 from larf_curate.scoring.shard import ShardScorer, shard_file
 from larf_curate.version import __version__
 
@@ -34,6 +36,7 @@ def scored_manifest(source: Source, shards: ShardScorer) -> ScoredManifest:
     scorer, guard = shards.scorer, shards.guard
     files = [shard_file(shards.folder, piece) for piece in source.pieces]
     records = read_records(shards.folder)
+    scores = [part for column in _read(files, SCORE) for part in column.chunks]
     recorded = [_record(piece, shards.folder, records) for piece in source.pieces]
     manifest = {
         "kind": SCORED.name,
@@ -44,7 +47,7 @@ def scored_manifest(source: Source, shards: ShardScorer) -> ScoredManifest:
         "signals": list(scorer.signals),
         "rows": source.rows,
         "status": count_statuses(source, shards.folder),
-        "scores": scores_digest(pa.chunked_array([part for path in files for part in _scores(path)], pa.float32())),
+        "scores": scores_digest(pa.chunked_array(scores, pa.float32())),
         "shards": recorded,
     }
     judged = {"guard": {**guard.describe(), "status": guard_statuses(shards.folder)}} if guard else {}
@@ -68,7 +71,8 @@ def count_statuses(source: Source, folder: Path) -> dict[str, int]:
         source: The rows, of which each piece has its shard.
         folder: Folder of the shards.
     """
-    count = Counter(status for piece in source.pieces for status in statuses(shard_file(folder, piece)))
+    files = [shard_file(folder, piece) for piece in source.pieces]
+    count = Counter(status for column in _read(files, "larf_status") for status in column.to_pylist())
     return dict(sorted(count.items()))
 
 
@@ -78,7 +82,10 @@ def guard_statuses(folder: str | Path) -> dict[str, int]:
     Args:
         folder: Folder that `score_source` wrote with a guard.
     """
-    columns = (_column(path, GUARD) for path in sorted(Path(folder).glob("*.parquet")))
+    folder = run_folder(folder)
+    store = store_of(folder)
+    files = sorted(folder / name for name in store.names() if "/" not in name) if store else sorted(folder.iterdir())
+    columns = _read([path for path in files if path.suffix == ".parquet"], GUARD)
     return dict(sorted(Counter(cell["status"] for column in columns for cell in column.to_pylist()).items()))
 
 
@@ -88,14 +95,20 @@ def statuses(path: Path) -> list[str]:
     Raises:
         ScoringError: If the shard cannot be read.
     """
-    values: list[str] = _column(path, "larf_status").to_pylist()
+    [column] = _read([path], "larf_status")
+    values: list[str] = column.to_pylist()
     return values
 
 
-def _scores(path: Path) -> list[pa.Array]:
-    """The column ``larf_score`` of a shard, in parts."""
-    parts: list[pa.Array] = _column(path, SCORE).chunks
-    return parts
+def _read(files: Sequence[Path], name: str) -> Iterable[pa.ChunkedArray]:
+    """A column of each of some shards of a folder."""
+    store = store_of(files[0].parent) if files else None
+    if store is None:
+        return (_column(path, name) for path in files)
+    try:
+        return store.columns([path.name for path in files], name)
+    except (pa.ArrowException, OSError) as error:
+        raise ScoringError(f"{first_line(error)}; continue with --resume") from error
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:

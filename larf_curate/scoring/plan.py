@@ -1,15 +1,18 @@
 """Plan of a scoring run: its settings, written before its first shard, which whatever continues it must have."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from larf_curate.errors import InputError
 from larf_curate.files import sha256, write_first_json
 from larf_curate.manifests import PLAN, SCORED, Plan, read_plan
 from larf_curate.records import seal, write_sealed
+from larf_curate.scoring.run_store import store_of
 
 MOST_SHOWN = 40
 """Maximum number of characters of a setting in an error message."""
@@ -31,9 +34,11 @@ def start_run(folder: Path, plan: Mapping[str, Any], resume: bool) -> str:
             with other settings.
     """
     plan = json.loads(json.dumps(plan))  # as it will be read back: tuples become lists
-    if not _has_plan(folder) or not any(folder.glob("*.parquet")):
+    if not _has_plan(folder) or not _has_shards(folder):
         # Nothing has been scored yet, so other settings are fine.
         write_sealed(folder / PLAN, plan)
+        if store := store_of(folder):
+            store.put(folder, PLAN)
     elif not resume and (folder / SCORED.file).exists():
         raise InputError(
             f"{folder} is finished: continue with larf-curate select, check it with --resume, or use another folder"
@@ -60,7 +65,7 @@ def join_run(folder: Path, plan: Mapping[str, Any]) -> str:
     """
     plan = json.loads(json.dumps(plan))
     if not _has_plan(folder):
-        write_first_json(folder / PLAN, seal(plan))
+        _write_first(folder, plan)
     _check_same(folder, plan)
     return sha256(folder / PLAN)
 
@@ -75,8 +80,35 @@ def check_plan(folder: Path, digest: str) -> None:
     Raises:
         InputError: If another process has replaced it.
     """
-    if sha256(folder / PLAN) != digest:
+    store = store_of(folder)
+    if (hashlib.sha256(store.read(PLAN)).hexdigest() if store else sha256(folder / PLAN)) != digest:
         raise InputError(f"{folder / PLAN} was changed while rows were scored: score them into another folder")
+
+
+def _write_first(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan, unless another process has been faster, whose plan is kept."""
+    store = store_of(folder)
+    if store is None:
+        write_first_json(folder / PLAN, seal(plan))
+        return
+    with TemporaryDirectory() as temporary:
+        write_sealed(Path(temporary, PLAN), plan)
+        store.put_first(Path(temporary, PLAN), PLAN)
+    store.fetch(folder)
+
+
+def _has_shards(folder: Path) -> bool:
+    """Whether a folder has a shard already."""
+    if store := store_of(folder):
+        return any(name.endswith(".parquet") and "/" not in name for name in store.names())
+    return any(folder.glob("*.parquet"))
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of what is in a folder, or in the store of which it has copies, which are made anew."""
+    if store := store_of(folder):
+        return store.fetch(folder)
+    return os.listdir(folder) if folder.exists() else []
 
 
 def _has_plan(folder: Path) -> bool:
@@ -86,7 +118,7 @@ def _has_plan(folder: Path) -> bool:
         InputError: If it has only other content.
     """
     # One listing: another process may write the plan and the first shard between two looks at the folder.
-    names = os.listdir(folder) if folder.exists() else []
+    names = _names(folder)
     if PLAN not in names and any(not name.startswith(f".{PLAN}.") for name in names):
         raise InputError(f"{folder} is not empty: use another folder")
     return PLAN in names

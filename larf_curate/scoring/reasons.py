@@ -11,6 +11,7 @@ from larf_curate.data.sources import Source
 from larf_curate.data.tables import text_rows
 from larf_curate.scoring.crashes import CRASHED
 from larf_curate.scoring.manifest import SCORED_STATUSES, statuses
+from larf_curate.scoring.run_store import run_folder
 from larf_curate.scoring.shard import shard_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def first_reasons(source: Source, folder: str | Path, scorer: "LarfScorer", *, m
     Returns:
         Index and reason of each of these rows.
     """
-    unscored = list(islice(_unscored(source, Path(folder)), most))
+    unscored = list(islice(_unscored(source, run_folder(folder)), most))
     if not unscored:
         return []
     render = scorer.renderer()

@@ -21,12 +21,14 @@ from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import InputError
 from larf_curate.files import cache_home, remove_temporary_files, write_json
 from larf_curate.manifests import SCORED, ScoredManifest
+from larf_curate.remote import naming_urls
 from larf_curate.scoring.completed import Records, completed, read_records
 from larf_curate.scoring.earlier_columns import without_earlier_columns
 from larf_curate.scoring.journal import remove_journal
 from larf_curate.scoring.local import score_pieces
 from larf_curate.scoring.manifest import count_statuses, scored_manifest
 from larf_curate.scoring.plan import join_run, start_run
+from larf_curate.scoring.run_store import run_folder, store_of
 from larf_curate.scoring.shard import Report, ShardScorer, shard_file
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def score_source(
     Args:
         source: The rows.
         scorer: The scorer.
-        out: Folder for one ``<piece>.parquet`` per piece, ``plan.json`` and, at the end, ``manifest.json``.
+        out: Folder, or its URL, for one ``<piece>.parquet`` per piece, ``plan.json`` and, at the end,
+            ``manifest.json``.
         resume: Whether to continue a run with the same settings that was started in this folder.
         num_proc: Number of worker processes; each loads the model, on the GPU of its rank if there are several.
         guard: A guard model whose verdicts are written to ``larf_guard``, as a baseline; default: none.
@@ -82,14 +85,15 @@ def score_source(
         ProfileMismatchError: If the model is not the one of the profile.
         ScoringError: If a worker process dies, or a shard cannot be written.
     """
-    return run_with(partial(score_pieces, num_proc=num_proc), source, scorer, Path(out), resume=resume, guard=guard)
+    return run_with(partial(score_pieces, num_proc=num_proc), source, scorer, out, resume=resume, guard=guard)
 
 
+@naming_urls()
 def run_with(
     engine: Engine,
     source: Source,
     scorer: "LarfScorer",
-    folder: Path,
+    out: str | Path,
     *,
     resume: bool = False,
     guard: "GuardScorer | None" = None,
@@ -100,10 +104,11 @@ def run_with(
         engine: Scores the pieces that have no complete shard yet.
         source: The rows.
         scorer: The scorer.
-        folder: Folder of the result.
+        out: Folder of the result, or its URL.
         resume: Whether to continue a run with the same settings that was started in this folder.
         guard: A guard model; see `score_source`.
     """
+    folder = run_folder(out)
     with _locked(folder):
         shards = ShardScorer(
             folder=folder, plan=start_run(folder, _plan(source, scorer, guard), resume), scorer=scorer, guard=guard
@@ -113,10 +118,14 @@ def run_with(
         remove_temporary_files(folder)  # of killed processes, and of others that are scoring what is complete now
         manifest = scored_manifest(source, shards)
         write_json(folder / SCORED.file, manifest)
-        remove_journal(folder)
+        if store := store_of(folder):
+            store.finish(folder)
+        else:
+            remove_journal(folder)
     return manifest
 
 
+@naming_urls()
 def score_share(
     source: Source,
     scorer: "LarfScorer",
@@ -136,7 +145,7 @@ def score_share(
     Args:
         source: The rows; the same for all processes.
         scorer: The scorer, with the same settings.
-        out: Folder of the result, which all processes share. Its file system need not have locks.
+        out: Folder of the result, or its URL, which all processes share. Its file system need not have locks.
         index: Number of this process, from 0.
         count: Number of processes.
         num_proc: Number of worker processes of this process; see `score_source`.
@@ -152,13 +161,13 @@ def score_share(
         ProfileMismatchError: If the model is not the one of the profile.
         ScoringError: If a worker process dies, or a shard cannot be written.
     """
-    share = source.share(index, count)
-    plan = join_run(Path(out), _plan(source, scorer, guard))
-    shards = ShardScorer(folder=Path(out), plan=plan, scorer=scorer, guard=guard)
+    share, folder = source.share(index, count), run_folder(out)
+    plan = join_run(folder, _plan(source, scorer, guard))
+    shards = ShardScorer(folder=folder, plan=plan, scorer=scorer, guard=guard)
     if share.pieces:
         share = without_earlier_columns(share, shards.features())
         _score_missing(partial(score_pieces, num_proc=num_proc), share, shards)
-    return count_statuses(share, Path(out))
+    return count_statuses(share, folder)
 
 
 def _plan(source: Source, scorer: "LarfScorer", guard: "GuardScorer | None") -> dict[str, Any]:

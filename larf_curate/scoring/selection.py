@@ -37,7 +37,7 @@ from larf_curate.manifests import (
 )
 from larf_curate.profile import SafetyProfile
 from larf_curate.records import seal, write_sealed
-from larf_curate.remote import local_copy
+from larf_curate.remote import local_copy, naming_urls
 from larf_curate.signals.words import in_words, standing
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Selection:
             write_sealed(local / SELECTION.file, self.manifest(shards))
 
     @classmethod
+    @naming_urls()
     def load(cls, folder: str | Path) -> "Selection":
         """Load a selection from a folder that `save` wrote, or from its URL.
 

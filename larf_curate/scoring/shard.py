@@ -28,6 +28,7 @@ from larf_curate.scoring.crashes import with_crashed
 from larf_curate.scoring.journal import record_shard
 from larf_curate.scoring.parts import Parts
 from larf_curate.scoring.plan import check_plan
+from larf_curate.scoring.run_store import store_of
 
 if TYPE_CHECKING:
     from larf_curate.conversation.chat_template import Rendered
@@ -172,10 +173,10 @@ class ShardScorer:
         if first is None:
             # Before the shard gets its name: so a run that is killed here has no shard without a digest.
             record_shard(self.folder, shard, plan=self.plan)
-            if not place_first(temporary, path):
+            if not _place_first(temporary, path):
                 first = self._completed(piece)
                 if first is None:  # damaged, or of another run
-                    os.replace(temporary, path)
+                    _replace(temporary, path)
         if first and first["sha256"] != shard["sha256"]:
             logger.warning(
                 "%s: another process has scored these rows too, with other content, as other hardware may give: "
@@ -187,6 +188,9 @@ class ShardScorer:
         """Record of the shard of a piece, if it is there, complete and of this run."""
         check_plan(self.folder, self.plan)
         path = shard_file(self.folder, piece)
+        if store := store_of(self.folder):
+            shard = store.record_of(path.name, self.plan)
+            return shard if shard and shard["rows"] == len(piece.rows) else None
         return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
 
 
@@ -204,6 +208,20 @@ class _Counter:
     def complete(self, rows: int) -> None:
         self.report(rows - self.reported)
         self.reported = 0
+
+
+def _place_first(temporary: Path, path: Path) -> bool:
+    """Give a complete file its name, here or in the store, unless another process has been faster."""
+    store = store_of(path.parent)
+    return store.put_first(temporary, path.name) if store else place_first(temporary, path)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Give a complete file its name in place of a damaged one, here or in the store."""
+    if store := store_of(path.parent):
+        store.put(temporary.parent, temporary.name, path.name)
+    else:
+        os.replace(temporary, path)
 
 
 def _batches(rows: int, size: int) -> list[range]:

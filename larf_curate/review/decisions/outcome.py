@@ -20,7 +20,7 @@ from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path
 from larf_curate.manifests import DECISIONS, VERSION, check_shards, read_manifest, shard_record
 from larf_curate.records import write_sealed
-from larf_curate.remote import local_copy
+from larf_curate.remote import local_copy, naming_urls
 from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
@@ -105,6 +105,7 @@ class Decisions:
         return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
     @classmethod
+    @naming_urls()
     def load(cls, folder: str | Path) -> "Decisions":
         """Read the decisions from a folder written by `Outcome.save`, or from its URL.
 
