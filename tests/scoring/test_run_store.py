@@ -163,6 +163,7 @@ def test_shares_of_two_machines_give_the_plain_run(store, data, scorer, tmp_path
     check_is_plain(files, url, data, scorer, tmp_path)
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_the_first_shard_of_two_that_score_the_same_rows_is_kept(store, data, scorer, monkeypatch, caplog):
     files, url = store
     source = open_source(str(data)).share(0, 10)
@@ -179,6 +180,7 @@ def test_the_first_shard_of_two_that_score_the_same_rows_is_kept(store, data, sc
     assert len([name for name in names(files, url) if name.startswith(".journal/")]) == 1
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_a_store_with_the_run_of_other_settings_is_refused(store, data, scorer, profile):
     files, url = store
     score_share(open_source(str(data)), scorer, url, index=0, count=10)
@@ -210,6 +212,7 @@ def test_damaged_and_missing_objects_are_scored_again(store, data, scorer, tmp_p
     check_is_plain(files, url, data, scorer, tmp_path)
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_a_plan_that_changes_meanwhile_ends_the_run(store, data, scorer, monkeypatch):
     files, url = store
     original = ShardScorer._place
@@ -292,6 +295,7 @@ def test_unusable_places_are_one_line(data, profile, tmp_path, url, code, messag
     assert "se/cret" not in result.output
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_statuses_of_the_guard_are_read_from_a_store(store, data, scorer):
     _, url = store
     score_source(open_source(str(data)), scorer, url, guard=DeadlyGuard("nobody"))
