@@ -207,6 +207,17 @@ def test_a_damaged_object_is_found(store, tmp_path):
     assert f"{url}/scored/part-00000.parquet was changed" in result.output
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "", "*.jsonl"])
+def test_files_of_the_hub_are_read(hub, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.hf_file_system.HfFileSystem.cachable", False)  # one of this server
+    hub.create("org/data")
+    hub.commit("org/data", {"a.jsonl": rows(2)})
+    url = "hf://datasets/org/data"
+    assert content(f"{url}/{name}".rstrip("/")) == ["q0", "q1"]
+    hub.commit("org/data", {"a.jsonl": rows(2, 5)})
+    assert content(f"{url}/{name}".rstrip("/")) == ["q5", "q6"]
+
+
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_references_and_prompts_are_read(store):
     files, url = store

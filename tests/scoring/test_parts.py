@@ -1,6 +1,7 @@
 """Rows of an unfinished shard: kept at an interruption, never scored twice, never taken if damaged."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -135,3 +136,20 @@ def test_nothing_is_written_through_a_link(data, profile, tmp_path):
     with pytest.raises(InputError, match=r"parts is a link, wanted a folder: remove it"):
         score_source(open_source(str(data)), CountingScorer(profile), out, resume=True)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_rows_of_a_run_in_a_store_are_saved_on_this_machine(data, profile, plain, memory_store, own_caches):
+    url = "memory://bucket/out"
+    assert interrupt(data, profile, url, 4) == [BATCH] * 4
+    scorer = CountingScorer(profile, 2)
+    with pytest.raises(KeyboardInterrupt):
+        score_source(open_source(str(data)), scorer, url, resume=True)
+    assert scorer.scored == [BATCH] * 2
+    shutil.rmtree(own_caches / "remote")  # as on another machine
+    scorer = CountingScorer(profile)
+    score_source(open_source(str(data)), scorer, url, resume=True)
+    assert sum(scorer.scored) == len(ROWS)
+    assert memory_store.cat_file("/bucket/out/data.parquet") == plain
+    assert sorted(memory_store.find("/bucket/out")) == [
+        f"/bucket/out/{name}" for name in ("data.parquet", "manifest.json", "plan.json")
+    ]
