@@ -104,6 +104,14 @@ def test_only_what_has_changed_is_downloaded_again_after_one_listing(store, monk
     assert content(f"{url}/d") == ["q7", "q8"]
 
 
+def test_what_another_machine_has_written_is_seen(s3):
+    s3.pipe_file("s3://bucket/d/a.jsonl", rows(1))
+    assert content("s3://bucket/d") == ["q0"]
+    other = fsspec.filesystem("s3", skip_instance_cache=True)
+    other.pipe_file("s3://bucket/d/b.jsonl", rows(1, 1))
+    assert content("s3://bucket/d") == ["q0", "q1"]
+
+
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_the_description_does_not_depend_on_the_cache(store, tmp_path, monkeypatch):
     files, url = store

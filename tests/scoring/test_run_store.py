@@ -212,6 +212,25 @@ def test_damaged_and_missing_objects_are_scored_again(store, data, scorer, tmp_p
     check_is_plain(files, url, data, scorer, tmp_path)
 
 
+def test_of_two_files_put_under_one_name_the_first_stays(store, tmp_path):
+    files, url = store
+    run = run_store.store_of(run_folder(url))
+    for place, content in enumerate((b"one", b"two")):
+        (tmp_path / "file").write_bytes(content)
+        assert run.put_first(tmp_path / "file", "x.parquet") == (place == 0)
+    assert files.cat_file(f"{url}/x.parquet") == b"one"
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_a_shard_of_an_unfinished_run_that_is_cut_is_scored_again(store, data, scorer, tmp_path):
+    files, url = store
+    score_share(open_source(str(data)), scorer, url, index=0, count=2)
+    name = min(name for name in names(files, url) if name.endswith(".parquet"))
+    files.pipe_file(f"{url}/{name}", files.cat_file(f"{url}/{name}")[:-9])
+    score_source(open_source(str(data)), scorer, url, resume=True)
+    check_is_plain(files, url, data, scorer, tmp_path)
+
+
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_a_plan_that_changes_meanwhile_ends_the_run(store, data, scorer, monkeypatch):
     files, url = store
