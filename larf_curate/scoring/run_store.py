@@ -223,21 +223,23 @@ class RunStore:
 
     def _unchanged(self, shards: Sequence[ShardRecord], listed: Mapping[str, Mapping[str, Any]]) -> list[bool]:
         """Whether each of some shards has its recorded content; each version of an object is read once."""
+        versions = [object_version(listed[shard["file"]]) for shard in shards]
+        marks = [f"{self.remote.url}/{shard['file']} {v}" for shard, v in zip(shards, versions, strict=True)]
+        known = [is_remembered(mark, shard["sha256"]) for mark, shard in zip(marks, shards, strict=True)]
+        doubtful = [place for place, is_known in enumerate(known) if not is_known]
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(lambda shard: self._is_unchanged(shard, listed[shard["file"]]), shards))
+            same = list(pool.map(lambda place: self._has_content(shards[place], listed), doubtful))
+        for place, is_same in zip(doubtful, same, strict=True):
+            known[place] = is_same
+            if is_same and versions[place]:
+                remember(marks[place], shards[place]["sha256"])
+        return known
 
-    def _is_unchanged(self, shard: ShardRecord, info: Mapping[str, Any]) -> bool:
-        version = f"{self.remote.url}/{shard['file']} {object_version(info)}"
-        if is_remembered(version, shard["sha256"]):
-            return True
-        if (
-            info["size"] != shard.get("bytes")
-            or hashlib.sha256(self.read(shard["file"])).hexdigest() != shard["sha256"]
-        ):
+    def _has_content(self, shard: ShardRecord, listed: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether an object has its recorded content; it is read if it has the size."""
+        if listed[shard["file"]]["size"] != shard.get("bytes"):
             return False
-        if object_version(info):
-            remember(version, shard["sha256"])
-        return True
+        return hashlib.sha256(self.read(shard["file"])).hexdigest() == shard["sha256"]
 
 
 def _entries(names: Iterable[str], plan: str) -> dict[str, list[ShardRecord]]:

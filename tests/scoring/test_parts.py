@@ -139,17 +139,14 @@ def test_nothing_is_written_through_a_link(data, profile, tmp_path):
 
 
 def test_rows_of_a_run_in_a_store_are_saved_on_this_machine(data, profile, plain, memory_store, own_caches):
-    url = "memory://bucket/out"
-    assert interrupt(data, profile, url, 4) == [BATCH] * 4
-    scorer = CountingScorer(profile, 2)
-    with pytest.raises(KeyboardInterrupt):
+    for place, left in (("here", [BATCH] * 5 + [5]), ("elsewhere", [BATCH] * 9 + [5])):
+        url = f"memory://bucket/{place}"
+        assert interrupt(data, profile, url, 4) == [BATCH] * 4
+        if place == "elsewhere":
+            shutil.rmtree(own_caches / "remote")
+        scorer = CountingScorer(profile)
         score_source(open_source(str(data)), scorer, url, resume=True)
-    assert scorer.scored == [BATCH] * 2
-    shutil.rmtree(own_caches / "remote")  # as on another machine
-    scorer = CountingScorer(profile)
-    score_source(open_source(str(data)), scorer, url, resume=True)
-    assert sum(scorer.scored) == len(ROWS)
-    assert memory_store.cat_file("/bucket/out/data.parquet") == plain
-    assert sorted(memory_store.find("/bucket/out")) == [
-        f"/bucket/out/{name}" for name in ("data.parquet", "manifest.json", "plan.json")
-    ]
+        assert scorer.scored == left
+        assert memory_store.cat_file(f"/bucket/{place}/data.parquet") == plain
+        written = [path.rpartition("/")[2] for path in memory_store.find(f"/bucket/{place}")]
+        assert sorted(written) == ["data.parquet", "manifest.json", "plan.json"]

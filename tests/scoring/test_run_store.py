@@ -27,6 +27,7 @@ from larf_curate.scoring.run import score_share, score_source
 from larf_curate.scoring.run_store import run_folder
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.shard import ShardScorer
+from larf_curate.verification import without_verification
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start
 from tests.fixtures.models import six_pairs
@@ -229,6 +230,23 @@ def test_a_shard_of_an_unfinished_run_that_is_cut_is_scored_again(store, data, s
     files.pipe_file(f"{url}/{name}", files.cat_file(f"{url}/{name}")[:-9])
     score_source(open_source(str(data)), scorer, url, resume=True)
     check_is_plain(files, url, data, scorer, tmp_path)
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_each_version_of_an_object_is_verified_once_and_not_at_all_if_not_asked(store, data, scorer, monkeypatch):
+    files, url = store
+    score_source(open_source(str(data)), scorer, url)
+    read, original = [], files.cat_file
+    monkeypatch.setattr(files, "cat_file", lambda path, **options: read.append(path) or original(path, **options))
+
+    def resume():
+        read.clear()
+        score_source(open_source(str(data)), scorer, url, resume=True)
+        return len([path for path in read if path.endswith(".parquet")])
+
+    with without_verification():
+        assert resume() == 0
+    assert [resume(), resume()] == [10, 0]
 
 
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
