@@ -195,3 +195,15 @@ def test_the_arguments_of_a_scorer_construct_its_like(scorer):
     like = LarfScorer(**scorer.arguments())
     assert like.key == scorer.key
     assert like._runtime == scorer._runtime
+
+
+@at_length
+@on_ray
+def test_actors_put_their_shards_into_a_store(data, scorer, tmp_path, s3):
+    ray = pytest.importorskip("ray")
+    ray.shutdown()  # of actors that do not know the server
+    score_with_ray(open_source(str(data)), scorer, "s3://bucket/out", actors=2)
+    score_source(open_source(str(data)), scorer, tmp_path / "plain")
+    (tmp_path / "out").mkdir()
+    s3.get("bucket/out/", f"{tmp_path / 'out'}/", recursive=True)
+    check_equal(tmp_path / "out", tmp_path / "plain")

@@ -134,10 +134,10 @@ def test_an_interrupted_run_is_continued_with_a_handful_of_requests(store, data,
     scored: list[str] = []
     original = ShardScorer.score
 
-    def score(self, piece, **options):
+    def score(self, piece, *args, **options):
         scored.append(f"{piece.name}.parquet")
         before = len(asked)
-        yield from original(self, piece, **options)
+        original(self, piece, *args, **options)
         del asked[before:]  # of this shard
 
     monkeypatch.setattr(ShardScorer, "score", score)
@@ -352,11 +352,11 @@ def test_of_two_contents_in_the_journal_that_of_the_object_counts(memory_store):
     assert store.records("b" * 64, ()) == {}
 
 
-def score_in_process(data, scorer, url, guard=None):
+def score_in_process(data, scorer, url, guard=None, num_proc=1):
     """What runs in a process of its own."""
     sources.ROWS_PER_PIECE = PER_PIECE
     multiprocessing.get_context = lambda _: CONTEXT
-    score_source(open_source(str(data)), scorer, url, resume=True, guard=guard)
+    score_source(open_source(str(data)), scorer, url, resume=True, guard=guard, num_proc=num_proc)
 
 
 def share_in_process(data, scorer, url, index):
@@ -412,3 +412,12 @@ def test_a_row_that_ends_the_process_is_set_aside_on_another_machine(s3, data, s
         assert process.exitcode == code, log.read_text()
         shutil.rmtree(cache_home() / "remote")  # of this run, another machine has nothing
     assert Scored.load(url).rows["larf_status"][33] == "crashed"
+
+
+@pytest.mark.slow
+def test_worker_processes_put_their_shards_into_the_store(s3, data, scorer, tmp_path):
+    url, log = "s3://bucket/out", tmp_path / "log"
+    process = start_with_s3(score_in_process, data, scorer, url, None, 2, log=log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    check_is_plain(s3, url, data, scorer, tmp_path)
