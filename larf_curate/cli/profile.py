@@ -33,7 +33,9 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
 
 @click.command()
 @click.argument("model")
-@click.option("-o", "--output", metavar="PROFILE", type=FOLDER_OR_URL, required=True, help="Folder to write.")
+@click.option(
+    "-o", "--output", metavar="PROFILE", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL."
+)
 @click.option(
     "--layers",
     default="auto",

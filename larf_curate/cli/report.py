@@ -16,7 +16,7 @@ from larf_curate.remote import is_within, public_name
     "--output",
     required=True,
     type=NewPath(dir_okay=False, urls=True),
-    help="HTML file to write.",
+    help="HTML file to write, or its URL.",
 )
 @click.option(
     "--examples",

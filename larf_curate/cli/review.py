@@ -106,7 +106,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
 
 @review.command()
 @click.argument("selection", metavar="[SEL]", type=READ_FOLDER, required=False)
-@click.option("-o", "--output", metavar="DEC", type=FOLDER_OR_URL, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="DEC", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
 @click.option(
     "--merge",
     default="majority",

@@ -21,6 +21,7 @@ from larf_curate.cli.options import (
     side_option,
 )
 from larf_curate.cli.output import counted, echo_json, echo_table, json_option
+from larf_curate.remote import public_name
 
 if TYPE_CHECKING:
     from larf_curate.data.sources import Source
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
 )
-@click.option("-o", "--output", metavar="OUT", type=FOLDER_OR_URL, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="OUT", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
 @click.option("--split", help="Split, if the dataset has several.")
 @click.option("--config", help="Configuration, if a Hub dataset or folder has several.")
 @click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
@@ -139,7 +140,8 @@ def score(
     """Score the rows of DATASET and write them to a folder.
 
     DATASET is a Hub id, a folder from save_to_disk, or files, globs and folders of json, jsonl, ndjson, csv, tsv or
-    parquet files; text files may be compressed (.gz, .zst). Splits of a folder are those of load_dataset.
+    parquet files; text files may be compressed (.gz, .zst). Splits of a folder are those of load_dataset. Files, globs
+    and folders may be URLs (s3://, gs://, hf://, https://).
 
     \b
     larf-curate score tatsu-lab/alpaca --profile profile/ -o scored/
@@ -221,7 +223,7 @@ def _resumable(output: Path | str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        arguments = sys.argv[1:]
+        arguments = [public_name(part) for part in sys.argv[1:]]
         arguments += [] if {"--resume", "--shard"} & {part.partition("=")[0] for part in arguments} else ["--resume"]
         command = shlex.join(["larf-curate", *arguments])
         kept = f"interrupted; what was scored stays in {output}"

@@ -11,7 +11,7 @@ from larf_curate.remote import is_within, public_name
 
 @click.command()
 @click.argument("scored", metavar="OUT", type=EXISTING_FOLDER)
-@click.option("-o", "--output", metavar="SEL", type=FOLDER_OR_URL, required=True, help="Folder to write.")
+@click.option("-o", "--output", metavar="SEL", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
 @click.option("--top-ratio", type=click.FloatRange(0, 1), help="Flag this share of the scored rows.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
 @click.option("--threshold", type=float, help="Flag scores at or above this value.")

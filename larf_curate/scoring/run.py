@@ -120,8 +120,7 @@ def run_with(
         write_json(folder / SCORED.file, manifest)
         if store := store_of(folder):
             store.finish(folder)
-        else:
-            remove_journal(folder)
+        remove_journal(folder)
     return manifest
 
 

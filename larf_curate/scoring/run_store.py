@@ -8,7 +8,6 @@ says all that is in it.
 
 import hashlib
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larf_curate.files import cache_home
+from larf_curate.files import atomic_path, cache_home
 from larf_curate.manifests import PLAN, SCORED, ShardRecord
 from larf_curate.remote import Remote, is_url, object_version, open_writable, remember_url, remembered_url, writing
 from larf_curate.verification import is_remembered, remember
@@ -86,9 +85,11 @@ class RunStore:
         """Copy the plan and the manifest, as far as they are there, and return the names of all objects."""
         names = self.names()
         for name in (PLAN, SCORED.file):
-            (folder / name).unlink(missing_ok=True)
-            if name in names:
-                (folder / name).write_bytes(self.read(name))
+            if name not in names:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            with atomic_path(folder / name) as temporary:  # other processes of this machine read it
+                temporary.write_bytes(self.read(name))
         return names
 
     def read(self, name: str) -> bytes:
@@ -155,11 +156,10 @@ class RunStore:
         return next((shard for shard in _entries(entries, plan).get(name, ()) if shard["sha256"] == digest), None)
 
     def finish(self, folder: Path) -> None:
-        """Put the manifest, then remove the journal and the folder of this machine."""
+        """Put the manifest, then remove the journal."""
         self.put(folder, SCORED.file)
         with suppress(OSError), writing(self.remote.url):  # the run is complete all the same
             self.remove([name for name in self.names() if name.startswith((f"{ENTRIES}/", f"{CRASHES}/"))])
-        shutil.rmtree(folder, ignore_errors=True)
 
     def note_crash(self, run: str) -> None:
         """Note that a process which scored has died."""

@@ -315,6 +315,17 @@ def test_the_command_scores_and_selects_in_a_store(s3, data, profile, tmp_path):
     assert not any(secret in content for content in kept)
 
 
+@pytest.mark.usefixtures("s3")
+def test_the_command_that_continues_is_shown_without_credentials(data, profile, tmp_path, monkeypatch):
+    profile.save_pretrained(tmp_path / "profile")
+    fail_at(monkeypatch, 1, KeyboardInterrupt())
+    arguments = ["score", str(data), "--profile", str(tmp_path / "profile"), "-o", "s3://bucket/out"]
+    monkeypatch.setattr("sys.argv", ["larf-curate", *arguments, "https://u:se/cret@host/more.jsonl"])
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 130
+    assert "-o s3://bucket/out https://host/more.jsonl --resume" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
