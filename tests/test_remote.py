@@ -15,9 +15,11 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError, MissingExtraError
 from larf_curate.manifests import SELECTION
+from larf_curate.publish import publish
 from larf_curate.remote import is_within, local_copy, public_name, uploaded, with_urls
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection, select
+from tests.fixtures.decisions_folder import write_decisions
 from tests.fixtures.scored_folder import digest_of, write_scored
 
 
@@ -245,6 +247,19 @@ def test_a_report_is_written_to_a_store(store, tmp_path):
         result = CliRunner().invoke(main, ["report", scored, "-o", out])
         assert result.exit_code == 0, result.output
     assert files.cat_file(f"{url}/r.html") == (tmp_path / "r.html").read_bytes()
+
+
+def test_what_is_published_from_a_store_is_what_is_published_from_a_folder(memory_store, tmp_path):
+    folder = write_decisions(tmp_path / "decisions")
+    put(memory_store, folder, "memory://bucket/decisions")
+    for decisions, target in ((folder, tmp_path / "ours"), ("memory://bucket/decisions", tmp_path / "theirs")):
+        assert publish(decisions, target).changed
+    ours, theirs = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "ours", tmp_path / "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] == theirs[name] for name in ours if name.suffix == ".parquet")
 
 
 @pytest.mark.parametrize("name", ["../x.jsonl", "a/../../x.jsonl", "a\\x.jsonl"])

@@ -217,6 +217,19 @@ def test_decisions_of_an_earlier_review_are_replaced():
     assert again.kept.features == once.kept.features
 
 
+def test_an_outcome_in_a_store_is_that_in_a_folder(tmp_path, memory_store, own_caches):
+    outcome = decisions([]).apply(selection())
+    for _ in range(2):  # replaces itself
+        outcome.save("memory://bucket/decisions")
+    outcome.save(tmp_path / "decisions")
+    files = [path for path in (tmp_path / "decisions").rglob("*") if path.is_file()]
+    names = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files}
+    assert {
+        name.removeprefix("/bucket/"): memory_store.cat_file(name) for name in memory_store.find("/bucket")
+    } == names
+    assert Decisions.load("memory://bucket/decisions") == Decisions.load(tmp_path / "decisions")
+
+
 def test_saved_and_loaded_is_the_same(tmp_path):
     chosen = selection(questions(8), flagged=5)
     outcome = decisions(chosen.flagged, "keep", "remove", "edit", "unsure").apply(chosen)
