@@ -32,6 +32,9 @@ ROWS_PER_PIECE = 2_500
 MOST_SINGLE_FILES = 100
 """Number of files from which on small ones share pieces."""
 
+MOST_PIECES = 1_000_000
+"""Largest number of pieces: the manifest of their shards is a JSON file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -121,9 +124,9 @@ def open_source(
         `MOST_SINGLE_FILES` files, small ones that follow each other share a piece. Files without rows are skipped.
 
     Raises:
-        InputError: If there is no such dataset, it has no rows, a file cannot be read or is given twice, columns or
-            types differ between files, a split or configuration must be chosen, or an option does not apply to this
-            kind of source.
+        InputError: If there is no such dataset, it has no rows or far too many, a file cannot be read or is given
+            twice, columns or types differ between files, a split or configuration must be chosen, or an option does not
+            apply to this kind of source.
     """
     given = [name] if isinstance(name, str) else list(name)
     names = [local_source(each) for each in given]
@@ -326,6 +329,11 @@ def _source(parts: Sequence[tuple[str, Dataset]], limit: int | None, description
     named = [part for name, dataset in _grouped(list(_limited(parts, limit))) for part in _split(name, dataset)]
     first = accumulate((len(rows) for _, rows in named), initial=0)
     pieces = tuple(Piece(name=name, rows=rows, first=start) for (name, rows), start in zip(named, first, strict=False))
+    if len(pieces) > MOST_PIECES:
+        raise InputError(
+            f"wanted rows for at most {MOST_PIECES:,} shards, got {len(pieces):,}: score parts of the dataset into "
+            "folders of their own"
+        )
     names = [piece.name for piece in pieces]
     if len(set(names)) != len(names):
         raise InputError("several files would get the same shard name: score them separately, or rename them")

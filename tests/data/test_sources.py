@@ -267,6 +267,14 @@ def test_small_files_share_pieces_if_there_are_many_and_rows_keep_their_order(he
     assert rows_of(open_source(str(here), limit=4)) == rows[:4]
 
 
+def test_more_shards_than_a_manifest_can_list_are_refused(here, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_PIECE", 1)
+    monkeypatch.setattr(sources, "MOST_PIECES", 4)
+    with pytest.raises(InputError, match=r"at most 4 shards, got 5: score parts of the dataset into folders"):
+        open_source(str(jsonl(here / "a.jsonl")))
+    assert len(open_source(str(here / "a.jsonl"), limit=4).pieces) == 4
+
+
 def test_types_are_the_same_in_every_piece_and_what_cannot_agree_is_refused(here):
     calls = [None, [{"name": "f"}]]
     rows = [{"messages": [{"role": "user", "calls": c}], "note": n} for c, n in zip(calls, (None, "x"), strict=True)]
