@@ -1,12 +1,16 @@
 """``larf-curate select``: split a scored dataset into kept and flagged rows."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER_OR_URL, device_option, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.remote import is_within, public_name
+
+if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile
 
 
 @click.command()
@@ -56,11 +60,6 @@ def select(
     larf-curate select scored/ --top-ratio 0.05 -o selection/
     larf-curate select scored/ --top-ratio 0.05 -o selection/ --tokens 50 --profile profile/
     """
-    from larf_curate.profile import SafetyProfile
-    from larf_curate.scoring.explanation import explain_flagged
-    from larf_curate.scoring.folder import Scored
-    from larf_curate.scoring.selection import select as select_rows
-
     rules = (top_ratio, top_k, threshold, percentile, max_false_flags)
     if (given := sum(rule is not None for rule in rules)) != 1:
         options = "--top-ratio, --top-k, --threshold, --percentile or --max-false-flags"
@@ -71,8 +70,11 @@ def select(
         raise click.UsageError(
             f"wanted a folder outside of {public_name(scored)}, which holds the scored rows: give it with -o"
         )
+    from larf_curate.scoring.folder import Scored
+    from larf_curate.scoring.selection import select as select_rows
+
     data = Scored.load(scored)
-    profile = SafetyProfile.from_pretrained(profile_name) if profile_name else None
+    profile = _load(profile_name) if profile_name else None
     selection = select_rows(
         data.rows,
         top_ratio=top_ratio,
@@ -85,6 +87,8 @@ def select(
         scored=data.manifest,
     )
     if tokens and profile:
+        from larf_curate.scoring.explanation import explain_flagged
+
         selection = explain_flagged(selection, profile, rows=tokens, model=model, device=device)
     selection.save(output)
     summary = selection.summary()
@@ -95,3 +99,9 @@ def select(
     if summary["threshold"] is not None:
         click.echo(f"Lowest flagged score: {summary['threshold']:.4f}")
     click.echo(f"Written to {public_name(output)}")
+
+
+def _load(profile_name: str) -> "SafetyProfile":
+    from larf_curate.profile import SafetyProfile  # imports torch, which takes seconds
+
+    return SafetyProfile.from_pretrained(profile_name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,10 +35,12 @@ from larf_curate.manifests import (
     check_shards,
     read_manifest,
 )
-from larf_curate.profile import SafetyProfile
 from larf_curate.records import seal, write_sealed
 from larf_curate.remote import local_copy, naming_urls
 from larf_curate.signals.words import in_words, standing
+
+if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile  # imports torch, which takes seconds
 
 logger = logging.getLogger(__name__)
 RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
@@ -146,7 +148,7 @@ def select(
     threshold: float | None = None,
     percentile: float | None = None,
     max_false_flags: float | None = None,
-    profile: SafetyProfile | None = None,
+    profile: "SafetyProfile | None" = None,
     source: str = "",
     scored: Mapping[str, Any] | None = None,
 ) -> Selection:
@@ -249,7 +251,7 @@ def _rule(given: Mapping[str, float | None]) -> dict[str, float]:
     return rule
 
 
-def _false_flag_threshold(rate: float, profile: SafetyProfile | None, scored: Mapping[str, Any]) -> float:
+def _false_flag_threshold(rate: float, profile: "SafetyProfile | None", scored: Mapping[str, Any]) -> float:
     """The score that at most a share ``rate`` of harmless rows is expected to reach.
 
     If neutral and harmless rows are exchangeable, the score of a further one has each rank among the n neutral scores

@@ -8,7 +8,6 @@ content.
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from larf_curate.signals.protocol import ReferenceStates, Signal, dot, mean_unit, unit
 from larf_curate.states import Vectors
@@ -98,6 +97,8 @@ def _shrunk_axes(centred: Vectors) -> tuple[Vectors, Vectors, Vectors]:
     Returns:
         The standard deviation orthogonal to the axes, the axes, and the standard deviation along each.
     """
+    from sklearn.covariance import ledoit_wolf_shrinkage  # takes a second, which not all commands need
+
     count, width = centred.shape
     shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold
 
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals.protocol import Fit, ReferenceStates
@@ -60,6 +59,8 @@ def held_out(fit: Fit, refs: ReferenceStates, *, sides: Sides = ("unsafe", "safe
 
 def fold_of(count: int, folds: int = FOLDS) -> NDArray[np.intp]:
     """Fold number of each row, shape (count,): a fixed random partition that depends on the two counts alone."""
+    from sklearn.model_selection import KFold  # takes a second, which not all commands need
+
     numbers = np.zeros(count, np.intp)
     for fold, (_, members) in enumerate(KFold(folds, shuffle=True, random_state=0).split(np.empty(count))):
         numbers[members] = fold

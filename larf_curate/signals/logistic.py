@@ -12,8 +12,6 @@ no weights.
 from functools import partial
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from larf_curate.signals.calibration import calibrated
 from larf_curate.signals.centred import answer_similarity, larf_whitened, unsafe_similarity
@@ -63,6 +61,9 @@ def _fit(unsafe: Vectors, neutral: Vectors) -> tuple[Vectors, float]:
     Returns:
         Weights of shape (layers, signals), to be multiplied with the features as given, and the intercept.
     """
+    from sklearn.linear_model import LogisticRegression  # takes a second, which not all commands need
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     rows = np.concatenate([unsafe, neutral])
     labels = np.repeat([1, 0], [len(unsafe), len(neutral)])
     # Features are divided by their standard deviation for the fit, so that the penalty treats them equally; the weights

@@ -8,6 +8,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from datasets import Dataset
 
 from larf_curate.cli import COMMANDS, main
 from larf_curate.cli.options import read_columns, unescaped
@@ -19,6 +20,7 @@ from larf_curate.models.dtypes import DTYPES
 from larf_curate.review.learning.proposals import CHOOSERS
 from larf_curate.review.strategies import STRATEGIES
 from larf_curate.signals import SIGNALS
+from tests.fixtures.scored_folder import write_scored
 
 
 def choices(command, option):
@@ -64,6 +66,16 @@ def test_help_needs_no_heavy_library():
     code = f"import sys; {'; '.join(f'import larf_curate.cli.{name}' for name in COMMANDS)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "argilla", "sklearn", "faiss", "matplotlib"} & set(loaded)
+
+
+def test_select_needs_no_model_library(tmp_path):
+    rows = Dataset.from_dict({"question": ["a", "b"], "larf_score": [0.5, 1.0], "larf_status": ["ok", "ok"]})
+    scored = write_scored(tmp_path / "scored", rows)
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from larf_curate.cli import main; main()"
+    command = [sys.executable, "-c", code, "select", str(scored), "--top-k", "1", "-o", str(tmp_path / "selection")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (tmp_path / "selection/selection.json").exists()
+    assert not {"torch", "transformers", "argilla", "sklearn", "matplotlib"} & set(printed.split())
 
 
 def test_separators_are_given_with_escapes():
