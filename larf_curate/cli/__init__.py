@@ -14,6 +14,7 @@ from larf_curate.version import __version__
 
 COMMANDS = (
     "demo",
+    "scan",
     "layers",
     "profile",
     "diagnose",
