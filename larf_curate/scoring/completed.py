@@ -21,16 +21,33 @@ def read_records(folder: Path) -> Records:
 
     A manifest of another run, as of a folder that was copied over this one, is not read.
     """
-    finished: Sequence[ShardRecord] = ()
-    if (folder / SCORED.file).exists():
-        manifest = read_manifest(folder, SCORED)
-        finished = manifest["shards"] if _is_of(manifest, read_plan(folder)) else ()
+    finished = _finished(folder) if (folder / SCORED.file).exists() else ()
     if store := store_of(folder):
         return {**read_journal(folder), **store.records(sha256(folder / PLAN), finished)}
     records = defaultdict(list, read_journal(folder))
     for shard in finished:
         records[shard["file"]].append(shard)
     return records
+
+
+def record_in_store(folder: Path, name: str, plan: str) -> ShardRecord | None:
+    """Record of a shard of a run in a store if it is there and complete, also if the run has finished meanwhile.
+
+    Args:
+        folder: Folder of this machine in which the run works.
+        name: Name of the shard.
+        plan: Hex SHA-256 of the run's plan.
+    """
+    store = store_of(folder)
+    if store is None:
+        return None
+    return store.record_of(name, plan, lambda: _finished(folder) if store.fetch_manifest(folder) else ())
+
+
+def _finished(folder: Path) -> Sequence[ShardRecord]:
+    """Records of the manifest in a folder; none if it is of another run."""
+    manifest = read_manifest(folder, SCORED)
+    return manifest["shards"] if _is_of(manifest, read_plan(folder)) else ()
 
 
 def _is_of(manifest: ScoredManifest, plan: Plan) -> bool:

@@ -9,7 +9,7 @@ says all that is in it.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,9 +88,15 @@ class RunStore:
             if name not in names:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            with atomic_path(folder / name) as temporary:  # other processes of this machine read it
-                temporary.write_bytes(self.read(name))
+            self._copy(folder, name)
         return names
+
+    def fetch_manifest(self, folder: Path) -> bool:
+        """Copy the manifest that another process may have put since `fetch`; returns whether there is one."""
+        there = self._info(SCORED.file) is not None
+        if there:
+            self._copy(folder, SCORED.file)
+        return there
 
     def read(self, name: str) -> bytes:
         """Content of an object.
@@ -144,8 +150,15 @@ class RunStore:
         complete |= {shard["file"]: [shard] for shard, same in zip(finished, verified, strict=True) if same}
         return {name: found for name, found in complete.items() if found}
 
-    def record_of(self, name: str, plan: str) -> ShardRecord | None:
-        """Record of a shard if it is there and complete, by its content: this is asked only of shards in doubt."""
+    def record_of(self, name: str, plan: str, finished: Callable[[], Iterable[ShardRecord]]) -> ShardRecord | None:
+        """Record of a shard if it is there and complete, by its content: this is asked only of shards in doubt.
+
+        Args:
+            name: Name of the shard.
+            plan: Hex SHA-256 of the run's plan.
+            finished: Reads the records of the manifest, which replaces the journal when another process finishes the
+                run; called only if the journal has none of this content.
+        """
         if self._info(name) is None:
             return None
         digest = hashlib.sha256(self.read(name)).hexdigest()
@@ -153,7 +166,11 @@ class RunStore:
             self.remote.files.invalidate_cache()
             found = self.remote.files.find(self._path(f"{ENTRIES}/{name}"))
         entries = [f"{ENTRIES}/{name}/{path.rpartition('/')[2]}" for path in found]
-        return next((shard for shard in _entries(entries, plan).get(name, ()) if shard["sha256"] == digest), None)
+        recorded = _entries(entries, plan).get(name, ())
+        if first := next((shard for shard in recorded if shard["sha256"] == digest), None):
+            return first
+        # After the journal, which is removed when the manifest is there.
+        return next((shard for shard in finished() if (shard["file"], shard["sha256"]) == (name, digest)), None)
 
     def finish(self, folder: Path) -> None:
         """Put the manifest, then remove the journal."""
@@ -194,6 +211,10 @@ class RunStore:
             self.remote.files.open(self._path(name), "rb", cache_type="none", size=size) as file,
         ):
             return pq.ParquetFile(file, pre_buffer=True).read([column])[0]
+
+    def _copy(self, folder: Path, name: str) -> None:
+        with atomic_path(folder / name) as temporary:  # other processes of this machine read it
+            temporary.write_bytes(self.read(name))
 
     def _path(self, name: str) -> str:
         return f"{self.remote.path}/{name}"

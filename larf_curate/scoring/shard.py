@@ -23,7 +23,7 @@ from larf_curate.data.tables import is_media, text_rows
 from larf_curate.errors import ScoringError
 from larf_curate.files import place_first, prepare_to_write
 from larf_curate.manifests import ShardRecord, shard_record
-from larf_curate.scoring.completed import completed, read_records
+from larf_curate.scoring.completed import completed, read_records, record_in_store
 from larf_curate.scoring.crashes import with_crashed
 from larf_curate.scoring.journal import record_shard
 from larf_curate.scoring.parts import Parts
@@ -188,8 +188,8 @@ class ShardScorer:
         """Record of the shard of a piece, if it is there, complete and of this run."""
         check_plan(self.folder, self.plan)
         path = shard_file(self.folder, piece)
-        if store := store_of(self.folder):
-            shard = store.record_of(path.name, self.plan)
+        if store_of(self.folder):
+            shard = record_in_store(self.folder, path.name, self.plan)
             return shard if shard and shard["rows"] == len(piece.rows) else None
         return completed(path, len(piece.rows), read_records(self.folder)) if path.exists() else None
 

@@ -19,11 +19,11 @@ from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.files import cache_home
 from larf_curate.profile import SafetyProfile
-from larf_curate.scoring import run_store
+from larf_curate.scoring import run_store, shard
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.manifest import guard_statuses
 from larf_curate.scoring.reasons import first_reasons
-from larf_curate.scoring.run import score_share, score_source
+from larf_curate.scoring.run import run_with, score_share, score_source
 from larf_curate.scoring.run_store import run_folder
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.shard import ShardScorer
@@ -358,7 +358,7 @@ def test_of_two_contents_in_the_journal_that_of_the_object_counts(memory_store):
         shard = {"file": "x.parquet", "rows": 1, "bytes": size, "sha256": digest[content]}
         store.record(shard, plan=plan, entry=b"{}")
     memory_store.pipe_file("/bucket/out/x.parquet", contents[1])
-    assert store.record_of("x.parquet", plan)["sha256"] == digest[contents[1]]
+    assert store.record_of("x.parquet", plan, tuple)["sha256"] == digest[contents[1]]
     assert [shard["sha256"] for shard in store.records(plan, ())["x.parquet"]] == [digest[contents[1]]]
     assert store.records("b" * 64, ()) == {}
 
@@ -385,6 +385,55 @@ def environment_and(function, environment, *arguments):
 def start_with_s3(function, *arguments, log):
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     return start(environment_and, function, environment, *arguments, log=log)
+
+
+def score_all(_, pieces, shards, report):
+    """An engine of one process, which has the store that is in its memory."""
+    for piece in pieces:
+        shards.score(piece, report)
+
+
+def test_a_share_that_is_late_leaves_the_run_as_another_machine_has_finished_it(
+    store, data, scorer, tmp_path, monkeypatch
+):
+    files, url = store
+    place, write, scored = ShardScorer._place, ShardScorer._write, []
+
+    def place_late(self, *arguments):
+        monkeypatch.setattr(ShardScorer, "_place", place)
+        with monkeypatch.context() as other:
+            other.setenv("LARF_CURATE_HOME", str(tmp_path / "other"))
+            other.setattr(shard, "BATCH_ROWS", PER_PIECE)
+            run_with(score_all, open_source(str(data)), scorer, url, resume=True)
+        monkeypatch.setattr(ShardScorer, "_write", lambda *arguments: scored.append(arguments))
+        place(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard, "BATCH_ROWS", 5)  # gives its shards other bytes
+        monkeypatch.setattr(ShardScorer, "_place", place_late)
+        assert score_share(open_source(str(data)), scorer, url, index=0, count=2) == {"ok": 95}
+    assert scored == []
+    monkeypatch.setattr(ShardScorer, "_write", write)
+    check_is_plain(files, url, data, scorer, tmp_path)
+
+
+@pytest.mark.parametrize("removed", ["remote", "remote/urls"])
+def test_nothing_is_scored_into_the_cache_when_it_no_longer_tells_the_store(
+    removed, memory_store, data, scorer, tmp_path, monkeypatch
+):
+    url, place = "memory://bucket/out", ShardScorer._place
+
+    def place_without(self, *arguments):
+        shutil.rmtree(cache_home() / removed)
+        place(self, *arguments)
+
+    monkeypatch.setattr(ShardScorer, "_place", place_without)
+    with pytest.raises(InputError, match=r"remote was removed .* with --resume"):
+        score_share(open_source(str(data)), scorer, url, index=0, count=2)
+    assert list(cache_home().rglob("*.parquet")) == []
+    monkeypatch.setattr(ShardScorer, "_place", place)
+    run_with(score_all, open_source(str(data)), scorer, url, resume=True)  # the removed cache hides that none crashed
+    check_is_plain(memory_store, url, data, scorer, tmp_path)
 
 
 @pytest.mark.slow
