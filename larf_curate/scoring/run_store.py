@@ -19,6 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, cache_home
 from larf_curate.manifests import PLAN, SCORED, ShardRecord
 from larf_curate.remote import Remote, is_url, object_version, open_writable, remember_url, remembered_url, writing
@@ -58,9 +59,17 @@ def location(folder: Path) -> str | Path:
 
 
 def store_of(folder: Path) -> "RunStore | None":
-    """The store of a run that works in a folder of this machine; None if the folder itself has the results."""
-    url = remembered_url(folder.name) if folder.parent == _runs() else None
-    return RunStore(remote=open_writable(url)) if url else None
+    """The store of a run that works in a folder of this machine; None if the folder itself has the results.
+
+    Raises:
+        InputError: If the cache no longer tells which store it is.
+    """
+    if folder.parent != _runs():
+        return None
+    url = remembered_url(folder.name)
+    if url is None:  # the folder must not get what belongs into the store
+        raise InputError(f"{_runs().parent} was removed while rows were scored: continue with --resume")
+    return RunStore(remote=open_writable(url))
 
 
 def _runs() -> Path:
