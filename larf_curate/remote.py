@@ -135,6 +135,15 @@ class Remote:
             if info["type"] == "file" and not name.endswith("/")
         }
 
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files, by their paths below this one."""
+        paths = [f"{self.path}/{name}" for name in names]
+        if plain := [path for path in paths if not MAGIC.search(path)]:
+            self.files.rm(plain)  # many with one request, but what looks like a glob removes other files
+        for path in paths:
+            if MAGIC.search(path):
+                self.files.rm_file(path)
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without credentials, or its type if it has none."""
@@ -397,7 +406,8 @@ def open_writable(url: str) -> Remote:
     """Open a store to write results to; nothing is requested from it yet.
 
     Raises:
-        InputError: If it is not one that shows files only when they are complete, or its URL has credentials.
+        InputError: If it is not one that shows files only when they are complete, or its URL has credentials or is a
+            glob.
     """
     protocol = url.partition("://")[0].lower()
     if protocol not in WRITABLE:
@@ -407,6 +417,8 @@ def open_writable(url: str) -> Remote:
         )
     if public_name(url) != url:
         raise InputError(f"wanted {public_name(url)} without credentials: give them in the environment")
+    if MAGIC.search(url):
+        raise InputError(f"results cannot be written to {url}, which is a glob: give a URL without *, ? and [")
     return Remote.open(url)
 
 

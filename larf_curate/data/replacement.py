@@ -77,12 +77,12 @@ def _replaced_in_store(remote: Remote, kind: Kind[Any], files: Sequence[str]) ->
         removed = [name for name in earlier if not (local / name).exists()]
         with writing(remote.url):
             remote.files.pipe_file(f"{remote.path}/{UNFINISHED}", record)
-            _remove(remote, [name for name in earlier if name == kind.file])  # as in a folder of this machine
-            _remove(remote, [name for name in removed if name not in (kind.file, UNFINISHED)])
+            remote.remove([name for name in earlier if name == kind.file])  # as in a folder of this machine
+            remote.remove([name for name in removed if name not in (kind.file, UNFINISHED)])
         upload(remote, local, [name for name in files if (local / name).exists()])
         upload(remote, local, [kind.file])
         with writing(remote.url):
-            _remove(remote, [UNFINISHED])
+            remote.remove([UNFINISHED])
 
 
 def _sketch(remote: Remote, local: Path) -> list[str]:
@@ -98,11 +98,6 @@ def _sketch(remote: Remote, local: Path) -> list[str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(remote.files.cat_file(f"{remote.path}/{name}") if name in RECORDS else b"")
     return names
-
-
-def _remove(remote: Remote, names: Sequence[str]) -> None:
-    if names:
-        remote.files.rm([f"{remote.path}/{name}" for name in names])
 
 
 def check_replaceable(folder: Path, kind: Kind[Any], parts: Sequence[str]) -> None:

@@ -185,7 +185,7 @@ class RunStore:
         """Put the manifest, then remove the journal."""
         self.put(folder, SCORED.file)
         with suppress(OSError), writing(self.remote.url):  # the run is complete all the same
-            self.remove([name for name in self.names() if name.startswith((f"{ENTRIES}/", f"{CRASHES}/"))])
+            self.remote.remove([name for name in self.names() if name.startswith((f"{ENTRIES}/", f"{CRASHES}/"))])
 
     def note_crash(self, run: str) -> None:
         """Note that a process which scored has died."""
@@ -201,12 +201,7 @@ class RunStore:
     def forget_crash(self, run: str) -> None:
         """Remove the note of `note_crash`."""
         with suppress(OSError), writing(self.remote.url):
-            self.remove([f"{CRASHES}/{run}"])
-
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove objects."""
-        if names:
-            self.remote.files.rm([self._path(name) for name in names])
+            self.remote.remove([f"{CRASHES}/{run}"])
 
     def columns(self, names: Sequence[str], column: str) -> list[pa.ChunkedArray]:
         """A column of each of some shards, of which little else is read."""

@@ -331,6 +331,12 @@ def test_the_command_that_continues_is_shown_without_credentials(data, profile, 
     [
         ("s3://absent-bucket/out", 1, "s3://absent-bucket/out (The specified bucket does not exist): check the bucket"),
         ("s3://key:se/cret@bucket/out", 2, "wanted s3://bucket/out without credentials: give them in the environment"),
+        (
+            "s3://bucket/out[1]",
+            2,
+            "results cannot be written to s3://bucket/out[1], which is a glob: give",
+        ),
+        ("s3://bucket/out/..", 2, "wanted a URL without '.' and '..', got s3://bucket/out/..: give the place itself"),
         ("https://host/out", 2, "results cannot be written to https://host/out: give a path, or a URL of s3://"),
     ],
 )
@@ -385,6 +391,18 @@ def environment_and(function, environment, *arguments):
 def start_with_s3(function, *arguments, log):
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     return start(environment_and, function, environment, *arguments, log=log)
+
+
+def test_names_that_look_like_globs_remove_no_others(store, data, scorer, tmp_path):
+    files, url = store
+    other = f"{url}/.journal/data1.parquet/of-another-program"
+    data = data.rename(data.with_name("data[1].jsonl"))
+    score_source(open_source(str(data)), scorer, url)
+    assert not [name for name in names(files, url) if name.startswith(".")]
+    files.pipe_file(other, b"content")
+    files.pipe_file(f"{url}/.journal/data[1].parquet/of-another-program", b"content")
+    run_store.store_of(run_folder(url)).remote.remove([".journal/data[1].parquet/of-another-program", "manifest.json"])
+    assert {name for name in names(files, url) if name.startswith((".", "m"))} == {other.removeprefix(f"{url}/")}
 
 
 def score_all(_, pieces, shards, report):
