@@ -91,12 +91,15 @@ class Remote:
         """Open the store of a URL; nothing is requested from it yet.
 
         Raises:
-            InputError: If there is no such protocol, or it needs a library that is not part of this package.
+            InputError: If there is no such protocol, it needs a library that is not part of this package, or the URL
+                has ``.`` or ``..`` among its folders.
             MissingExtraError: If its library is not installed.
         """
         protocol, public = url.partition("://")[0].lower(), public_name(url)
         if "::" in url:
             raise InputError(f"wanted a URL of one store, got {public}: download and unpack it first")
+        if protocol not in WEB and {".", ".."}.intersection(public.split("/")):  # folders of this machine, on the copy
+            raise InputError(f"wanted a URL without '.' and '..', got {public}: give the place itself")
         if protocol in EXTRAS:
             require(EXTRAS[protocol][0], extra=EXTRAS[protocol][1])
         import fsspec  # type: ignore[import-untyped]

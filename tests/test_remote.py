@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 import fsspec
 import pytest
@@ -373,6 +374,16 @@ def test_commands_that_write_to_this_machine_only_say_so(arguments, tmp_path, mo
 def test_results_are_written_only_to_stores_that_show_complete_objects(url):
     with pytest.raises(InputError, match="results cannot be written to"), uploaded(url):
         pass
+
+
+@pytest.mark.parametrize("url", ["memory://bucket/out/..", "memory://bucket/../out", "memory://bucket/."])
+def test_a_url_cannot_lead_to_folders_beside_those_of_its_copy(url, memory_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "of-others").write_text("content")
+    for use in (lambda: local_copy(url), uploaded(url).__enter__):
+        with pytest.raises(InputError, match=r"wanted a URL without '.' and '..', got memory://bucket/"):
+            use()
+    assert memory_store.find("/") == []
 
 
 def test_no_folder_named_like_a_store_is_created(tmp_path, monkeypatch):
