@@ -96,7 +96,11 @@ class Parts:
         parts = [(path, _rows_of(path)) for path in paths]
         intact = [(path, rows) for path, rows in parts if rows and completed(path, len(rows), records, self._key(path))]
         tables = [(rows, _read_table(path)) for path, rows in intact]
-        return [(rows, table) for rows, table in tables if table is not None and table.schema.equals(self.schema)]
+        return [(rows, table) for rows, table in tables if table is not None and self._fits(rows, table)]
+
+    def _fits(self, rows: range, table: pa.Table) -> bool:
+        """Whether a part has the new columns of its rows: with --no-verify, its content may be another."""
+        return bool(table.schema.equals(self.schema)) and table.num_rows == len(rows)
 
     def _key(self, path: Path) -> str:
         """Name under which a part is recorded."""

@@ -15,6 +15,7 @@ from larf_curate.scoring.journal import JOURNAL, PARTS
 from larf_curate.scoring.parts import Parts
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
+from larf_curate.verification import without_verification
 from tests.fixtures.models import six_pairs
 
 ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(95)]
@@ -117,6 +118,16 @@ def test_a_part_that_is_not_what_was_recorded_is_scored_again(damage, data, prof
     else:
         part.rename(part.with_name({"renamed": "000010-000050.parquet", "unknown name": "rows.parquet"}[damage]))
     assert finish(data, profile, out) == [BATCH] * 9 + [5]
+    assert (out / "data.parquet").read_bytes() == plain
+
+
+def test_a_part_that_is_not_verified_must_have_as_many_rows_as_its_name_says(data, profile, plain, tmp_path):
+    out = tmp_path / "out"
+    interrupt(data, profile, out, 4)
+    part = next((out / JOURNAL / PARTS).rglob("*.parquet"))
+    pq.write_table(pq.read_table(part).slice(0, 33), part)
+    with without_verification():
+        assert finish(data, profile, out) == [BATCH] * 9 + [5]
     assert (out / "data.parquet").read_bytes() == plain
 
 
