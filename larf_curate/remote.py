@@ -108,7 +108,8 @@ class Remote:
             files, path = fsspec.url_to_fs(url)
         except ImportError as error:
             raise InputError(
-                f"{protocol}:// needs a library ({first_line(error)}): install it, or copy {public}"
+                f"{protocol}:// needs a library ({first_line(error)}): install it with pip, or copy {public} to "
+                "this machine"
             ) from error
         except ValueError as error:
             known = ", ".join(f"{name}://" for name in ("s3", "gs", "hf", "https"))

@@ -295,6 +295,16 @@ def test_what_cannot_be_read_is_told_in_one_line(s3, url, error, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_library_of_a_protocol_that_is_not_installed_is_named_with_what_to_do(monkeypatch):
+    def absent(url):
+        raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
+
+    monkeypatch.setattr(fsspec, "url_to_fs", absent)
+    message = r'"aiohttp" to be installed\): install it with pip, or copy https://host/a.jsonl to this machine$'
+    with pytest.raises(InputError, match=message):
+        local_copy("https://host/a.jsonl")
+
+
 class DeniedStore(fsspec.get_filesystem_class("memory")):
     """A store that may neither be read nor written."""
 
