@@ -106,6 +106,8 @@ def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
     else:
         # Otherwise Ray writes a token into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Otherwise actors have niceness 15, and wait for all other work of the machine, which `--num-proc` does not.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(**({"address": address} if address else {"address": "local", "include_dashboard": False}))
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:

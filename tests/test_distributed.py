@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -69,6 +70,24 @@ def cluster(tmp_path_factory):
         ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+@pytest.mark.parametrize(("theirs", "niceness"), [(None, "0"), ("7", "7")])
+def test_a_cluster_of_this_machine_has_the_priority_of_the_command(monkeypatch, theirs, niceness):
+    seen = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: seen.append(os.environ.get("RAY_worker_niceness")),
+        shutdown=lambda: None,
+    )
+    for name in ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_TOKEN", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    if theirs:
+        monkeypatch.setenv("RAY_worker_niceness", theirs)
+    with distributed._cluster(ray, None):
+        pass
+    assert seen == [niceness]
 
 
 def check_equal(out, plain, *, but=()):
