@@ -44,6 +44,8 @@ MOST_DEATHS = 10
 """Number of actors that die with a piece, after which it is set aside: clusters end actors for reasons of their own."""
 CONNECT_SECONDS = 10
 """Time that a cluster has to accept a connection."""
+START_SECONDS = 30.0
+"""Time that actors have to start until a warning; later, each answers about every second."""
 BACK_OFF_SECONDS = 1.0
 """Time before a piece is tried again; doubled each time."""
 
@@ -194,7 +196,11 @@ def _score_on_actors(
         while jobs and idle:
             job, actor = jobs.popleft(), idle.pop()
             running[actor.score.remote(_in_memory(job.piece), job.in_worker, job.delay)] = job, actor
-        [stream], _ = ray.wait(list(running))
+        ready, _ = ray.wait(list(running), timeout=START_SECONDS)
+        if not ready:
+            logger.warning("no actor has answered for %g s: the cluster is busy, or has no room for one", START_SECONDS)
+            continue
+        stream = ready[0]
         job, actor = running[stream]
         try:
             rows = ray.get(next(stream))

@@ -124,10 +124,12 @@ class BarThatKills(tqdm):
 
 
 @on_ray
-def test_a_run_on_ray_of_which_an_actor_is_killed_is_a_plain_run(data, scorer, tmp_path, cluster, monkeypatch):
+def test_a_run_on_ray_of_which_an_actor_is_killed_is_a_plain_run(data, scorer, tmp_path, cluster, monkeypatch, caplog):
     with monkeypatch.context() as patched:
+        patched.setattr(distributed, "START_SECONDS", 0.1)
         patched.setattr(run, "tqdm", BarThatKills)
         score_with_ray(open_source(str(data)), scorer, tmp_path / "out", actors=2)
+    assert "no actor has answered for 0.1 s" in caplog.text  # while they start
     score_source(open_source(str(data)), scorer, tmp_path / "plain")
     check_equal(tmp_path / "out", tmp_path / "plain")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
