@@ -23,12 +23,12 @@ from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
+from tests.fixtures.long import at_length
 from tests.fixtures.models import six_pairs
 
 ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(90)]
 pytestmark = pytest.mark.usefixtures("own_caches")
 needs_ray = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-at_length = pytest.mark.skipif(os.environ.get("LARF_CURATE_FAULTS") != "full", reason="takes a minute: with the faults")
 
 
 def on_ray(test):

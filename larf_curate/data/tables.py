@@ -128,9 +128,8 @@ def written_aside(tables: Iterable[pa.Table], features: Features) -> Dataset:
 
 def rows_at(rows: Dataset, indices: NDArray[np.integer[Any]]) -> Dataset:
     """The rows at these indices, as ``rows.select(indices)``, which would make a Python object of each index."""
-    if not len(indices):  # `datasets` cannot add columns to an empty choice of rows
-        empty = _dataset(rows.data.schema.empty_table(), rows.features).data
-        return Dataset(empty, info=rows.info, split=rows.split, fingerprint=uuid4().hex)
+    if not len(indices):
+        return rows.select([])
     table = pa.table({"indices": pa.array(indices, pa.uint64())})
     return Dataset(rows.data, info=rows.info, split=rows.split, indices_table=table, fingerprint=uuid4().hex)
 

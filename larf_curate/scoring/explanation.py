@@ -13,7 +13,7 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
-from datasets import List, Value
+from datasets import Dataset, Features, List, Value
 
 from larf_curate.columns import source_columns
 from larf_curate.conversation.schemas import Row
@@ -105,6 +105,9 @@ def explain_flagged(
     """
     check_profile(profile, selection.scored.get("profile"))
     flagged = selection.flagged
+    if not len(flagged):  # to which `datasets` cannot add a column
+        features = Features({**flagged.features, COLUMN: TYPE})
+        return replace(selection, flagged=Dataset.from_dict({name: [] for name in features}, features=features))
     flagged = flagged.remove_columns([COLUMN] if COLUMN in flagged.column_names else [])
     source = flagged.select_columns(source_columns(flagged.column_names))
     worst = list(undecoded(source.select(range(min(rows, len(source))))))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -253,7 +254,10 @@ def test_a_run_that_is_interrupted_says_how_to_continue(tmp_path, rows, profile,
     rows.write_text(rows.read_text() * 500)
     command = ["score", rows, "--profile", profile, "-o", tmp_path / "my out", "--device", "cpu", *options]
     process = subprocess.Popen(
-        [sys.executable, "-m", "larf_curate", *map(str, command)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "larf_curate", *map(str, command)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     while not (tmp_path / "my out/plan.json").exists():
         assert process.poll() is None

@@ -16,6 +16,7 @@ from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
+from tests.fixtures.long import at_length
 from tests.fixtures.models import six_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,7 @@ def test_slurm(here):
     check_equal(here)
 
 
+@at_length
 def test_kubernetes(here):
     (text,) = blocks("Kubernetes", "yaml")
     job = yaml.safe_load(text)["spec"]
@@ -108,6 +110,7 @@ def test_kubernetes(here):
     check_equal(here)
 
 
+@at_length
 def test_hub_jobs(here):
     jobs, last = blocks("Hub jobs", "bash")
     for command in (jobs, last):

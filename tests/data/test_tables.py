@@ -79,7 +79,6 @@ def test_rows_at_indices_are_those_that_select_gives(indices):
     assert found[:] == rows.select(indices)[:] == {"n": indices}
     assert (found.info.description, str(found.split)) == ("d", "train")
     assert found.select(range(len(indices)))[::-1] == {"n": indices[::-1]}
-    assert found.add_column("added", indices)[:] == {"n": indices, "added": indices}
 
 
 def test_a_column_is_read_as_its_list_whatever_was_selected(monkeypatch):

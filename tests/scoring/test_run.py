@@ -41,6 +41,7 @@ from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.shard import ShardScorer
 from larf_curate.verification import without_verification
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.long import at_length
 from tests.fixtures.models import PROFILE, save_tiny
 from tests.fixtures.tiny import CHATML
 
@@ -353,7 +354,7 @@ def score_file(data, scorer, out, num_proc=1, limit=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=at_length)])
 def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer, tmp_path):
     out, log, chance = tmp_path / "out", tmp_path / "log", random.Random(how)
     halves = []

@@ -30,6 +30,7 @@ from larf_curate.scoring.shard import ShardScorer
 from larf_curate.verification import without_verification
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.long import at_length
 from tests.fixtures.models import six_pairs
 from tests.scoring.test_shares import check_equal
 
@@ -382,17 +383,6 @@ def share_in_process(data, scorer, url, index):
     score_share(open_source(str(data)), scorer, url, index=index, count=2)
 
 
-def environment_and(function, environment, *arguments):
-    """Call a function with the variables of the test, which the idle server does not have."""
-    os.environ.update(environment)
-    function(*arguments)
-
-
-def start_with_s3(function, *arguments, log):
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    return start(environment_and, function, environment, *arguments, log=log)
-
-
 def test_names_that_look_like_globs_remove_no_others(store, data, scorer, tmp_path):
     files, url = store
     other = f"{url}/.journal/data1.parquet/of-another-program"
@@ -454,11 +444,12 @@ def test_nothing_is_scored_into_the_cache_when_it_no_longer_tells_the_store(
     check_is_plain(memory_store, url, data, scorer, tmp_path)
 
 
+@at_length
 @pytest.mark.slow
 def test_after_kills_every_row_is_there_once(s3, data, scorer, tmp_path):
     url, log = "s3://bucket/out", tmp_path / "log"
     for wanted in (1, 3, 6):
-        process = start_with_s3(score_in_process, data, scorer, url, log=log)
+        process = start(score_in_process, data, scorer, url, log=log)
         end = time.monotonic() + 120
         while len([name for name in names(s3, url) if name.endswith(".parquet")]) < wanted:
             assert time.monotonic() < end, log.read_text()
@@ -473,7 +464,7 @@ def test_after_kills_every_row_is_there_once(s3, data, scorer, tmp_path):
 @pytest.mark.slow
 def test_shares_at_once_also_of_the_same_number_give_the_plain_run(s3, data, scorer, tmp_path):
     url, log = "s3://bucket/out", tmp_path / "log"
-    processes = [start_with_s3(share_in_process, data, scorer, url, index, log=log) for index in (0, 0, 1)]
+    processes = [start(share_in_process, data, scorer, url, index, log=log) for index in (0, 0, 1)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0], log.read_text()
@@ -485,7 +476,7 @@ def test_shares_at_once_also_of_the_same_number_give_the_plain_run(s3, data, sco
 def test_a_row_that_ends_the_process_is_set_aside_on_another_machine(s3, data, scorer, tmp_path):
     url, log, guard = "s3://bucket/out", tmp_path / "log", DeadlyGuard("answer 33.")
     for code in (-signal.SIGSEGV, 0):
-        process = start_with_s3(score_in_process, data, scorer, url, guard, log=log)
+        process = start(score_in_process, data, scorer, url, guard, log=log)
         process.join()
         assert process.exitcode == code, log.read_text()
         shutil.rmtree(cache_home() / "remote")  # of this run, another machine has nothing
@@ -495,7 +486,7 @@ def test_a_row_that_ends_the_process_is_set_aside_on_another_machine(s3, data, s
 @pytest.mark.slow
 def test_worker_processes_put_their_shards_into_the_store(s3, data, scorer, tmp_path):
     url, log = "s3://bucket/out", tmp_path / "log"
-    process = start_with_s3(score_in_process, data, scorer, url, None, 2, log=log)
+    process = start(score_in_process, data, scorer, url, None, 2, log=log)
     process.join()
     assert process.exitcode == 0, log.read_text()
     check_is_plain(s3, url, data, scorer, tmp_path)
