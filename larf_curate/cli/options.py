@@ -76,6 +76,25 @@ def read_columns(ctx: click.Context, param: click.Parameter, value: str | None) 
     return {role: unescaped(text) if role == "input_separator" else text.strip() for role, text in named.items()}
 
 
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which rows of a dataset are scored, and how their columns are read."""
+    options = (
+        click.option("--split", help="Split, if the dataset has several."),
+        click.option("--config", help="Configuration, if a Hub dataset or folder has several."),
+        click.option("--revision", help="Commit, tag or branch of a Hub dataset."),
+        click.option(
+            "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
+        ),
+        side_option,
+        click.option(
+            "--limit", type=click.IntRange(min=1), help="Number of rows to score, from the beginning.  [default: all]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def read_share(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """Click callback: parse ``I/N`` into the number of a process, from 0, and the number of processes."""
     if value is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import FOLDER, columns_to_read, device_option, read_columns, side_option
+from larf_curate.cli.options import FOLDER, columns_to_read, device_option, source_options
 from larf_curate.cli.output import echo_json, echo_table, json_option
 
 EXPLAINED_ROWS = 10
@@ -29,16 +29,7 @@ EXPLAINED_ROWS = 10
     show_default=True,
     help="Share of the scored rows to flag.",
 )
-@click.option("--split", help="Split, if the dataset has several.")
-@click.option("--config", help="Configuration, if a Hub dataset or folder has several.")
-@click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
-@click.option(
-    "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
-)
-@side_option
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Number of rows to score, from the beginning.  [default: all]"
-)
+@source_options
 @click.option("--no-browser", is_flag=True, help="Do not open the report in a browser.")
 @device_option
 @json_option

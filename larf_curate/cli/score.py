@@ -16,9 +16,8 @@ from larf_curate.cli.options import (
     columns_to_read,
     device_option,
     no_verify_option,
-    read_columns,
     read_share,
-    side_option,
+    source_options,
 )
 from larf_curate.cli.output import counted, echo_json, echo_table, json_option
 from larf_curate.remote import public_name
@@ -34,16 +33,7 @@ if TYPE_CHECKING:
     "--profile", "profile_name", metavar="PROFILE", required=True, help="Folder or Hub id of the safety profile."
 )
 @click.option("-o", "--output", metavar="OUT", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
-@click.option("--split", help="Split, if the dataset has several.")
-@click.option("--config", help="Configuration, if a Hub dataset or folder has several.")
-@click.option("--revision", help="Commit, tag or branch of a Hub dataset.")
-@click.option(
-    "--columns", callback=read_columns, help="Column names by role, for example user=question,assistant=answer."
-)
-@side_option
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Number of rows to score, from the beginning.  [default: all]"
-)
+@source_options
 @click.option(
     "--signals",
     help="Signals for larf_signals, separated by commas; also the baselines length and tfidf.  [default: "
