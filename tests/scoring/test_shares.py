@@ -17,7 +17,6 @@ from larf_curate.data import sources
 from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError, ScoringError
 from larf_curate.manifests import PLAN
-from larf_curate.profile import SafetyProfile
 from larf_curate.scoring import plan as plans
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.journal import JOURNAL, read_journal
@@ -26,18 +25,15 @@ from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.shard import ShardScorer
 from tests.fixtures.deadly import DeadlyGuard
 from tests.fixtures.fresh_process import CONTEXT, start
-from tests.fixtures.models import six_pairs
+from tests.fixtures.pieces import PER_PIECE, ROWS, small_profile, ten_pieces
 
-PER_PIECE = 20
-ROWS = [{"question": f"How {'very ' * (i % 7)}{i}?", "answer": f"Sure, answer {i}."} for i in range(190)]
 FILES = 10
 pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture(scope="module")
 def profile(tiny_llama):
-    references = six_pairs()
-    return SafetyProfile.build(tiny_llama, references, layers=(1, 3), signal="larf", dtype="float32", device="cpu")
+    return small_profile(tiny_llama)
 
 
 @pytest.fixture
@@ -47,12 +43,7 @@ def scorer(profile):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A file of 190 rows that makes ten pieces."""
-    monkeypatch.setattr(sources, "ROWS_PER_PIECE", PER_PIECE)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return ten_pieces(tmp_path, monkeypatch)
 
 
 def share(data, scorer, out, index, count):
