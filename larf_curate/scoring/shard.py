@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from larf_curate.data.sources import Piece
-from larf_curate.data.tables import is_media, text_rows
+from larf_curate.data.tables import GROUP_BYTES, is_media, text_rows
 from larf_curate.errors import ScoringError
 from larf_curate.files import place_first, prepare_to_write
 from larf_curate.manifests import ShardRecord, shard_record
@@ -125,12 +125,24 @@ class ShardScorer:
     ) -> None:
         """Write a piece with its scores into a file."""
         features = self.features(piece.rows.features)
+        tables = self._tables(piece, parts, counter, rank, crashed, features)
+        with closing(tables), pq.ParquetWriter(path, features.arrow_schema) as writer:
+            for group in _groups(tables):
+                writer.write_table(group)
+
+    def _tables(
+        self,
+        piece: Piece,
+        parts: Parts,
+        counter: "_Counter",
+        rank: int | None,
+        crashed: Collection[int],
+        features: Features,
+    ) -> Generator[pa.Table]:
+        """Batches of a piece with their scores, of which those that a part has are not scored again."""
         batches = _batches(len(piece.rows), self._batch_rows(piece.rows))
         missing = [batch for batch in batches if parts.find(batch) is None]
-        with (
-            closing(self._scored(piece.rows, missing, counter, rank, crashed)) as scored,
-            pq.ParquetWriter(path, features.arrow_schema) as writer,
-        ):
+        with closing(self._scored(piece.rows, missing, counter, rank, crashed)) as scored:
             for batch in batches:
                 added = parts.find(batch)
                 if added is None:
@@ -138,7 +150,7 @@ class ShardScorer:
                     parts.add(batch, added)
                 else:
                     table = _original(piece.rows, batch)
-                writer.write_table(_with_scores(table, added, features))
+                yield _with_scores(table, added, features)
                 counter.complete(len(batch))
 
     def _scored(
@@ -222,6 +234,18 @@ def _replace(temporary: Path, path: Path) -> None:
         store.put(temporary.parent, temporary.name, path.name)
     else:
         os.replace(temporary, path)
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join tables to row groups: each costs every reader some memory, however few rows it has."""
+    group: list[pa.Table] = []
+    for table in tables:
+        group.append(table)
+        if sum(part.nbytes for part in group) >= GROUP_BYTES:
+            yield pa.concat_tables(group).combine_chunks()
+            group = []
+    if group:
+        yield pa.concat_tables(group).combine_chunks()
 
 
 def _batches(rows: int, size: int) -> list[range]:

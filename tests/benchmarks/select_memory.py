@@ -34,7 +34,7 @@ from larf_curate.profile import SafetyProfile
 from larf_curate.records import write_sealed
 from larf_curate.review import ReviewQueue
 from larf_curate.scoring.selection import Selection
-from larf_curate.scoring.shard import BATCH_ROWS
+from larf_curate.scoring.shard import BATCH_ROWS, _groups
 from tests.fixtures.review_rows import fake_profile
 
 COMMAND = [sys.executable, "-m", "larf_curate"]
@@ -109,9 +109,10 @@ def write_folder(folder, rows, width):
     )
     for start in range(0, rows, ROWS_PER_PIECE):
         path = scored / f"part-{len(shards):05d}.parquet"
+        table = batch(rng, start, min(ROWS_PER_PIECE, rows - start), width, features.arrow_schema)
         with pq.ParquetWriter(path, features.arrow_schema) as writer:
-            for first in range(start, min(start + ROWS_PER_PIECE, rows), BATCH_ROWS):
-                writer.write_table(batch(rng, first, min(BATCH_ROWS, rows - first), width, features.arrow_schema))
+            for group in _groups(table.slice(first, BATCH_ROWS) for first in range(0, len(table), BATCH_ROWS)):
+                writer.write_table(group)
         shards.append({"file": path.name, "rows": pq.read_metadata(path).num_rows, "sha256": sha256(path)})
     scores = pa.chunked_array(
         [part for shard in shards for part in pq.read_table(scored / shard["file"], columns=[SCORE])[0].chunks]
