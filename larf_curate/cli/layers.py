@@ -88,7 +88,8 @@ def layers(model: str, output: Path, as_json: bool, **options: Any) -> None:  # 
     MODEL is a folder or a Hub id. An interrupted sweep resumes when the same command is run again. The exit code is 1
     if no block stands out from chance.
 
-    Example: larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
+    \b
+    larf-curate layers HuggingFaceTB/SmolLM2-135M-Instruct -o layers/
     """
     from larf_curate.errors import InputError
     from larf_curate.layers import LayerReport, find_safety_layers  # torch takes seconds to import: not for --help

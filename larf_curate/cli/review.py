@@ -92,7 +92,12 @@ def push(
 @queue_options
 @json_option
 def status(address: QueueAddress, as_json: bool) -> None:
-    """Show the progress of the review."""
+    """Show the progress of the review.
+
+    \b
+    larf-curate review status
+    larf-curate review status --json
+    """
     with address.open() as queue:
         state = queue.status()
     if as_json:

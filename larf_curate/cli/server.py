@@ -32,7 +32,8 @@ def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
     Prints its URL and how to sign in. The first start installs Argilla 2.8.0 in an environment of its own and creates
     random credentials. Without --detach, the server stops together with this command (Ctrl-C).
 
-    Example: larf-curate review up --detach
+    \b
+    larf-curate review up --detach
     """
     server = EmbeddedServer(home, port=port, say=_say)
     # Terminating this command then stops the server too, as Ctrl-C does.
@@ -73,7 +74,8 @@ def down(home: Path | None, as_json: bool) -> None:
 
     All records and answers stay on disk.
 
-    Example: larf-curate review down
+    \b
+    larf-curate review down
     """
     server = EmbeddedServer(home)
     stopped = server.stop()
@@ -93,7 +95,8 @@ def doctor(home: Path | None, port: int, mend: bool, as_json: bool) -> None:
 
     Prints what to do about each problem; the exit code is 1 if there is one.
 
-    Example: larf-curate review doctor
+    \b
+    larf-curate review doctor
     """
     server = EmbeddedServer(home, port=port)
     if mend:
@@ -120,7 +123,8 @@ def user(name: str, workspace: str, home: Path | None, as_json: bool) -> None:
 
     NAME is the user name. The server must be running.
 
-    Example: larf-curate review user alice
+    \b
+    larf-curate review user alice
     """
     server = EmbeddedServer(home)
     account = server.add_user(name, workspace=workspace)
