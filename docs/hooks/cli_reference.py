@@ -21,7 +21,7 @@ def cli_reference(main: click.Command, name: str) -> str:
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield the complete name of each command that is no group, such as ``larf-curate review push``, and the command."""
+    """Yield each command that is no group, after its complete name, such as ``larf-curate review push``."""
     if not isinstance(command, click.Group):
         yield path, command
         return

@@ -3,7 +3,6 @@
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
 
 from cli_reference import cli_reference
 from mkdocs.config.defaults import MkDocsConfig
@@ -34,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to files of the repository to their pages, or to GitHub if they are no pages.
 
     Raises:
