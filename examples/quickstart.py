@@ -1,4 +1,4 @@
-"""Score a dataset in ten lines; the README shows this file and its output."""
+"""Score a dataset in ten lines."""
 
 import sys
 

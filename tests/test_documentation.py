@@ -4,6 +4,7 @@ import ast
 import copy
 import functools
 import http.server
+import json
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 
 from docs.hooks.cli_reference import cli_reference, commands, examples
 from larf_curate.cli import COMMANDS, main
+from larf_curate.conversation.schemas import to_messages
 from tests.test_package import EXPORTS
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +137,13 @@ def test_the_python_of_every_guide_compiles_and_imports_what_there_is(path):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("larf_curate"):
                 for name in node.names:
                     assert hasattr(import_module(node.module), name.name), f"{node.module}.{name.name}"
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=page_name)
+def test_the_json_of_every_guide_is_a_conversation_or_a_pair(path):
+    for code in fences(path.read_text(encoding="utf-8"), "json"):
+        row = json.loads(code)
+        assert {"prompt", "unsafe", "safe"} <= row.keys() or len(to_messages(row)) > 1
 
 
 def test_the_reference_of_the_command_line_has_every_command_and_option():
