@@ -71,6 +71,7 @@ def take_review(browser: Browser, selection: Selection) -> None:
         page.goto(url)
         expect(page.locator(".chat__bubble").last).to_be_visible(timeout=20_000)
         expect(page.get_by_text("percentile 100.0").first).to_be_visible()
+        expect(page.get_by_text("Sort", exact=True)).to_be_visible(timeout=20_000)
         shoot(page, "review")
 
 
