@@ -1,7 +1,5 @@
 """Exception hierarchy of the package; each error also derives from the built-in exception a caller would expect.
 
-::
-
     LarfCurateError
     ├── InputError (ValueError)            a user's input is invalid
     │   ├── ConversationError              a row is not a conversation

@@ -206,9 +206,10 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
     from playwright.sync_api import sync_playwright
 
     built = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(built)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(built)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "Documentation built" in done.stderr, "with --quiet, --strict would not see warnings"
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(built))
     asked = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
