@@ -3,6 +3,8 @@
 import errno
 import importlib
 import os
+import sys
+import warnings
 
 import click
 
@@ -81,7 +83,10 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; errors of the library and of the file system become one line."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                if not sys.warnoptions:  # what libraries will change concerns us, not the user
+                    warnings.simplefilter("ignore", FutureWarning)
+                return super().invoke(ctx)
         except (LarfCurateError, OSError) as error:
             if isinstance(error, BrokenPipeError):  # click ends quietly if the reader of a pipe has gone
                 raise

@@ -92,7 +92,11 @@ def evaluate(
     # After all inputs are checked, since loading takes longest.
     loaded, tokenizer = load_model(model)
     recorded = {name: public_name(value) if isinstance(value, str) else value for name, value in checks.items()}
-    result = {"model": model, "options": {**recorded, "judge": suite.judge_name}, **suite(loaded, tokenizer, output)}
+    result = {
+        "model": model,
+        "options": {**recorded, "judge": suite.judge_name},
+        **suite(loaded, tokenizer, output, name=model),
+    }
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
     if earlier:
         result["against"] = {kind: compare_refusals(earlier[kind], report) for kind, report in reports.items()}
@@ -102,7 +106,7 @@ def evaluate(
     if compared := _judged(reports, judges, earlier):
         result["judges"] = compared
     write_sealed(output / EVALUATION, {"kind": "evaluation", **result})
-    plot_refusals(reports, output / PLOT)
+    plot_refusals(_bars(earlier, reports), output / PLOT)
     if as_json:
         echo_json(result)
         return
@@ -114,6 +118,14 @@ def evaluate(
     for kind, shares in result["incoherence"].items():
         click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
     _echo_judges(result.get("judges", {}))
+
+
+def _bars(earlier: dict[str, "RefusalReport"], reports: dict[str, "RefusalReport"]) -> dict[str, "RefusalReport"]:
+    """The reports by the label of their bar, with those of the earlier evaluation above each."""
+    if not earlier:
+        return reports
+    pairs = {kind: {"before": earlier[kind], "after": report} for kind, report in reports.items()}
+    return {f"{kind}, {when}": report for kind, pair in pairs.items() for when, report in pair.items()}
 
 
 def _check_output(output: Path, inputs: list[str | None], against: Path | None) -> None:

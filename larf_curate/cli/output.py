@@ -1,7 +1,10 @@
 """Output of commands: tables for people, or one JSON object with ``--json``."""
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -9,9 +12,52 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-json_option: Callable[..., Any] = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
-)
+from larf_curate.remote import public_name
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``, which the command receives as ``as_json``, and ``--quiet``; neither shows progress bars."""
+    options = (
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            is_eager=True,
+            callback=_as_json,
+            help="Print one JSON object instead of text and progress.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_quiet,
+            help="Print only warnings and errors.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    """Click callback of ``--json``: without progress bars until the command ends."""
+    if value:
+        from larf_curate.progress import no_progress
+
+        ctx.with_resource(no_progress())
+    return value
+
+
+def _quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Click callback of ``--quiet``: without progress bars and, but for ``--json``, without standard output."""
+    if not value:
+        return
+    from larf_curate.progress import no_progress
+
+    ctx.with_resource(no_progress())
+    if not ctx.params.get("as_json"):
+        ctx.with_resource(redirect_stdout(ctx.with_resource(open(os.devnull, "w"))))
 
 
 def echo_json(value: Mapping[str, Any]) -> None:
@@ -38,6 +84,11 @@ def echo_table(
     Console().print(table)
     if limit is not None and len(rows) > limit:
         click.echo(f"and {len(rows) - limit:,} more")
+
+
+def echo_next(*arguments: object) -> None:
+    """Print the command that usually comes next."""
+    click.echo(f"Next: larf-curate {shlex.join(public_name(str(argument)) for argument in arguments)}")
 
 
 def counted(number: int, noun: str) -> str:

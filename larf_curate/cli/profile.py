@@ -6,7 +6,7 @@ from typing import Literal
 import click
 
 from larf_curate.cli.options import FOLDER_OR_URL, device_option, max_length_option, read_layers, unescaped
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.models.dtypes import DTYPES, Dtype
 from larf_curate.remote import is_url, local_copy, public_name
 
@@ -184,3 +184,4 @@ def profile(
     shown = ("model", "adapter", "revision", "dtype", "layers", "layers by", "signal", "references", "digest")
     echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts.get(key) is not None])
     click.echo(f"Written to {public_name(output)}")
+    echo_next("score", "DATASET", "--profile", output, "-o", "scored")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
 
 
+DEFAULT_QUEUE, DEFAULT_WORKSPACE = "larf-review", "argilla"
+
+
 class QueueRecord(TypedDict):
     """The folder that was last pushed to a queue, and the queue in words."""
 
@@ -47,6 +50,12 @@ class QueueAddress:
     api_key_file: Path | None
     home: Path | None
 
+    def given(self) -> list[str]:
+        """The options that lead another review command to this queue, without those that have their defaults."""
+        options = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in fields(self)}
+        defaults = (None, DEFAULT_QUEUE, DEFAULT_WORKSPACE)
+        return [part for name, value in options.items() if value not in defaults for part in (name, str(value))]
+
     def open(self, *, annotators: int = 1) -> "ReviewQueue":
         """Connect to the queue; without URL and key, on the embedded server that ``review up`` started.
 
@@ -74,8 +83,8 @@ def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(address=QueueAddress(**parts), **given)
 
     options = (
-        click.option("--name", default="larf-review", show_default=True, help="Name of the queue on the server."),
-        click.option("--workspace", default="argilla", show_default=True, help="Workspace of the server."),
+        click.option("--name", default=DEFAULT_QUEUE, show_default=True, help="Name of the queue on the server."),
+        click.option("--workspace", default=DEFAULT_WORKSPACE, show_default=True, help="Workspace of the server."),
         click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="URL of the Argilla server."),
         click.option(
             "--api-key-file",

@@ -8,7 +8,7 @@ import click
 
 from larf_curate.cli import learning, server
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 from larf_curate.remote import public_name
 
@@ -84,6 +84,7 @@ def push(
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
         click.echo(f"Review, worst first: {result.url}")
+        echo_next("review", "pull", *address.given(), "-o", "decisions")
     if result.failed:  # scripts must not take an incomplete push for a complete one
         raise click.exceptions.Exit(1)
 
@@ -153,6 +154,7 @@ def pull(
             echo_table("Conflicts", ("row", "annotators"), lines, limit=SHOWN)
             click.echo("To send them back to those who answered: larf-curate review conflicts")
         click.echo(f"Written to {public_name(output)}")
+        echo_next("publish", output, "--to", "ORG/NAME", "--dry-run")
 
 
 def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:

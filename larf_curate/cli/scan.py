@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from larf_curate.cli.options import FOLDER, columns_to_read, device_option, source_options
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 
 EXPLAINED_ROWS = 10
 """Number of flagged rows whose tokens the report shades."""
@@ -95,6 +95,6 @@ def scan(
         return
     echo_table("Scan", ("", "rows"), [(name, f"{count:,}") for name, count in summary["counts"].items()])
     click.echo(f"Report:    {report}\nSelection: {output / 'selection'}")
-    click.echo(f"Next: larf-curate review push {output / 'selection'}")
+    echo_next("review", "push", output / "selection")
     if not no_browser:
         webbrowser.open(Path(report).resolve().as_uri())

@@ -19,7 +19,7 @@ from larf_curate.cli.options import (
     read_share,
     source_options,
 )
-from larf_curate.cli.output import counted, echo_json, echo_table, json_option
+from larf_curate.cli.output import counted, echo_json, echo_next, echo_table, json_option
 from larf_curate.remote import public_name
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def score(
         click.echo(f"larf_neighbors: approximate search, which finds {scorer.exemplars.recall:.1%} of the nearest 10")
     rows, files = manifest["rows"], len(manifest["shards"])
     click.echo(f"Written to {output}: {counted(rows, 'row')} in {counted(files, 'file')}")
+    echo_next("select", output, "--top-ratio", 0.05, "-o", "selection")
 
 
 def _search_of(scorer: "LarfScorer") -> dict[str, Any]:

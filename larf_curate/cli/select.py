@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER_OR_URL, device_option, no_verify_option
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.remote import is_within, public_name
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def select(
     if summary["threshold"] is not None:
         click.echo(f"Lowest flagged score: {summary['threshold']:.4f}")
     click.echo(f"Written to {public_name(output)}")
+    echo_next("report", output, "-o", "report.html")
+    echo_next("review", "push", output)
 
 
 def _load(profile_name: str) -> "SafetyProfile":

@@ -6,9 +6,20 @@ from typing import Any
 import click
 
 from larf_curate.cli.options import FOLDER
-from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.training_options import DATA, NATURAL, RECIPE, load_rows, make_recipe, options, training_module
 from larf_curate.training.choices import TRAINING_METHODS
+
+LABELS = {
+    "output": "written to",
+    "method": "method",
+    "steps": "steps",
+    "loss": "loss of the last step",
+    "seconds_per_step": "seconds of a step",
+    "peak_memory_mb": "peak memory, MB",
+    "sap/cost": "SAP's step against its plain part, times",
+}
+"""What the printed figures are."""
 
 
 @click.command()
@@ -66,11 +77,14 @@ def train(
     if as_json:
         echo_json(result)
     else:
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.items()}
-        echo_table("Trained", ("", ""), list(shown.items()))
+        echo_table("Trained", ("", ""), [(LABELS[key], _formatted(value)) for key, value in result.items()])
+        echo_next("evaluate", output, "-o", "evaluation")
+
+
+def _formatted(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     """Metrics of the last log entry that are worth printing."""
-    keys = ("loss", "seconds_per_step", "peak_memory_mb", "sap/cost")
-    return {key: float(history[-1][key]) for key in keys if history and key in history[-1]}
+    return {key: float(history[-1][key]) for key in LABELS if history and key in history[-1]}

@@ -22,6 +22,8 @@ RECIPE = (
                  help="Layers with a LoRA.  [default: the seven projections of a block]"),
     click.option("--learning-rate", default=2e-4, type=POSITIVE, show_default=True, help="Initial learning rate."),
     click.option("--epochs", default=2.0, type=POSITIVE, show_default=True, help="Number of passes over the rows."),
+    click.option("--max-steps", default=0, type=NATURAL, show_default=True,
+                 help="Largest number of optimizer steps, for a trial; 0 for no limit."),
     click.option("--batch-size", default=16, type=POSITIVE_INT, show_default=True,
                  help="Rows per optimizer step, over all processes."),
     click.option("--micro-batch-size", type=POSITIVE_INT,

@@ -127,6 +127,7 @@ def evaluate_refusals(
     max_new_tokens: int = 160,
     batch_size: int = 16,
     system: str | None = None,
+    name: str = "",
 ) -> RefusalReport:
     """Generate a greedy answer to every prompt and judge which answers refuse.
 
@@ -139,6 +140,7 @@ def evaluate_refusals(
         max_new_tokens: Longest answer in tokens; 160 in the LARF paper.
         batch_size: Number of prompts per batch.
         system: System message for every prompt; default: none.
+        name: Name of the model in the report; default: its own, which for an adapter is that of its base model.
 
     Returns:
         The answers and which of them refuse.
@@ -152,12 +154,12 @@ def evaluate_refusals(
         raise InputError("wanted prompts, got none: give at least one")
     refuses = _judge_of(judge)
     if isinstance(model, str):
-        name = model
+        name = name or model
         model, tokenizer = load_model(model)
     elif tokenizer is None:
         raise InputError("wanted a tokenizer beside a model object: give tokenizer=…, or the model's name")
     else:
-        name = getattr(model, "name_or_path", "") or type(model).__name__
+        name = name or getattr(model, "name_or_path", "") or type(model).__name__
     answers = generate_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system
     )

@@ -80,13 +80,14 @@ class EvaluationSuite:
             if prompts and (path.exists() or path.is_symlink()):
                 _check_report(path)
 
-    def __call__(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401  transformers
+    def __call__(self, model: Any, tokenizer: Any, folder: Path, *, name: str = "") -> dict[str, Any]:  # noqa: ANN401
         """Measure a model; write all answers to ``harmful.json`` and ``safe.json`` in the folder.
 
         Args:
             model: A causal language model of transformers.
             tokenizer: Its tokenizer, with a chat template.
             folder: Folder to write to.
+            name: Name of the model in the reports; default: its own.
 
         Returns:
             ``mean``, ``interval`` (95 %) and ``rows`` of each measure for which there are prompts or rows: ``harmful``
@@ -94,16 +95,23 @@ class EvaluationSuite:
             correct answers).
         """
         result: dict[str, Any] = {}
-        for name, prompts in (("harmful", self.harmful), ("safe", self.safe)):
+        for kind, prompts in (("harmful", self.harmful), ("safe", self.safe)):
             if prompts:
-                result[name] = self._refusals(model, tokenizer, prompts, folder / f"{name}.json")
+                result[kind] = self._refusals(model, tokenizer, prompts, folder / f"{kind}.json", name)
         if self.held_out is not None:
             result["held_out_loss"] = held_out_loss(model, tokenizer, self.held_out).to_dict()
         if self.questions:
             result["exact_match"] = exact_match(model, tokenizer, self.questions, batch_size=self.batch_size).to_dict()
         return result
 
-    def _refusals(self, model: Any, tokenizer: Any, prompts: tuple[str, ...], path: Path) -> dict[str, Any]:  # noqa: ANN401
+    def _refusals(
+        self,
+        model: Any,  # noqa: ANN401  transformers has no types
+        tokenizer: Any,  # noqa: ANN401
+        prompts: tuple[str, ...],
+        path: Path,
+        name: str,
+    ) -> dict[str, Any]:
         of_harm = prompts is self.safe and isinstance(self.judge, GuardJudge)
         if of_harm:
             logger.warning("%s judges harm, not refusals: safe prompts are judged by phrases", self.judge_name)
@@ -114,6 +122,7 @@ class EvaluationSuite:
             judge="phrases" if of_harm else self.judge,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
+            name=name,
         )
         report.save(path)
         return {"mean": report.rate, "interval": list(report.interval), "rows": len(prompts)}

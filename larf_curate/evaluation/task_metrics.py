@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from larf_curate.conversation.thoughts import after_thought
 from larf_curate.conversation.training_rows import IGNORED, training_rows
@@ -17,6 +16,7 @@ from larf_curate.data.prompts import load_table
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.generation import generate_answers, window_of
 from larf_curate.models.likelihood import answer_log_probs
+from larf_curate.progress import progress
 from larf_curate.stats import bootstrap_interval
 
 # With thousands separators, as in 1,234; a full stop counts only if digits follow, since it may end the sentence.
@@ -145,7 +145,7 @@ def held_out_loss(
     try:
         losses = [
             loss
-            for start in tqdm(range(0, len(table), batch_size), desc="Held-out loss", unit="batch", leave=False)
+            for start in progress(range(0, len(table), batch_size), label="Held-out loss", unit="batch")
             for loss in _losses(model, table[start : start + batch_size])
         ]
     finally:

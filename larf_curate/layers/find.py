@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from larf_curate.conversation.refusals import Keywords, RefusalDetector
 from larf_curate.data.prompts import Prompts, overrejection_prompts
@@ -19,6 +18,7 @@ from larf_curate.layers.report import LayerReport
 from larf_curate.layers.soundness import MAX_LOSS_GROWTH, NeutralLoss
 from larf_curate.layers.subject import Subject, load_subject
 from larf_curate.models.dtypes import Dtype
+from larf_curate.progress import progress
 
 TOP = 5
 """Most layers to recommend by default."""
@@ -123,7 +123,7 @@ def _loss_growth(subject: Subject, finding: BlockFinding, scales: tuple[float, .
     loss, growth, blocks = NeutralLoss(subject), dict[int, float](), _candidates(finding)
     needed = len(blocks) if finding.grid else min(top, len(blocks))
     done = 0
-    with tqdm(total=needed, desc="loss on harmless answers", unit="block") as bar:
+    with progress(total=needed, label="Loss on harmless answers", unit="block") as bar:
         for block in blocks:
             if done == needed:
                 break

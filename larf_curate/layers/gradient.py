@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from larf_curate.errors import ModelError
 from larf_curate.layers.openings import Openings
@@ -21,6 +20,7 @@ from larf_curate.layers.replay import batched, last_logits
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import projection_modules
 from larf_curate.models.hooks import forward_hooks
+from larf_curate.progress import progress
 from larf_curate.stats import Floats
 
 BATCH_TOKENS = 256
@@ -43,7 +43,7 @@ def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Op
     """
     texts = openings.extend(prompts)
     gradients = np.zeros((len(subject.blocks), len(texts)))
-    for batch in tqdm(list(batched(texts, [], BATCH_TOKENS, subject.device)), desc="refusals", unit="batch"):
+    for batch in progress(list(batched(texts, [], BATCH_TOKENS, subject.device)), label="Gradients", unit="batch"):
         rows = [texts[row] for row in batch.rows]
         gradients[:, batch.rows] = _gradients(subject, rows, openings).double().cpu().numpy()
     return gradients

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError
 from larf_curate.files import parse_json
+from larf_curate.progress import progress
 from larf_curate.records import STRICT, check_seal, parse_record, seal
 from larf_curate.stats import Floats
 
@@ -89,7 +89,7 @@ def evaluate_grid(cell: Cell, blocks: int, alphas: tuple[float, ...], store: "Gr
         title: Label of the progress bar.
     """
     missing = [(block, alpha) for block in range(blocks) for alpha in alphas if (block, alpha) not in store.cells]
-    for block, alpha in tqdm(missing, desc=title, unit="cell"):
+    for block, alpha in progress(missing, label=title, unit="cell"):
         store.add(block, alpha, cell(block, alpha))
     rows = [[store.cells[block, alpha] for alpha in alphas] for block in range(blocks)]
     return Grid(alphas, np.asarray(rows, np.float64))

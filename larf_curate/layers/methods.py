@@ -90,7 +90,7 @@ def sweep(task: Task) -> BlockFinding:
         len(subject.blocks),
         task.alphas,
         GridStore(task.checkpoint, key),
-        title="sweep",
+        title="Sweep",
     )
     return _grid_finding(grid, *grid.gains[1:], baseline=refused / len(task.prompts), refused=refused)
 
@@ -123,7 +123,7 @@ def forward(task: Task) -> BlockFinding:
         with scaled(subject.blocks[block], alpha):
             return _log_odds(replay, openings, block)
 
-    odds = evaluate_grid(cell, len(subject.blocks), task.alphas, store, title="forward")
+    odds = evaluate_grid(cell, len(subject.blocks), task.alphas, store, title="Forward")
     leaning = Grid(odds.alphas, (odds.values > threshold).astype(np.float64))
     gain = odds.gains[0]
     return _grid_finding(leaning, gain, baseline=refused / len(prompts), refused=refused, measures={"log_odds": gain})

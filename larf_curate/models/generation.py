@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from larf_curate.conversation.templates import ChatTemplate
@@ -13,6 +12,7 @@ from larf_curate.conversation.thoughts import AnswerDecoder, opened_thought
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.devices import resolve_device, resolve_dtype
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
+from larf_curate.progress import progress
 
 UNLIMITED = 1 << 30
 """Context window of a model whose config does not limit its positions."""
@@ -86,7 +86,7 @@ def generate_answers(
     training = model.training
     model.eval()
     try:
-        for start in tqdm(range(0, len(order), batch_size), desc="Answering", unit="batch", leave=False):
+        for start in progress(range(0, len(order), batch_size), label="Answering", unit="batch"):
             rows = order[start : start + batch_size]
             texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens)
             for row, text in zip(rows, texts, strict=True):

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.conversation.schemas import Row
@@ -16,7 +15,11 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile.matching import match_lengths
+from larf_curate.progress import progress
 from larf_curate.states import POSITIONS, Position, States, Vectors
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SIDES = ("unsafe", "safe", "neutral")
 BORDERLINE = "borderline"
@@ -58,7 +61,7 @@ def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[
     Rows without a prompt are given the mean prompt state of the neutral rows that have one.
     """
     count = sum(map(len, sides.values()))
-    with tqdm(total=count, desc="references", unit="row") as bar, logging_redirect_tqdm():
+    with progress(total=count, label="References", unit="row") as bar, logging_redirect_tqdm(tqdm_class=type(bar)):
         states = {
             side: read_states(reader, rows, side.removesuffix(MATCHED), bar, positions_of(side))
             for side, rows in sides.items()

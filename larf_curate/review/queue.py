@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from larf_curate.conversation.schemas import SEPARATOR, with_separator
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.profile.cache import profile_of
+from larf_curate.progress import progress
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.argilla.marks import mark
@@ -162,9 +162,8 @@ class ReviewQueue:
             vectors=vectors_of(sent, reduction and _compatible(reduction, store, existing, rows.ids)),
             groups=near_duplicates.by_row,
         )
-        progress = tqdm(sent, desc=f"push to {self.name}", unit="row", disable=None)
         return Push(store=store, existing=existing, grouped=len(near_duplicates.covered)).run(
-            maker(row) for row in progress
+            maker(row) for row in progress(sent, label=f"Push to {self.name}", unit="row")
         )
 
     def status(self) -> QueueStatus:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larf_curate.data.sources import Piece, Source
 from larf_curate.errors import InputError
 from larf_curate.files import cache_home, remove_temporary_files, write_json
 from larf_curate.manifests import SCORED, ScoredManifest
+from larf_curate.progress import progress
 from larf_curate.remote import naming_urls
 from larf_curate.scoring.completed import Records, completed, read_records
 from larf_curate.scoring.earlier_columns import without_earlier_columns
@@ -180,7 +180,7 @@ def _score_missing(engine: Engine, source: Source, shards: ShardScorer) -> None:
     records = read_records(shards.folder)
     missing = [piece for piece in source.pieces if not _is_scored(piece, shards.folder, records)]
     done = source.rows - sum(len(piece.rows) for piece in missing)
-    bar = tqdm(total=source.rows, desc="Scoring", unit="row", initial=done)
+    bar = progress(total=source.rows, label="Scoring", unit="row", done=done)
     with bar, logging_redirect_tqdm(tqdm_class=type(bar)):  # warnings are printed above the bar
         try:
             engine(source, missing, shards, bar.update)

@@ -1,4 +1,4 @@
-"""Trainer callbacks: cost of each optimizer step, and a stop before a NaN or infinite gradient reaches the weights."""
+"""Trainer callbacks: cost of each step, a progress bar, and a stop before a NaN gradient reaches the weights."""
 
 import resource
 import sys
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from larf_curate.errors import TrainingError
+from larf_curate.progress import progress
 from larf_curate.training.checkpoints import last_complete
 from larf_curate.training.probes import global_norm
 
@@ -57,6 +58,43 @@ class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         cost = {"seconds_per_step": sum(recent) / len(recent), "peak_memory_mb": peak_memory_mb()}
         logs.update(cost)
         state.log_history[-1].update(cost)  # the trainer has copied the entry before it calls this
+
+
+class TrainingBar(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Shows the optimizer steps as one progress bar, with the loss of the last one; of several processes, one does."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            self._bar = progress(label="Training", unit="step", total=state.max_steps, done=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Advance the bar."""
+        if state.is_world_process_zero:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Show the loss."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._bar.set_postfix_str(f"loss {float(logs['loss']):.3g}", refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Close the bar."""
+        if state.is_world_process_zero:
+            self._bar.close()
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers has no types

@@ -13,15 +13,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from datasets import Dataset
 from pydantic import ConfigDict
+from transformers import PrinterCallback
 from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows
+from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import is_temporary
 from larf_curate.models.generation import window_of
-from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, weights_digest
+from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, quiet, weights_digest
 from larf_curate.records import STRICT, read_sealed, write_sealed
-from larf_curate.training.callbacks import CostCallback, FiniteGuard
+from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBar
+from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete
 from larf_curate.training.choices import TRAINING_METHODS
 from larf_curate.training.contrastive import References
@@ -54,6 +57,7 @@ class Recipe:
         lora_targets: Layers with a LoRA, as suffixes of their names.
         learning_rate: Initial learning rate, with linear decay.
         epochs: Number of passes over the rows.
+        max_steps: Largest number of optimizer steps, for a trial; 0 for no limit.
         batch_size: Number of rows per optimizer step, over all processes.
         micro_batch_size: Number of rows per forward pass and process; must divide the batch size.
         warmup: Share of the steps over which the learning rate rises, in [0, 1).
@@ -79,6 +83,7 @@ class Recipe:
     lora_targets: tuple[str, ...] = PROJECTIONS
     learning_rate: float = 2e-4
     epochs: float = 2
+    max_steps: int = 0
     batch_size: int = 16
     micro_batch_size: int = 16
     warmup: float = 0.1
@@ -98,6 +103,8 @@ class Recipe:
         for name in ("learning_rate", "epochs", "lora_alpha", "batch_size", "micro_batch_size", "max_length"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"wanted a {name} above 0, got {getattr(self, name)}")
+        if self.max_steps < 0:
+            raise InputError(f"wanted max_steps of at least 0, got {self.max_steps}: 0 sets no limit")
         if self.lora_rank < 0:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -172,21 +179,29 @@ def fine_tune(
     check_checkpoint(source)
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
-    checkpoint = _checkpoint(Path(output), _identity(source, recipe, seed, table), resume=resume)
+    identity = _identity(source, recipe, seed, table)
+    checkpoint = _checkpoint(Path(output), identity, resume=resume)
     options = _options(recipe, str(output), seed, save_steps)
-    if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size:
+    steps = math.ceil(len(table) * recipe.epochs / recipe.batch_size)
+    options["max_steps"] = min(steps, recipe.max_steps) if recipe.max_steps else -1
+    if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size or 0 < recipe.max_steps < FEW_STEPS:
         options["warmup_steps"] = 0  # the first step of a warm-up has rate 0 and is lost, too much of a short run
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
     trainer: Any
-    with loading_errors():
+    with quiet(), no_progress_bars(), loading_errors():
         if recipe.method == "sap":
             trainer = SapTrainer(model, SapConfig(**options, **_sap(recipe)), references=references, **common)
         else:
             trainer = SFTTrainer(model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common)
     _check_targets(trainer.model, recipe)
-    with redirect_stdout(sys.stderr):  # the trainer prints log lines, but stdout is for the command's result
+    trainer.remove_callback(PrinterCallback)  # it prints every log entry, of which the bar shows the loss
+    trainer.add_callback(TrainingBar())
+    with quiet(), redirect_stdout(sys.stderr):  # stdout is for the command's result
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
+        card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
     return trainer
 
 
@@ -264,6 +279,7 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": 1,
         "report_to": "none",
+        "disable_tqdm": True,  # in favour of `TrainingBar`
         "save_strategy": "steps" if save_steps else "no",
         "save_steps": save_steps or 500,
         "save_total_limit": 2,

@@ -1,0 +1,54 @@
+"""Progress bars of long steps on standard error: one per step, with its rate and the time left."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from tqdm.auto import tqdm
+
+FILE_SECONDS: Final = 10.0
+"""Seconds between two lines of a bar in a file, such as the log of a job; in a terminal, it is redrawn in place."""
+_hidden = False
+
+
+def progress(
+    items: Iterable[Any] | None = None,
+    *,
+    label: str,
+    unit: str,
+    total: int | None = None,
+    done: int = 0,
+    leave: bool = True,
+) -> "tqdm[Any]":
+    """Show the progress of a step, as a ``tqdm`` bar.
+
+    Args:
+        items: What is iterated over; default: the caller advances the bar with ``update``.
+        label: Name of the step.
+        unit: What is counted, in the singular.
+        total: Number of units; default: the length of ``items``.
+        done: Units that were done before.
+        leave: Whether the bar stays when the step has ended.
+    """
+    return tqdm(
+        items,
+        desc=label,
+        unit=unit,
+        total=total,
+        initial=done,
+        leave=leave,
+        disable=_hidden,
+        mininterval=0.1 if sys.stderr.isatty() else FILE_SECONDS,
+    )
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Show no bars of `progress` inside a ``with`` block."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
