@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of highest-scoring rows whose token contributions are added for the review; loads the model.",
 )
-@click.option("--profile", "profile_name", metavar="PROFILE", help="Profile that scored the rows; for --tokens.")
+@click.option(
+    "--profile",
+    "profile_name",
+    metavar="PROFILE",
+    help="Profile that scored the rows; for --tokens, and for rows that were scored in Python.",
+)
 @click.option("--model", help="Model path, if it has moved since the profile was built; for --tokens.")
 @device_option
 @no_verify_option
@@ -53,8 +58,9 @@ def select(
 ) -> None:
     """Split scored rows into kept and flagged ones.
 
-    OUT is the folder that score wrote. SEL gets kept/ and flagged/, with a reason for each flagged row. Rows that could
-    not be scored are flagged too, so that a person looks at them. Give exactly one rule.
+    OUT is the folder that score wrote, or one that save_to_disk wrote, with rows that were scored in Python. SEL gets
+    kept/ and flagged/, with a reason for each flagged row. Rows that could not be scored are flagged too, so that a
+    person looks at them. Give exactly one rule.
 
     \b
     larf-curate select scored/ --top-ratio 0.05 -o selection/
@@ -73,8 +79,8 @@ def select(
     from larf_curate.scoring.folder import Scored
     from larf_curate.scoring.selection import select as select_rows
 
-    data = Scored.load(scored)
     profile = _load(profile_name) if profile_name else None
+    data = Scored.open(scored, profile)
     selection = select_rows(
         data.rows,
         top_ratio=top_ratio,

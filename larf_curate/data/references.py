@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class ReferenceSet:
         ReferenceSetError: If a side is empty or a row is not a conversation.
     """
 
-    unsafe: tuple[Row, ...]
-    safe: tuple[Row, ...]
-    labels: tuple[str, ...]
+    unsafe: tuple[Row, ...] = field(repr=False)
+    safe: tuple[Row, ...] = field(repr=False)
+    labels: tuple[str, ...] = field(repr=False)
     source: str
 
     def __post_init__(self) -> None:

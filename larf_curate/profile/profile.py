@@ -343,6 +343,19 @@ class SafetyProfile:
         """Width d of the hidden states."""
         return int(self.states["unsafe"]["last"].shape[-1])
 
+    def __repr__(self) -> str:
+        """The facts of `summary` in a few lines, without states and texts."""
+        refs, neutral = self._public_references(), self.neutral
+        facts = {
+            "model": f"{public_name(self.source.model_id)} ({self.source.dtype})",
+            "layers": f"{', '.join(map(str, self.layers))} ({self.choice.get('by', 'not recorded')})",
+            "signal": self.signal,
+            "references": f"{refs['unsafe']} unsafe, {refs['safe']} safe ({refs['source']})",
+            "neutral": f"{neutral['rows']} rows ({neutral['source']})",
+            "digest": self.digest,
+        }
+        return "\n".join([type(self).__name__, *(f"  {name:10}  {value}" for name, value in facts.items())])
+
     def summary(self) -> dict[str, Any]:
         """Summary for reports and dataset cards: JSON values, no texts, no local paths."""
         return {

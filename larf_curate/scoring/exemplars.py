@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,12 @@ class ExemplarIndex:
         InputError: If the numbers of states, ids and labels differ or are 0, or the centre has another width.
     """
 
-    states: Vectors
-    ids: tuple[str, ...]
-    labels: tuple[str, ...]
+    states: Vectors = field(repr=False)
+    ids: tuple[str, ...] = field(repr=False)
+    labels: tuple[str, ...] = field(repr=False)
     layer: int
-    centre: Vectors | None = None
-    typical: Vectors | None = None
+    centre: Vectors | None = field(default=None, repr=False)
+    typical: Vectors | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.states.ndim != 2 or not len(self.states) == len(self.ids) == len(self.labels) > 0:

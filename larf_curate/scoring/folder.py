@@ -2,17 +2,33 @@
 
 import glob
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
 
-from datasets import Dataset
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from larf_curate.columns import SCORE, scores_digest
 from larf_curate.conversation.schemas import SEPARATOR
-from larf_curate.data.tables import no_progress_bars
+from larf_curate.data.formats import first_line
+from larf_curate.data.replacement import replaced_results
+from larf_curate.data.tables import no_progress_bars, read_column, shard_names, write_parquet
 from larf_curate.errors import InputError
-from larf_curate.manifests import PLAN, SCORED, ScoredManifest, check_shards, read_manifest
-from larf_curate.remote import local_copy, naming_urls
+from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_shards, read_manifest, shard_record
+from larf_curate.records import seal, write_sealed
+from larf_curate.remote import is_url, local_copy, naming_urls, public_name
+from larf_curate.version import __version__
+
+if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile  # imports torch, which takes seconds
+
+DATASET: Final = "dataset_info.json"
+"""Name of a file that `datasets.Dataset.save_to_disk` writes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +41,7 @@ class Scored:
     """
 
     rows: Dataset
-    manifest: ScoredManifest
+    manifest: ScoredManifest = field(repr=False)
 
     @property
     def source_id(self) -> str:
@@ -37,6 +53,78 @@ class Scored:
     def separator(self) -> str | None:
         """Text between instruction and input with which Alpaca and Dolly rows were scored; None for the default."""
         return (self.manifest["source"].get("columns") or {}).get(SEPARATOR)
+
+    @classmethod
+    def of(
+        cls,
+        rows: Dataset,
+        profile: "SafetyProfile",
+        *,
+        source: str = "",
+        columns: Mapping[str, str] | None = None,
+    ) -> "Scored":
+        """Record which profile scored rows in Python, by `datasets.Dataset.map`, as ``larf-curate score`` records it.
+
+        Args:
+            rows: The rows with the columns that `LarfScorer` has added.
+            profile: The profile of this scorer.
+            source: Description of the source of the rows.
+            columns: Column names by role, if the scorer was given any.
+
+        Raises:
+            InputError: If the rows lack a column of `LarfScorer`, or have another number of layers than the profile.
+        """
+        _check_columns(rows, profile)
+        manifest = {
+            "kind": SCORED.name,
+            "version": VERSION,
+            "package": f"larf-curate {__version__}",
+            "source": {"dataset": source, "columns": dict(columns) if columns else None},
+            "profile": profile.summary(),
+            "signals": list(rows.features.get("larf_signals") or [profile.signal]),
+            "rows": len(rows),
+            "status": dict(sorted(Counter(read_column(rows, "larf_status")).items())),
+            "scores": scores_digest(rows.select_columns([SCORE]).with_format("arrow")[:][SCORE]),
+            "shards": [],
+        }
+        return cls(rows=rows, manifest=cast(ScoredManifest, seal(manifest)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the rows as Parquet, and ``manifest.json`` last, as ``larf-curate score`` does.
+
+        Raises:
+            InputError: If the folder has results of another kind, other Parquet files where these are written, or a run
+                of ``larf-curate score``.
+        """
+        if not is_url(folder) and (Path(folder) / PLAN).exists():
+            raise InputError(f"{folder} has a run of larf-curate score: write to another folder")
+        with replaced_results(folder, SCORED, shard_names(self.rows)) as local:
+            shards = [
+                shard_record(path, pq.read_metadata(path).num_rows, folder=local)
+                for path in write_parquet(self.rows, local)
+            ]
+            write_sealed(local / SCORED.file, {**self.manifest, "shards": shards})
+
+    @classmethod
+    def open(cls, folder: str | Path, profile: "SafetyProfile | None" = None) -> "Scored":
+        """Load a folder of ``larf-curate score``, or rows that were scored in Python and saved with ``save_to_disk``.
+
+        Args:
+            folder: The folder.
+            profile: The profile that scored the rows, which only a folder of ``larf-curate score`` records.
+
+        Raises:
+            InputError: If the folder has neither, or the second without ``profile``.
+        """
+        if not (Path(folder) / DATASET).is_file() or (Path(folder) / SCORED.file).exists():
+            return cls.load(folder)
+        if profile is None:
+            raise InputError(f"{folder} does not record which profile scored its rows: name it with --profile")
+        try:
+            rows = load_from_disk(str(folder))
+        except (DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"cannot read {folder}: {first_line(error)}; save the dataset again") from error
+        return cls.of(rows, profile, source=public_name(folder))
 
     @classmethod
     @naming_urls()
@@ -65,3 +153,16 @@ class Scored:
         if len(rows) != manifest["rows"]:
             raise InputError(f"{folder} has {len(rows)} rows, but its manifest has {manifest['rows']}: score again")
         return cls(rows=rows, manifest=manifest)
+
+
+def _check_columns(rows: Dataset, profile: "SafetyProfile") -> None:
+    """Check that rows have scores, and at as many layers as the profile has."""
+    if not {SCORE, "larf_status"} <= set(rows.column_names):
+        raise InputError(f"the dataset has no larf_score (columns: {rows.column_names}): score it first")
+    column = read_column(rows, "larf_layer_scores") if "larf_layer_scores" in rows.column_names else ()
+    layers = next((len(scores) for scores in column if scores), None)
+    if layers not in (None, len(profile.layers)):
+        raise InputError(
+            f"wanted scores at as many layers as the profile has, {len(profile.layers)}, got {layers}: give the "
+            "profile that scored these rows"
+        )

@@ -37,6 +37,7 @@ from larf_curate.manifests import (
 )
 from larf_curate.records import seal, write_sealed
 from larf_curate.remote import local_copy, naming_urls
+from larf_curate.scoring.folder import Scored
 from larf_curate.signals.words import in_words, standing
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Selection:
     flagged: Dataset
     rule: dict[str, float]
     threshold: float | None
-    scored: dict[str, Any] = field(default_factory=dict)
+    scored: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Dataset]:
         return iter((self.kept, self.flagged))
@@ -164,9 +165,10 @@ def select(
         percentile: Rule: flag scores at or above this percentile of all scores, in [0, 100].
         max_false_flags: Rule: flag scores that at most this share of harmless rows is expected to reach, in (0, 0.5],
             estimated from the held-out scores of the profile's neutral rows.
-        profile: The profile that scored the rows, for ``max_false_flags``; not needed with ``scored``.
+        profile: The profile that scored the rows, which is recorded; not needed with ``scored``, whose it must be.
         source: Description of the source of the rows, which becomes part of their ids.
-        scored: Manifest of the scored dataset, recorded as provenance; the dataset must have all of its rows.
+        scored: Manifest of the scored dataset, recorded as provenance; the dataset must have all of its rows. Default:
+            one of ``profile``, if it is given.
 
     Returns:
         The selection.
@@ -187,6 +189,8 @@ def select(
     dataset = _without_earlier_columns(dataset)
     if "larf_score" not in dataset.column_names or "larf_status" not in dataset.column_names:
         raise InputError(f"the dataset has no larf_score (columns: {dataset.column_names}): score it first")
+    if profile is not None and not scored:
+        scored = Scored.of(dataset, profile, source=source).manifest
     _check_scored(dataset, scored or {})
     ranking = _Ranking.of(_scores(dataset), rule, limit)
     labelled = _add_columns(dataset, ranking, source)

@@ -103,7 +103,7 @@ def test_a_saved_profile_is_read_back_whole(profile, saved):
 def test_reading_the_references_shows_how_far_it_is(tiny_llama, refs, capsys):
     SafetyProfile.build(tiny_llama, refs, layers=[1], **PROFILE)
     shown = capsys.readouterr().err
-    assert "references" in shown
+    assert "References" in shown
     assert "164/164" in shown, "4 unsafe, 4 safe, 10 neutral and 146 borderline rows"
 
 
