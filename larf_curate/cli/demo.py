@@ -107,9 +107,10 @@ def demo(
             ("published", outcome.counts["kept"]),
         ],
     )
-    click.echo(f"Report:      {result['report']}\nPublished:   {result['published']}\nReview page: {page}")
-    ended = "has stopped; `larf-curate review up` starts it" if started_here else "is still running, as it was before"
-    click.echo(f"Took {result['total_seconds']:.0f} s. The review server {ended}.")
+    again = "larf-curate review up (its server has stopped, and keeps the rows)"
+    click.echo(f"Report:      {result['report']}\nPublished:   {result['published']}")
+    click.echo(f"Review page: {again if started_here else page}")
+    click.echo(f"Took {result['total_seconds']:.0f} s.")
 
 
 def _wait_for_person(server: "EmbeddedServer", queue: "ReviewQueue", page: str) -> None:

@@ -56,10 +56,11 @@ def preview(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Show a row of DATA as the model reads it, and count how the first thousand rows are read.
+    """Show rows as the model reads them.
 
-    Shows the row's text after the chat template, token by token, with the tokens that are learned in training and
-    scored, or the reason why it cannot be scored. Loads the tokenizer, not the model's weights.
+    Counts how the first thousand rows are read, and shows the text of one after the chat template, token by token, with
+    the tokens that are learned in training and scored, or the reason why it cannot be scored. Loads the tokenizer, not
+    the model's weights.
 
     DATA is one or several datasets as for score, or a folder that score or select wrote, which records the columns and
     the profile.

@@ -139,12 +139,13 @@ def pull(
     larf-curate review pull -o decisions/
     larf-curate review pull selection/ -o decisions/ --merge arbiter:maria
     """
+    from larf_curate.data.tables import no_progress_bars
     from larf_curate.scoring.selection import Selection
 
-    with address.open() as queue:
+    with no_progress_bars(), address.open() as queue:
         loaded = Selection.load(selection or remembered(queue))
         outcome = queue.pull(merge=merge).apply(loaded)
-    outcome.save(output)
+        outcome.save(output)
     if as_json:
         echo_json({"decisions": public_name(output), "counts": outcome.counts})
     else:

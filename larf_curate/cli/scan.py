@@ -49,7 +49,7 @@ def scan(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Score a dataset with a model, flag the highest scores and write a report.
+    """Score a dataset, flag rows and write a report.
 
     Does what profile, score, select and report do with their default settings. The profile is built once per model and
     references; a scan that was interrupted continues, and one that has finished can be repeated with another
@@ -61,6 +61,9 @@ def scan(
     """
     from larf_curate.data.references import ReferenceSet
     from larf_curate.data.sources import open_source
+
+    # Before what imports torch, which takes seconds: the input may be wrong.
+    source = open_source(names, split=split, config=config, revision=revision, limit=limit)
     from larf_curate.data.tables import no_progress_bars
     from larf_curate.profile.built import built_profile
     from larf_curate.report import write_report
@@ -71,7 +74,6 @@ def scan(
     from larf_curate.scoring.scorer import LarfScorer
     from larf_curate.scoring.selection import select
 
-    source = open_source(names, split=split, config=config, revision=revision, limit=limit)
     with no_progress_bars():
         profile = built_profile(model, ReferenceSet.load(references), device=device)
     scorer = LarfScorer(

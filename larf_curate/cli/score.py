@@ -127,7 +127,7 @@ def score(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Score the rows of DATASET and write them to a folder.
+    """Score the rows of a dataset.
 
     DATASET is a Hub id, a folder from save_to_disk, or files, globs and folders of json, jsonl, ndjson, csv, tsv or
     parquet files; text files may be compressed (.gz, .zst). Splits of a folder are those of load_dataset. Files, globs
@@ -142,6 +142,9 @@ def score(
     on_ray: dict[str, Any] = {"address": address, "actors": actors, "gpus_per_actor": gpus_per_actor}
     _check_engine(engine, on_ray, num_proc, share)
     from larf_curate.data.sources import open_source
+
+    # Before what imports torch, which takes seconds: the input may be wrong.
+    source = open_source(names, split=split, config=config, revision=revision, limit=limit)
     from larf_curate.distributed import score_with_ray
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.exemplars import ExemplarIndex
@@ -153,7 +156,6 @@ def score(
     from larf_curate.scoring.search import EXACT
 
     profile = SafetyProfile.from_pretrained(profile_name, trust_remote_code=trust_remote_code)
-    source = open_source(names, split=split, config=config, revision=revision, limit=limit)
     index = ExemplarIndex.load(exemplars) if exemplars else ExemplarIndex.of_profile(profile)
     scorer = LarfScorer(
         profile,

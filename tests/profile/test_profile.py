@@ -500,3 +500,11 @@ def test_rows_without_a_prompt_count_as_having_an_ordinary_one(tiny_llama, refs)
     want = SafetyProfile.build(tiny_llama, refs, **options | {"neutral": NEUTRAL}).states["neutral"]["prompt"]
     assert_allclose(got[:-2], want, atol=1e-5)
     assert_allclose(got[-2:], np.stack([want.mean(axis=0)] * 2), atol=1e-5)
+
+
+def test_a_saved_profile_names_the_model_that_it_was_built_from(tiny_llama, tiny_qwen2, refs, tmp_path):
+    for folder in (tiny_llama, tiny_qwen2):
+        SafetyProfile.build(folder, refs, layers=[1], **PROFILE).save_pretrained(tmp_path / folder.name)
+    for folder in (tiny_llama, tiny_qwen2):
+        saved = json.loads((tmp_path / folder.name / "larf_profile.json").read_text())
+        assert saved["source"]["model_id"] == str(folder.resolve())
