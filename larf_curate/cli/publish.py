@@ -2,19 +2,46 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
+from larf_curate.errors import PublishError
+
+if TYPE_CHECKING:
+    from larf_curate.publish.shards import Columns
 
 CARD_LINES = 40  # of the card in a dry run
+
+
+def _destination(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Refuse, as wrong usage, what is neither a folder nor the name of a Hub dataset."""
+    from larf_curate.publish import check_destination
+
+    try:
+        check_destination(value)
+    except PublishError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 @click.command()
 @click.argument("decisions", type=EXISTING_FOLDER)
 @click.option(
-    "--to", required=True, metavar="ORG/NAME|FOLDER", help="Hub dataset, or a folder that begins with ./ or /."
+    "--to",
+    required=True,
+    metavar="ORG/NAME|FOLDER",
+    callback=_destination,
+    help="Hub dataset, or a folder that begins with ./ or /.",
+)
+@click.option(
+    "--columns",
+    type=click.Choice(["source", "scores", "all"]),
+    default="scores",
+    show_default=True,
+    help="Columns of the source alone, with row id, score and decision, or with all larf_* columns.",
 )
 @click.option("--public", is_flag=True, help="Create a new repository as public.  [default: private]")
 @click.option("--create-pr", is_flag=True, help="Open, or update, a pull request instead of committing to main.")
@@ -25,7 +52,14 @@ CARD_LINES = 40  # of the card in a dry run
 @no_verify_option
 @json_option
 def publish(
-    decisions: Path | str, to: str, public: bool, create_pr: bool, replace: bool, dry_run: bool, as_json: bool
+    decisions: Path | str,
+    to: str,
+    columns: "Columns",
+    public: bool,
+    create_pr: bool,
+    replace: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Publish the kept rows to the Hub or to a folder.
 
@@ -42,7 +76,9 @@ def publish(
     """
     from larf_curate.publish import publish as publish_rows  # datasets takes a second to import: not for --help
 
-    publication = publish_rows(decisions, to, private=not public, create_pr=create_pr, replace=replace, dry_run=dry_run)
+    publication = publish_rows(
+        decisions, to, columns=columns, private=not public, create_pr=create_pr, replace=replace, dry_run=dry_run
+    )
     if as_json:
         echo_json(asdict(publication))
         return

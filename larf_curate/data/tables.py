@@ -29,6 +29,8 @@ STORED = {"bytes": Value("binary"), "path": Value("string")}
 """Type of media as they are stored."""
 GROUP_BYTES = 32 * 2**20
 """Approximate size of a row group in memory."""
+PAGE_OPTIONS = {"use_content_defined_chunking": True, "write_page_index": True}
+"""Options of Parquet: pages end where their content says so; the Hub then stores and sends only those that changed."""
 MEDIA_ROWS = 100
 """Number of rows of a row group with media, as on the Hub."""
 
@@ -62,9 +64,7 @@ def shard_names(dataset: Dataset) -> list[str]:
 def _write_shard(rows: Dataset, path: Path) -> None:
     """Write rows as `Dataset.to_parquet` does, one group after the other: wide states take gigabytes together."""
     group, table = _rows_per_group(rows), rows.with_format("arrow")
-    # Pages end where their content says so: then the Hub stores and sends only those that changed.
-    options = {"use_content_defined_chunking": True, "write_page_index": True}
-    with pq.ParquetWriter(path, rows.features.arrow_schema, **options) as writer:
+    with pq.ParquetWriter(path, rows.features.arrow_schema, **PAGE_OPTIONS) as writer:
         for start in range(0, max(len(rows), 1), group):
             writer.write_table(_group(table, start, min(start + group, len(rows))))
 

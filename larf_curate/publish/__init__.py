@@ -8,18 +8,20 @@ from larf_curate.errors import PublishError
 from larf_curate.publish.bundle import Publication, PublishedFile, assemble
 from larf_curate.publish.folder import FolderTarget
 from larf_curate.publish.hub import HubTarget
+from larf_curate.publish.hub_errors import check_repo_id
 from larf_curate.publish.kept_rows import read_kept_rows
 from larf_curate.publish.protection import check_target
-from larf_curate.publish.shards import stage_shards
+from larf_curate.publish.shards import Columns, stage_shards
 from larf_curate.remote import local_copy
 
-__all__ = ["Publication", "PublishedFile", "publish"]
+__all__ = ["Publication", "PublishedFile", "check_destination", "publish"]
 
 
 def publish(
     decisions: str | os.PathLike[str],
     repo_id: str | os.PathLike[str],
     *,
+    columns: Columns = "scores",
     private: bool = True,
     create_pr: bool = False,
     dry_run: bool = False,
@@ -41,6 +43,8 @@ def publish(
         decisions: The folder, or its URL, that ``review pull`` or ``select`` wrote. Of a selection only the rows that
             were not flagged are published, and the card states that the flagged rows were not reviewed by people.
         repo_id: ``org/name`` on the Hub, or a folder: a path object, or a string beginning with ``.``, ``/`` or ``~``.
+        columns: Columns to publish: ``source`` for those of the source dataset alone, ``scores`` with row id, score and
+            decision too, ``all`` for all ``larf_*`` columns but the answers that reviewers edited away.
         private: Visibility of a new repository; that of an existing one does not change.
         create_pr: Open a pull request instead of committing to the branch, or update the open one that an earlier
             call with the same title has opened.
@@ -80,10 +84,20 @@ def publish(
     if folder:
         check_target(folder, decisions, kept_rows)
     with tempfile.TemporaryDirectory(prefix="larf-curate-") as staging:
-        shards = stage_shards(kept_rows, Path(staging))
+        shards = stage_shards(kept_rows, Path(staging), columns=columns)
         return target.publish(
             lambda current: assemble(kept_rows, shards, current, target.name, replace=replace), dry_run=dry_run
         )
+
+
+def check_destination(name: str) -> None:
+    """Check that a text names a folder or a Hub dataset, whether or not that exists.
+
+    Raises:
+        PublishError: If it does neither.
+    """
+    if not _as_folder(name):
+        check_repo_id(name)
 
 
 def _as_folder(target: str | os.PathLike[str]) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from larf_curate.errors import PublishError
 from larf_curate.files import sha256
-from larf_curate.publish.card import DATA_PATTERN, merge_card, other_configs_of_card, render_section
+from larf_curate.publish.card import merge_card, other_configs_of_card, render_section
 from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.provenance import published_digests, render_provenance
 from larf_curate.publish.shards import Shards
@@ -65,8 +65,9 @@ class Publication:
         replaced: Paths of data files that larf-curate had not published, and that were deleted or overwritten.
         beside: Paths of files that stay beside the published rows, and that are neither documents nor of another
             configuration of the card.
-        counts: Numbers of rows: ``rows``, ``flagged``, ``unscorable``, ``reviewed``, ``removed``, ``edited``,
-            ``withheld`` and ``published``.
+        counts: Numbers of rows: ``rows`` are ``unflagged`` and ``flagged``; flagged ones are ``kept``, ``edited`` and
+            ``removed`` by people, together ``reviewed``, and ``withheld``; ``published`` ones are unflagged, kept and
+            edited. ``unscorable`` ones are among the flagged.
         card: Text of the dataset card.
     """
 
@@ -229,7 +230,7 @@ def _sorted_files(
     would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists.
     """
     published = published_digests(current.provenance)
-    configs = other_configs_of_card(current.card, replace=replace)
+    configs = other_configs_of_card(current.card, split=shards.split, replace=replace)
     claimed = [pattern for config in configs for pattern in _patterns(config.get("data_files"))]
     ours: list[str] = []
     foreign: list[str] = []
@@ -237,10 +238,10 @@ def _sorted_files(
     for path, reported in sorted(current.files.items()):
         if path in (CARD, PROVENANCE) or any(_matches(path, pattern) for pattern in claimed):
             continue
-        if _matches(path, DATA_PATTERN):
-            new = path in shards.files and _is_unchanged(reported, shards.files[path])
-            (ours if new or _is_published(reported, published.get(path)) else foreign).append(path)
-        elif path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
+        new = path in shards.files and _is_unchanged(reported, shards.files[path])
+        if new or _is_published(reported, published.get(path)):
+            ours.append(path)
+        elif path in shards.files or path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
             foreign.append(path)
         elif not _is_document(path):
             beside.append(path)

@@ -17,7 +17,7 @@ from larf_curate.publish.shards import Shards
 from larf_curate.version import __version__
 
 BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
-CONFIG, SPLIT, DATA_PATTERN = "default", "train", "data/train-*"
+CONFIG = "default"
 TAGS = ("larf-curate", "safety")
 UNKNOWN = "not recorded"
 MAX_CHARACTERS = 200
@@ -60,7 +60,8 @@ def merge_card(existing: str | None, section: str, *, name: str, shards: Shards,
     tags = card.data.get("tags") or []
     tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
     card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.data["configs"] = [_default_config(), *other_configs(card.data.get("configs"), replace=replace)]
+    others = other_configs(card.data.get("configs"), split=shards.split, replace=replace)
+    card.data["configs"] = [_config(CONFIG, shards), *others]
     card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), shards)
     return str(card)
 
@@ -83,11 +84,12 @@ def decode_card(data: bytes) -> str:
         raise PublishError("README.md at the destination is not UTF-8 text: repair it first") from error
 
 
-def other_configs(configs: object, *, replace: bool = False) -> list[dict[str, Any]]:
+def other_configs(configs: object, *, split: str, replace: bool = False) -> list[dict[str, Any]]:
     """Return the configurations of a card except the default one, none of them marked as the default.
 
     Args:
         configs: The value of ``configs`` in the metadata, of any type: people write it by hand.
+        split: The split of the default configuration that is published.
         replace: Whether other splits of the default configuration are replaced.
 
     Returns:
@@ -102,20 +104,20 @@ def other_configs(configs: object, *, replace: bool = False) -> list[dict[str, A
             continue
         if config.get("config_name", CONFIG) == CONFIG:
             if not replace:
-                _check_other_splits(config.get("data_files"))
+                _check_other_splits(config.get("data_files"), split)
         else:
             others.append({key: value for key, value in config.items() if key != "default"})
     return others
 
 
-def other_configs_of_card(card: str | None, *, replace: bool = False) -> list[dict[str, Any]]:
+def other_configs_of_card(card: str | None, *, split: str, replace: bool = False) -> list[dict[str, Any]]:
     """Parse a card's text and return its `other_configs`; empty if it has no valid metadata."""
     match = REGEX_YAML_BLOCK.search(card or "")
     try:
         data = yaml.safe_load(match.group(2)) if match else None
     except yaml.YAMLError:
         return []
-    return other_configs(data.get("configs"), replace=replace) if isinstance(data, dict) else []
+    return other_configs(data.get("configs"), split=split, replace=replace) if isinstance(data, dict) else []
 
 
 def render_section(kept_rows: KeptRows) -> str:
@@ -151,13 +153,13 @@ def _replace_section(body: str, section: str) -> str:
     return body[: first.start()] + section + _SECTION_RE.sub("", body[first.end() :])
 
 
-def _default_config() -> dict[str, Any]:
-    return {"config_name": CONFIG, "data_files": [{"split": SPLIT, "path": DATA_PATTERN}]}
+def _config(name: str, shards: Shards) -> dict[str, Any]:
+    return {"config_name": name, "data_files": [{"split": shards.split, "path": shards.pattern}]}
 
 
-def _check_other_splits(data_files: object) -> None:
+def _check_other_splits(data_files: object, split: str) -> None:
     listed = [item for item in data_files if isinstance(item, dict)] if isinstance(data_files, list) else []
-    if others := [escape_inline(item.get("split")) for item in listed if item.get("split") != SPLIT]:
+    if others := [escape_inline(item.get("split")) for item in listed if item.get("split") != split]:
         raise PublishError(
             f"the existing dataset also has the split {', '.join(others)}, which would no longer load beside the"
             " published columns: publish to a separate repository, or replace it (--replace)"
@@ -169,7 +171,7 @@ def _merge_dataset_info(existing: object, shards: Shards) -> dict[str, Any] | li
     entries = existing if isinstance(existing, list) else [existing]
     others = [e for e in entries if isinstance(e, dict) and e.get("config_name", CONFIG) != CONFIG]
     splits = SplitDict()
-    splits.add(SplitInfo(SPLIT, num_bytes=shards.num_bytes, num_examples=shards.rows))
+    splits.add(SplitInfo(shards.split, num_bytes=shards.num_bytes, num_examples=shards.rows))
     size = sum(path.stat().st_size for path in shards.files.values())
     info = DatasetInfo(features=shards.features, splits=splits, download_size=size, dataset_size=shards.num_bytes)
     ours: dict[str, Any] = info._to_yaml_dict()  # datasets has no public way to get the YAML form

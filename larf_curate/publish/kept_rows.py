@@ -1,5 +1,6 @@
 """The kept rows of a decisions or selection folder, checked for consistency, with the counts that their card states."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,13 @@ KEEP_DECISIONS = ("keep", "edit")
 DECISION_COLUMNS = (ROW_ID, "decision", "status", "category", "annotators")
 BATCH_ROWS = 1000
 """Row ids that are read together."""
+SPLIT = "train"
+"""Split of rows whose source does not name one."""
 RECORD_FILES = (DECISIONS.file, "decisions.parquet", SELECTION.file)
+
+
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+"""Names of splits that `datasets` can load, except that it accepts letters of other scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +46,10 @@ class KeptRows:
         is_reviewed: Whether people decided on the flagged rows.
         manifest: Manifest of the folder; it contains the manifests of the steps before it.
         shards: Parquet files of the kept rows, in row order.
-        counts: Numbers of rows: ``rows`` (in total), ``flagged``, ``unscorable``, ``reviewed``, ``removed``,
-            ``edited``, ``withheld`` and ``published``.
+        excluded: Parquet files of all other rows: removed and withheld ones, or those that nobody reviewed.
+        counts: Numbers of rows: ``rows`` (in total) are ``unflagged`` and ``flagged``; flagged ones are ``kept``,
+            ``edited`` and ``removed`` by people, together ``reviewed``, and ``withheld``, of which nobody decided that;
+            ``published`` ones are unflagged, kept and edited. ``unscorable`` ones are among the flagged.
         reviewers: Number of people who decided.
         categories: Number of removed rows by the category that reviewers gave them.
         digests: Hex SHA-256 of the manifest and of the decisions, by file name.
@@ -49,6 +58,7 @@ class KeptRows:
     is_reviewed: bool
     manifest: Mapping[str, Any]
     shards: tuple[Path, ...]
+    excluded: tuple[Path, ...]
     counts: dict[str, int]
     reviewers: int = 0
     categories: dict[str, int] = field(default_factory=dict)
@@ -63,6 +73,12 @@ class KeptRows:
     def scored(self) -> dict[str, Any]:
         """Manifest of the scored dataset; empty if not recorded."""
         return _dict_at(self.selection, "scored")
+
+    @property
+    def split(self) -> str:
+        """Name of the split that the rows are from, or ``SPLIT`` if it has none."""
+        split = _dict_at(self.scored, "source").get("split")
+        return split if isinstance(split, str) and _SPLIT_NAME.fullmatch(split) else SPLIT
 
 
 def read_kept_rows(folder: Path) -> KeptRows:
@@ -132,14 +148,15 @@ def _read_decisions(folder: Path, manifest: DecisionsManifest) -> KeptRows:
         is_reviewed=True,
         manifest=manifest,
         shards=_shards(folder / "kept"),
-        counts={
-            **_common_counts(selected, rows, len(decisions)),
-            "reviewed": len(decided),
-            "removed": len(removed),
-            "edited": len(edited.intersection(_row_ids(folder / "kept"))),
-            "withheld": len(withheld),
-            "published": rows - len(removed) - len(withheld),
-        },
+        excluded=(*_shards(folder / "removed"), *_shards(folder / "withheld")),
+        counts=_counts(
+            rows,
+            flagged=len(flagged),
+            unscorable=selected.get("unscorable", 0),
+            edited=len(edited.intersection(_row_ids(folder / "kept"))),
+            removed=len(removed),
+            withheld=len(withheld),
+        ),
         reviewers=len({name for row in decisions for name in row["annotators"] or ()}),
         categories=dict(Counter(str(row["category"] or "none given") for row in decided if row[ROW_ID] in removed)),
         digests=_digests(folder),
@@ -154,20 +171,32 @@ def _read_selection(folder: Path, manifest: SelectionManifest) -> KeptRows:
     _check_selection(folder, manifest, {"kept": _row_ids(folder / "kept"), "flagged": flagged}, SELECTION)
     _check_scores(folder, manifest, ("kept", "flagged"), SELECTION)
     # Nobody reviewed: every flagged row is withheld, and only rows that were not flagged are published.
-    counts = {
-        **_common_counts(selected, rows, len(flagged)),
-        "reviewed": 0,
-        "removed": 0,
-        "edited": 0,
-        "withheld": len(flagged),
-        "published": rows - len(flagged),
+    return KeptRows(
+        is_reviewed=False,
+        manifest=manifest,
+        shards=_shards(folder / "kept"),
+        excluded=_shards(folder / "flagged"),
+        counts=_counts(rows, flagged=len(flagged), unscorable=selected.get("unscorable", 0), withheld=len(flagged)),
+        digests=_digests(folder),
+    )
+
+
+def _counts(
+    rows: int, *, flagged: int, unscorable: int, edited: int = 0, removed: int = 0, withheld: int = 0
+) -> dict[str, int]:
+    """Numbers of rows that add up; see `KeptRows`. A row that reviewers are unsure about is withheld, not reviewed."""
+    return {
+        "rows": rows,
+        "unflagged": rows - flagged,
+        "flagged": flagged,
+        "unscorable": unscorable,
+        "reviewed": flagged - withheld,
+        "kept": flagged - withheld - removed - edited,
+        "edited": edited,
+        "removed": removed,
+        "withheld": withheld,
+        "published": rows - removed - withheld,
     }
-    shards = _shards(folder / "kept")
-    return KeptRows(is_reviewed=False, manifest=manifest, shards=shards, counts=counts, digests=_digests(folder))
-
-
-def _common_counts(selected: dict[str, int], rows: int, flagged: int) -> dict[str, int]:
-    return {"rows": rows, "flagged": flagged, "unscorable": selected.get("unscorable", 0)}
 
 
 def _dict_at(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:

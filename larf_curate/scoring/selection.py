@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
-from larf_curate.columns import ROW_ID, SCORE, duplicates, ids_digest, row_id, scores_digest, source_columns
+from larf_curate.columns import INDEX, ROW_ID, SCORE, duplicates, ids_digest, row_id, scores_digest, source_columns
 from larf_curate.data.replacement import replaced_results
 from larf_curate.data.tables import (
     BATCH_ROWS,
@@ -49,6 +49,7 @@ RULES = ("top_ratio", "top_k", "threshold", "percentile", "max_false_flags")
 ADDED = Features(
     {
         ROW_ID: Value("string"),
+        INDEX: Value("int64"),
         "larf_flagged": Value("bool"),
         "larf_reason": Value("string"),
         "larf_percentile": Value("float32"),
@@ -206,7 +207,7 @@ def select(
 def _without_earlier_columns(dataset: Dataset) -> Dataset:
     """Remove, and report, columns that an earlier curation has published; row ids only, if `select` added them now."""
     published = [name for name in REVIEWED if name in dataset.column_names]
-    if ROW_ID in dataset.column_names and not set(ADDED) <= set(dataset.column_names):
+    if ROW_ID in dataset.column_names and not {*ADDED} - {INDEX} <= {*dataset.column_names}:
         published.append(ROW_ID)
     if published:
         logger.warning("the rows have columns of an earlier curation, which are removed: %s", ", ".join(published))
@@ -373,6 +374,7 @@ def _added(dataset: Dataset, ranking: _Ranking, source: str) -> Iterator[pa.Tabl
         percentiles = np.where(ranks > 0, ranking.percentile(ranks), np.nan)
         columns = {
             ROW_ID: list(islice(ids, len(batch))),
+            INDEX: np.arange(first, first + len(batch)),
             "larf_flagged": flags,
             "larf_reason": [reasons.get(index) for index in range(len(batch))],
             "larf_percentile": pa.array(percentiles, pa.float32(), from_pandas=True),

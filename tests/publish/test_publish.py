@@ -84,6 +84,13 @@ def section(text: str) -> str:
     return text[text.index(BEGIN) : text.index(END)]
 
 
+def assert_sums(counts: dict[str, int]) -> None:
+    assert counts["rows"] == counts["unflagged"] + counts["flagged"]
+    assert counts["flagged"] == counts["reviewed"] + counts["withheld"]
+    assert counts["reviewed"] == counts["kept"] + counts["edited"] + counts["removed"]
+    assert counts["published"] == counts["unflagged"] + counts["kept"] + counts["edited"]
+
+
 def load_in_a_fresh_process(hub: LocalHub, to: Path) -> pa.Table:
     command = [sys.executable, "-c", LOAD, REPO, str(to)]
     subprocess.run(command, env=hub.env(token=hub.token), check=True, capture_output=True, text=True, timeout=120)
@@ -129,12 +136,13 @@ def test_the_card_states_how_the_rows_were_chosen(hub, decisions):
         "9 of 12 rows are published",
         "| in the source dataset | 12 |",
         "| flagged | 5 |",
-        "| of these, not scorable | 1 |",
-        "| decided by people | 4 |",
-        "| removed | 2 |",
-        "| edited, then published | 1 |",
-        "| withheld (flagged but not decided) | 1 |",
+        "| not flagged, published | 7 |",
+        "| … kept by people, published | 1 |",
+        "| … edited by people, published | 1 |",
+        "| … removed by people | 2 |",
+        "| … withheld, since people have not decided, or are unsure | 1 |",
         "| **published** | **9** |",
+        "1 of the flagged rows could not be scored.",
         "| source dataset | path org/original, split train |",
         f"| model | {MODEL} |",
         f"| model revision | {REVISION} |",
@@ -170,7 +178,7 @@ def test_what_the_review_wrote_is_published_without_the_answers_that_were_edited
     from larf_curate.review.decisions.merge import Decision
     from larf_curate.review.decisions.outcome import Decisions
 
-    rows = [row(i, score=i / 10) | {"larf_status": "ok", "larf_reason": "top"} for i in range(6)]
+    rows = [row(i, score=i / 10) | {"larf_status": "ok", "larf_reason": "top", "larf_index": i} for i in range(6)]
     data = Dataset.from_list(rows)
     selection = Selection(kept=data.select(range(3)), flagged=data.select([5, 4, 3]), rule={"top_k": 3}, threshold=0.3)
     made = {5: ("edit", "A better answer."), 4: ("remove", None), 3: ("unsure", None)}
@@ -191,7 +199,8 @@ def test_what_the_review_wrote_is_published_without_the_answers_that_were_edited
     assert loaded.column_names == ["messages", "label", "larf_row_id", "larf_score", "larf_decision"]
     assert loaded["label"][:] == [0, 1, 2, 5]
     assert loaded[3]["messages"][1]["content"] == "A better answer."
-    assert {"edited": 1, "removed": 1, "withheld": 1, "reviewed": 3}.items() <= done.counts.items()
+    assert {"edited": 1, "removed": 1, "withheld": 1, "reviewed": 2}.items() <= done.counts.items()
+    assert_sums(done.counts)
     assert "1 person, merge rule arbiter |" in section(card(hub))
     assert not any(b"annotator-" in content for content in hub.files(REPO).values())
 
@@ -204,6 +213,64 @@ def test_a_selection_is_published_without_working_columns_and_says_that_nobody_l
     assert loaded.to_list() == kept_table(folder).select(loaded.column_names).to_pylist()
     assert "not reviewed by people" in section(card(hub))
     assert done.counts["withheld"] == 3
+    assert_sums(done.counts)
+
+
+SOURCE = ["messages", "label"]
+
+
+@pytest.mark.parametrize(
+    ("make", "columns", "want"),
+    [
+        (write_decisions, "source", SOURCE),
+        (write_decisions, "scores", [*SOURCE, "larf_row_id", "larf_score", "larf_decision"]),
+        (write_decisions, "all", [*SOURCE, "larf_row_id", "larf_score", "larf_decision", "larf_index"]),
+        (write_selection, "source", SOURCE),
+        (write_selection, "all", [*SOURCE, "larf_row_id", "larf_score", "larf_state", "larf_flagged"]),
+    ],
+)
+def test_the_columns_that_are_asked_for_are_published_in_their_order(tmp_path, make, columns, want):
+    folder = make(tmp_path / "rows")
+    if make is write_decisions:
+        kept = Dataset.from_parquet(str(next((folder / "kept").glob("*.parquet"))))
+        kept = kept.add_column("larf_original_answer", [HARMFUL] * len(kept))
+        rewrite(folder, "kept", kept.add_column("larf_index", list(range(len(kept)))))
+    publish(folder, tmp_path / "curated", columns=columns)
+    loaded = load_dataset(str(tmp_path / "curated"), split="train")
+    assert loaded.column_names == want
+    assert loaded["label"][:] == kept_table(folder)["label"].to_pylist()
+    assert not any(HARMFUL.encode() in path.read_bytes() for path in (tmp_path / "curated").rglob("*.*"))
+
+
+def test_the_split_keeps_its_name(hub, tmp_path):
+    selection = selection_record(12, 5, scored=scored_record(12, source={"dataset": "saved", "split": "validation"}))
+    folder = write_decisions(tmp_path / "decisions", selection=selection)
+    send(hub, folder)
+    publish(folder, tmp_path / "curated")
+    for loaded in (load_dataset(REPO, token=hub.token), load_dataset(str(tmp_path / "curated"))):
+        assert list(loaded) == ["validation"]
+        assert loaded["validation"].to_list() == kept_table(folder).to_pylist()
+
+
+@pytest.mark.parametrize("split", ["../x", "a b", "", 7, None])
+def test_what_is_no_name_of_a_split_is_published_as_train(tmp_path, split):
+    selection = selection_record(12, 5, scored=scored_record(12, source={"dataset": "saved", "split": split}))
+    publish(write_decisions(tmp_path / "decisions", selection=selection), tmp_path / "curated")
+    assert (tmp_path / "curated" / SHARD).is_file()
+
+
+def test_shards_have_pages_that_the_hub_can_deduplicate_and_search(tmp_path):
+    publish(write_selection(tmp_path / "rows"), tmp_path / "curated")
+    column = pq.read_metadata(tmp_path / "curated" / SHARD).row_group(0).column(0)
+    assert column.has_column_index
+    assert column.has_offset_index
+
+
+@pytest.mark.parametrize("to", ["curated", "a/b/c", "org/a b"])
+def test_a_destination_that_is_neither_is_wrong_usage(decisions, to):
+    refused = CliRunner().invoke(publish_command, [str(decisions), "--to", to])
+    assert refused.exit_code == 2
+    assert "wanted org/name, or a folder beginning with ./ or /" in refused.output
 
 
 def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub, tmp_path, monkeypatch):
@@ -670,10 +737,11 @@ def test_a_folder_below_the_target_that_is_a_link_is_refused(decisions, tmp_path
     assert (target / SHARD).is_file()
 
 
-def rewrite(folder: Path, name: str, rows: list[dict]) -> None:
+def rewrite(folder: Path, name: str, rows: list[dict] | Dataset) -> None:
     path = next((folder / name).glob("*.parquet"))
-    features = Dataset.from_parquet(str(path)).features
-    Dataset.from_list(rows, features=features).to_parquet(path)
+    if not isinstance(rows, Dataset):
+        rows = Dataset.from_list(rows, features=Dataset.from_parquet(str(path)).features)
+    rows.to_parquet(path)
     record = "decisions.json" if (folder / "decisions.json").exists() else "selection.json"
     reseal(folder, record)
 

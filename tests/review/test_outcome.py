@@ -100,13 +100,12 @@ def test_every_row_goes_where_people_said():
     conflict = replace(conflict, content_digest=content_digest(flagged[4]))
     outcome = Decisions((*made, conflict), "majority").apply(chosen)
 
-    assert [row["question"] for row in outcome.kept] == [
-        *chosen.kept["question"],
-        flagged[0]["question"],
-        flagged[2]["question"],
-    ]
-    assert list(outcome.kept["larf_decision"]) == ["unflagged"] * 4 + ["keep", "edit"]
-    edited = outcome.kept[5]
+    approved = {flagged[0]["question"]: "keep", flagged[2]["question"]: "edit"}
+    source = [row["question"] for row in questions(10)]
+    kept = [question for question in source if question in {*chosen.kept["question"], *approved}]
+    assert outcome.kept["question"][:] == kept
+    assert outcome.kept["larf_decision"][:] == [approved.get(question, "unflagged") for question in kept]
+    edited = outcome.kept[kept.index(flagged[2]["question"])]
     assert (edited["answer"], edited["larf_original_answer"]) == ("better", flagged[2]["answer"])
     assert list(outcome.removed["question"]) == [flagged[1]["question"]]
     assert outcome.removed[0]["larf_reason"] == chosen.reasons[flagged[1]["larf_row_id"]]
@@ -128,9 +127,19 @@ def test_decisions_are_counted_by_what_was_decided_or_why_not_and_conflicts_are_
 
 def test_published_columns_are_the_source_and_a_few_of_ours():
     outcome = decisions([]).apply(selection())
-    ours = ["larf_row_id", "larf_score", "larf_decision", "larf_original_answer"]
-    assert outcome.kept.column_names == ["question", "answer", *ours]
-    assert outcome.removed.column_names == outcome.withheld.column_names == ["question", "answer", *ours, "larf_reason"]
+    ours = ["larf_row_id", "larf_score", "larf_decision", "larf_original_answer", "larf_index", "larf_percentile"]
+    assert {*outcome.kept.column_names} >= {"question", "answer", *ours}
+    assert not {"larf_flagged", "larf_reason", "larf_state"} & {*outcome.kept.column_names}
+    assert outcome.removed.column_names == outcome.withheld.column_names == [*outcome.kept.column_names, "larf_reason"]
+
+
+def test_without_recorded_order_kept_rows_come_last_and_that_is_said(caplog):
+    chosen = selection(questions(6), flagged=3)
+    flagged = chosen.flagged["question"][:]
+    parts = {name: getattr(chosen, name).remove_columns("larf_index") for name in ("kept", "flagged")}
+    outcome = decisions(parts["flagged"], "keep").apply(replace(chosen, **parts))
+    assert outcome.kept["question"][:] == [*chosen.kept["question"], flagged[0]]
+    assert "does not record the order of the source" in caplog.text
 
 
 def test_a_decision_about_another_text_is_stale_and_not_applied():
@@ -154,7 +163,8 @@ def test_a_row_that_cannot_be_edited_is_withheld():
     chosen = selection([{"messages": None}, {"messages": CHAT}, {"messages": CHAT}], flagged=2)
     outcome = decisions(chosen.flagged, "edit", "edit").apply(chosen)
     assert list(outcome.withheld["larf_decision"]) == ["conflict"]
-    assert outcome.kept[1]["messages"][-1]["content"] == "better"
+    [edited] = [row for row in outcome.kept if row["larf_decision"] == "edit"]
+    assert edited["messages"][-1]["content"] == "better"
     assert outcome.kept.features["messages"] == chosen.kept.features["messages"]
 
 
@@ -201,7 +211,7 @@ def test_an_edit_of_a_row_without_an_answer_does_not_block_the_queue(odd, plain)
     outcome = decisions(chosen.flagged, "edit", "edit", "remove").apply(chosen)
     assert [row.status for row in outcome.decisions.rows] == ["conflict", "decided", "decided"]
     assert (len(outcome.kept), len(outcome.removed), len(outcome.withheld)) == (2, 1, 1)
-    assert answer(outcome.kept[1]) == "better"
+    assert [answer(row) for row in outcome.kept if row["larf_decision"] == "edit"] == ["better"]
 
 
 def test_decisions_of_an_earlier_review_are_replaced():

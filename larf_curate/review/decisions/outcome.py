@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from larf_curate.columns import ROW_ID, content_digest, source_columns
+from larf_curate.columns import INDEX, PREFIX, ROW_ID, SCORE, STATE, content_digest, source_columns
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
 from larf_curate.data.replacement import replaced_results
-from larf_curate.data.tables import from_undecoded, part_files, undecoded, write_parts
+from larf_curate.data.tables import from_undecoded, part_files, read_column, undecoded, write_parts
 from larf_curate.errors import ConversationError, InputError, ReviewError
 from larf_curate.files import atomic_path
 from larf_curate.manifests import DECISIONS, VERSION, check_shards, read_manifest, shard_record
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 DECISION = "larf_decision"
 ORIGINAL = "larf_original_answer"
 PARTS = ("kept", "removed", "withheld")
+REASON = "larf_reason"
+FLAGGING = ("larf_flagged", REASON)
+"""Columns that no kept row needs: it is not flagged, or people decided to keep it."""
 EDIT_ERRORS = (ConversationError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 """Errors of an edit whose row has no answer, or whose column cannot store the new one."""
 UNFLAGGED = "unflagged"
@@ -143,9 +147,9 @@ class Outcome:
     """A selection after review; each of its rows is in exactly one of three parts.
 
     Args:
-        kept: Unflagged rows and rows decided as ``keep`` or ``edit``, with the source columns, ``larf_row_id``,
-            ``larf_score``, ``larf_decision`` (``unflagged``, ``keep`` or ``edit``) and ``larf_original_answer`` (null
-            unless edited).
+        kept: Unflagged rows and rows decided as ``keep`` or ``edit``, in the order of the source, with all its columns
+            but the stored states, ``larf_decision`` (``unflagged``, ``keep`` or ``edit``) and ``larf_original_answer``
+            (null unless edited).
         removed: Rows decided as ``remove``, with the columns of ``kept`` and ``larf_reason``.
         withheld: Flagged rows without an applicable decision, with the columns of ``removed``; ``larf_decision`` is
             ``unsure``, ``pending``, ``conflict`` or ``stale``.
@@ -216,10 +220,11 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
     labelled = _labelled(flagged, [_label(decision) for decision in applied])
     reviewed = _with_edits(labelled.select(indices["kept"]), rows.select(indices["kept"]), edits)
     unflagged = _labelled(kept, [UNFLAGGED] * len(kept))
+    common = _common_columns(unflagged, labelled)
     outcome = Outcome(
-        kept=concatenate_datasets([_published_columns(unflagged), _published_columns(reviewed)]),
-        removed=_published_columns(labelled.select(indices["removed"]), reason=True),
-        withheld=_published_columns(labelled.select(indices["withheld"]), reason=True),
+        kept=_in_source_order(unflagged.select_columns(common), reviewed.select_columns(common)),
+        removed=labelled.select(indices["removed"]).select_columns([*common, REASON]),
+        withheld=labelled.select(indices["withheld"]).select_columns([*common, REASON]),
         decisions=Decisions(tuple(applied), decisions.merge),
         selection=selection.manifest(),
     )
@@ -311,10 +316,30 @@ def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[st
     return from_undecoded(changed, labelled.features)
 
 
-def _published_columns(rows: Dataset, *, reason: bool = False) -> Dataset:
-    """Select the source columns and the few ``larf_*`` columns that are published."""
-    added = [ROW_ID, "larf_score", DECISION, ORIGINAL, *(["larf_reason"] if reason else [])]
-    return rows.select_columns([*source_columns(rows.column_names), *added])
+def _common_columns(unflagged: Dataset, flagged: Dataset) -> list[str]:
+    """Names of the columns of an outcome: those of the source, and ``larf_*`` columns that both parts have."""
+    required = (ROW_ID, SCORE, DECISION, ORIGINAL)
+    others = [name for name in unflagged.column_names if name not in (*required, *FLAGGING, STATE)]
+    added = [
+        name for name in others if name.startswith(PREFIX) and flagged.features.get(name) == unflagged.features[name]
+    ]
+    return [*source_columns(unflagged.column_names), *required, *added]
+
+
+def _in_source_order(unflagged: Dataset, reviewed: Dataset) -> Dataset:
+    """Kept rows in the order of the source; if the selection does not record it, reviewed ones come last."""
+    rows = concatenate_datasets([unflagged, reviewed])
+    if not len(reviewed):
+        return rows
+    if INDEX not in rows.column_names:
+        logger.warning(
+            "the selection does not record the order of the source (no column %s): the %d rows that people kept come "
+            "last; select again to keep the order",
+            INDEX,
+            len(reviewed),
+        )
+        return rows
+    return rows.select(np.argsort(np.fromiter(read_column(rows, INDEX), np.int64, len(rows)), kind="stable"))
 
 
 def _check_complete(outcome: Outcome, selection: Selection) -> None:
