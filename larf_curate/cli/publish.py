@@ -1,5 +1,6 @@
 """``larf-curate publish``: publish the kept rows to the Hub or to a folder."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from larf_curate.cli.output import echo_json, echo_table, json_option, visible
 from larf_curate.errors import PublishError
 
 if TYPE_CHECKING:
+    from larf_curate.publish import Publication
     from larf_curate.publish.shards import Columns
 
 CARD_LINES = 40  # of the card in a dry run
@@ -43,62 +45,93 @@ def _destination(_: click.Context, __: click.Parameter, value: str) -> str:
     show_default=True,
     help="Columns of the source alone, with row id, score and decision, or with all larf_* columns.",
 )
+@click.option(
+    "--include-removed-text", is_flag=True, help="Publish the texts of rows that are not published as data, too."
+)
 @click.option("--public", is_flag=True, help="Create a new repository as public.  [default: private]")
-@click.option("--create-pr", is_flag=True, help="Open, or update, a pull request instead of committing to main.")
+@click.option("--branch", help="Branch to publish to, created from main if needed.  [default: main]")
+@click.option("--tag", help="Name of a new tag for the published commit.")
+@click.option("--create-pr", is_flag=True, help="Open, or update, a pull request instead of committing.")
 @click.option("--replace", is_flag=True, help="Delete data at the destination that larf-curate did not publish.")
 @click.option(
     "--dry-run", is_flag=True, help="Publish nothing; show the files, the counts and the beginning of the card."
 )
+@click.option("--diff", is_flag=True, help="Publish nothing; count the rows that would be added, removed and changed.")
 @no_verify_option
 @json_option
 def publish(
     decisions: Path | str,
     to: str,
     columns: "Columns",
+    include_removed_text: bool,
     public: bool,
+    branch: str | None,
+    tag: str | None,
     create_pr: bool,
     replace: bool,
     dry_run: bool,
+    diff: bool,
     as_json: bool,
 ) -> None:
     """Publish the kept rows to the Hub or to a folder.
 
     They are published in one commit, together with a dataset card and provenance.json. DECISIONS is the folder that
     `review pull` wrote. One that `select` wrote works too: then the rows that were not flagged are published, and the
-    card states that no person reviewed the others.
+    card states that no person reviewed the others. All other rows become the configuration `removed`: score, reason,
+    decision and nearest exemplar, without their texts.
 
     The token comes from `hf auth login` or HF_TOKEN. Publishing the same decisions again changes nothing.
 
     \b
     larf-curate publish decisions/ --to my-org/curated --dry-run
-    larf-curate publish decisions/ --to my-org/curated
+    larf-curate publish decisions/ --to my-org/curated --diff
+    larf-curate publish decisions/ --to my-org/curated --tag v1
     larf-curate publish decisions/ --to ./curated
     """
     from larf_curate.publish import publish as publish_rows  # datasets takes a second to import: not for --help
 
     publication = publish_rows(
-        decisions, to, columns=columns, private=not public, create_pr=create_pr, replace=replace, dry_run=dry_run
+        decisions,
+        to,
+        columns=columns,
+        include_removed_text=include_removed_text,
+        private=not public,
+        branch=branch,
+        tag=tag,
+        create_pr=create_pr,
+        replace=replace,
+        dry_run=dry_run,
+        diff=diff,
     )
     if as_json:
         echo_json(asdict(publication))
         return
-    echo_table("Files", ("path", "bytes", "sha256"), [(f.path, f"{f.bytes:,}", f.sha256) for f in publication.files])
+    echo_table("Files", ("path", "bytes", "sha256"), [(f.path, f"{f.bytes:,}", f.sha256[:12]) for f in publication.files])
     echo_table("Rows", ("", "rows"), [(name, f"{count:,}") for name, count in publication.counts.items()])
     if dry_run:
         click.echo(visible("\n".join(publication.card.splitlines()[:CARD_LINES])) + "\n")
-    for path in publication.deleted:
-        click.echo(f"{'would delete' if dry_run else 'deleted'}: {visible(path)}")
-    for path in publication.replaced:
-        click.echo(
-            f"{'would replace' if dry_run else 'replaced'} data that larf-curate did not publish: {visible(path)}"
-        )
-    for path in publication.beside:
-        click.echo(f"note: stays beside the published rows: {visible(path)}")
-    if publication.private is False and not public:
-        click.echo("note: this repository is already public; anyone can read these rows")
-    if publication.private and public and not publication.created:
-        click.echo("note: this repository exists and stays private; it can be made public on its settings page")
+    if shown := publication.diff:
+        rows = [(name, f"{getattr(shown, name):,}") for name in ("added", "removed", "changed", "unchanged")]
+        echo_table(f"Rows against the published ones (by {shown.by})", ("", "rows"), rows)
+    for line in _remarks(publication, public=public):
+        click.echo(visible(line))
     click.echo(visible(_outcome(publication.changed, publication.dry_run, publication.pr_url or publication.url)))
+
+
+def _remarks(publication: "Publication", *, public: bool) -> Iterator[str]:
+    """What a person should know of the destination, a line each."""
+    would = publication.dry_run
+    yield from (f"{'would delete' if would else 'deleted'}: {path}" for path in publication.deleted)
+    done = "would replace" if would else "replaced"
+    yield from (f"{done} data that larf-curate did not publish: {path}" for path in publication.replaced)
+    yield from (f"note: stays beside the published rows: {path}" for path in publication.beside)
+    yield from (f"note: {note}" for note in publication.notes)
+    if publication.private is False and not public:
+        yield "note: this repository is already public; anyone can read these rows"
+    if publication.private and public and not publication.created:
+        yield "note: this repository exists and stays private; it can be made public on its settings page"
+    if publication.tag:
+        yield f"tag: {publication.tag}"
 
 
 def _outcome(changed: bool, dry_run: bool, url: str) -> str:

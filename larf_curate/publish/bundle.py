@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TypeAlias
 
 from larf_curate.errors import PublishError
 from larf_curate.files import sha256
-from larf_curate.publish.card import merge_card, other_configs_of_card, render_section
-from larf_curate.publish.kept_rows import KeptRows
-from larf_curate.publish.provenance import published_digests, render_provenance
-from larf_curate.publish.shards import Shards
+from larf_curate.publish.card import license_notes, merge_card, other_configs_of_card
+from larf_curate.publish.contents import Contents
+from larf_curate.publish.diff import RowDiff, compare_rows
+from larf_curate.publish.provenance import is_provenance, published_digests, render_provenance
 
 CARD, PROVENANCE = "README.md", "provenance.json"
 # What `load_dataset` may load as data, compressed files included, and what else holds rows.
@@ -65,6 +66,9 @@ class Publication:
         replaced: Paths of data files that larf-curate had not published, and that were deleted or overwritten.
         beside: Paths of files that stay beside the published rows, and that are neither documents nor of another
             configuration of the card.
+        notes: What is not known of the licence and languages of the source.
+        diff: Comparison with the published rows, if it was asked for.
+        tag: The tag of the commit, if it has one.
         counts: Numbers of rows: ``rows`` are ``unflagged`` and ``flagged``; flagged ones are ``kept``, ``edited`` and
             ``removed`` by people, together ``reviewed``, and ``withheld``; ``published`` ones are unflagged, kept and
             edited. ``unscorable`` ones are among the flagged.
@@ -82,6 +86,9 @@ class Publication:
     deleted: tuple[str, ...]
     replaced: tuple[str, ...]
     beside: tuple[str, ...]
+    notes: tuple[str, ...]
+    diff: RowDiff | None
+    tag: str | None
     counts: dict[str, int]
     card: str
 
@@ -97,6 +104,7 @@ class DestinationState:
         parent: Commit that was read, the parent of the new one; None for a folder.
         private: Visibility of the repository; None for a folder.
         created: Whether the destination is new.
+        open_file: Context manager that gives a local copy of a file.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -105,13 +113,14 @@ class DestinationState:
     parent: str | None = None
     private: bool | None = None
     created: bool = False
+    open_file: Callable[[str], AbstractContextManager[Path]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """Contents of a destination after publishing: files to add by path, and paths to delete.
 
-    ``replaced`` and ``beside`` are as in `Publication`.
+    ``replaced``, ``beside``, ``notes`` and ``diff`` are as in `Publication`.
     """
 
     files: dict[str, Content]
@@ -119,6 +128,8 @@ class Bundle:
     counts: dict[str, int]
     replaced: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    diff: RowDiff | None = None
 
     @property
     def card(self) -> str:
@@ -138,6 +149,7 @@ class Bundle:
         *,
         commit: str | None = None,
         pr_url: str | None = None,
+        tag: str | None = None,
         changed: bool,
         dry_run: bool = False,
     ) -> Publication:
@@ -157,6 +169,9 @@ class Bundle:
             deleted=self.deleted,
             replaced=self.replaced,
             beside=self.beside,
+            notes=self.notes,
+            diff=self.diff,
+            tag=tag,
             counts=self.counts,
             card=self.card,
         )
@@ -166,16 +181,16 @@ Assemble: TypeAlias = Callable[[DestinationState], Bundle]
 
 
 def assemble(
-    kept_rows: KeptRows, shards: Shards, current: DestinationState, name: str, *, replace: bool = False
+    contents: Contents, current: DestinationState, name: str, *, replace: bool = False, diff: bool = False
 ) -> Bundle:
     """Merge a publication with the current contents of the destination.
 
     Args:
-        kept_rows: The rows to publish.
-        shards: Their Parquet files.
+        contents: What is published.
         current: Contents of the destination.
         name: Title of a new card.
         replace: Whether data that larf-curate did not publish may be deleted.
+        diff: Whether to compare the rows with the published ones.
 
     Returns:
         The files and deletions of one commit.
@@ -184,18 +199,34 @@ def assemble(
         PublishError: If the destination holds data that larf-curate did not publish and ``replace`` is not set, or its
             card cannot be merged.
     """
-    ours, foreign, beside = _sorted_files(current, shards, replace=replace)
+    ours, foreign, beside = _sorted_files(current, contents, replace=replace)
     if foreign and not replace:
         raise PublishError(
             f"the destination holds other data, which larf-curate did not publish ({_listed(foreign)}): publish to a "
             "separate repository or folder, or replace these files (--replace; with --dry-run to see all of them)"
         )
-    card = merge_card(current.card, render_section(kept_rows), name=name, shards=shards, replace=replace)
-    files: dict[str, Content] = {**shards.files}
+    card = merge_card(current.card, contents, name=name, replace=replace)
+    data = {path: local for shards in contents.configs.values() for path, local in shards.files.items()}
+    files: dict[str, Content] = {**data}
     files[CARD] = card.encode()
-    files[PROVENANCE] = render_provenance(kept_rows, shards)
-    deleted = tuple(path for path in sorted({*ours, *foreign}) if path not in files)
-    return Bundle(files=files, deleted=deleted, counts=kept_rows.counts, replaced=tuple(foreign), beside=tuple(beside))
+    files[PROVENANCE] = render_provenance(contents.kept_rows, data)
+    return Bundle(
+        files=files,
+        deleted=tuple(path for path in sorted({*ours, *foreign}) if path not in files),
+        counts=contents.kept_rows.counts,
+        replaced=tuple(foreign),
+        beside=tuple(beside),
+        notes=tuple(license_notes(card, contents.source)),
+        diff=_diff(contents, current) if diff else None,
+    )
+
+
+def _diff(contents: Contents, current: DestinationState) -> RowDiff:
+    """Compare the kept rows with those that are published."""
+    opener, folder = current.open_file, f"{contents.shards.folder}/"
+    paths = [path for path in sorted(published_digests(current.provenance)) if path in current.files] if opener else []
+    published = (opener(path) for path in paths if path.startswith(folder)) if opener else ()
+    return compare_rows(published, (nullcontext(path) for path in contents.shards.files.values()))
 
 
 def size(content: Content) -> int:
@@ -222,26 +253,29 @@ def _is_unchanged(reported: str | None, content: Content) -> bool:
 
 
 def _sorted_files(
-    current: DestinationState, shards: Shards, *, replace: bool
+    current: DestinationState, contents: Contents, *, replace: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Paths of the destination: data that we published, other data, and other files that stay beside the rows.
 
     Other data may be the unfiltered dataset: the removed rows would then be published beside the kept ones, or data
     would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists.
     """
-    published = published_digests(current.provenance)
-    configs = other_configs_of_card(current.card, split=shards.split, replace=replace)
+    published, new_files = published_digests(current.provenance), contents.data_files
+    configs = other_configs_of_card(current.card, contents, replace=replace)
     claimed = [pattern for config in configs for pattern in _patterns(config.get("data_files"))]
     ours: list[str] = []
     foreign: list[str] = []
     beside: list[str] = []
     for path, reported in sorted(current.files.items()):
-        if path in (CARD, PROVENANCE) or any(_matches(path, pattern) for pattern in claimed):
+        if path == CARD or any(_matches(path, pattern) for pattern in claimed):
             continue
-        new = path in shards.files and _is_unchanged(reported, shards.files[path])
+        if path == PROVENANCE:
+            foreign.extend([] if is_provenance(current.provenance) else [path])
+            continue
+        new = path in new_files and _is_unchanged(reported, new_files[path].files[path])
         if new or _is_published(reported, published.get(path)):
             ours.append(path)
-        elif path in shards.files or path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
+        elif path in new_files or path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
             foreign.append(path)
         elif not _is_document(path):
             beside.append(path)

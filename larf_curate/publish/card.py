@@ -10,16 +10,21 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from larf_curate.columns import ROW_ID, SCORE
 from larf_curate.errors import PublishError
+from larf_curate.publish.contents import CONFIG, Contents
 from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.redaction import redact
-from larf_curate.publish.shards import Shards
+from larf_curate.publish.removed import FOLDER
+from larf_curate.publish.shards import DECISION, Shards
+from larf_curate.publish.source_card import SourceCard
 from larf_curate.version import __version__
 
 BEGIN, END = "<!-- larf-curate:begin -->", "<!-- larf-curate:end -->"
-CONFIG = "default"
 TAGS = ("larf-curate", "safety")
 UNKNOWN = "not recorded"
+DESCRIBED = (ROW_ID, SCORE, DECISION)
+"""Published columns that the card describes."""
 MAX_CHARACTERS = 200
 """Longest value in the generated section, in characters."""
 MAX_CATEGORIES = 12
@@ -30,40 +35,74 @@ _SECTION_RE = re.compile(re.escape(BEGIN) + rf"(?:(?!{re.escape(BEGIN)})[\s\S])*
 _MARKUP_CHARACTERS = re.compile(r"[\\`*{}\[\]<>#+!|~&$@]|:(?=//)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
-def merge_card(existing: str | None, section: str, *, name: str, shards: Shards, replace: bool = False) -> str:
-    """Update a card with the generated section and the metadata of the kept rows; the rest of it does not change.
+def merge_card(existing: str | None, contents: Contents, *, name: str, replace: bool = False) -> str:
+    """Update a card with the generated section and the metadata of the rows; the rest of it does not change.
 
     Args:
         existing: Text of the existing card, if any.
-        section: The generated section, between ``BEGIN`` and ``END``.
+        contents: What is published.
         name: Title of a new card.
-        shards: The files that the default configuration loads.
         replace: Whether other splits of the default configuration are replaced.
 
     Returns:
         The text of the merged card.
 
     Raises:
-        PublishError: If the existing card's metadata is invalid, or its default configuration has other splits.
+        PublishError: If the existing card's metadata is invalid, its default configuration has other splits, or another
+            configuration has the name of one that is published.
     """
     text = f"\n# {escape_inline(name)}\n" if existing is None else existing
+    card = parse_card(text)
+    tags = card.data.get("tags") or []
+    tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
+    card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    others = other_configs(card.data.get("configs"), contents, replace=replace)
+    card.data["configs"] = [*(_config(name, shards) for name, shards in contents.configs.items()), *others]
+    card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), contents, others)
+    _carry_over(card, contents.source)
+    card.text = replace_section(card.text, render_section(contents, license_of(card)))
+    return str(card)
+
+
+def parse_card(text: str) -> DatasetCard:
+    """Parse a card; one without metadata gets an empty block.
+
+    Raises:
+        PublishError: If its metadata is invalid.
+    """
     if not REGEX_YAML_BLOCK.search(text):
         text = f"---\n\n---\n{text}"  # DatasetCard requires a block of metadata
     try:
-        card = DatasetCard(text)
+        return DatasetCard(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise PublishError(
             f"the YAML metadata of the existing card is broken ({reason}): repair README.md first"
         ) from error
-    card.text = _replace_section(card.text, section)
-    tags = card.data.get("tags") or []
-    tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
-    card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    others = other_configs(card.data.get("configs"), split=shards.split, replace=replace)
-    card.data["configs"] = [_config(CONFIG, shards), *others]
-    card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), shards)
-    return str(card)
+
+
+def license_of(card: DatasetCard) -> str | None:
+    """The licence in the metadata of a card, as text; None if it has none."""
+    found = card.data.get("license")
+    return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)
+
+
+def license_notes(card: str, source: SourceCard) -> list[str]:
+    """What a person should know about the licence and languages of a published card.
+
+    Args:
+        card: Text of the card.
+        source: What the card of the source dataset says.
+    """
+    notes = []
+    if source.problem:
+        notes.append(f"licence and languages of {source.dataset} could not all be read: {source.problem}")
+    stated, theirs = license_of(DatasetCard(card)), source.metadata.get("license")
+    if not stated:
+        notes.append("the card states no licence, since none of the source is known: add license to its metadata")
+    elif theirs and stated != (", ".join(theirs) if isinstance(theirs, list) else theirs):
+        notes.append(f"the card states the licence {stated}, that of {source.dataset} states {theirs}")
+    return notes
 
 
 def decode_card(data: bytes) -> str:
@@ -84,44 +123,59 @@ def decode_card(data: bytes) -> str:
         raise PublishError("README.md at the destination is not UTF-8 text: repair it first") from error
 
 
-def other_configs(configs: object, *, split: str, replace: bool = False) -> list[dict[str, Any]]:
-    """Return the configurations of a card except the default one, none of them marked as the default.
+def other_configs(configs: object, contents: Contents, *, replace: bool = False) -> list[dict[str, Any]]:
+    """Return the configurations of a card that are not those of a publication, none of them marked as the default.
 
     Args:
         configs: The value of ``configs`` in the metadata, of any type: people write it by hand.
-        split: The split of the default configuration that is published.
-        replace: Whether other splits of the default configuration are replaced.
+        contents: What is published.
+        replace: Whether other splits of the default configuration, and others' configurations of the same name, are
+            replaced.
 
     Returns:
         Copies of the configurations.
 
     Raises:
-        PublishError: If the default configuration has splits that would be lost.
+        PublishError: If the default configuration has splits that would be lost, or another one has a name that is
+            needed.
     """
     others = []
     for config in configs if isinstance(configs, list) else []:
         if not isinstance(config, dict):
             continue
-        if config.get("config_name", CONFIG) == CONFIG:
+        name = config.get("config_name", CONFIG)
+        if name == CONFIG:
             if not replace:
-                _check_other_splits(config.get("data_files"), split)
-        else:
+                _check_other_splits(config.get("data_files"), contents.shards.split)
+        elif _is_ours(config):
+            continue
+        elif name == FOLDER and contents.removed and not replace:
+            raise PublishError(
+                f"the existing card has a configuration {FOLDER} of other files: rename it there, publish to a "
+                "separate repository, or replace it (--replace)"
+            )
+        elif name != FOLDER or not contents.removed:
             others.append({key: value for key, value in config.items() if key != "default"})
     return others
 
 
-def other_configs_of_card(card: str | None, *, split: str, replace: bool = False) -> list[dict[str, Any]]:
+def other_configs_of_card(card: str | None, contents: Contents, *, replace: bool = False) -> list[dict[str, Any]]:
     """Parse a card's text and return its `other_configs`; empty if it has no valid metadata."""
     match = REGEX_YAML_BLOCK.search(card or "")
     try:
         data = yaml.safe_load(match.group(2)) if match else None
     except yaml.YAMLError:
         return []
-    return other_configs(data.get("configs"), split=split, replace=replace) if isinstance(data, dict) else []
+    return other_configs(data.get("configs"), contents, replace=replace) if isinstance(data, dict) else []
 
 
-def render_section(kept_rows: KeptRows) -> str:
-    """Render the card's section on how the rows were chosen; every value in it is escaped."""
+def render_section(contents: Contents, license: str | None) -> str:
+    """Render the card's section on how the rows were chosen; every value in it is escaped.
+
+    Args:
+        contents: What is published.
+        license: The licence that the card states.
+    """
     environment = Environment(
         loader=PackageLoader("larf_curate", "templates"),
         undefined=StrictUndefined,
@@ -131,7 +185,14 @@ def render_section(kept_rows: KeptRows) -> str:
         autoescape=False,  # that is for HTML; the template is Markdown, and `escape_inline` escapes every value
     )
     template = environment.get_template("dataset_section.md.j2")
-    return f"{BEGIN}\n{template.render(_template_values(kept_rows)).strip()}\n{END}"
+    values = section_values(contents.kept_rows) | {
+        "license": license or "not known",
+        "source_id": contents.source.dataset,
+        "removed": contents.removed.rows if contents.removed else 0,
+        "has_removed_text": contents.has_removed_text,
+        "columns": [name for name in DESCRIBED if name in contents.shards.features],
+    }
+    return f"{BEGIN}\n{template.render(values).strip()}\n{END}"
 
 
 def escape_inline(value: object) -> str:
@@ -143,8 +204,8 @@ def escape_inline(value: object) -> str:
     return _MARKUP_CHARACTERS.sub(lambda match: "\\" + match.group(), text)
 
 
-def _replace_section(body: str, section: str) -> str:
-    """Replace the section, or append it if there is none; further copies of it are removed."""
+def replace_section(body: str, section: str) -> str:
+    """Replace the generated section of a card, or append it if there is none; further copies of it are removed."""
     line_break = "\r\n" if "\r\n" in body else "\n"  # as in the rest of the card
     section = section.replace("\n", line_break)
     first = _SECTION_RE.search(body)
@@ -157,6 +218,29 @@ def _config(name: str, shards: Shards) -> dict[str, Any]:
     return {"config_name": name, "data_files": [{"split": shards.split, "path": shards.pattern}]}
 
 
+def _is_ours(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of removed rows as `_config` writes it, of any split."""
+    files = config.get("data_files")
+    [entry] = files if isinstance(files, list) and len(files) == 1 else [None]
+    return (
+        config.get("config_name") == FOLDER
+        and isinstance(entry, dict)
+        and entry.get("path") == f"{FOLDER}/{entry.get('split')}-*"
+    )
+
+
+def _carry_over(card: DatasetCard, source: SourceCard) -> None:
+    """Add the source and, where the card does not state them, its licence and languages to a card's metadata."""
+    if source.dataset:
+        listed = card.data.get("source_datasets") or []
+        listed = [str(item) for item in (listed if isinstance(listed, list) else [listed])]
+        card.data["source_datasets"] = [*listed, *([source.dataset] if source.dataset not in listed else [])]
+    stated = card.data.get("license") is not None
+    for name, value in source.metadata.items():
+        if card.data.get(name) is None and not (stated and name.startswith("license")):
+            card.data[name] = value
+
+
 def _check_other_splits(data_files: object, split: str) -> None:
     listed = [item for item in data_files if isinstance(item, dict)] if isinstance(data_files, list) else []
     if others := [escape_inline(item.get("split")) for item in listed if item.get("split") != split]:
@@ -166,22 +250,32 @@ def _check_other_splits(data_files: object, split: str) -> None:
         )
 
 
-def _merge_dataset_info(existing: object, shards: Shards) -> dict[str, Any] | list[dict[str, Any]]:
-    """Replace the default configuration's entry of ``dataset_info``; entries of other configurations are kept."""
+def _merge_dataset_info(
+    existing: object, contents: Contents, others: list[dict[str, Any]]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Replace the entries of the published configurations in ``dataset_info``; entries of others are kept."""
     entries = existing if isinstance(existing, list) else [existing]
-    others = [e for e in entries if isinstance(e, dict) and e.get("config_name", CONFIG) != CONFIG]
+    names = {CONFIG, FOLDER} - {config.get("config_name") for config in others}
+    rest = [e for e in entries if isinstance(e, dict) and e.get("config_name", CONFIG) not in names]
+    ours = [{"config_name": name, **_dataset_info(shards)} for name, shards in contents.configs.items()]
+    if len(ours) + len(rest) > 1:
+        return [*ours, *rest]
+    # A card with one configuration has a mapping without its name, one with several has a list of named mappings.
+    return {key: value for key, value in ours[0].items() if key != "config_name"}
+
+
+def _dataset_info(shards: Shards) -> dict[str, Any]:
     splits = SplitDict()
     splits.add(SplitInfo(shards.split, num_bytes=shards.num_bytes, num_examples=shards.rows))
     size = sum(path.stat().st_size for path in shards.files.values())
     info = DatasetInfo(features=shards.features, splits=splits, download_size=size, dataset_size=shards.num_bytes)
-    ours: dict[str, Any] = info._to_yaml_dict()  # datasets has no public way to get the YAML form
-    # A card with one configuration has a mapping without its name, one with several has a list of named mappings.
-    ours.pop("config_name", None)
-    return [{"config_name": CONFIG, **ours}, *others] if others else ours
+    values: dict[str, Any] = info._to_yaml_dict()  # datasets has no public way to get the YAML form
+    values.pop("config_name", None)
+    return values
 
 
-def _template_values(kept_rows: KeptRows) -> dict[str, Any]:
-    """Variables of the template, with private values redacted."""
+def section_values(kept_rows: KeptRows) -> dict[str, Any]:
+    """How rows were chosen, in short values for the card, with private values redacted."""
     selection, scored = redact(kept_rows.selection), redact(kept_rows.scored)
     profile = _dict_or_empty(scored.get("profile"))
     threshold = selection.get("threshold")

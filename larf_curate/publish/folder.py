@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from larf_curate.errors import PublishError
@@ -66,7 +67,13 @@ class FolderTarget:
         files = {name: sha256(path) for name, path in names.items()}
         provenance = names[PROVENANCE].read_bytes() if PROVENANCE in names else None
         created = not self.folder.exists()
-        return DestinationState(files=files, card=card, provenance=provenance, created=created)
+        return DestinationState(
+            files=files,
+            card=card,
+            provenance=provenance,
+            created=created,
+            open_file=lambda name: nullcontext(names[name]),
+        )
 
 
 def _write(path: Path, content: Content) -> None:

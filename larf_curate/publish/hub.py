@@ -4,7 +4,9 @@ import logging
 import re
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import (
@@ -16,13 +18,20 @@ from huggingface_hub import (
     HfApi,
     get_token,
 )
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-from larf_curate.errors import LarfCurateError, PublishError
+from larf_curate.errors import InputError, LarfCurateError, PublishError
 from larf_curate.publish.bundle import CARD, PROVENANCE, Assemble, Bundle, DestinationState, Publication
 from larf_curate.publish.card import decode_card
-from larf_curate.publish.hub_errors import STALE_PARENT, check_repo_id, retry_delay, status_of, to_publish_error
+from larf_curate.publish.hub_errors import (
+    STALE_PARENT,
+    check_ref_name,
+    check_repo_id,
+    retry_delay,
+    status_of,
+    to_publish_error,
+)
 from larf_curate.version import __version__
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -39,13 +48,15 @@ class HubTarget:
         repo_id: ``org/name``.
         private: Visibility of the repository if it has to be created.
         create_pr: Open a pull request instead of committing to the branch.
-        revision: An existing branch (default: ``main``).
+        branch: The branch (default: ``main``); created from ``main`` if it does not exist.
+        tag: Name of a new tag for the published commit.
         commit_message: Title of the commit.
         token: Hub token (default: ``HF_TOKEN`` or the token of ``hf auth login``).
         endpoint: URL of the Hub (default: ``HF_ENDPOINT`` or the public Hub).
 
     Raises:
         PublishError: If ``repo_id`` is invalid or there is no token.
+        InputError: If the name of the branch or tag is invalid, or a pull request shall be tagged.
     """
 
     def __init__(
@@ -54,12 +65,18 @@ class HubTarget:
         *,
         private: bool,
         create_pr: bool,
-        revision: str | None,
+        branch: str | None,
+        tag: str | None,
         commit_message: str | None,
         token: str | None,
         endpoint: str | None,
     ) -> None:
         check_repo_id(repo_id)
+        for name in (branch, tag):
+            if name is not None:
+                check_ref_name(name)
+        if create_pr and tag:
+            raise InputError("wanted a tag or a pull request, got both: tag the commit once it is merged")
         self.token = token or get_token() or ""
         if not self.token:
             raise PublishError(
@@ -70,7 +87,7 @@ class HubTarget:
                 "wanted a Hugging Face token of ASCII characters without spaces: run `hf auth login` or set HF_TOKEN"
             )
         self.repo_id, self.private, self.create_pr = repo_id, private, create_pr
-        self.revision, self.commit_message = revision, commit_message
+        self.branch, self.tag, self.commit_message = branch, tag, commit_message
         self.api = HfApi(endpoint, self.token, library_name="larf-curate", library_version=__version__)
         self.name = repo_id.split("/")[1]
         self.url = f"{self.api.endpoint}/datasets/{repo_id}"
@@ -122,35 +139,61 @@ class HubTarget:
             bundle = assemble(current)
             changed = bundle.differs(current)
         pr_url = pull.url if pull else None
+        self._check_tag(current, changed=changed)
         if dry_run:
             return bundle.publication(current, self.url, pr_url=pr_url, changed=changed, dry_run=True)
         if not changed:  # published before, or by a commit of ours whose response was lost
-            return bundle.publication(
-                current, self.url, commit=current.parent, pr_url=pr_url, changed=self._commit_unconfirmed
+            oid, changed = current.parent, self._commit_unconfirmed
+        else:
+            info = self._commit(bundle, current, pull.git_reference if pull else None)
+            oid, pr_url, changed = info.oid, pr_url or info.pr_url, True
+        if self.tag:  # exist_ok: it is at this commit, or of an attempt whose response was lost
+            self.api.create_tag(self.repo_id, tag=self.tag, revision=oid, repo_type="dataset", exist_ok=True)
+        return bundle.publication(current, self.url, commit=oid, pr_url=pr_url, tag=self.tag, changed=changed)
+
+    def _check_tag(self, current: DestinationState, *, changed: bool) -> None:
+        """Check, before anything is written, that the tag does not exist, or is at the commit that stays."""
+        if not self.tag or current.created:
+            return
+        refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset")
+        taken = [ref.target_commit for ref in refs.tags if ref.name == self.tag]
+        if taken and (changed or taken[0] != current.parent):
+            raise PublishError(
+                f"{self.repo_id} has the tag {self.tag} on another commit ({taken[0][:8]}): give a new name"
             )
-        info = self._commit(bundle, current, pull.git_reference if pull else None)
-        return bundle.publication(current, self.url, commit=info.oid, pr_url=pr_url or info.pr_url, changed=True)
 
     def _read(self, *, dry_run: bool) -> DestinationState:
         """Read the head of the branch; creates the repository if it does not exist, except in a dry run."""
         try:
-            return self._contents(self.revision, created=self._created)
+            return self._contents(self.branch, created=self._created)
+        except RevisionNotFoundError:
+            return self._new_branch(dry_run=dry_run)
         except GatedRepoError:  # a subclass of RepositoryNotFoundError, but the repository exists
             raise
         except RepositoryNotFoundError as error:
             if status_of(error) != 404:  # the client raises this error for some 401 responses, too
                 raise
-            if self.revision not in (None, "main"):
-                raise PublishError(
-                    f"{self.repo_id} does not exist yet and so has no branch: publish to main first"
-                ) from error
             if dry_run:
                 return DestinationState(private=self.private, created=True)
             # exist_ok: an earlier attempt may have created it before its response was lost.
             with suppress(KeyError):  # the client takes the URL from every answer, which some lack if it exists
                 self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._created = True
-            return self._contents(self.revision, created=True)
+            if self.branch not in (None, "main"):
+                return self._new_branch(dry_run=False)
+            return self._contents(self.branch, created=True)
+
+    def _new_branch(self, *, dry_run: bool) -> DestinationState:
+        """Create the branch from ``main`` and read it; in a dry run, read ``main``."""
+        if self.create_pr:
+            raise PublishError(
+                f"{self.repo_id} has no branch {self.branch}, against which a pull request could be opened: publish to "
+                "it without a pull request first"
+            )
+        if dry_run:
+            return self._contents(None, created=self._created)
+        self.api.create_branch(self.repo_id, branch=str(self.branch), repo_type="dataset", exist_ok=True)
+        return self._contents(self.branch, created=self._created)
 
     def _contents(self, revision: str | None, *, created: bool) -> DestinationState:
         """Read a branch or pull request at its head."""
@@ -164,12 +207,20 @@ class HubTarget:
             parent=info.sha,
             private=info.private,
             created=created,
+            open_file=partial(self._open_file, revision=info.sha),
         )
 
     def _download(self, name: str, revision: str | None) -> bytes:
+        with self._open_file(name, revision=revision) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def _open_file(self, name: str, *, revision: str | None) -> Iterator[Path]:
+        """A local copy of a file, which is deleted afterwards."""
         with tempfile.TemporaryDirectory(prefix="larf-curate-") as cache:
-            path = self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=revision, cache_dir=cache)
-            return Path(path).read_bytes()
+            yield Path(
+                self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=revision, cache_dir=cache)
+            )
 
     def _commit(self, bundle: Bundle, current: DestinationState, pull: str | None) -> CommitInfo:
         """Make one commit: to the branch, to an open pull request, or to a new one."""
@@ -181,7 +232,7 @@ class HubTarget:
             [*additions, *deletions],
             commit_message=self.commit_message or f"Publish {bundle.counts['published']} rows with larf-curate",
             repo_type="dataset",
-            revision=pull or self.revision,
+            revision=pull or self.branch,
             create_pr=self.create_pr and not pull,
             parent_commit=current.parent,
         )

@@ -1,17 +1,19 @@
 """Map errors of the Hub to retry delays and to messages with a remedy."""
 
+import re
 from json import JSONDecodeError
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from larf_curate.errors import PublishError
+from larf_curate.errors import InputError, PublishError
 
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 STALE_PARENT = 412  # the branch moved since it was read
 MAX_RETRY_AFTER = 60.0  # seconds
 MAX_MESSAGE_LENGTH = 300
+_REF_NAME = re.compile(r"(?!refs/|[/.-])(?!.*(?:\.\.|//|@\{|/\.))[^\x00-\x20\x7f~^:?*\[\\]{1,200}")
 
 MESSAGES = {
     401: "the Hub rejects the token: run `hf auth login`, or set HF_TOKEN to a token with write access",
@@ -109,6 +111,16 @@ def check_repo_id(repo: str) -> None:
         valid = False
     if not valid:
         raise PublishError(f"wanted org/name, or a folder beginning with ./ or /, got {_sanitize(repo, '')!r}")
+
+
+def check_ref_name(name: str) -> None:
+    """Check that a branch or tag can have a name, by the rules of git and of the Hub.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if not _REF_NAME.fullmatch(name) or name.endswith((".lock", ".", "/")):
+        raise InputError(f"wanted a name of a branch or tag, such as v1.0 or run/2, got {ascii(name)[:60]}")
 
 
 def _retry_after(error: BaseException | None) -> float:

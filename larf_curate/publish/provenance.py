@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -10,7 +11,6 @@ from typing_extensions import TypedDict
 from larf_curate.files import parse_json, sha256
 from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.redaction import redact
-from larf_curate.publish.shards import Shards
 from larf_curate.records import DIGEST, FOREIGN, STRICT, check_seal, parse_record, seal
 from larf_curate.version import __version__
 
@@ -37,8 +37,12 @@ class Provenance(TypedDict):
     digest: NotRequired[str]
 
 
-def render_provenance(kept_rows: KeptRows, shards: Shards) -> bytes:
+def render_provenance(kept_rows: KeptRows, files: Mapping[str, Path]) -> bytes:
     """Render the record as ASCII JSON, with private values redacted.
+
+    Args:
+        kept_rows: The rows, with the record of how they were chosen.
+        files: Local data files by path.
 
     It holds no date, so that publishing the same decisions again gives the same bytes and needs no commit.
     """
@@ -48,14 +52,21 @@ def render_provenance(kept_rows: KeptRows, shards: Shards) -> bytes:
         "reviewed": kept_rows.is_reviewed,
         "reviewers": kept_rows.reviewers,
         "counts": kept_rows.counts,
-        "files": {
-            path: {"bytes": local.stat().st_size, "sha256": sha256(local)} for path, local in shards.files.items()
-        },
+        "files": {path: {"bytes": local.stat().st_size, "sha256": sha256(local)} for path, local in files.items()},
         "records": kept_rows.digests,
         "packages": package_versions(),
         "stage": redact(kept_rows.manifest),
     }
     return (json.dumps(seal(record), ensure_ascii=True, indent=2) + "\n").encode("ascii")
+
+
+def is_provenance(content: bytes | None) -> bool:
+    """Whether a ``provenance.json`` is of larf-curate, damaged or not, and not a file of that name by others."""
+    try:
+        value = parse_json((content or b"").decode(), "provenance.json")
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("kind") == "publication"
 
 
 def published_digests(provenance: bytes | None) -> Mapping[str, str]:

@@ -56,7 +56,7 @@ def stage_shards(kept_rows: KeptRows, staging: Path, *, columns: Columns = "scor
 
     Args:
         kept_rows: The rows to publish.
-        staging: Empty folder for the shards that are rewritten.
+        staging: New folder for the shards that are rewritten.
         columns: The columns of the source dataset alone (``source``), with row id, score and, of reviewed rows,
             decision (``scores``), or with all ``larf_*`` columns but the answers that were edited away (``all``).
 
@@ -66,6 +66,7 @@ def stage_shards(kept_rows: KeptRows, staging: Path, *, columns: Columns = "scor
     Raises:
         InputError: If the shards do not all have the same schema, or media cannot be embedded.
     """
+    staging.mkdir()
     schemas = [pq.read_schema(path) for path in kept_rows.shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise InputError(f"the shards in {kept_rows.shards[0].parent} differ in their columns: write the folder again")

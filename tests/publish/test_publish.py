@@ -44,6 +44,8 @@ from tests.fixtures.hub import LocalHub
 
 REPO = "org/curated"
 SHARD = "data/train-00000-of-00001.parquet"
+REMOVED = tuple(f"removed/train-0000{i}-of-00002.parquet" for i in range(2))
+FILES = {SHARD, *REMOVED, "README.md", "provenance.json"}
 COMMIT = "POST .*/commit/"
 OTHER_SPLIT = "[{split: test, path: t/*}]"
 LOAD = """
@@ -104,7 +106,7 @@ def test_a_fresh_process_loads_exactly_the_kept_rows_in_order(hub, tmp_path, mon
     loaded = load_in_a_fresh_process(hub, tmp_path / "loaded.parquet")
     assert loaded.equals(kept_table(folder))
     assert loaded["label"].to_pylist() == [2, 3, *range(5, 25)]
-    assert [file.path for file in done.files if "data/" in file.path] == [
+    assert [file.path for file in done.files if file.path.startswith("data/")] == [
         f"data/train-0000{i}-of-00004.parquet" for i in range(4)
     ]
     assert not any(HARMFUL.encode() in content for content in hub.files(REPO).values())
@@ -118,7 +120,7 @@ def test_all_arrives_in_one_private_commit_with_digests(hub, decisions):
     assert {file.path: file.sha256 for file in done.files} == {
         path: hashlib.sha256(content).hexdigest() for path, content in held.items()
     }
-    assert held.keys() == {SHARD, "README.md", "provenance.json"}
+    assert held.keys() == FILES
     assert json.loads(held["provenance.json"])["files"][SHARD]["sha256"] == hashlib.sha256(held[SHARD]).hexdigest()
     assert (done.private, done.created, done.changed) == (True, True, True)
     assert hub.repos["dataset", REPO].private
@@ -157,8 +159,11 @@ def test_the_card_states_how_the_rows_were_chosen(hub, decisions):
     ):
         assert fact in stated
     data = metadata(card(hub))
-    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
-    assert data["dataset_info"]["splits"][0]["num_examples"] == 9
+    assert data["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]},
+        {"config_name": "removed", "data_files": [{"split": "train", "path": "removed/train-*"}]},
+    ]
+    assert [info["splits"][0]["num_examples"] for info in data["dataset_info"]] == [9, 3]
     assert set(data["tags"]) >= {"larf-curate", "safety"}
 
 
@@ -288,7 +293,7 @@ def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub,
     second = write_decisions(tmp_path / "second", rows=8)
     done = send(hub, second)
     held = hub.files(REPO)
-    assert held.keys() == {SHARD, "README.md", "provenance.json", "raw/a.jsonl", "notes.txt"}
+    assert held.keys() == {*FILES, "raw/a.jsonl", "notes.txt"}
     assert done.deleted == ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet")
     assert len(titles(hub)) == 4
     text = card(hub)
@@ -297,7 +302,7 @@ def test_a_later_publication_replaces_shards_and_section_and_keeps_the_rest(hub,
     assert "5 of 8 rows" in section(text)
     data = metadata(text)
     assert (data["license"], data["language"], data["tags"]) == ("mit", ["de"], ["ours", "larf-curate", "safety"])
-    assert data["configs"][1] == {"config_name": "raw", "data_files": "raw/*.jsonl"}
+    assert data["configs"][2] == {"config_name": "raw", "data_files": "raw/*.jsonl"}
     assert load_in_a_fresh_process(hub, tmp_path / "loaded.parquet").equals(kept_table(second))
 
 
@@ -383,7 +388,7 @@ def test_a_pull_request_needs_no_right_to_write(hub, decisions):
     hub.create(REPO)
     done = send(hub, decisions, create_pr=True, token=hub.other_token)
     assert done.pr_url.endswith("/discussions/1")
-    assert hub.files(REPO, revision="refs/pr/1").keys() == {SHARD, "README.md", "provenance.json"}
+    assert hub.files(REPO, revision="refs/pr/1").keys() == FILES
 
 
 def test_a_pull_request_leaves_main_alone(hub, decisions):
@@ -489,7 +494,7 @@ def test_data_of_others_is_replaced_only_when_asked(hub, tmp_path, decisions, on
     assert planned.beside == ("model.bin", "notes.txt")
     done = send(hub, decisions, target, replace=True)
     assert (done.replaced, done.deleted) == (planned.replaced, planned.deleted)
-    assert held().keys() == stay.keys() | {SHARD}
+    assert held().keys() == stay.keys() | {SHARD, *REMOVED}
     assert send(hub, decisions, target).changed is False
 
 
@@ -570,7 +575,7 @@ def test_decisions_that_the_rows_of_a_selection_have_are_not_published(hub, tmp_
 def test_commits_to_a_branch_that_exists(hub, decisions):
     repo = hub.create(REPO)
     repo.branches["curated"] = repo.branches["main"]
-    send(hub, decisions, revision="curated")
+    send(hub, decisions, branch="curated")
     assert SHARD in hub.files(REPO, revision="curated")
     assert hub.files(REPO) == {}
 
@@ -591,8 +596,7 @@ def test_gives_up_after_a_few_tries(hub, decisions, status, said):
         ("stranger/x", {}, "write access to stranger"),
         (REPO, {"token": LocalHub.read_token}, "write access to org"),
         ("org/there", {"token": LocalHub.other_token}, "may not write to org/there"),
-        ("org/there", {"revision": "nope"}, "create it first"),
-        (REPO, {"revision": "nope"}, "publish to main first"),
+        ("org/there", {"branch": "nope", "create_pr": True}, "has no branch nope"),
         ("no-namespace", {}, "wanted org/name"),
         ("org/../x", {}, "wanted org/name"),
         ("org/a b", {}, "wanted org/name"),
@@ -869,7 +873,7 @@ def test_a_folder_with_other_data_or_a_file_is_refused(decisions, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PublishError, match="is a file"):
         publish(decisions, tmp_path / "file")
-    with pytest.raises(PublishError, match="no branches"):
+    with pytest.raises(InputError, match="no branches"):
         publish(decisions, "./x", create_pr=True)
 
 
