@@ -106,7 +106,8 @@ def publish(
     if as_json:
         echo_json(asdict(publication))
         return
-    echo_table("Files", ("path", "bytes", "sha256"), [(f.path, f"{f.bytes:,}", f.sha256[:12]) for f in publication.files])
+    files = [(file.path, f"{file.bytes:,}", file.sha256[:12]) for file in publication.files]
+    echo_table("Files", ("path", "bytes", "sha256"), files)
     echo_table("Rows", ("", "rows"), [(name, f"{count:,}") for name, count in publication.counts.items()])
     if dry_run:
         click.echo(visible("\n".join(publication.card.splitlines()[:CARD_LINES])) + "\n")

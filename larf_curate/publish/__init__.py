@@ -12,6 +12,7 @@ from larf_curate.publish.folder import FolderTarget
 from larf_curate.publish.hub import HubTarget
 from larf_curate.publish.hub_errors import check_repo_id
 from larf_curate.publish.kept_rows import read_kept_rows
+from larf_curate.publish.pictures import draw_pictures
 from larf_curate.publish.protection import check_target
 from larf_curate.publish.removed import stage_removed
 from larf_curate.publish.shards import Columns, stage_shards
@@ -104,6 +105,7 @@ def publish(
             shards=stage_shards(kept_rows, Path(staging, "kept"), columns=columns),
             removed=stage_removed(kept_rows, Path(staging, "removed"), include_text=include_removed_text),
             has_removed_text=include_removed_text,
+            pictures=draw_pictures(kept_rows),
             source=read_source_card(kept_rows, token=token, endpoint=endpoint),
         )
         return target.publish(

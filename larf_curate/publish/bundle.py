@@ -1,7 +1,6 @@
 """A publication as files: the current and the new contents of the destination, and whether they differ."""
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from larf_curate.errors import PublishError
-from larf_curate.files import sha256
 from larf_curate.publish.card import license_notes, merge_card, other_configs_of_card
+from larf_curate.publish.content import SHA256_LENGTH, Content, digest, is_unchanged, size
 from larf_curate.publish.contents import Contents
 from larf_curate.publish.diff import RowDiff, compare_rows
-from larf_curate.publish.provenance import is_provenance, published_digests, render_provenance
+from larf_curate.publish.provenance import FileRecord, is_provenance, published_files, render_provenance
 
 CARD, PROVENANCE = "README.md", "provenance.json"
 # What `load_dataset` may load as data, compressed files included, and what else holds rows.
@@ -36,8 +35,6 @@ DATA_SUFFIXES = (
 DOCUMENT_SUFFIXES = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".py", ".bib", ".cff", ".gitignore")
 DOCUMENTS = ("license", "licence", "notice", "copying", ".gitattributes", "croissant.json")
 """Beginnings of the lower-case names of files about a dataset, which stay beside it without a word."""
-SHA256_LENGTH = 64  # hex digits; git's blob ids have 40
-Content: TypeAlias = Path | bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +136,7 @@ class Bundle:
 
     def differs(self, current: DestinationState) -> bool:
         """Whether publishing would change the destination."""
-        unchanged = (_is_unchanged(current.files.get(path), content) for path, content in self.files.items())
+        unchanged = (is_unchanged(current.files.get(path), content) for path, content in self.files.items())
         return bool(self.deleted) or not all(unchanged)
 
     def publication(
@@ -199,17 +196,18 @@ def assemble(
         PublishError: If the destination holds data that larf-curate did not publish and ``replace`` is not set, or its
             card cannot be merged.
     """
-    ours, foreign, beside = _sorted_files(current, contents, replace=replace)
+    card = merge_card(current.card, contents, name=name, replace=replace)
+    generated = {picture.path: picture.content for picture in contents.pictures}
+    ours, foreign, beside = _sorted_files(current, contents, generated, replace=replace)
     if foreign and not replace:
         raise PublishError(
             f"the destination holds other data, which larf-curate did not publish ({_listed(foreign)}): publish to a "
             "separate repository or folder, or replace these files (--replace; with --dry-run to see all of them)"
         )
-    card = merge_card(current.card, contents, name=name, replace=replace)
-    data = {path: local for shards in contents.configs.values() for path, local in shards.files.items()}
-    files: dict[str, Content] = {**data}
-    files[CARD] = card.encode()
-    files[PROVENANCE] = render_provenance(contents.kept_rows, data)
+    files: dict[str, Content] = {path: content for path, content in generated.items() if path not in beside}
+    files |= {path: shards.files[path] for path, shards in contents.data_files.items()}
+    provenance = render_provenance(contents.kept_rows, files)
+    files |= {CARD: card.encode(), PROVENANCE: provenance}
     return Bundle(
         files=files,
         deleted=tuple(path for path in sorted({*ours, *foreign}) if path not in files),
@@ -224,43 +222,22 @@ def assemble(
 def _diff(contents: Contents, current: DestinationState) -> RowDiff:
     """Compare the kept rows with those that are published."""
     opener, folder = current.open_file, f"{contents.shards.folder}/"
-    paths = [path for path in sorted(published_digests(current.provenance)) if path in current.files] if opener else []
+    paths = [path for path in sorted(published_files(current.provenance)) if path in current.files] if opener else []
     published = (opener(path) for path in paths if path.startswith(folder)) if opener else ()
     return compare_rows(published, (nullcontext(path) for path in contents.shards.files.values()))
 
 
-def size(content: Content) -> int:
-    """Size of a file in bytes."""
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def digest(content: Content) -> str:
-    """Hex SHA-256 of a file."""
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
-
-
-def git_blob_id(content: Content) -> str:
-    """Git's blob id of a file (hex SHA-1), which the Hub reports for files outside LFS."""
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _is_unchanged(reported: str | None, content: Content) -> bool:
-    """Whether a file has the digest that the destination reports; None if the destination lacks the file."""
-    if reported is None:
-        return False
-    return reported == (digest(content) if len(reported) == SHA256_LENGTH else git_blob_id(content))
-
-
 def _sorted_files(
-    current: DestinationState, contents: Contents, *, replace: bool
+    current: DestinationState, contents: Contents, generated: Mapping[str, bytes], *, replace: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Paths of the destination: data that we published, other data, and other files that stay beside the rows.
 
     Other data may be the unfiltered dataset: the removed rows would then be published beside the kept ones, or data
-    would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists.
+    would be lost that nobody has elsewhere. Files of other configurations of the card are in none of the lists. Plots
+    and the like that others have put where ours would be stay: ours are not written then.
     """
-    published, new_files = published_digests(current.provenance), contents.data_files
+    published, new_files = published_files(current.provenance), contents.data_files
+    new: dict[str, Content] = {**generated, **{path: shards.files[path] for path, shards in new_files.items()}}
     configs = other_configs_of_card(current.card, contents, replace=replace)
     claimed = [pattern for config in configs for pattern in _patterns(config.get("data_files"))]
     ours: list[str] = []
@@ -272,9 +249,10 @@ def _sorted_files(
         if path == PROVENANCE:
             foreign.extend([] if is_provenance(current.provenance) else [path])
             continue
-        new = path in new_files and _is_unchanged(reported, new_files[path].files[path])
-        if new or _is_published(reported, published.get(path)):
+        if (path in new and is_unchanged(reported, new[path])) or _is_published(reported, published.get(path)):
             ours.append(path)
+        elif path in generated:
+            beside.append(path)
         elif path in new_files or path.lower().endswith(DATA_SUFFIXES) and not _is_document(path):
             foreign.append(path)
         elif not _is_document(path):
@@ -282,9 +260,12 @@ def _sorted_files(
     return ours, foreign, beside
 
 
-def _is_published(reported: str, recorded: str | None) -> bool:
-    """Whether a file is one that was recorded; git's blob ids, of files outside LFS, cannot be compared."""
-    return recorded is not None and (reported == recorded or len(reported) != SHA256_LENGTH)
+def _is_published(reported: str, recorded: FileRecord | None) -> bool:
+    """Whether a file is one that was recorded; those of earlier versions have no blob ids of git."""
+    if recorded is None:
+        return False
+    same = recorded["sha256"] if len(reported) == SHA256_LENGTH else recorded.get("blob", reported)
+    return reported == same
 
 
 def _is_document(path: str) -> bool:

@@ -190,6 +190,7 @@ def render_section(contents: Contents, license: str | None) -> str:
         "source_id": contents.source.dataset,
         "removed": contents.removed.rows if contents.removed else 0,
         "has_removed_text": contents.has_removed_text,
+        "pictures": contents.pictures,
         "columns": [name for name in DESCRIBED if name in contents.shards.features],
     }
     return f"{BEGIN}\n{template.render(values).strip()}\n{END}"

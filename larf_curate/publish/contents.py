@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from larf_curate.publish.kept_rows import KeptRows
+from larf_curate.publish.pictures import Picture
 from larf_curate.publish.removed import FOLDER
 from larf_curate.publish.shards import Shards
 from larf_curate.publish.source_card import SourceCard
@@ -20,6 +21,7 @@ class Contents:
         shards: Parquet files of the kept rows.
         removed: Parquet files of all other rows; None if there are none.
         has_removed_text: Whether these have the texts of the rows.
+        pictures: Plots for the card.
         source: What the card of the source dataset says.
     """
 
@@ -27,6 +29,7 @@ class Contents:
     shards: Shards
     removed: Shards | None
     has_removed_text: bool
+    pictures: tuple[Picture, ...]
     source: SourceCard
 
     @property

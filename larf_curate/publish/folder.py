@@ -7,8 +7,9 @@ from pathlib import Path
 
 from larf_curate.errors import PublishError
 from larf_curate.files import atomic_path, sha256
-from larf_curate.publish.bundle import CARD, PROVENANCE, Assemble, Content, DestinationState, Publication
+from larf_curate.publish.bundle import CARD, PROVENANCE, Assemble, DestinationState, Publication
 from larf_curate.publish.card import decode_card
+from larf_curate.publish.content import Content
 
 
 class FolderTarget:

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from larf_curate.files import parse_json, sha256
+from larf_curate.files import parse_json
+from larf_curate.publish.content import Content, digest, git_blob_id, size
 from larf_curate.publish.kept_rows import KeptRows
 from larf_curate.publish.redaction import redact
 from larf_curate.records import DIGEST, FOREIGN, STRICT, check_seal, parse_record, seal
@@ -18,12 +18,13 @@ PACKAGES = ("datasets", "huggingface_hub", "numpy", "pyarrow", "torch", "transfo
 
 
 class FileRecord(TypedDict):
-    """Size and SHA-256 of a published data file."""
+    """Size and SHA-256 of a published file, and git's blob id if it may be outside LFS; earlier versions have none."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     bytes: int
     sha256: str
+    blob: NotRequired[str]
 
 
 class Provenance(TypedDict):
@@ -37,12 +38,12 @@ class Provenance(TypedDict):
     digest: NotRequired[str]
 
 
-def render_provenance(kept_rows: KeptRows, files: Mapping[str, Path]) -> bytes:
+def render_provenance(kept_rows: KeptRows, files: Mapping[str, Content]) -> bytes:
     """Render the record as ASCII JSON, with private values redacted.
 
     Args:
         kept_rows: The rows, with the record of how they were chosen.
-        files: Local data files by path.
+        files: All other files but the card, by path.
 
     It holds no date, so that publishing the same decisions again gives the same bytes and needs no commit.
     """
@@ -52,7 +53,7 @@ def render_provenance(kept_rows: KeptRows, files: Mapping[str, Path]) -> bytes:
         "reviewed": kept_rows.is_reviewed,
         "reviewers": kept_rows.reviewers,
         "counts": kept_rows.counts,
-        "files": {path: {"bytes": local.stat().st_size, "sha256": sha256(local)} for path, local in files.items()},
+        "files": {path: _file_record(content) for path, content in files.items()},
         "records": kept_rows.digests,
         "packages": package_versions(),
         "stage": redact(kept_rows.manifest),
@@ -69,14 +70,20 @@ def is_provenance(content: bytes | None) -> bool:
     return isinstance(value, dict) and value.get("kind") == "publication"
 
 
-def published_digests(provenance: bytes | None) -> Mapping[str, str]:
-    """Hex SHA-256 by path of the data files of an earlier publication.
+def _file_record(content: Content) -> dict[str, int | str]:
+    """A `FileRecord`."""
+    blob = {"blob": git_blob_id(content)} if isinstance(content, bytes) else {}  # Parquet files always are in LFS
+    return {"bytes": size(content), "sha256": digest(content), **blob}
+
+
+def published_files(provenance: bytes | None) -> Mapping[str, FileRecord]:
+    """Records by path of the files of an earlier publication, all but card and provenance.
 
     Args:
         provenance: Content of ``provenance.json``, which anybody may have written or changed.
 
     Returns:
-        The digests; empty if it is not a record of a publication, or was changed: then all data are foreign.
+        The records; empty if it is not a record of a publication, or was changed: then all data are foreign.
     """
     path, remedy = "provenance.json", "its data are not taken for published ones"
     try:
@@ -86,7 +93,7 @@ def published_digests(provenance: bytes | None) -> Mapping[str, str]:
             check_seal(value, path=path, remedy=remedy)
     except ValueError:
         return {}
-    return {path: file["sha256"] for path, file in record["files"].items()}
+    return record["files"]
 
 
 def package_versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
+from PIL import Image
 
 from larf_curate.cli.publish import publish as publish_command
 from larf_curate.columns import content_digest
@@ -45,7 +46,8 @@ from tests.fixtures.hub import LocalHub
 REPO = "org/curated"
 SHARD = "data/train-00000-of-00001.parquet"
 REMOVED = tuple(f"removed/train-0000{i}-of-00002.parquet" for i in range(2))
-FILES = {SHARD, *REMOVED, "README.md", "provenance.json"}
+PICTURES = ("larf-curate/scores.png", "larf-curate/decisions.png")
+FILES = {SHARD, *REMOVED, *PICTURES, "README.md", "provenance.json"}
 COMMIT = "POST .*/commit/"
 OTHER_SPLIT = "[{split: test, path: t/*}]"
 LOAD = """
@@ -494,7 +496,7 @@ def test_data_of_others_is_replaced_only_when_asked(hub, tmp_path, decisions, on
     assert planned.beside == ("model.bin", "notes.txt")
     done = send(hub, decisions, target, replace=True)
     assert (done.replaced, done.deleted) == (planned.replaced, planned.deleted)
-    assert held().keys() == stay.keys() | {SHARD, *REMOVED}
+    assert held().keys() == stay.keys() | FILES - {"README.md", "provenance.json"}
     assert send(hub, decisions, target).changed is False
 
 
@@ -659,7 +661,7 @@ def test_hostile_text_stays_text(hub, tmp_path):
     send(hub, folder)
     text = card(hub)
     stated = section(text)
-    assert not re.search(r"(?<!\\)<(?!!--)|(?<!\\)\[(?!larf-curate\])|[\x00\x1b\u202e]", stated)
+    assert not re.search(r"(?<!\\)<(?!!--)|(?<!\\)(?<!!)\[(?!larf-curate\])|[\x00\x1b\u202e]", stated)
     assert "\\<script\\>" in stated
     assert not re.search(r"(?m)^(# |---|```)", stated)
     table = [line for line in stated.splitlines() if line.startswith("|")]
@@ -863,6 +865,41 @@ def test_hidden_files_are_not_published(make, tmp_path):
     publish(folder, tmp_path / "curated")
     assert [path.name for path in (tmp_path / "curated/data").iterdir()] == ["train-00000-of-00001.parquet"]
     assert load_dataset(str(tmp_path / "curated"), split="train")["label"][:] == whole["label"].to_pylist()
+
+
+def test_the_card_shows_plots_that_are_in_the_repository(hub, decisions):
+    send(hub, decisions)
+    held = hub.files(REPO)
+    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", section(card(hub)))
+    assert [path for _, path in shown] == [*PICTURES]
+    assert shown[1][0] == "Bar chart of the flagged rows: 1 kept, 1 edited, 2 removed, 1 withheld"
+    for path in PICTURES:
+        with Image.open(io.BytesIO(held[path])) as picture:
+            assert picture.format == "PNG"
+            assert picture.size == (768, 384)
+
+
+@pytest.mark.parametrize("on_the_hub", [True, False])
+def test_pictures_of_others_stay_and_ours_that_others_changed_too(hub, tmp_path, decisions, on_the_hub):
+    target = REPO if on_the_hub else tmp_path / "there"
+    theirs, path = b"their picture", PICTURES[0]
+    if on_the_hub:
+        hub.create(REPO)
+        hub.commit(REPO, {path: theirs})
+    else:
+        (target / path).parent.mkdir(parents=True)
+        (target / path).write_bytes(theirs)
+    done = send(hub, decisions, target)
+    assert path in done.beside
+    assert path not in [file.path for file in done.files]
+    held = hub.files(REPO)[path] if on_the_hub else (target / path).read_bytes()
+    assert held == theirs
+    second = PICTURES[1]
+    if on_the_hub:
+        hub.commit(REPO, {second: theirs})
+    else:
+        (target / second).write_bytes(theirs)
+    assert {path, second} <= {*send(hub, write_decisions(tmp_path / "second", rows=8), target).beside}
 
 
 def test_a_folder_with_other_data_or_a_file_is_refused(decisions, tmp_path):

@@ -1,0 +1,33 @@
+"""Contents of published files, and the digests by which destinations report them."""
+
+import hashlib
+from pathlib import Path
+from typing import TypeAlias
+
+from larf_curate.files import sha256
+
+SHA256_LENGTH = 64  # hex digits; git's blob ids have 40
+Content: TypeAlias = Path | bytes
+
+
+def size(content: Content) -> int:
+    """Size of a file in bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def digest(content: Content) -> str:
+    """Hex SHA-256 of a file."""
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
+
+
+def git_blob_id(content: Content) -> str:
+    """Git's blob id of a file (hex SHA-1), which the Hub reports for files outside LFS."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def is_unchanged(reported: str | None, content: Content) -> bool:
+    """Whether a file has the digest that the destination reports; None if the destination lacks the file."""
+    if reported is None:
+        return False
+    return reported == (digest(content) if len(reported) == SHA256_LENGTH else git_blob_id(content))
