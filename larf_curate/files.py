@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 APP = "larf-curate"
 HOME = "LARF_CURATE_HOME"
 """Environment variable with a folder that replaces both the cache and the data folder."""
+PAGE_OPTIONS = {"use_content_defined_chunking": True, "write_page_index": True}
+"""Options of Parquet: pages end where their content says so; the Hub then stores and sends only those that changed."""
 MAX_JSON_BYTES = 2**28
 """Maximum size of a JSON file; a manifest of 100,000 shards has a tenth of it."""
 MAX_DEPTH = 64

@@ -18,7 +18,7 @@ from datasets.fingerprint import get_temporary_cache_files_directory
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError
-from larf_curate.files import atomic_path, remove_temporary_files
+from larf_curate.files import PAGE_OPTIONS, atomic_path, remove_temporary_files
 from larf_curate.manifests import ShardRecord, shard_record, visible_shards
 
 ROWS_PER_SHARD = 100_000
@@ -29,8 +29,6 @@ STORED = {"bytes": Value("binary"), "path": Value("string")}
 """Type of media as they are stored."""
 GROUP_BYTES = 32 * 2**20
 """Approximate size of a row group in memory."""
-PAGE_OPTIONS = {"use_content_defined_chunking": True, "write_page_index": True}
-"""Options of Parquet: pages end where their content says so; the Hub then stores and sends only those that changed."""
 MEDIA_ROWS = 100
 """Number of rows of a row group with media, as on the Hub."""
 

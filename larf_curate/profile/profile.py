@@ -416,14 +416,23 @@ class SafetyProfile:
         return profile
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
-        """Upload the profile to a Hub model repository; returns the URL of the commit.
+        """Upload the profile with a model card to a Hub model repository; returns the URL of the commit.
+
+        The card has the tag ``larf-profile`` and the library name; the text and metadata of an existing card stay. The
+        same profile again makes no commit. Others load it by repository and commit: ``from_pretrained(repo_id,
+        revision=…)``.
 
         A local model is recorded by the name of its folder only, so that others must pass ``model=`` to score with it.
         """
         adapter = self.source.adapter and public_name(self.source.adapter)
         source = replace(self.source, model_id=self.summary()["model"], adapter=adapter)
-        folder = cache_profile(replace(self, source=source, references=self._public_references()))
-        return storage.upload(folder, repo_id, private=private, token=token)
+        public = replace(self, source=source, references=self._public_references())
+        from larf_curate.profile.card import merge_profile_card  # imports matplotlib, which takes a second
+
+        def merge_card(existing: str | None, repo: str) -> str:
+            return merge_profile_card(existing, public.summary(), repo_id=repo)
+
+        return storage.upload(cache_profile(public), repo_id, merge_card, private=private, token=token)
 
     def _public_references(self) -> dict[str, Any]:
         """Description of the references without their folder."""

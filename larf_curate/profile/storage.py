@@ -1,12 +1,13 @@
 """Files of a profile, ``larf_profile.json`` and ``larf_profile.safetensors``, in a folder or on the Hub."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 import numpy as np
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ from larf_curate.states import POSITIONS, States, Vectors
 FORMAT = 2
 CONFIG_FILE = "larf_profile.json"
 STATES_FILE = "larf_profile.safetensors"
+CARD = "README.md"
 DAMAGE_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """Errors that a damaged file can raise while a profile is read from it."""
 
@@ -170,12 +172,40 @@ def damaged_error(name: str | Path, error: Exception) -> ProfileError:
     return ProfileError(f"the profile in {name} is damaged ({error}): build it again")
 
 
-def upload(folder: Path, repo_id: str, *, private: bool, token: str | None) -> str:
-    """Upload a profile's folder to a Hub model repository; returns the URL of the commit."""
+def upload(
+    folder: Path, repo_id: str, merge_card: Callable[[str | None, str], str], *, private: bool, token: str | None
+) -> str:
+    """Upload a profile's files and a card to a Hub model repository in one commit; returns the URL of the commit.
+
+    Args:
+        folder: Folder of the profile.
+        repo_id: The repository; created if needed.
+        merge_card: The text of the new card, from that of the existing one, or None, and the id of the repository.
+        private: Visibility of a new repository.
+        token: Hub token.
+    """
     api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload safety profile")
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    head = api.model_info(repo_id).sha
+    card = merge_card(_existing_card(api, repo_id, head), repo_id)
+    files: dict[str, bytes | Path] = {
+        CARD: card.encode(),
+        **{name: folder / name for name in (CONFIG_FILE, STATES_FILE)},
+    }
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    # If nothing changed, the client makes no commit and returns the head.
+    commit = api.create_commit(repo_id, additions, commit_message="Upload safety profile", parent_commit=head)
     return str(commit.commit_url)
+
+
+def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The text of a repository's card; None if it has none."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="larf-curate-") as cache:
+            path = api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=cache)
+            return Path(path).read_text(encoding="utf-8-sig")
+    except EntryNotFoundError:
+        return None
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from larf_curate.errors import PublishError
-from larf_curate.publish.card import license_notes, merge_card, other_configs_of_card
+from larf_curate.publish.card import license_notes, merge_card, other_configs_of_card, parse_card, section_values
 from larf_curate.publish.content import SHA256_LENGTH, Content, digest, is_unchanged, size
 from larf_curate.publish.contents import Contents
+from larf_curate.publish.croissant import FILE as CROISSANT
+from larf_curate.publish.croissant import render_croissant
 from larf_curate.publish.diff import RowDiff, compare_rows
 from larf_curate.publish.provenance import FileRecord, is_provenance, published_files, render_provenance
 
@@ -198,6 +200,7 @@ def assemble(
     """
     card = merge_card(current.card, contents, name=name, replace=replace)
     generated = {picture.path: picture.content for picture in contents.pictures}
+    generated[CROISSANT] = _croissant(contents, card, name=name)
     ours, foreign, beside = _sorted_files(current, contents, generated, replace=replace)
     if foreign and not replace:
         raise PublishError(
@@ -217,6 +220,11 @@ def assemble(
         notes=tuple(license_notes(card, contents.source)),
         diff=_diff(contents, current) if diff else None,
     )
+
+
+def _croissant(contents: Contents, card: str, *, name: str) -> bytes:
+    metadata = parse_card(card).data.to_dict()  # type: ignore[no-untyped-call]
+    return render_croissant(contents, metadata, section_values(contents.kept_rows), name=name)
 
 
 def _diff(contents: Contents, current: DestinationState) -> RowDiff:

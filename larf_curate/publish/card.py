@@ -1,12 +1,13 @@
 """The dataset card: metadata so that ``load_dataset`` loads the kept rows, and a generated section on their origin."""
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from datasets import DatasetInfo, SplitInfo
 from datasets.splits import SplitDict
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, RepoCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -53,9 +54,7 @@ def merge_card(existing: str | None, contents: Contents, *, name: str, replace: 
     """
     text = f"\n# {escape_inline(name)}\n" if existing is None else existing
     card = parse_card(text)
-    tags = card.data.get("tags") or []
-    tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
-    card.data["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    add_tags(card, TAGS)
     others = other_configs(card.data.get("configs"), contents, replace=replace)
     card.data["configs"] = [*(_config(name, shards) for name, shards in contents.configs.items()), *others]
     card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), contents, others)
@@ -64,8 +63,12 @@ def merge_card(existing: str | None, contents: Contents, *, name: str, replace: 
     return str(card)
 
 
-def parse_card(text: str) -> DatasetCard:
+def parse_card(text: str, kind: type[RepoCard] = DatasetCard) -> RepoCard:
     """Parse a card; one without metadata gets an empty block.
+
+    Args:
+        text: Text of the card.
+        kind: `DatasetCard` or `ModelCard`.
 
     Raises:
         PublishError: If its metadata is invalid.
@@ -73,7 +76,7 @@ def parse_card(text: str) -> DatasetCard:
     if not REGEX_YAML_BLOCK.search(text):
         text = f"---\n\n---\n{text}"  # DatasetCard requires a block of metadata
     try:
-        return DatasetCard(text)
+        return kind(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise PublishError(
@@ -81,7 +84,14 @@ def parse_card(text: str) -> DatasetCard:
         ) from error
 
 
-def license_of(card: DatasetCard) -> str | None:
+def add_tags(card: RepoCard, added: Iterable[str]) -> None:
+    """Add tags to the metadata of a card, after those that it has."""
+    tags = card.data.get("tags") or []
+    tags = [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
+    card.data["tags"] = [*tags, *(tag for tag in added if tag not in tags)]
+
+
+def license_of(card: RepoCard) -> str | None:
     """The licence in the metadata of a card, as text; None if it has none."""
     found = card.data.get("license")
     return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)
@@ -176,15 +186,6 @@ def render_section(contents: Contents, license: str | None) -> str:
         contents: What is published.
         license: The licence that the card states.
     """
-    environment = Environment(
-        loader=PackageLoader("larf_curate", "templates"),
-        undefined=StrictUndefined,
-        finalize=escape_inline,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # that is for HTML; the template is Markdown, and `escape_inline` escapes every value
-    )
-    template = environment.get_template("dataset_section.md.j2")
     values = section_values(contents.kept_rows) | {
         "license": license or "not known",
         "source_id": contents.source.dataset,
@@ -193,7 +194,20 @@ def render_section(contents: Contents, license: str | None) -> str:
         "pictures": contents.pictures,
         "columns": [name for name in DESCRIBED if name in contents.shards.features],
     }
-    return f"{BEGIN}\n{template.render(values).strip()}\n{END}"
+    return render_template("dataset_section.md.j2", values)
+
+
+def render_template(name: str, values: Mapping[str, Any]) -> str:
+    """Render a template of Markdown between ``BEGIN`` and ``END``; every value in it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("larf_curate", "templates"),
+        undefined=StrictUndefined,
+        finalize=escape_inline,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # that is for HTML; the template is Markdown, and `escape_inline` escapes every value
+    )
+    return f"{BEGIN}\n{environment.get_template(name).render(values).strip()}\n{END}"
 
 
 def escape_inline(value: object) -> str:
@@ -230,7 +244,7 @@ def _is_ours(config: dict[str, Any]) -> bool:
     )
 
 
-def _carry_over(card: DatasetCard, source: SourceCard) -> None:
+def _carry_over(card: RepoCard, source: SourceCard) -> None:
     """Add the source and, where the card does not state them, its licence and languages to a card's metadata."""
     if source.dataset:
         listed = card.data.get("source_datasets") or []

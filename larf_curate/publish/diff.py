@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, source_columns
-from larf_curate.data.tables import BATCH_ROWS
+from larf_curate.publish.kept_rows import BATCH_ROWS
 
 _DIGESTS = np.dtype([("key", "S16"), ("value", "S16")])
 

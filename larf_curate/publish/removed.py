@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 
 from larf_curate.columns import ROW_ID, SCORE, source_columns
-from larf_curate.data.tables import BATCH_ROWS, PAGE_OPTIONS
 from larf_curate.errors import InputError
-from larf_curate.publish.kept_rows import KeptRows
+from larf_curate.files import PAGE_OPTIONS
+from larf_curate.publish.kept_rows import BATCH_ROWS, KeptRows
 from larf_curate.publish.media import ROWS_PER_GROUP, MediaEmbedder, has_media
 from larf_curate.publish.shards import DECISION, Shards, named_shards
 

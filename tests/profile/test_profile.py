@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import pytest
 import transformers
+from huggingface_hub import ModelCard
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
@@ -19,6 +20,7 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ModelError, ProfileError, ProfileMismatchError, ReferenceSetError
 from larf_curate.models.loading import forget_reader, load_reader
 from larf_curate.profile import CONFIG_FILE, STATES_FILE, SafetyProfile
+from larf_curate.profile.card import merge_profile_card
 from larf_curate.profile.matching import match_lengths
 from larf_curate.scoring.explanation import explain
 from larf_curate.states import POSITIONS
@@ -254,6 +256,45 @@ def test_a_profile_goes_to_the_hub_and_comes_back_without_the_local_path(profile
     assert profile.summary()["references"]["source"] == "refs.jsonl"
     assert_array_equal(again.states["safe"]["last"], profile.states["safe"]["last"])
     assert again.reader(model=str(tiny_llama), device="cpu").layers == (3, 1)
+
+
+def test_the_card_of_a_profile_says_what_it_is_and_keeps_what_is_there(profile, hub):
+    hub.create("org/profile", kind="model")
+    theirs = "---\nlicense: mit\ntags: [ours]\n---\n# Our profile\n\nHand-written.\n"
+    hub.commit("org/profile", {"README.md": theirs, "notes.txt": "keep"}, kind="model")
+    profile.push_to_hub("org/profile", token=hub.token)
+    held = hub.files("org/profile", kind="model")
+    assert held.keys() == {"README.md", "notes.txt", CONFIG_FILE, STATES_FILE}
+    card = ModelCard(held["README.md"].decode())
+    assert (card.data.license, card.data.library_name) == ("mit", "larf-curate")
+    assert card.data.tags == ["ours", "larf-profile"]
+    assert card.data.base_model is None  # a local model
+    assert card.text.startswith("# Our profile\n\nHand-written.\n")
+    for fact in ("| layers (0-based decoder blocks) | 3, 1 |", "pass `model=`", "https://arxiv.org/abs/2507.18631"):
+        assert fact in card.text
+    assert hub.token not in held["README.md"].decode()
+    assert len(hub.history("org/profile", kind="model")) == 3
+    profile.push_to_hub("org/profile", token=hub.token)
+    assert len(hub.history("org/profile", kind="model")) == 3
+
+
+def test_a_profile_is_loaded_by_the_revision_of_its_repository(profile, hub):
+    profile.push_to_hub("org/profile", token=hub.token)
+    first = hub.history("org/profile", kind="model")[0].oid
+    replace(profile, max_length=profile.max_length + 1).push_to_hub("org/profile", token=hub.token)
+    lengths = [
+        SafetyProfile.from_pretrained("org/profile", revision=revision, token=hub.token).max_length
+        for revision in (first, "main")
+    ]
+    assert lengths == [profile.max_length, profile.max_length + 1]
+
+
+def test_the_card_of_a_profile_of_a_hub_model_names_it(profile):
+    summary = profile.summary() | {"model": "org/model", "revision": "abc"}
+    card = ModelCard(merge_profile_card(None, summary, repo_id="org/profile"))
+    assert card.data.base_model == "org/model"
+    assert "| model revision | abc |" in card.text
+    assert "pass `model=`" not in card.text
 
 
 def test_a_hub_repository_that_is_not_there_is_refused(hub):
