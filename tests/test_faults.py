@@ -37,7 +37,7 @@ from larf_curate.profile import SafetyProfile, cache_profile
 from larf_curate.profile.cache import profile_of
 from larf_curate.profile.storage import CONFIG_FILE, STATES_FILE
 from larf_curate.publish.kept_rows import read_kept_rows
-from larf_curate.publish.provenance import published_digests
+from larf_curate.publish.provenance import published_files
 from larf_curate.records import read_sealed, seal, write_sealed
 from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.scoring import exemplars
@@ -197,7 +197,7 @@ def write_prompts(folder: Path) -> Path:
 
 
 def provenance(folder: Path) -> dict[str, str]:
-    return dict(published_digests((folder / "provenance.json").read_bytes()))
+    return dict(published_files((folder / "provenance.json").read_bytes()))
 
 
 def is_none(value: Any, whole: Any, text: str, record: Any) -> bool:

@@ -48,7 +48,7 @@ EXPORTS = {
         "read_states",
         "rows_by_side",
     ],
-    "larf_curate.publish": ["Publication", "PublishedFile", "publish"],
+    "larf_curate.publish": ["Publication", "PublishedFile", "RowDiff", "publish"],
     "larf_curate.report": ["write_report"],
     "larf_curate.review": [
         "Conflicts",

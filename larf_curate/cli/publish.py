@@ -113,7 +113,7 @@ def publish(
         click.echo(visible("\n".join(publication.card.splitlines()[:CARD_LINES])) + "\n")
     if shown := publication.diff:
         rows = [(name, f"{getattr(shown, name):,}") for name in ("added", "removed", "changed", "unchanged")]
-        echo_table(f"Rows against the published ones (by {shown.by})", ("", "rows"), rows)
+        echo_table("Changes", (f"by {shown.by}", "rows"), rows)
     for line in _remarks(publication, public=public):
         click.echo(visible(line))
     click.echo(visible(_outcome(publication.changed, publication.dry_run, publication.pr_url or publication.url)))

@@ -19,7 +19,7 @@ from larf_curate.publish.shards import Columns, stage_shards
 from larf_curate.publish.source_card import read_source_card
 from larf_curate.remote import local_copy
 
-__all__ = ["Publication", "PublishedFile", "RowDiff", "check_destination", "publish"]
+__all__ = ["Publication", "PublishedFile", "RowDiff", "publish"]
 
 
 def publish(

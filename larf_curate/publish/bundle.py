@@ -65,7 +65,7 @@ class Publication:
         replaced: Paths of data files that larf-curate had not published, and that were deleted or overwritten.
         beside: Paths of files that stay beside the published rows, and that are neither documents nor of another
             configuration of the card.
-        notes: What is not known of the licence and languages of the source.
+        notes: What a person should know: that no licence is known, or texts of removed rows are published.
         diff: Comparison with the published rows, if it was asked for.
         tag: The tag of the commit, if it has one.
         counts: Numbers of rows: ``rows`` are ``unflagged`` and ``flagged``; flagged ones are ``kept``, ``edited`` and
@@ -217,9 +217,16 @@ def assemble(
         counts=contents.kept_rows.counts,
         replaced=tuple(foreign),
         beside=tuple(beside),
-        notes=tuple(license_notes(card, contents.source)),
+        notes=tuple(_notes(contents, card)),
         diff=_diff(contents, current) if diff else None,
     )
+
+
+def _notes(contents: Contents, card: str) -> list[str]:
+    notes = license_notes(card, contents.source)
+    if contents.removed and contents.has_removed_text:
+        notes.append(f"the texts of {contents.removed.rows} rows that are not published as data are published too")
+    return notes
 
 
 def _croissant(contents: Contents, card: str, *, name: str) -> bytes:

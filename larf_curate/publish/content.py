@@ -1,6 +1,7 @@
 """Contents of published files, and the digests by which destinations report them."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +18,16 @@ def size(content: Content) -> int:
 
 def digest(content: Content) -> str:
     """Hex SHA-256 of a file."""
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    status = content.stat()
+    return _file_digest(content, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """Hex SHA-256 of one version of a file: provenance, Croissant and the comparison with the destination need it."""
+    return sha256(path)
 
 
 def git_blob_id(content: Content) -> str:

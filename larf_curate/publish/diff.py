@@ -39,7 +39,7 @@ class RowDiff:
 def compare_rows(
     published: Iterable[AbstractContextManager[Any]], new: Iterable[AbstractContextManager[Any]]
 ) -> RowDiff:
-    """Compare two sets of Parquet shards; of each row, 32 bytes are in memory.
+    """Compare two sets of Parquet shards; of each row, 64 bytes stay in memory.
 
     Args:
         published: Context managers that give the path of each published shard, one at a time.

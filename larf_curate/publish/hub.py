@@ -167,6 +167,8 @@ class HubTarget:
         try:
             return self._contents(self.branch, created=self._created)
         except RevisionNotFoundError:
+            if self.branch is None:
+                raise
             return self._new_branch(dry_run=dry_run)
         except GatedRepoError:  # a subclass of RepositoryNotFoundError, but the repository exists
             raise

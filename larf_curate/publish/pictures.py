@@ -66,7 +66,7 @@ def _score_histogram(kept_rows: KeptRows) -> Picture:
             axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--", label=f"threshold {threshold:.3g}")
         axes.set(xlabel=SCORE, ylabel="rows")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.legend(frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     alt = "Histogram of the scores of published rows and of all others"
     return Picture(path=f"{FOLDER}/scores.png", alt=alt, content=png.getvalue())
 

@@ -88,6 +88,7 @@ def test_the_texts_are_published_when_asked_for(tmp_path):
     assert rows["label"][:] == [0, 1, 4]
     assert {turn["content"] for row in rows for turn in row["messages"]} == {MARKER}
     assert "and with their texts" in done.card
+    assert "the texts of 3 rows that are not published as data are published too" in done.notes
     publish(folder, tmp_path / "curated")  # and they go again
     assert not [name for name, text in everything(tmp_path / "curated").items() if MARKER in text]
 
