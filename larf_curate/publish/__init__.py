@@ -74,7 +74,7 @@ def publish(
 
     Raises:
         InputError: If ``decisions`` is not such a folder, is inconsistent, or has no row to publish; if the name of a
-            branch or tag is invalid, or a pull request shall be tagged.
+            branch or tag is invalid, or a pull request shall have either.
         PublishError: If the Hub rejects the request or cannot be reached, or if the destination holds data that
             larf-curate did not publish and ``replace`` is not set; if it is a folder that is, contains or is within an
             input or a folder of other results.

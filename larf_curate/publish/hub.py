@@ -56,7 +56,7 @@ class HubTarget:
 
     Raises:
         PublishError: If ``repo_id`` is invalid or there is no token.
-        InputError: If the name of the branch or tag is invalid, or a pull request shall be tagged.
+        InputError: If the name of the branch or tag is invalid, or a pull request shall have either.
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class HubTarget:
                 check_ref_name(name)
         if create_pr and tag:
             raise InputError("wanted a tag or a pull request, got both: tag the commit once it is merged")
+        if create_pr and branch not in (None, "main"):
+            raise InputError("wanted a branch or a pull request, got both: pull requests are opened against main")
         self.token = token or get_token() or ""
         if not self.token:
             raise PublishError(
@@ -187,11 +189,6 @@ class HubTarget:
 
     def _new_branch(self, *, dry_run: bool) -> DestinationState:
         """Create the branch from ``main`` and read it; in a dry run, read ``main``."""
-        if self.create_pr:
-            raise PublishError(
-                f"{self.repo_id} has no branch {self.branch}, against which a pull request could be opened: publish to "
-                "it without a pull request first"
-            )
         if dry_run:
             return self._contents(None, created=self._created)
         self.api.create_branch(self.repo_id, branch=str(self.branch), repo_type="dataset", exist_ok=True)

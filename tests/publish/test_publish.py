@@ -598,7 +598,6 @@ def test_gives_up_after_a_few_tries(hub, decisions, status, said):
         ("stranger/x", {}, "write access to stranger"),
         (REPO, {"token": LocalHub.read_token}, "write access to org"),
         ("org/there", {"token": LocalHub.other_token}, "may not write to org/there"),
-        ("org/there", {"branch": "nope", "create_pr": True}, "has no branch nope"),
         ("no-namespace", {}, "wanted org/name"),
         ("org/../x", {}, "wanted org/name"),
         ("org/a b", {}, "wanted org/name"),

@@ -85,9 +85,12 @@ def test_names_that_git_refuses_are_wrong_usage(hub, decisions, option, name):
     assert not hub.repos
 
 
-def test_a_pull_request_is_not_tagged(hub, decisions):
+def test_a_pull_request_has_neither_tag_nor_branch(hub, decisions):
     with pytest.raises(InputError, match="tag the commit once it is merged"):
         send(hub, decisions, create_pr=True, tag="v1")
+    with pytest.raises(InputError, match="are opened against main"):
+        send(hub, decisions, create_pr=True, branch="run")
+    assert not hub.repos
 
 
 def changed_kept(folder: Path, change) -> None:

@@ -133,6 +133,14 @@ def test_published_columns_are_the_source_and_a_few_of_ours():
     assert outcome.removed.column_names == outcome.withheld.column_names == [*outcome.kept.column_names, "larf_reason"]
 
 
+def test_removed_rows_keep_their_nearest_exemplars_and_no_row_its_state():
+    chosen = selection(questions(6), flagged=3)
+    assert {"larf_neighbors", "larf_state"} <= {*chosen.flagged.column_names}
+    outcome = decisions(chosen.flagged, "remove").apply(chosen)
+    assert outcome.removed["larf_neighbors"][:] == [chosen.flagged[0]["larf_neighbors"]]
+    assert not any("larf_state" in getattr(outcome, part).column_names for part in ("kept", "removed", "withheld"))
+
+
 def test_without_recorded_order_kept_rows_come_last_and_that_is_said(caplog):
     chosen = selection(questions(6), flagged=3)
     flagged = chosen.flagged["question"][:]
