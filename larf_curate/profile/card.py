@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from larf_curate.publish.card import add_tags, escape_inline, parse_card, render_template, replace_section
+from larf_curate.publish.card import add_tags, escape_inline, parse_card, render_card, render_template, replace_section
 
 LIBRARY, TAG = "larf-curate", "larf-profile"
 
@@ -35,4 +35,4 @@ def merge_profile_card(existing: str | None, summary: Mapping[str, Any], *, repo
     values = {"adapter": None, **summary, "repo_id": repo_id, "is_hub_model": is_hub_model}
     values |= {"layers": ", ".join(map(str, summary["layers"])), "revision": summary["revision"] or "not recorded"}
     card.text = replace_section(card.text, render_template("profile_section.md.j2", values))
-    return str(card)
+    return render_card(card, existing)

@@ -60,7 +60,7 @@ def merge_card(existing: str | None, contents: Contents, *, name: str, replace: 
     card.data["dataset_info"] = _merge_dataset_info(card.data.get("dataset_info"), contents, others)
     _carry_over(card, contents.source)
     card.text = replace_section(card.text, render_section(contents, license_of(card)))
-    return str(card)
+    return render_card(card, existing)
 
 
 def parse_card(text: str, kind: type[RepoCard] = DatasetCard) -> RepoCard:
@@ -82,6 +82,16 @@ def parse_card(text: str, kind: type[RepoCard] = DatasetCard) -> RepoCard:
         raise PublishError(
             f"the YAML metadata of the existing card is broken ({reason}): repair README.md first"
         ) from error
+
+
+def render_card(card: RepoCard, existing: str | None) -> str:
+    """The text of a card, with the lines of comments in the metadata of the existing one, which YAML would drop."""
+    match = REGEX_YAML_BLOCK.search(existing or "")
+    comments = [line for line in match.group(2).splitlines() if line.startswith("#")] if match else []
+    text = str(card)
+    line_break = "\r\n" if text.startswith("---\r\n") else "\n"
+    first, rest = text.split(line_break, 1)
+    return line_break.join([first, *comments, rest])
 
 
 def add_tags(card: RepoCard, added: Iterable[str]) -> None:

@@ -329,6 +329,27 @@ def test_any_card_keeps_its_text(hub, decisions, theirs):
     assert send(hub, decisions).changed is False
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_a_card_keeps_metadata_of_its_own_and_comments_in_it(hub, decisions, line_break):
+    theirs = {
+        "license": "mit",
+        "pretty_name": "Ours: a set",
+        "extra_gated_prompt": "# Terms\n\nAgree.\n",
+        "size_categories": ["n<1K"],
+        "own": {"a": [1, None]},
+    }
+    text = "---\n# See the guide\n" + yaml.safe_dump(theirs, sort_keys=False) + "# and the end\n---\n# Title\n\nBody.\n"
+    hub.create(REPO)
+    hub.commit(REPO, {"README.md": text.replace("\n", line_break).encode()})
+    send(hub, decisions)
+    merged = hub.files(REPO)["README.md"].decode()
+    data = yaml.safe_load(merged.replace("\r\n", "\n").split("---\n")[1])
+    assert {name: data[name] for name in theirs} == theirs
+    assert merged.startswith(line_break.join(["---", "# See the guide", "# and the end", "license: mit"]))
+    assert f"# Title{line_break * 2}Body.{line_break}" in merged
+    assert send(hub, decisions).changed is False
+
+
 def test_the_same_decisions_again_make_no_commit(hub, decisions):
     first = send(hub, decisions)
     again = send(hub, decisions)
