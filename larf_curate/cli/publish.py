@@ -18,25 +18,10 @@ if TYPE_CHECKING:
 CARD_LINES = 40  # of the card in a dry run
 
 
-def _destination(_: click.Context, __: click.Parameter, value: str) -> str:
-    """Refuse, as wrong usage, what is neither a folder nor the name of a Hub dataset."""
-    from larf_curate.publish import check_destination
-
-    try:
-        check_destination(value)
-    except PublishError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
-
-
 @click.command()
 @click.argument("decisions", type=EXISTING_FOLDER)
 @click.option(
-    "--to",
-    required=True,
-    metavar="ORG/NAME|FOLDER",
-    callback=_destination,
-    help="Hub dataset, or a folder that begins with ./ or /.",
+    "--to", required=True, metavar="ORG/NAME|FOLDER", help="Hub dataset, or a folder that begins with ./ or /."
 )
 @click.option(
     "--columns",
@@ -88,8 +73,13 @@ def publish(
     larf-curate publish decisions/ --to my-org/curated --tag v1
     larf-curate publish decisions/ --to ./curated
     """
-    from larf_curate.publish import publish as publish_rows  # datasets takes a second to import: not for --help
+    from larf_curate.publish import check_destination  # datasets takes a second to import: not for --help
+    from larf_curate.publish import publish as publish_rows
 
+    try:
+        check_destination(to)
+    except PublishError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from error
     publication = publish_rows(
         decisions,
         to,
