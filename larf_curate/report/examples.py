@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
@@ -13,15 +13,25 @@ from larf_curate.errors import ConversationError
 from larf_curate.report.excerpts import Excerpt, as_json, excerpt, one_line
 from larf_curate.signals.words import in_words
 
+if TYPE_CHECKING:
+    from larf_curate.report.token_shading import ShadedText
+
 _FIRST_TURNS, _LAST_TURNS = 4, 12  # more of the end, as context of the last answer
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Args:
+        role: Role of the message.
+        text: Its text.
+        shaded: The same text up to the gap, as `ShadedText` by the contribution of its tokens; empty if not shaded.
+    """
 
     role: str
     text: Excerpt
+    shaded: "Sequence[ShadedText]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,7 @@ class Example:
         layers: Score at each layer; empty without a score.
         signals: Value by signal name.
         neighbors: The nearest exemplars: ``id``, ``label`` and ``cosine`` each.
+        elsewhere: Total contribution to the score of the tokens that no turn shows; None if tokens are not shaded.
     """
 
     position: int
@@ -61,6 +72,7 @@ class Example:
     layers: Sequence[float]
     signals: Mapping[str, float]
     neighbors: Sequence[Mapping[str, Any]]
+    elsewhere: float | None = None
 
 
 def read_examples(

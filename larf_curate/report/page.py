@@ -22,10 +22,11 @@ from larf_curate.profile import SafetyProfile
 from larf_curate.remote import is_url, public_name, uploaded
 from larf_curate.report import plots
 from larf_curate.report.examples import Example, read_examples
-from larf_curate.report.excerpts import visible
+from larf_curate.report.excerpts import one_line, visible
 from larf_curate.report.scored_rows import ReportRows, read_report_rows
 from larf_curate.report.statistics import Statistics, read_statistics
 from larf_curate.report.token_shading import shade_tokens
+from larf_curate.scoring.exemplar_texts import exemplar_texts
 from larf_curate.scoring.selection import Selection
 from larf_curate.version import __version__
 
@@ -78,14 +79,13 @@ def write_report(
     if not is_url(path) and Path(path).exists() and Path(path).suffix.lower() not in PAGES:
         raise InputError(f"{path} exists and is no HTML file, so it is not replaced: write to another name")
     report_rows = read_report_rows(scored, selection)
-    context = _context(report_rows, examples) | {"diagnosis": None, "shading": {}}
+    context = _context(report_rows, examples) | {"diagnosis": None}
     context["guard"] = compare_guard(report_rows.rows)
     if profile is not None:
         profile = profile if isinstance(profile, SafetyProfile) else SafetyProfile.from_pretrained(profile)
         context["diagnosis"] = diagnose(profile, report_rows.scored)
-        context["shading"] = shade_tokens(
-            profile, report_rows, context["examples"][:tokens], model=model, device=device
-        )
+        shaded = shade_tokens(profile, report_rows, context["examples"][:tokens], model=model, device=device)
+        context["examples"] = [shaded.get(example.position, example) for example in context["examples"]]
     page = _environment().get_template("report.html.j2").render(context)
     with uploaded(path) as local, atomic_path(local) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")  # the same bytes on every system
@@ -105,6 +105,7 @@ def _environment() -> Environment:
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["decimal"] = _decimal
     environment.filters["preview_command"] = _preview_command
+    environment.filters["one_line"] = one_line
     return environment
 
 
@@ -121,6 +122,7 @@ def _context(report_rows: ReportRows, examples: int) -> dict[str, Any]:
         "threshold": report_rows.threshold,
         "plots": _plots(statistics, report_rows.threshold, labels) if statistics.scored.any() else {},
         "layer_labels": labels,
+        "exemplars": exemplar_texts(report_rows.manifest),
         "score_range": _bar_range(statistics.scores),
         "layer_range": _bar_range(statistics.layer_scores),
         "examples": list(read_examples(report_rows.rows, highest, report_rows.columns)),
@@ -170,7 +172,7 @@ def _summary(report_rows: ReportRows) -> list[tuple[str, str]]:
         "Revision": profile.get("revision"),
         "dtype": profile.get("dtype"),
         "Blocks": profile.get("layers"),
-        "Blocks by": (profile.get("layer_choice") or {}).get("by"),
+        "Blocks chosen": _layer_choice(profile.get("layer_choice") or {}),
         "Signal": profile.get("signal"),
         "References": _references(references),
         "Profile": profile.get("digest", "")[:16],  # enough to tell profiles apart
@@ -178,6 +180,11 @@ def _summary(report_rows: ReportRows) -> list[tuple[str, str]]:
         "Scored with": report_rows.manifest.get("package"),
     }
     return [(label, _format_value(value)) for label, value in values.items() if value not in (None, "", [], {})]
+
+
+def _layer_choice(choice: Mapping[str, Any]) -> str | None:
+    """How the blocks were chosen; a profile records ``the user`` for any that were given when it was built."""
+    return "as given when the profile was built" if choice.get("by") == "the user" else choice.get("by")
 
 
 def _references(references: Mapping[str, Any]) -> list[str]:

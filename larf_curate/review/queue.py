@@ -31,12 +31,12 @@ from larf_curate.review.learning.rerank import (
     update_scores,
 )
 from larf_curate.review.learning.snapshot import Snapshot
-from larf_curate.review.records.exemplar_texts import exemplar_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import NearDuplicates
 from larf_curate.review.records.push import Push, PushResult
 from larf_curate.review.records.record import RecordMaker
 from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
+from larf_curate.scoring.exemplar_texts import exemplar_texts
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile

@@ -16,14 +16,18 @@ from playwright.sync_api import sync_playwright
 from scipy.stats import pearsonr, spearmanr
 
 from larf_curate.cli.report import report
+from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
 from larf_curate.errors import InputError
 from larf_curate.manifests import SCORED, read_manifest
 from larf_curate.profile import SafetyProfile
 from larf_curate.report import plots, write_report
-from larf_curate.report.excerpts import excerpt, visible
+from larf_curate.report.examples import read_examples
+from larf_curate.report.excerpts import excerpt, one_line, visible
 from larf_curate.report.plots import score_against_length, score_histogram
 from larf_curate.report.statistics import read_statistics
+from larf_curate.report.token_shading import shaded_example
+from larf_curate.scoring.explanation import Explanation, TokenWeight
 from larf_curate.scoring.scorer import LarfScorer
 from larf_curate.scoring.selection import select
 from tests.fixtures.decisions_folder import scored_record
@@ -216,16 +220,68 @@ def test_with_a_profile_the_page_says_what_the_score_means_and_shades_tokens(tin
     assert page.text("p", class_="warning")[1:] == list(found.warnings)
     cells = page.text("td")
     assert all(cell in cells for _, _, table in found.tables() for row in table for cell in row)
-    shaded = page.text("div", class_="turn tokens")
-    assert len(shaded) == 2
     order = np.argsort(-np.array(rows["larf_score"]), kind="stable")
-    for text, place in zip(shaded, order, strict=False):
-        assert visible(rows[int(place)]["response"]) in text
+    turns = [turn for place in order for turn in (rows[int(place)]["prompt"], rows[int(place)]["response"])]
+    assert page.text("pre")[:4] == [visible(turn) for turn in turns[:4]], "each turn is shown once, and whole"
+    assert len(page.text("div", class_="turn tokens")) == 4
     classes = {value for tag, name, value in page.attributes if tag == "b" and name == "class"}
     assert classes & {"up4", "down4"}, "the strongest token has the strongest shade"
     assert not {"script", "img", "iframe", "a"} & set(page.tags)
     with pytest.raises(InputError, match="profile that scored"):
         write_report(rows, tmp_path / "r.html", tokens=2)
+
+
+def test_the_nearest_exemplars_are_shown_by_their_texts(tmp_path):
+    rows = scored_rows(2)
+    rows[0]["larf_neighbors"] = [{"id": "reference-1", "label": "unsafe", "cosine": 0.5}]
+    references = ReferenceSet.load("builtin")
+    record = SUMMARY["references"] | {"digest": references.digest}
+    for name, described in (("known", record), ("other", SUMMARY["references"])):
+        write_scored(tmp_path / name, Dataset.from_list(rows), profile=SUMMARY | {"references": described})
+    known, other = (Page(write_report(tmp_path / name, tmp_path / "r.html")).text("bdi") for name in ("known", "other"))
+    text = one_line(references.unsafe[1]["prompt"])
+    assert text in known
+    assert "reference-1" not in known
+    assert "builtin-1" in known, "an exemplar that is no reference has its id"
+    assert "reference-1" in other, "the text of other references would mislead"
+    assert text not in other
+
+
+def example_of(*turns):
+    messages = [{"role": role, "content": content} for role, content in turns]
+    row = {"messages": messages, "larf_score": 0.5, "larf_status": "ok"}
+    return next(read_examples(Dataset.from_list([row]), [0]))
+
+
+def explanation_of(*tokens):
+    weights = tuple(TokenWeight(text=text, weight=weight) for text, weight in tokens)
+    return Explanation(score=1.0, start=0.0, tokens=weights)
+
+
+def shades_of(example):
+    return [[(run.text, run.shade) for run in turn.shaded] for turn in (*example.first_turns, *example.last_turns)]
+
+
+def test_tokens_are_shaded_in_the_turns_and_the_others_are_added_up():
+    example = example_of(("user", " Why so? "), ("assistant", "Be cause"), ("user", "Thanks"), ("assistant", "Bye"))
+    tokens = [("Why", 1.0), (" so?", -0.5), ("<end><bot>", 0.25), ("Be", 2.0), (" cause", 0.0), ("<end>", 0.125)]
+    shaded = shaded_example(example, explanation_of(*tokens))
+    assert shades_of(shaded) == [
+        [(" ", 0), ("Why", 2), (" so?", -1), (" ", 0)],
+        [("Be", 4), (" cause", 0)],
+        [("Thanks", 0)],
+        [("Bye", 0)],
+    ]
+    assert shaded.elsewhere == 0.375
+
+
+def test_what_is_not_shaded_of_a_turn_is_shown_too():
+    example = example_of(("user", "a" * 900), ("assistant", "b"))
+    shaded = shaded_example(example, explanation_of(*[("a", 1.0)] * 900, ("b", 1.0)))
+    assert shades_of(shaded) == [[("a" * 600, 4), ("a" * 300, 0)], [("b", 0)]]
+    assert shaded.elsewhere == 301
+    cut = shaded_example(example_of(("user", "abcd"), ("assistant", "e")), explanation_of(("ab", 1.0)))
+    assert shades_of(cut) == [[("ab", 4), ("cd", 0)], [("e", 0)]]
 
 
 def test_hostile_text_adds_no_element_and_no_attribute_to_the_page(tmp_path):
@@ -425,7 +481,7 @@ def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     select(Dataset.from_list(rows), top_k=3, scored=scored).save(tmp_path / "sel")
     page = Page(write_report(tmp_path / "sel", tmp_path / "r.html"))
     assert page.text("dd")[:3] == ["11", "3", "1"]
-    facts = ["org/model", "abc123", "bfloat16", "3, 5", "the user", "larf"]
+    facts = ["org/model", "abc123", "bfloat16", "3, 5", "as given when the profile was built", "larf"]
     assert page.text("bdi")[1:7] == facts
     assert page.text("bdi")[9:11] == ["top_k 3", "larf-curate 0.0.9"]
 

@@ -1,4 +1,4 @@
-"""Texts of the nearest exemplars, whose ids alone would tell a reviewer nothing."""
+"""Texts of the nearest exemplars, whose ids alone would tell a reader nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 import json
 
 from larf_curate.data.references import ReferenceSet
-from larf_curate.review.records.exemplar_texts import exemplar_texts
+from larf_curate.scoring.exemplar_texts import exemplar_texts
 
 
 def described(references, **other):
