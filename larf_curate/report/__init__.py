@@ -1,5 +1,6 @@
-"""The HTML report: one page with score statistics, the highest-scoring rows and the rows without a score."""
+"""The report: a page with score statistics, a table and plots of rows, and one that compares two scored datasets."""
 
+from larf_curate.report.comparison import write_comparison
 from larf_curate.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

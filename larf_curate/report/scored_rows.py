@@ -1,17 +1,41 @@
 """The rows of a report, with the manifests of their scoring and selection."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, concatenate_datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value, concatenate_datasets
 
+from larf_curate.columns import SCORE
+from larf_curate.data.tables import BATCH_ROWS, read_parquet, written_aside
 from larf_curate.errors import InputError
-from larf_curate.manifests import SCORED, SELECTION, ScoredManifest
+from larf_curate.manifests import DECISIONS, SCORED, SELECTION, ScoredManifest, check_shards, read_manifest
 from larf_curate.remote import local_copy
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.selection import Selection
+
+REVIEWED_PARTS = ("kept", "removed", "withheld")
+"""Folders of the rows of a review."""
+STATUS = Features({"larf_status": Value("string"), "larf_flagged": Value("bool")})
+"""Columns that the rows of a review no longer have."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReviewedRows:
+    """What is recorded about a review.
+
+    Args:
+        merge: Name of the rule that merged the decisions.
+        categories: Number of reviewed rows by category, the most frequent first.
+    """
+
+    merge: str
+    categories: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,6 +48,7 @@ class ReportRows:
         rule: The rule of the selection and its value; empty without a selection.
         threshold: The lowest flagged score; None if no row was flagged by its score.
         folder: Name of the folder that the rows were read from; None for a dataset in memory.
+        decisions: What is recorded about their review, if they are the rows of one.
     """
 
     rows: Dataset
@@ -31,6 +56,7 @@ class ReportRows:
     rule: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
     folder: str | None = None
+    decisions: "ReviewedRows | None" = None
 
     @property
     def scored(self) -> Scored | Dataset:
@@ -54,10 +80,10 @@ class ReportRows:
 
 
 def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | Path | None = None) -> ReportRows:
-    """Read scored rows from a dataset, a scored folder or a selection folder.
+    """Read scored rows from a dataset, a scored folder, a selection folder or a folder of decisions.
 
     Args:
-        scored: A dataset, or a folder with ``manifest.json`` or ``selection.json``.
+        scored: A dataset, or a folder with ``manifest.json``, ``selection.json`` or ``decisions.json``.
         selection: The selection made from those rows; its rows replace those of ``scored``, as they say what is
             flagged.
 
@@ -65,7 +91,7 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
         The rows with the manifest of their scoring and the rule of their selection.
 
     Raises:
-        InputError: If a folder is of neither kind, the selection is of other scored rows, or the rows have no
+        InputError: If a folder is of no such kind, the selection is of other scored rows, or the rows have no
             ``larf_score`` or ``larf_status``.
     """
     report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(local_copy(scored))
@@ -85,9 +111,12 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
 def _from_folder(folder: Path) -> ReportRows:
     if (folder / SELECTION.file).is_file():
         return _from_selection(Selection.load(folder), {}, folder)
+    if (folder / DECISIONS.file).is_file():
+        return _from_decisions(folder)
     if not (folder / SCORED.file).is_file():
         raise InputError(
-            f"{folder} has neither {SCORED.file} nor {SELECTION.file}: pass the folder that score or select wrote"
+            f"{folder} has neither {SCORED.file} nor {SELECTION.file}: pass the folder that score, select or review "
+            "pull wrote"
         )
     scored = Scored.load(folder)
     return ReportRows(rows=scored.rows, manifest=scored.manifest, folder=folder.resolve().name)
@@ -115,3 +144,37 @@ def _from_selection(selection: Selection, manifest: Mapping[str, Any], folder: P
         threshold=selection.threshold,
         folder=folder.resolve().name if folder else None,
     )
+
+
+def _from_decisions(folder: Path) -> ReportRows:
+    """The rows of a review: removed and withheld ones count as flagged, and their scores say whether they have one."""
+    manifest = read_manifest(folder, DECISIONS)
+    check_shards(folder, manifest["shards"], remedy=DECISIONS.remedy, parts=("", *REVIEWED_PARTS))
+    parts = [read_parquet(folder / name) for name in REVIEWED_PARTS]
+    rows = concatenate_datasets(
+        [_with_status(part, flagged=name != "kept") for part, name in zip(parts, REVIEWED_PARTS, strict=True)]
+    )
+    categories = Counter(filter(None, pq.read_table(folder / "decisions.parquet", columns=["category"])[0].to_pylist()))
+    return ReportRows(
+        rows=rows,
+        manifest=manifest["selection"]["scored"],
+        rule=manifest["selection"]["rule"],
+        threshold=manifest["selection"]["threshold"],
+        folder=folder.resolve().name,
+        decisions=ReviewedRows(merge=manifest["merge"], categories=dict(categories.most_common())),
+    )
+
+
+def _with_status(rows: Dataset, *, flagged: bool) -> Dataset:
+    """The rows with the columns that a review leaves out, as far as they can be told."""
+
+    def added() -> Iterator[pa.Table]:
+        for batch in rows.select_columns([SCORE]).with_format("arrow").iter(BATCH_ROWS):
+            known = np.isfinite(batch[SCORE].cast(pa.float64()).fill_null(np.nan).to_numpy())
+            status = ["scored" if score else "without a score" for score in known]
+            yield pa.table([pa.array(status), pa.array([flagged] * len(status))], schema=STATUS.arrow_schema)
+
+    if not len(rows):
+        features = Features({**rows.features, **STATUS})
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    return concatenate_datasets([rows, written_aside(added(), STATUS)], axis=1)

@@ -7,7 +7,7 @@ from os.path import commonprefix
 
 from larf_curate.columns import source_columns
 from larf_curate.profile import SafetyProfile
-from larf_curate.report.examples import Example, Turn
+from larf_curate.report.examples import Example
 from larf_curate.report.scored_rows import ReportRows
 from larf_curate.scoring.explanation import Explanation, explain
 

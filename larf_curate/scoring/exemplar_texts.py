@@ -20,7 +20,7 @@ def exemplar_texts(scored: Mapping[str, Any]) -> dict[str, str]:
     """
     recorded = (scored.get("profile") or {}).get("references") or {}
     source = str(recorded.get("source", ""))
-    if source != "builtin" and not Path(source).exists():
+    if not source or (source != "builtin" and not Path(source).exists()):
         return {}
     try:
         references = ReferenceSet.load(source)

@@ -365,7 +365,7 @@ def _added(dataset: Dataset, ranking: _Ranking, source: str) -> Iterator[pa.Tabl
     """The columns to add, in batches."""
     signals = ["larf_signals"] if isinstance(dataset.features.get("larf_signals"), dict) else []
     batches = dataset.select_columns(["larf_status", *signals]).with_format("arrow").iter(BATCH_ROWS)
-    ids, first = _row_ids(dataset, source), 0
+    ids, first = row_ids(dataset, source), 0
     for batch in batches:
         ranks = ranking.ranks[first : first + len(batch)]
         flags = ranks <= ranking.count
@@ -383,8 +383,16 @@ def _added(dataset: Dataset, ranking: _Ranking, source: str) -> Iterator[pa.Tabl
         first += len(batch)
 
 
-def _row_ids(dataset: Dataset, source: str) -> Iterator[str]:
-    """The ids of all rows: those that an earlier selection of them gave, else new ones."""
+def row_ids(dataset: Dataset, source: str) -> Iterator[str]:
+    """The ids of all rows: those that an earlier selection of them gave, else new ones.
+
+    Args:
+        dataset: Scored rows.
+        source: Description of their source, as in `select`.
+
+    Raises:
+        InputError: If ids are there, and are not a different text in each row.
+    """
     if ROW_ID in dataset.column_names:
         if not _are_texts(dataset, ROW_ID) or duplicates(read_column(dataset, ROW_ID)):
             raise InputError(

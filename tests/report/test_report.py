@@ -35,7 +35,7 @@ from tests.fixtures.models import PROFILE, six_pairs
 from tests.fixtures.scored_folder import PROFILE as SUMMARY
 from tests.fixtures.scored_folder import digest_of, write_scored
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(2)>",
     "</pre></details></main><iframe src='https://evil.example/'></iframe><style>body{display:none}</style>",
@@ -226,7 +226,7 @@ def test_with_a_profile_the_page_says_what_the_score_means_and_shades_tokens(tin
     assert len(page.text("div", class_="turn tokens")) == 4
     classes = {value for tag, name, value in page.attributes if tag == "b" and name == "class"}
     assert classes & {"up4", "down4"}, "the strongest token has the strongest shade"
-    assert not {"script", "img", "iframe", "a"} & set(page.tags)
+    assert not {"img", "iframe", "a"} & set(page.tags)
     with pytest.raises(InputError, match="profile that scored"):
         write_report(rows, tmp_path / "r.html", tokens=2)
 
@@ -288,8 +288,8 @@ def test_hostile_text_adds_no_element_and_no_attribute_to_the_page(tmp_path):
     plain = Page(write_report(with_texts(["a" * len(text) for text in HOSTILE]), tmp_path / "plain.html"))
     page = Page(write_report(with_texts(HOSTILE), tmp_path / "hostile.html"))
     assert page.tags == plain.tags
+    assert plain.tags.count("script") == 2, "the data, and the script of the page"
     assert not set(plain.tags) & {
-        "script",
         "iframe",
         "img",
         "link",
@@ -316,7 +316,7 @@ def test_hostile_text_can_be_read_as_it_was(tmp_path):
 
 def test_text_of_either_direction_is_isolated(tmp_path):
     page = Page(write_report(with_texts(HOSTILE), tmp_path / "r.html"))
-    overridden = [around for text, around in page.runs if "\u202e" in text]
+    overridden = [around for text, around in page.runs if "\u202e" in text and around[-1][0] != "script"]
     assert len(overridden) == 3, "the line of the row and its two turns"
     assert all(any(tag == "bdi" or "dir" in attributes for tag, attributes, _ in around) for around in overridden)
 
@@ -396,9 +396,10 @@ def test_no_rows_at_all_still_give_a_page(tmp_path):
     assert Page(write_report(empty, tmp_path / "r.html")).text("dd")[0] == "0"
 
 
-def test_many_rows_are_drawn_as_a_density_not_as_points(tmp_path):
-    path = write_report(Dataset.from_list(scored_rows(3000)), tmp_path / "r.html", examples=1)
-    assert path.stat().st_size < 400_000
+def test_many_rows_are_drawn_as_a_density_not_as_points():
+    few, many = (read_statistics(Dataset.from_list(scored_rows(count))) for count in (2000, 3000))
+    assert score_against_length(few, None).svg().count("<use") > 2000
+    assert score_against_length(many, None).svg().count("<use") < 1000
 
 
 def test_a_density_has_a_hexagon_where_there_are_rows_also_if_rows_are_counted_in_parts(monkeypatch):
@@ -406,14 +407,14 @@ def test_a_density_has_a_hexagon_where_there_are_rows_also_if_rows_are_counted_i
     for row in rows[::7]:
         row["larf_score"] = None
     statistics = read_statistics(Dataset.from_list(rows))
-    drawn = score_against_length(statistics, None)
+    drawn = score_against_length(statistics, None).svg()
     scored = [row for row in rows if row["larf_score"] is not None]
     lengths = [len(row["instruction"]) + len(row["output"]) for row in scored]
     scores = [row["larf_score"] for row in scored]
     hexagons = Figure().subplots().hexbin(lengths, scores, gridsize=36, xscale="log", mincnt=1)
     assert len(re.findall(r'<(?:use|path) [^>]*fill="var\(--score\)"', drawn)) == len(hexagons.get_array())
     monkeypatch.setattr(plots, "_PART", 401)
-    assert score_against_length(statistics, None) == drawn
+    assert score_against_length(statistics, None).svg() == drawn
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 60, 99])
@@ -429,7 +430,7 @@ def test_the_highest_scores_are_those_of_a_full_sort(count):
 
 def test_the_bars_of_the_histogram_are_as_high_as_their_rows_are_many():
     rows = scored_rows(500)
-    svg = score_histogram(read_statistics(Dataset.from_list(rows)), None)
+    svg = score_histogram(read_statistics(Dataset.from_list(rows)), None).svg()
     corners = re.findall(
         r'<path d="M [\d.]+ ([\d.]+)  L [\d.]+ [\d.]+  L [\d.]+ ([\d.]+) [^>]*fill="var\(--score\)"', svg
     )
@@ -444,21 +445,30 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_policy_allows_the_pages_own_style_sheet_and_nothing_else(tmp_path):
+def test_the_policy_allows_the_pages_own_style_and_script_and_nothing_else(tmp_path):
     page = Page(write_report(Dataset.from_list(scored_rows(5)), tmp_path / "r.html"))
     style = page.source.split("<style>")[1].split("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    script = page.source.split("<script>")[1].split("</script>")[0]
+    hashed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     policy = next(value for tag, name, value in page.attributes if name == "content" and "default-src" in value)
-    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{hashed[0]}'; style-src 'sha256-{hashed[1]}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|fetch|import\(", script)
     assert "url(" not in style
     assert "@import" not in style
 
 
 def test_plots_take_every_colour_from_the_page_so_that_light_and_dark_work(tmp_path):
-    rows = scored_rows(40)
+    rows = scored_rows(300)
+    for row in rows:
+        row["larf_signals"]["compliance"] = 1.0
     page = Page(with_selection(rows, tmp_path / "r.html", 1))
     colours = {value for _, name, value in page.attributes if name in {"fill", "stroke"}}
-    assert colours == {"none", "var(--muted)", "var(--line)", "var(--score)", "var(--flagged)"}
+    assert colours == {"none", "var(--muted)", "var(--line)", "var(--score)", "var(--flagged)"} | {
+        f"var(--c{level})" for level in range(5)
+    }
 
 
 def test_every_id_of_the_page_is_its_own(tmp_path):
@@ -547,7 +557,7 @@ def test_in_a_browser_nothing_hostile_runs_loads_or_breaks_the_layout(tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") == 400
         assert page.locator("figure path").first.evaluate("path => getComputedStyle(path).fill") == "none"
         assert page.locator("body").evaluate("body => getComputedStyle(body).maxWidth") == "1056px", "the style applies"
-        assert page.locator("main > section").count() == 4
+        assert page.locator("main > section").count() == 5
         browser.close()
     assert events == [path.as_uri()]
 
