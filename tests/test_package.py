@@ -49,7 +49,7 @@ EXPORTS = {
         "rows_by_side",
     ],
     "larf_curate.publish": ["Publication", "PublishedFile", "RowDiff", "publish"],
-    "larf_curate.report": ["write_report"],
+    "larf_curate.report": ["write_comparison", "write_report"],
     "larf_curate.review": [
         "Conflicts",
         "Decision",

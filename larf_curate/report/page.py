@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ from larf_curate.version import __version__
 FORMATS: Mapping[str, tuple[str, ...]] = {"html": (".html", ".htm"), "md": (".md",)}
 """Endings of the files of each format, which no file of scored rows has."""
 Format = Literal["html", "md"]
+# Of escaped Markdown: %, ', (, ), comma and ?; a point or colon that is in no address, and a hyphen that is in a word.
+_READABLE = re.compile(r"&#(?:37|39|40|41|44|63);|&#(?:46|58);(?=[\s\d]|$)|(?<=[^\W_])&#45;(?=[^\W_])")
 
 
 def write_report(
@@ -229,7 +232,7 @@ def _point_sample(statistics: Statistics) -> str:
     """Which rows are drawn as points."""
     scored = int(statistics.scored.sum())
     if scored <= MAP_ROWS:
-        return "all rows with a score that have one"
+        return "all rows with a score"
     return f"a sample of {MAP_ROWS:,} of {scored:,} rows, half of them those with the highest scores"
 
 
@@ -344,8 +347,10 @@ def _csp_hash(text: str) -> str:
 
 
 def _in_markdown(value: object) -> object:
-    """Escape a string, unless it is part of the template."""
-    return escape_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Escape a string, unless it is part of the template; punctuation without a meaning there stays readable."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _READABLE.sub(lambda found: chr(int(found[0][2:-1])), escape_markdown(value))
 
 
 def _count(number: int) -> Markup:

@@ -64,7 +64,7 @@ FILE = Look(
     line="#d5d6d1",
     score="#3f608f",
     flagged="#b4402f",
-    levels=("#b9c7da", "#8ea6c8", "#c9a27e", "#cf7550", "#b4402f"),
+    levels=("#8298b8", "#4f74ab", "#a98044", "#c9612f", "#9c2416"),
 )
 """Look of a plot in a file: the light colours of the page."""
 _VARIABLES = {

@@ -1,7 +1,7 @@
 "use strict";
 // Search, sort, filters and thresholds of the table of rows. Texts of rows are only ever set as text, never as HTML.
 
-const PAGE_ROWS = 50;
+const PAGE_ROWS = 25;
 const data = JSON.parse(document.getElementById("data").textContent);
 const table = data.table;
 const scores = unpack(data.ranks);

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from numpy.testing import assert_allclose
 from playwright.sync_api import sync_playwright
 
 from larf_curate.columns import content_digest
-from larf_curate.errors import InputError, MissingExtraError
+from larf_curate.errors import InputError, MissingExtraError, ProfileMismatchError
 from larf_curate.report import sampling, thresholds, write_report
 from larf_curate.report.excerpts import visible
 from larf_curate.report.points import axes_plot, state_map
@@ -22,6 +24,7 @@ from larf_curate.report.table import TEXT_BYTES, embedded_json, read_table
 from larf_curate.report.thresholds import RankTable
 from larf_curate.review import Decision, Decisions
 from larf_curate.scoring.selection import select
+from tests.fixtures.review_rows import fake_profile
 from tests.report.test_report import HOSTILE, Page, scored_rows, unscorable
 
 REASONS = {True: "harmful request, answered", False: "ordinary request, answered"}
@@ -135,7 +138,7 @@ def test_hostile_text_cannot_leave_the_data(tmp_path):
         assert request.removesuffix("…") in str(visible(" ".join(text.split())))
 
 
-def test_the_map_shows_the_states_and_their_scores():
+def test_the_map_shows_the_states_and_their_scores(monkeypatch):
     rows = Dataset.from_list(mixed_rows())
     order = rows.select(range(299, -1, -1))  # rows through an index
     statistics = read_statistics(order)
@@ -148,8 +151,37 @@ def test_the_map_shows_the_states_and_their_scores():
     assert len(places) == len(scores) == 50
     assert abs(np.corrcoef(places, scores)[0, 1]) > 0.95, "the first component of these states is the score"
     assert state_map(order.remove_columns("larf_state"), sample, statistics.scores, profile=None, texts={}) is None
+    monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match="umap is required but not installed"):
         state_map(order, sample, statistics.scores, profile=None, texts={}, projection="umap")
+
+
+def test_the_map_is_drawn_by_umap_if_it_is_installed(monkeypatch):
+    class Umap:
+        def __init__(self, random_state):
+            assert random_state == 0
+
+        def fit_transform(self, states):
+            return states[:, [3, 0]]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+    rows = Dataset.from_list(mixed_rows(40))
+    sample, scores = read_table(rows, np.arange(40)), read_statistics(rows).scores
+    plot, made = state_map(rows, sample, scores, profile=None, texts={}, projection="umap")
+    assert made == "UMAP of stored states"
+    assert plot.svg().count("<title>score") == 36
+
+
+def test_the_map_has_the_unsafe_references_of_the_profile_with_their_texts():
+    rows = Dataset.from_list(mixed_rows(40))
+    sample, scores = read_table(rows, np.arange(40)), read_statistics(rows).scores
+    profile = fake_profile(np.random.default_rng(0).normal(size=(9, 4)))
+    plot, _ = state_map(rows, sample, scores, profile=profile, texts={"reference-1": "A <b> request"})
+    titles = [title for title in re.findall("<title>(.*?)</title>", plot.svg()) if "reference" in title]
+    texts = ["reference-0", "A &lt;b&gt; request", "reference-2"]
+    assert titles == [f"unsafe reference: {text}" for text in texts]
+    with pytest.raises(ProfileMismatchError, match="width 5, got 4"):
+        state_map(rows, sample, scores, profile=fake_profile(np.ones((9, 5))), texts={})
 
 
 def test_rows_are_drawn_at_their_axes_with_their_texts():
@@ -210,7 +242,10 @@ def test_markdown_has_the_same_figures_and_no_structure_from_texts(tmp_path):
         "| ok | 36 |",
     ):
         assert line in page
-    assert "&#124; a &#124; &#60;b&#62; &#91;x&#93;" in page
+    assert (
+        "&#124; a &#124; &#60;b&#62; &#91;x&#93;(https&#58;&#47;&#47;evil&#46;example) &#35; &#42;y&#42; &#96;z&#96;"
+        in page
+    )
     assert not re.search(r"<b>|\]\(https|^# Heading|{{|{%", page, re.MULTILINE)
     lines = [line for line in page.splitlines() if line.startswith("| 1 |")]
     assert len(lines) == 1
@@ -225,6 +260,7 @@ def test_markdown_has_the_same_figures_and_no_structure_from_texts(tmp_path):
 def opened(tmp_path_factory):
     """A page of 300 rows in Chromium, without network, and whatever it logs or asks for."""
     rows = mixed_rows()
+    rows[0]["split"] = "a long name of a split " * 4
     rows[4] |= {"instruction": "<img src=x onerror=alert(1)>unusual", "output": "</script><b>"}
     scored = Dataset.from_list(rows)
     path = write_report(scored, tmp_path_factory.mktemp("page") / "r.html", selection=select(scored, threshold=1.0))
@@ -265,9 +301,9 @@ def test_in_a_browser_rows_are_searched_filtered_and_sorted(opened):
     page, rows, *_ = opened
     found = page.locator("#found")
     page.locator("select[data-filter=split]").select_option(label="test")
-    assert found.inner_text().startswith("100 rows")
+    assert found.inner_text().startswith("99 rows")
     page.locator("select[data-filter='nearest exemplar']").select_option(label="fraud")
-    assert found.inner_text().startswith("50 rows")
+    assert found.inner_text().startswith("49 rows")
     page.locator("select[data-filter=status]").select_option(label="empty")
     both = [r for i, r in enumerate(rows) if r["split"] == "test" and i % 2 == 0 and r["larf_status"] == "empty"]
     assert found.inner_text().startswith(f"{len(both)} row" if both else "No row matches.")
@@ -281,9 +317,9 @@ def test_in_a_browser_rows_are_searched_filtered_and_sorted(opened):
     page.locator("#search").fill("")
     shown = page.locator("#table-rows tr td:first-child").all_inner_texts()
     scores = sorted((r["larf_score"] for r in rows if r["larf_score"] is not None), reverse=True)
-    assert shown == [f"{score:.3f}".replace("-", "−") for score in scores[:50]]
+    assert shown == [f"{score:.3f}".replace("-", "−") for score in scores[:25]]
     page.locator("#after").click()
-    assert "51 to 100 shown" in found.inner_text()
+    assert "26 to 50 shown" in found.inner_text()
     page.locator("button[data-sort=row]").click()
     assert page.locator("#table-rows tr td:last-child").all_inner_texts()[:3] == ["0", "1", "2"]
 
