@@ -240,13 +240,13 @@ def _decisions(report_rows: ReportRows, statistics: Statistics) -> dict[str, Any
     """Variables of the decisions after review: name, number of rows and median score of each, and categories."""
     if report_rows.decisions is None:
         return None
-    decisions = np.array(list(read_column(report_rows.rows, "larf_decision")), np.str_)
-    names, counts = np.unique(decisions, return_counts=True)
-    medians = [statistics.scores[(decisions == name) & statistics.scored] for name in names]
-    rows = [
-        (str(name), int(count), float(np.median(scores)) if len(scores) else None)
-        for name, count, scores in zip(names, counts, medians, strict=True)
-    ]
+    codes: dict[str, int] = {}
+    labels = (str(label) for label in read_column(report_rows.rows, "larf_decision"))
+    coded = np.fromiter((codes.setdefault(label, len(codes)) for label in labels), np.int8)
+    rows = []
+    for name, code in codes.items():
+        scores = statistics.scores[(coded == code) & statistics.scored]
+        rows.append((name, int((coded == code).sum()), float(np.median(scores)) if len(scores) else None))
     return {
         "merge": report_rows.decisions.merge,
         "rows": sorted(rows, key=lambda row: -row[1]),

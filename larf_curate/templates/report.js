@@ -212,6 +212,13 @@ function addHover() {
   }
 }
 
+/** The score that the highest 5 % reach. */
+function highestScores() {
+  const { exact, step } = data.ranks;
+  const rank = Math.floor(data.scored * 0.05);
+  return scores[rank < exact ? rank : exact + Math.floor((rank - exact) / step)];
+}
+
 /** Set the range of the slider, and the threshold to that of the selection or else to the highest 5 %. */
 function addThreshold() {
   const slider = element("slider");
@@ -220,7 +227,7 @@ function addThreshold() {
   slider.step = "any";
   slider.addEventListener("input", () => setThreshold(Number(slider.value)));
   element("threshold").addEventListener("change", (event) => setThreshold(Number(event.target.value)));
-  setThreshold(data.threshold ?? scores[Math.floor(Math.min(data.scored, scores.length) * 0.05)]);
+  setThreshold(data.threshold ?? highestScores());
 }
 
 function turnPage(step) {
