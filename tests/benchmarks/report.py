@@ -24,6 +24,7 @@ from tests.benchmarks.select_memory import COMMAND, measured
 from tests.fixtures.scored_folder import write_scored
 
 WIDTH = 64
+ROWS_PER_FILE = 25_000
 LOADS = 5
 LABELS = ["weapons", "fraud", "privacy", "self-harm"]
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
@@ -37,7 +38,7 @@ def main():
     arguments = parser.parse_args()
     for rows in arguments.rows:
         folder = arguments.output / str(rows)
-        write_scored(folder / "scored", Dataset(made_rows(rows)))
+        write_scored(folder / "scored", Dataset(made_rows(rows)), pieces=-(-rows // ROWS_PER_FILE))
         page = folder / "report.html"
         cost = measured([*COMMAND, "report", folder / "scored", "-o", page], folder)
         print(json.dumps({"rows": rows, "page_mb": round(page.stat().st_size / 1e6, 2), **cost, **load_times(page)}))
