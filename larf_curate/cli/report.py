@@ -90,6 +90,8 @@ def report(
         raise click.UsageError(
             f"{name} is in the folder of the scored rows: give a name ending in {endings[0]} with -o"
         )
+    if plots and is_within(plots, scored):
+        raise click.UsageError(f"{plots} is in the folder of the scored rows: give another folder with --plots")
     if against and (profile or tokens or plots or form == "md"):
         raise click.UsageError(
             "--against cannot be combined with --profile, --tokens, --plots or --format md: omit them"

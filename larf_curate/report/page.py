@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from larf_curate.columns import DECISION
 from larf_curate.data.tables import read_column
 from larf_curate.diagnosis import diagnose
 from larf_curate.diagnosis.guard import compare_guard
@@ -241,7 +242,7 @@ def _decisions(report_rows: ReportRows, statistics: Statistics) -> dict[str, Any
     if report_rows.decisions is None:
         return None
     codes: dict[str, int] = {}
-    labels = (str(label) for label in read_column(report_rows.rows, "larf_decision"))
+    labels = (str(label) for label in read_column(report_rows.rows, DECISION))
     coded = np.fromiter((codes.setdefault(label, len(codes)) for label in labels), np.int8)
     rows = []
     for name, code in codes.items():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from larf_curate.columns import SCORE
+from larf_curate.columns import DECISION, SCORE, UNFLAGGED
 from larf_curate.data.tables import BATCH_ROWS, read_parquet, written_aside
 from larf_curate.errors import InputError
 from larf_curate.manifests import DECISIONS, SCORED, SELECTION, ScoredManifest, check_shards, read_manifest
@@ -147,13 +147,11 @@ def _from_selection(selection: Selection, manifest: Mapping[str, Any], folder: P
 
 
 def _from_decisions(folder: Path) -> ReportRows:
-    """The rows of a review: removed and withheld ones count as flagged, and their scores say whether they have one."""
+    """The rows of a review: flagged are those that the selection had flagged."""
     manifest = read_manifest(folder, DECISIONS)
     check_shards(folder, manifest["shards"], remedy=DECISIONS.remedy, parts=("", *REVIEWED_PARTS))
     parts = [read_parquet(folder / name) for name in REVIEWED_PARTS]
-    rows = concatenate_datasets(
-        [_with_status(part, flagged=name != "kept") for part, name in zip(parts, REVIEWED_PARTS, strict=True)]
-    )
+    rows = concatenate_datasets([_with_status(part) for part in parts])
     categories = Counter(filter(None, pq.read_table(folder / "decisions.parquet", columns=["category"])[0].to_pylist()))
     return ReportRows(
         rows=rows,
@@ -165,14 +163,15 @@ def _from_decisions(folder: Path) -> ReportRows:
     )
 
 
-def _with_status(rows: Dataset, *, flagged: bool) -> Dataset:
+def _with_status(rows: Dataset) -> Dataset:
     """The rows with the columns that a review leaves out, as far as they can be told."""
 
     def added() -> Iterator[pa.Table]:
-        for batch in rows.select_columns([SCORE]).with_format("arrow").iter(BATCH_ROWS):
+        for batch in rows.select_columns([SCORE, DECISION]).with_format("arrow").iter(BATCH_ROWS):
             known = np.isfinite(batch[SCORE].cast(pa.float64()).fill_null(np.nan).to_numpy())
             status = ["scored" if score else "without a score" for score in known]
-            yield pa.table([pa.array(status), pa.array([flagged] * len(status))], schema=STATUS.arrow_schema)
+            flagged = [decision != UNFLAGGED for decision in batch[DECISION].to_pylist()]
+            yield pa.table([pa.array(status), pa.array(flagged)], schema=STATUS.arrow_schema)
 
     if not len(rows):
         features = Features({**rows.features, **STATUS})

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from markupsafe import Markup
 
-from larf_curate.columns import GUARD, ROW_ID, source_columns
+from larf_curate.columns import DECISION, GUARD, ROW_ID, source_columns
 from larf_curate.conversation.display import display_turns
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
@@ -26,7 +26,7 @@ MAX_VALUES, OTHER = 50, "other"
 """Maximum number of values that a filter has, and the name of all further ones."""
 AXES = ("erosion", "compliance", "harmful")
 """Signals of the plot of the axes: horizontal, vertical, and colour is the score."""
-_READ = (ROW_ID, "larf_score", "larf_status", "larf_flagged", "larf_signals", "larf_neighbors", GUARD, "larf_decision")
+_READ = (ROW_ID, "larf_score", "larf_status", "larf_flagged", "larf_signals", "larf_neighbors", GUARD, DECISION)
 _BATCH = 100
 # In a script element, "</script>" or "<!--" would end it; the others are line breaks to old parsers of scripts.
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -119,8 +119,8 @@ def _labels(row: Row, known: bool) -> dict[str, str]:
         labels["reason"] = words
     if neighbors := row.get("larf_neighbors"):
         labels["nearest exemplar"] = str(neighbors[0]["label"])
-    if row.get("larf_decision") is not None:
-        labels["decision"] = str(row["larf_decision"])
+    if row.get(DECISION) is not None:
+        labels["decision"] = str(row[DECISION])
     labels |= {name: str(row[name]) for name in OWN_LABELS if isinstance(row.get(name), str | int | float)}
     return {name: str(visible(one_line(value, limit=80))) for name, value in labels.items()}
 

@@ -102,6 +102,10 @@ def test_the_command_compares_and_refuses_what_it_cannot_combine(tmp_path):
     assert answer.exit_code == 0, answer.output
     assert "| rows | 60 |" in markdown.read_text()
     assert (tmp_path / "plots" / "histogram.svg").exists()
+    inside = ["--plots", str(tmp_path / "one" / "plots")]
+    refused = CliRunner().invoke(report, [str(tmp_path / "one"), "-o", str(page), *inside])
+    assert "give another folder with --plots" in refused.stderr
+    assert not (tmp_path / "one" / "plots").exists()
 
 
 @pytest.mark.browser

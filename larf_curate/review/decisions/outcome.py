@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from larf_curate.columns import INDEX, PREFIX, ROW_ID, SCORE, STATE, content_digest, source_columns
+from larf_curate.columns import (
+    DECISION,
+    INDEX,
+    PREFIX,
+    ROW_ID,
+    SCORE,
+    STATE,
+    UNFLAGGED,
+    content_digest,
+    source_columns,
+)
 from larf_curate.conversation.answers import answer, replace_answer
 from larf_curate.data.formats import first_line
 from larf_curate.data.replacement import replaced_results
@@ -26,7 +36,6 @@ from larf_curate.review.decisions.merge import Decision
 from larf_curate.scoring.selection import Selection
 
 logger = logging.getLogger(__name__)
-DECISION = "larf_decision"
 ORIGINAL = "larf_original_answer"
 PARTS = ("kept", "removed", "withheld")
 REASON = "larf_reason"
@@ -34,7 +43,6 @@ FLAGGING = ("larf_flagged", REASON)
 """Columns that no kept row needs: it is not flagged, or people decided to keep it."""
 EDIT_ERRORS = (ConversationError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 """Errors of an edit whose row has no answer, or whose column cannot store the new one."""
-UNFLAGGED = "unflagged"
 FEATURES = Features(
     {
         ROW_ID: Value("string"),
