@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Locator, Page, expect, sync_playwright
 
 from larf_curate.demo.run import Demo
 from larf_curate.report import write_report
@@ -24,12 +24,14 @@ from larf_curate.server import EmbeddedServer
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 FROM_TESTS = {"filter": "review-filter", "find-similar": "review-similar", "hostile-markdown-image": "review-hostile"}
 """Screenshots of tests/review/test_browser.py and the pictures that they become."""
+REPORT_ROWS = 4
+"""Rows of the table in the picture of it."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--report", action="store_true", help="only report.png")
+    parser.add_argument("--report", action="store_true", help="only report.png and report-rows.png")
     args = parser.parse_args()
     selection = demo_selection(args.folder)
     with sync_playwright() as playwright:
@@ -51,9 +53,25 @@ def demo_selection(folder: Path) -> Selection:
 
 
 def take_report(browser: Browser, folder: Path) -> None:
-    page = browser.new_page(viewport={"width": 1200, "height": 1180})
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto((folder / "report.html").resolve().as_uri())
-    shoot(page, "report")
+    clip(page, "report", 0, bottom(page.locator("figure:has([aria-labelledby=map-caption])")))
+    rows = page.locator("#explore").bounding_box()
+    assert rows is not None
+    clip(page, "report-rows", rows["y"], bottom(page.locator("#table-rows tr").nth(REPORT_ROWS - 1)))
+
+
+def bottom(element: Locator) -> float:
+    box = element.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
+
+
+def clip(page: Page, name: str, top: float, end: float) -> None:
+    """Take the picture of a part of a page, given by its upper and lower end in pixels."""
+    part: FloatRect = {"x": 0, "y": top, "width": 1200, "height": end + 10 - top}
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True, clip=part)
+    print(f"{name}.png")
 
 
 def take_review(browser: Browser, selection: Selection) -> None:
