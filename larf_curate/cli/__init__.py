@@ -17,6 +17,8 @@ from larf_curate.version import __version__
 COMMANDS = (
     "demo",
     "scan",
+    "init",
+    "run",
     "layers",
     "profile",
     "diagnose",
