@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from larf_curate.errors import InputError
 from larf_curate.files import check_readable
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**16
 """Maximum size of the file."""
 SCALARS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")
 """Tags of YAML that stand for plain text or nothing."""

@@ -119,7 +119,7 @@ def test_a_wrong_file_is_one_line_and_nothing_is_done(text, message):
         (b"model: m\n", "wanted dataset, got none"),
         (b"model: \xff\n", "wanted text in UTF-8"),
         (b"model: \x00\n", "wanted YAML, got"),
-        (b"#" * (2**20 + 1), "wanted at most 1,048,576"),
+        (b"#" * (2**16 + 1), "wanted at most 65,536"),
     ],
 )
 def test_a_file_that_is_no_settings_is_one_line(content, message):

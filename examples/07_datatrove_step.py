@@ -1,6 +1,6 @@
 """Score a dataset as a step of a datatrove pipeline, on this machine; other executors bring Slurm, Ray and Hub jobs.
 
-    python examples/datatrove_step.py DATASET PROFILE OUT TASKS
+    python examples/07_datatrove_step.py DATASET PROFILE OUT TASKS
 
 Every task scores its share. Afterwards `larf-curate score DATASET --profile PROFILE -o OUT --resume` scores what tasks
 that were killed have left, and writes the manifest.

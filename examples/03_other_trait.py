@@ -1,6 +1,6 @@
 """Score rows for another trait than harm: here sycophancy, from pairs of flattering and honest answers.
 
-    python examples/other_trait.py MODEL
+    python examples/03_other_trait.py MODEL
 
 `unsafe` answers of the pairs show the trait, `safe` ones do not. The signal `projection` is the projection difference
 of persona vectors (Chen et al., https://arxiv.org/abs/2507.21509), with the state at the end of the prompt in place of

@@ -4,7 +4,7 @@
 # ///
 """Score one share of a dataset, as a script with inline dependencies: for `uv run` and `hf jobs uv run`.
 
-    uv run examples/score_job.py DATASET PROFILE OUT [OPTION...]
+    uv run examples/06_score_job.py DATASET PROFILE OUT [OPTION...]
 
 With the environment variable SHARD=I/N only the share of process I of N is scored, counted from 0; without it, what is
 missing is scored and the manifest written. More options are those of `larf-curate score`.
