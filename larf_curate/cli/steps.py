@@ -22,6 +22,8 @@ RECORD = "run.json"
 """Name of the file that records the settings and inputs of the steps that are complete."""
 WEIGHTS = (".safetensors", ".bin")
 """Files of which samples are compared: hashing all weights of a large model would take minutes."""
+PATHS = ("adapter", "guard", "layers", "model", "neutral", "references", "safe", "unsafe")
+"""Keys whose value may be a path, or something else."""
 PROFILE, SELECTED, DECIDED = "profile/larf_profile.json", f"selection/{SELECTION.file}", f"decisions/{DECISIONS.file}"
 
 
@@ -126,16 +128,16 @@ def _step(
     section = "review" if name == "pull" else name
     command = SECTIONS[section].commands[name == "pull"]
     chosen = given[section]
-    named = [text for text in positional if result and text not in map(str, (each.parent for each in inputs))]
+    names = [text for text in positional if result and text not in map(str, (each.parent for each in inputs))]
     separator = ("--",) if any(text.startswith("-") for text in positional) else ()
     return Step(
         name=name,
         command=command,
         words=("review", "push" if name == "review" else "pull") if section == "review" else (name,),
         arguments=(*options, *arguments(command, chosen), *separator, *positional),
-        settings={"": " ".join(map(_public, named))} | {key: setting.value for key, setting in chosen.items()},
+        settings={"": " ".join(map(_public, names))} | {key: _public(given.value) for key, given in chosen.items()},
         inputs=inputs,
-        names=(*named, *(text for setting in chosen.values() for text in setting.texts)) if result else (),
+        names=(*names, *_paths(section, chosen)) if result else (),
         result=result,
     )
 
@@ -182,7 +184,8 @@ class Progress:
                 f"profile: {shown}: {scored} was scored with the earlier profile: use the same settings, remove "
                 f"{scored} to score again, or give another output"
             )
-        if step.name in ("profile", "score", "select") and (decisions / DECISIONS.file).exists():
+        # Not `score`, which compares settings itself, and takes those that change no result.
+        if step.name in ("profile", "select") and (decisions / DECISIONS.file).exists():
             raise InputError(
                 f"{step.name}: {shown}: {decisions} holds people's decisions on the earlier selection: use the same "
                 f"settings, move {decisions} elsewhere (the server keeps the decisions), or give another output"
@@ -227,7 +230,8 @@ class Progress:
         if not (self.folder / DECIDED).exists():
             return
         counts = read_manifest(folder, DECISIONS)["counts"]
-        before = counts["kept"] - counts["unflagged"] + counts["removed"] + counts["unsure"] + counts["conflict"]
+        reviewed = sum(counts.get(name, 0) for name in ("kept", "removed", "unsure", "conflict"))
+        before = reviewed - counts.get("unflagged", 0)
         if decided < before:
             raise InputError(
                 f"the queue has {decided} decided rows, and {folder} holds {before}: use the server and queue with "
@@ -239,6 +243,13 @@ class Progress:
         if not path.exists():
             return {}
         return read_sealed(path, RunRecord, remedy="remove it, then the steps are done again")["steps"]
+
+
+def _paths(section: str, settings: Settings) -> list[str]:
+    """Values that may be paths of files that are read."""
+    options = SECTIONS[section].options
+    keys = [key for key in settings if key in PATHS or isinstance(options[key].type, click.Path)]
+    return [text for key in keys for text in settings[key].texts]
 
 
 def _rows_of(selection: Mapping[str, Any]) -> tuple[object, object]:

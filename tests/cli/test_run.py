@@ -321,3 +321,10 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
     larf_curate("select", "out/scored", "--top-k", 3, "-o", "out/selection")
     with pytest.raises(InputError, match="holds people's decisions on another selection"):
         Progress(folder=Path("out")).are_decided("majority")
+    # Without a flagged row there is nothing to decide.
+    Path("out/decisions").rename("earlier")
+    settings(tiny_llama, select={"threshold": 1e9}, review={**review, "name": "run-none"})
+    assert states() == {
+        **dict.fromkeys(("profile", "score", "select", "report", "review", "pull"), "done"),
+    }
+    assert json.loads(Path("out/decisions/decisions.json").read_text())["counts"]["unflagged"] == 20
