@@ -238,7 +238,9 @@ def test_complete_steps_stay_changed_ones_are_done_again_and_a_failure_keeps_wha
     assert len(Selection.load("out/selection").flagged) == 5
     assert Path("out/scored/manifest.json").stat().st_mtime_ns == scored
     # A changed result is made again; other profile settings would waste the scores.
-    (Path("out/report.html")).write_text("changed")
+    assert states()["report"] == "done"
+    assert states()["report"] == "complete"
+    Path("out/report.html").write_text("changed")
     assert states()["report"] == "done"
     sections = yaml.safe_load(Path("larf.yaml").read_text())
     settings(tiny_llama, profile={**sections["profile"], "layers": [1]})
