@@ -24,7 +24,7 @@ from larf_curate.cli.select import select
 from larf_curate.cli.yaml_file import Entry, YamlFile
 from larf_curate.errors import InputError
 
-SET_BY_RUN = ("as_json", "output", "profile", "profile_name", "resume", "share", "dry_run")
+SET_BY_RUN = ("as_json", "output", "profile", "profile_name", "quiet", "resume", "share", "dry_run")
 """Parameters of commands that are no keys, since `run` sets them: paths of results, and how it proceeds."""
 RULES = ("top-ratio", "top-k", "threshold", "percentile", "max-false-flags")
 """Keys of `select` of which one says what is flagged."""

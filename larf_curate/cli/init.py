@@ -17,7 +17,7 @@ from larf_curate.cli.config_file import (
     schema,
 )
 from larf_curate.cli.options import NewPath
-from larf_curate.cli.output import echo_json, json_option
+from larf_curate.cli.output import echo_json, echo_next, json_option
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 
@@ -42,11 +42,13 @@ after; remove the # before a key to set it. Paths are relative to the folder in 
 def init(
     model: str | None, dataset: tuple[str, ...], output: Path, overwrite: bool, print_schema: bool, as_json: bool
 ) -> None:
-    """Write a commented file of settings, for `larf-curate run`.
+    """Write a commented file of settings for `run`.
+
+    It has every setting as a comment, with its default.
 
     \b
     larf-curate init --model ./model --dataset rows.jsonl
-    larf-curate init --schema > larf.schema.json
+    larf-curate init --schema
     """
     if print_schema:
         echo_json(schema())
@@ -59,7 +61,8 @@ def init(
     if as_json:
         echo_json({"settings": str(output)})
     else:
-        click.echo(f"Written to {output}. Next: larf-curate run {output} --dry-run")
+        click.echo(f"Written to {output}")
+        echo_next("run", output, "--dry-run")
 
 
 def _lines(model: str, dataset: tuple[str, ...]) -> Iterator[str]:

@@ -14,6 +14,9 @@ from rich.text import Text
 
 from larf_curate.remote import public_name
 
+WITHIN_RUN = "larf_curate.run"
+"""Key of the context's `meta` that is set while a command is a step of ``larf-curate run``."""
+
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--json``, which the command receives as ``as_json``, and ``--quiet``; neither shows progress bars."""
@@ -87,7 +90,10 @@ def echo_table(
 
 
 def echo_next(*arguments: object) -> None:
-    """Print the command that usually comes next."""
+    """Print the command that usually comes next, unless ``larf-curate run`` does it."""
+    context = click.get_current_context(silent=True)
+    if context and context.meta.get(WITHIN_RUN):
+        return
     click.echo(f"Next: larf-curate {shlex.join(public_name(str(argument)) for argument in arguments)}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from larf_curate.cli.config_file import UNTIL, Config, arguments, read_config, read_until
-from larf_curate.cli.output import echo_json, json_option, visible
+from larf_curate.cli.output import WITHIN_RUN, echo_json, json_option, visible
 from larf_curate.cli.queues import QueueAddress
 from larf_curate.cli.review import pull
 from larf_curate.cli.review import status as status_command
@@ -44,10 +44,10 @@ POLL_SECONDS = 15
 @json_option
 @click.pass_context
 def run(context: click.Context, settings: Path, until: str | None, resume: bool, dry_run: bool, as_json: bool) -> None:
-    """Do all steps from a model and a dataset to published rows, as FILE says.
+    """Do all steps of a file of settings.
 
-    The steps are profile, score, select, report, review, pull and publish; FILE has their settings, and `larf-curate
-    init` writes one. Steps that are complete, with the same settings, are not repeated. While people have rows to
+    The steps are profile, score, select, report, review, pull and publish, from a model and a dataset to published
+    rows; FILE has their settings, and `larf-curate init` writes one. Steps that are complete, with the same settings, are not repeated. While people have rows to
     decide, the command ends with the link to them; run it again to go on.
 
     \b
@@ -75,6 +75,7 @@ class Run:
         self.context = context
         self.as_json = as_json
         self.dry_run = dry_run
+        context.meta[WITHIN_RUN] = True
         self.progress = Progress(folder=config.output)
         self.results: dict[str, dict[str, Any]] = {}
         self.next: str | None = None
@@ -114,7 +115,8 @@ class Run:
 
     def _do(self, step: Step) -> None:
         self.progress.check(step)  # again, since earlier steps have written the files that it reads
-        click.echo(f"{step.name}: {visible(step.line)}", err=True)
+        if not self.as_json:
+            click.echo(f"{step.name}: {visible(step.line)}")
         with _naming(step, self.config):
             self.results[step.name] = {"state": "failed"}
             self.results[step.name] |= self._invoke(step)
@@ -147,8 +149,8 @@ class Run:
         with address.open() as queue:
             state, told = queue.status(), -1
             while "wait" in settings and not _is_decided(state, wanted):
-                if state.done != told:
-                    click.echo(f"waiting: {state.done} of {state.rows} rows decided at {state.url}", err=True)
+                if state.done != told and not self.as_json:
+                    click.echo(visible(f"waiting: {state.done} of {state.rows} rows decided at {state.url}"))
                 told = state.done
                 time.sleep(POLL_SECONDS)
                 state = queue.status()
@@ -164,7 +166,7 @@ class Run:
         """Tell of a step that is not done now."""
         self.results[step.name] = {"state": state, "command": step.line}
         if not self.as_json:
-            click.echo(visible(f"{step.name}: {state}: {step.line}"), err=not self.dry_run)
+            click.echo(visible(f"{step.name}: {state}: {step.line}"))
 
 
 def _chosen(config: Config, until: str | None) -> list[Step]:

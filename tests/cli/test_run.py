@@ -134,7 +134,7 @@ def test_every_option_of_the_commands_is_a_key_unless_run_sets_it():
         options = [param for command in section.commands for param in command.params]
         wanted = {p.opts[-1][2:] for p in options if isinstance(p, click.Option) and p.opts[-1].startswith("--")}
         left_out = wanted - set(section.options)
-        assert left_out <= {"output", "profile", "json", "resume", "shard", "dry-run"}, name
+        assert left_out <= {"output", "profile", "json", "quiet", "resume", "shard", "dry-run"}, name
     assert set(SECTIONS["review"].options) > {"wait", "until", "url", "name", "annotators", "merge"}
 
 
@@ -195,6 +195,18 @@ def test_the_schema_takes_the_file_of_init_and_refuses_wrong_ones():
             jsonschema.validate(content | wrong, schema)
 
 
+def test_the_documented_file_is_read_and_the_documented_errors_are_what_is_printed():
+    page = (Path(__file__).parents[2] / "docs" / "config-file.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    write(text)
+    names = ["profile", "score", "select", "report", "review", "pull", "publish"]
+    assert [step.name for step in steps(read_config(Path("larf.yaml")))] == names
+    errors = re.findall(r"^Error: .*$", page, re.MULTILINE)
+    for key, documented in zip(("top-ration: 0.1", "top-ratio: 2"), errors, strict=True):
+        write(f"{HEAD}select:\n  {key}\n")
+        assert error("run") == documented
+
+
 def test_until_a_step_that_the_file_has_not_is_refused():
     write(HEAD)
     assert "larf.yaml has no section review, which --until pull needs: add it" in error("run", "--until", "pull")
@@ -237,8 +249,9 @@ def test_complete_steps_stay_changed_ones_are_done_again_and_a_failure_keeps_wha
     assert states("--until", "select") == {"profile": "complete", "score": "complete", "select": "done"}
     assert len(Selection.load("out/selection").flagged) == 5
     assert Path("out/scored/manifest.json").stat().st_mtime_ns == scored
+    quiet = larf_curate("run", "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
     # A changed result is made again; other profile settings would waste the scores.
-    assert states()["report"] == "done"
     assert states()["report"] == "complete"
     Path("out/report.html").write_text("changed")
     assert states()["report"] == "done"
@@ -298,7 +311,7 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
         monkeypatch.setattr(run_module.time, "sleep", sleep)
         settings(tiny_llama, review={**review, "wait": True, "until": 2}, publish={"to": "./curated"})
         said = larf_curate("run")
-        assert "waiting: 0 of 4 rows decided" in said.stderr
+        assert "waiting: 0 of 4 rows decided" in said.stdout
         assert "Next:" not in said.stdout
         assert len(load_dataset("parquet", data_files="curated/data/*.parquet", split="train")) == 16
         # Without `until`, all rows count: two are left, then the rest of the loop is done.
