@@ -47,8 +47,8 @@ def run(context: click.Context, settings: Path, until: str | None, resume: bool,
     """Do all steps of a file of settings.
 
     The steps are profile, score, select, report, review, pull and publish, from a model and a dataset to published
-    rows; FILE has their settings, and `larf-curate init` writes one. Steps that are complete, with the same settings, are not repeated. While people have rows to
-    decide, the command ends with the link to them; run it again to go on.
+    rows; FILE has their settings, and `larf-curate init` writes one. Steps that are complete, with the same settings,
+    are not repeated. While people have rows to decide, the command ends with the link to them; run it again to go on.
 
     \b
     larf-curate run larf.yaml --dry-run
