@@ -7,17 +7,10 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.config_file import (
-    DATASET,
-    MODEL,
-    OUTPUT,
-    SECTIONS,
-    Section,
-    default_rule,
-    schema,
-)
+from larf_curate.cli.config_file import default_rule
 from larf_curate.cli.options import NewPath
 from larf_curate.cli.output import echo_json, echo_next, json_option
+from larf_curate.cli.sections import DATASET, MODEL, OUTPUT, SECTIONS, Section, schema
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 

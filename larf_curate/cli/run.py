@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from larf_curate.cli.config_file import UNTIL, Config, arguments, read_config, read_until
+from larf_curate.cli.config_file import Config, arguments, read_config
 from larf_curate.cli.output import WITHIN_RUN, echo_json, json_option, visible
 from larf_curate.cli.queues import QueueAddress
 from larf_curate.cli.review import pull
 from larf_curate.cli.review import status as status_command
+from larf_curate.cli.sections import UNTIL, read_until
 from larf_curate.cli.steps import RECORD, Progress, Step, steps
 from larf_curate.errors import InputError
 

@@ -10,7 +10,8 @@ from typing import Any
 import click
 from typing_extensions import TypedDict
 
-from larf_curate.cli.config_file import SECTIONS, Config, Settings, arguments
+from larf_curate.cli.config_file import Config, Settings, arguments
+from larf_curate.cli.sections import SECTIONS
 from larf_curate.errors import InputError
 from larf_curate.files import sampled_digest, sha256
 from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, read_manifest

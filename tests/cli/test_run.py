@@ -13,10 +13,12 @@ from datasets import load_dataset
 
 from larf_curate.cli import main
 from larf_curate.cli import run as run_module
-from larf_curate.cli.config_file import SECTIONS, read_config
+from larf_curate.cli.config_file import RULES, read_config
+from larf_curate.cli.sections import SECTIONS
 from larf_curate.cli.steps import Progress, steps
 from larf_curate.errors import InputError
 from larf_curate.review import ReviewQueue
+from larf_curate.scoring import selection
 from larf_curate.scoring.selection import Selection
 
 ROWS = [{"question": f"Question {i}?", "answer": f"Sure, answer {'here ' * i}."} for i in range(20)]
@@ -135,6 +137,7 @@ def test_every_option_of_the_commands_is_a_key_unless_run_sets_it():
         wanted = {p.opts[-1][2:] for p in options if isinstance(p, click.Option) and p.opts[-1].startswith("--")}
         left_out = wanted - set(section.options)
         assert left_out <= {"output", "profile", "json", "quiet", "resume", "shard", "dry-run"}, name
+    assert tuple(name.replace("_", "-") for name in selection.RULES) == RULES
     assert set(SECTIONS["review"].options) > {"wait", "until", "url", "name", "annotators", "merge"}
 
 
@@ -300,8 +303,8 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
     assert waiting["next"].endswith("(0 of 4 rows decided), then larf-curate run larf.yaml")
     assert not Path("out/decisions").exists()
 
-    selection = Selection.load("out/selection")
-    ids = selection.flagged["larf_row_id"][:]
+    selected = Selection.load("out/selection")
+    ids = selected.flagged["larf_row_id"][:]
     account = argilla_server.add_user("run-loop")
     with ReviewQueue("run-loop", url=argilla_server.url, api_key=argilla_server.api_key) as queue:
         # With `wait`, the same command goes on by itself: here, people decide while it sleeps.
@@ -321,7 +324,7 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
     done = states()
     assert [done[name] for name in ("review", "pull", "publish")] == ["done"] * 3
     kept = load_dataset("parquet", data_files="curated/data/*.parquet", split="train")
-    assert sorted(kept["answer"]) == sorted([*selection.kept["answer"][:], *selection.flagged["answer"][2:]])
+    assert sorted(kept["answer"]) == sorted([*selected.kept["answer"][:], *selected.flagged["answer"][2:]])
     # All is decided: the server is not needed any more.
     settings(tiny_llama, review={**review, "url": "http://localhost:9"}, publish={"to": "./curated"})
     assert [states()[name] for name in ("review", "pull", "publish")] == ["complete", "complete", "done"]
