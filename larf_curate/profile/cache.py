@@ -1,15 +1,17 @@
 """Lookup of the profile that scored a dataset in this machine's cache."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larf_curate.errors import ProfileError
 from larf_curate.files import cache_home
 from larf_curate.manifests import check_profile
-from larf_curate.profile.profile import SafetyProfile
+
+if TYPE_CHECKING:
+    from larf_curate.profile.profile import SafetyProfile
 
 
-def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) -> SafetyProfile | None:
+def profile_of(scored: Mapping[str, Any], profile: "SafetyProfile | None" = None) -> "SafetyProfile | None":
     """Find the profile that scored a dataset: the one given, else the cached one, else None.
 
     Args:
@@ -23,6 +25,8 @@ def profile_of(scored: Mapping[str, Any], profile: SafetyProfile | None = None) 
     if profile is not None:
         check_profile(profile, recorded)
         return profile
+    from larf_curate.profile.profile import SafetyProfile  # imports torch, which takes seconds
+
     digest = recorded.get("digest")
     folder = cache_home() / "profiles" / str(digest)
     try:

@@ -68,14 +68,36 @@ def test_help_needs_no_heavy_library():
     assert not {"torch", "transformers", "datasets", "argilla", "sklearn", "faiss", "matplotlib"} & set(loaded)
 
 
+def modules_loaded_by(*arguments):
+    """The modules that a command has imported when it ends, and its exit code."""
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from larf_curate.cli import main; main()"
+    process = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    return set(process.stdout.split()), process.returncode
+
+
 def test_select_needs_no_model_library(tmp_path):
     rows = Dataset.from_dict({"question": ["a", "b"], "larf_score": [0.5, 1.0], "larf_status": ["ok", "ok"]})
     scored = write_scored(tmp_path / "scored", rows)
-    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from larf_curate.cli import main; main()"
-    command = [sys.executable, "-c", code, "select", str(scored), "--top-k", "1", "-o", str(tmp_path / "selection")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded, code = modules_loaded_by("select", scored, "--top-k", "1", "-o", tmp_path / "selection")
+    assert code == 0
     assert (tmp_path / "selection/selection.json").exists()
-    assert not {"torch", "transformers", "argilla", "sklearn", "matplotlib"} & set(printed.split())
+    assert not {"torch", "transformers", "argilla", "sklearn", "matplotlib"} & loaded
+
+
+@pytest.mark.parametrize("arguments", [["score", "none.jsonl", "--profile", "p", "-o", "s"],
+                                       ["scan", "none.jsonl", "--model", "m"]])  # fmt: skip
+def test_an_input_that_is_not_there_is_refused_before_model_libraries_are_imported(arguments):
+    loaded, code = modules_loaded_by(*arguments)
+    assert code == 2
+    assert "datasets" in loaded
+    assert not {"torch", "transformers", "sklearn"} & loaded
+
+
+def test_review_status_needs_no_model_library(tmp_path):
+    loaded, code = modules_loaded_by("review", "status", "--home", tmp_path / "none")
+    assert code == 1
+    assert "argilla" in loaded
+    assert not {"torch", "transformers", "sklearn"} & loaded
 
 
 def test_separators_are_given_with_escapes():

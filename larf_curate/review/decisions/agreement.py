@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sklearn.metrics import cohen_kappa_score
-
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatorAgreement:
@@ -39,6 +37,8 @@ def agreement(answers: Sequence[Mapping[str, str]]) -> AnnotatorAgreement | None
         return None
     if len(annotators) == 2:
         first, second = ([row[name] for row in shared] for name in annotators)
+        from sklearn.metrics import cohen_kappa_score  # takes a second
+
         value = float(cohen_kappa_score(first, second))
         return AnnotatorAgreement(name="cohen_kappa", value=value, rows=len(shared))
     value = krippendorff_alpha([list(row.values()) for row in shared])

@@ -1,6 +1,7 @@
 """Stored scores and states used for re-ranking: those of scored rows and of a profile's references."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from larf_curate.errors import InputError
-from larf_curate.profile import SafetyProfile
+
+if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +32,7 @@ class References:
     neutral: NDArray[np.float32]
 
     @classmethod
-    def of(cls, profile: SafetyProfile) -> "References":
+    def of(cls, profile: "SafetyProfile") -> "References":
         """The references of a profile, at the layer whose states scoring stores."""
         unsafe, safe, neutral = (profile.states[side]["last"][:, 0] for side in ("unsafe", "safe", "neutral"))
         return cls(unsafe=unsafe, safe=safe, neutral=neutral)

@@ -8,8 +8,6 @@ import numpy as np
 from datasets import Dataset, Value
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import StratifiedKFold
 
 from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
@@ -153,6 +151,9 @@ def _held_out_accuracy(
     smaller_class = min(int(positive.sum()), int((~positive).sum()))
     if smaller_class < 2:
         return None
+    from sklearn.metrics import average_precision_score, roc_auc_score  # take a second
+    from sklearn.model_selection import StratifiedKFold
+
     learned = np.empty(len(decided))
     folds = StratifiedKFold(min(FOLDS, smaller_class), shuffle=True, random_state=0)
     for train, test in folds.split(decided, positive):

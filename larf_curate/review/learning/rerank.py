@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,10 @@ from larf_curate.data.tables import no_progress_bars
 from larf_curate.review.argilla.settings import MACHINE_SCORE, MACHINE_SCORE_TITLE, SCORE
 from larf_curate.review.learning import LEARNED, Learned
 from larf_curate.review.learning.snapshot import Snapshot
-from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.selection import Selection
+
+if TYPE_CHECKING:
+    from larf_curate.scoring.exemplars import ExemplarIndex  # imports torch, which takes seconds
 
 ADDED_TYPES = {
     "larf_flagged": Value("bool"),
@@ -56,7 +58,7 @@ class Reranked:
         counts = {"updated": self.updated, "added": list(self.added), "overlooked": self.overlooked}
         return {**self.learned.summary(), **counts, "url": self.url}
 
-    def exemplars(self, index: ExemplarIndex) -> ExemplarIndex:
+    def exemplars(self, index: "ExemplarIndex") -> "ExemplarIndex":
         """Extend an index by the removed rows, so that they are among the nearest exemplars of rows scored later.
 
         Args:

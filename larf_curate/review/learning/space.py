@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
 
 from larf_curate.errors import InputError
 from larf_curate.review.learning.inputs import References, StoredRows
@@ -59,6 +58,8 @@ class Space:
         centre = (sample if references is None else references.neutral).mean(axis=0)
         units = unit(np.concatenate([sample, *sides]) - centre)
         directions = min(DIRECTIONS, *units.shape)
+        from sklearn.utils.extmath import randomized_svd  # takes a second
+
         return cls(centre=centre, basis=randomized_svd(units, directions, random_state=0)[2].T.astype(np.float32))
 
     def __call__(self, states: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from larf_curate.errors import ProfileMismatchError
-from larf_curate.profile import SafetyProfile
 from larf_curate.profile.cache import profile_of
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.states import Vectors
+
+if TYPE_CHECKING:
+    from larf_curate.profile import SafetyProfile
 
 DIMENSIONS = 128
 """More would slow the server down, which stores vectors as JSON text."""
@@ -35,7 +37,7 @@ class Reduction:
     directions: Vectors
 
     @classmethod
-    def of_profile(cls, profile: SafetyProfile) -> "Reduction":
+    def of_profile(cls, profile: "SafetyProfile") -> "Reduction":
         """Principal components of a profile's reference and neutral states (last token) at its first layer."""
         states = np.concatenate([by["last"][:, 0] for by in profile.states.values() if "last" in by])
         return cls.fit(states, name=profile.digest[:12])
@@ -94,7 +96,7 @@ class Reduction:
 
 
 def reduction_for(
-    states: Vectors | None, scored: Mapping[str, Any], profile: SafetyProfile | None = None
+    states: Vectors | None, scored: Mapping[str, Any], profile: "SafetyProfile | None" = None
 ) -> Reduction | None:
     """The reduction for a selection's states: that of its profile, or a random one if the profile is not available.
 
