@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -262,9 +263,13 @@ def test_a_run_that_is_interrupted_says_how_to_continue(tmp_path, rows, profile,
     while not (tmp_path / "my out/plan.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    while process.poll() is None:  # Python loses one that arrives while an object is being deleted
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
     said = process.communicate()[1].splitlines()
-    assert process.returncode == 130
+    # Of code that was compiled from a string, Python remembers the interrupt: then the signal ends it, 130 in a shell.
+    assert process.returncode in (130, -signal.SIGINT)
     wanted = shlex.join(["larf-curate", *map(str, command), *([] if "--shard=0/2" in options else ["--resume"])])
     assert f"Error: interrupted; what was scored stays in {tmp_path / 'my out'}. Continue with: {wanted}" in said
 
