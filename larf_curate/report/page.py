@@ -97,9 +97,9 @@ def write_report(
     if tokens and form == "md":
         raise InputError("tokens can only be shaded on an HTML page: omit tokens, or write html")
     check_path(path, form)
-    report_rows = read_report_rows(scored, selection)
     if isinstance(profile, str | Path):
         profile = SafetyProfile.from_pretrained(profile)
+    report_rows = read_report_rows(scored, selection, profile)
     context = _context(report_rows, examples, profile, projection)
     if profile is not None:
         shaded = shade_tokens(profile, report_rows, context["examples"][:tokens], model=model, device=device)

@@ -15,8 +15,9 @@ from larf_curate.columns import DECISION, SCORE, UNFLAGGED
 from larf_curate.data.tables import BATCH_ROWS, read_parquet, written_aside
 from larf_curate.errors import InputError
 from larf_curate.manifests import DECISIONS, SCORED, SELECTION, ScoredManifest, check_shards, read_manifest
+from larf_curate.profile import SafetyProfile
 from larf_curate.remote import local_copy
-from larf_curate.scoring.folder import Scored
+from larf_curate.scoring.folder import DATASET, Scored
 from larf_curate.scoring.selection import Selection
 
 REVIEWED_PARTS = ("kept", "removed", "withheld")
@@ -79,13 +80,19 @@ class ReportRows:
         return self.source_info.get("columns") or None
 
 
-def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | Path | None = None) -> ReportRows:
+def read_report_rows(
+    scored: Dataset | str | Path,
+    selection: Selection | str | Path | None = None,
+    profile: SafetyProfile | None = None,
+) -> ReportRows:
     """Read scored rows from a dataset, a scored folder, a selection folder or a folder of decisions.
 
     Args:
-        scored: A dataset, or a folder with ``manifest.json``, ``selection.json`` or ``decisions.json``.
+        scored: A dataset, or a folder with ``manifest.json``, ``selection.json`` or ``decisions.json``, or one that
+            ``save_to_disk`` wrote.
         selection: The selection made from those rows; its rows replace those of ``scored``, as they say what is
             flagged.
+        profile: The profile that scored the rows, if they record none: of a dataset, or from ``save_to_disk``.
 
     Returns:
         The rows with the manifest of their scoring and the rule of their selection.
@@ -94,7 +101,8 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
         InputError: If a folder is of no such kind, the selection is of other scored rows, or the rows have no
             ``larf_score`` or ``larf_status``.
     """
-    report_rows = ReportRows(rows=scored) if isinstance(scored, Dataset) else _from_folder(local_copy(scored))
+    is_dataset = isinstance(scored, Dataset)
+    report_rows = _from_dataset(scored, profile) if is_dataset else _from_folder(local_copy(scored), profile)
     if selection is not None:
         folder = None if isinstance(selection, Selection) else local_copy(selection)
         loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
@@ -108,17 +116,21 @@ def read_report_rows(scored: Dataset | str | Path, selection: Selection | str | 
     return report_rows
 
 
-def _from_folder(folder: Path) -> ReportRows:
+def _from_dataset(rows: Dataset, profile: SafetyProfile | None) -> ReportRows:
+    return ReportRows(rows=rows, manifest=Scored.of(rows, profile).manifest if profile else {})
+
+
+def _from_folder(folder: Path, profile: SafetyProfile | None) -> ReportRows:
     if (folder / SELECTION.file).is_file():
         return _from_selection(Selection.load(folder), {}, folder)
     if (folder / DECISIONS.file).is_file():
         return _from_decisions(folder)
-    if not (folder / SCORED.file).is_file():
+    if not any((folder / name).is_file() for name in (SCORED.file, DATASET)):
         raise InputError(
             f"{folder} has neither {SCORED.file} nor {SELECTION.file}: pass the folder that score, select or review "
             "pull wrote"
         )
-    scored = Scored.load(folder)
+    scored = Scored.open(folder, profile)
     return ReportRows(rows=scored.rows, manifest=scored.manifest, folder=folder.resolve().name)
 
 

@@ -79,6 +79,17 @@ def test_the_commands_take_a_saved_map_result(profile, other_profile, mapped, tm
     assert load_from_disk(str(tmp_path / "saved")).to_list() == mapped.to_list()
 
 
+def test_the_report_of_a_saved_map_result_names_its_profile(profile, mapped, tmp_path):
+    mapped.save_to_disk(tmp_path / "saved")
+    profile.save_pretrained(tmp_path / "profile")
+    arguments = ["report", str(tmp_path / "saved"), "-o", str(tmp_path / "report.html")]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "name it with --profile" in refused.stderr
+    assert CliRunner().invoke(main, [*arguments, "--profile", str(tmp_path / "profile")]).exit_code == 0
+    assert profile.digest[:16] in (tmp_path / "report.html").read_text()
+
+
 def test_what_was_not_scored_or_belongs_to_a_run_is_refused(profile, other_profile, mapped, tmp_path):
     with pytest.raises(InputError, match="has no larf_score"):
         Scored.of(Dataset.from_list(ROWS), profile)
