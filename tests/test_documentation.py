@@ -30,7 +30,7 @@ PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT 
 LEAVES = list(commands(main, "larf-curate"))
 MODEL, LAYERS = "HuggingFaceTB/SmolLM2-135M-Instruct", "12, 14, 16"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(rf"`((?:larf-curate|(?:{'|'.join(COMMANDS)})(?: \w+)? -)[^`]*)`")
+INLINE = re.compile(rf"`((?:larf-curate |(?:{'|'.join(COMMANDS)})(?: \w+)? -)[^`]*)`")
 CHECKED_TYPES = (click.Choice, click.IntRange, click.FloatRange, type(click.INT), type(click.FLOAT), type(click.BOOL))
 
 

@@ -176,16 +176,18 @@ def _from_decisions(folder: Path) -> ReportRows:
 
 
 def _with_status(rows: Dataset) -> Dataset:
-    """The rows with the columns that a review leaves out, as far as they can be told."""
+    """The rows with the columns that a review leaves out, or an earlier version did, as far as they can be told."""
+    missing = Features({name: kind for name, kind in STATUS.items() if name not in rows.column_names})
 
     def added() -> Iterator[pa.Table]:
         for batch in rows.select_columns([SCORE, DECISION]).with_format("arrow").iter(BATCH_ROWS):
             known = np.isfinite(batch[SCORE].cast(pa.float64()).fill_null(np.nan).to_numpy())
             status = ["scored" if score else "without a score" for score in known]
             flagged = [decision != UNFLAGGED for decision in batch[DECISION].to_pylist()]
-            yield pa.table([pa.array(status), pa.array(flagged)], schema=STATUS.arrow_schema)
+            table = pa.table([pa.array(status), pa.array(flagged)], schema=STATUS.arrow_schema)
+            yield table.select(list(missing)).cast(missing.arrow_schema)
 
     if not len(rows):
-        features = Features({**rows.features, **STATUS})
+        features = Features({**rows.features, **missing})
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    return concatenate_datasets([rows, written_aside(added(), STATUS)], axis=1)
+    return concatenate_datasets([rows, written_aside(added(), missing)], axis=1)
