@@ -5,7 +5,8 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from larf_curate.remote import public_name
+
+if TYPE_CHECKING:
+    from larf_curate.review import Outcome
 
 WITHIN_RUN = "larf_curate.run"
 """Key of the context's `meta` that is set while a command is a step of ``larf-curate run``."""
@@ -87,6 +91,24 @@ def echo_table(
     Console().print(table)
     if limit is not None and len(rows) > limit:
         click.echo(f"and {len(rows) - limit:,} more")
+
+
+def echo_decisions(outcome: "Outcome", output: Path | str, *, remedy: str = "") -> None:
+    """Print a selection after review: counts, conflicts, where it was written, and what comes next.
+
+    Args:
+        outcome: The selection after review.
+        output: The folder that it was written to, or its URL.
+        remedy: What to do about conflicts.
+    """
+    echo_table("After review", ("rows", ""), [(key, f"{count:,}") for key, count in outcome.counts.items()])
+    if conflicts := outcome.decisions.conflicts():
+        lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts]
+        echo_table("Conflicts", ("row", "annotators"), lines, limit=20)
+        if remedy:
+            click.echo(remedy)
+    click.echo(f"Written to {public_name(output)}")
+    echo_next("publish", output, "--to", "ORG/NAME", "--dry-run")
 
 
 def echo_next(*arguments: object) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_QUEUE, DEFAULT_WORKSPACE = "larf-review", "argilla"
+FILES = "files"
+"""Name of the record of the selection that was last exported to a file; ids of queues are longer."""
 
 
 class QueueRecord(TypedDict):
@@ -128,8 +130,20 @@ def _embedded(home: Path | None) -> tuple[str, str]:
 
 def remember(queue: "ReviewQueue", selection: Path | str) -> None:
     """Record which folder was last pushed to a queue."""
-    name = public_name(selection) if is_url(selection) else str(Path(selection).resolve())
-    write_sealed(_record_file(queue), {"queue": repr(queue), "selection": name})
+    # By id, not by name: a deleted queue of the same name on another server is a different one.
+    remember_as(queue.dataset_id, selection, queue=repr(queue))
+
+
+def remember_as(name: str, selection: Path | str, *, queue: str = "") -> None:
+    """Record which folder was last pushed or exported.
+
+    Args:
+        name: Id of the queue, or `FILES`.
+        selection: The folder or its URL.
+        queue: The queue in words; default: the name.
+    """
+    folder = public_name(selection) if is_url(selection) else str(Path(selection).resolve())
+    write_sealed(_record_file(name), {"queue": queue or name, "selection": folder})
 
 
 def remembered(queue: "ReviewQueue") -> Path | str:
@@ -138,18 +152,29 @@ def remembered(queue: "ReviewQueue") -> Path | str:
     Raises:
         InputError: If there is none, or its record is damaged.
     """
-    if not _record_file(queue).exists():
-        raise InputError(
-            f"no selection was pushed to {queue!r} from this machine: name its folder, as in review pull SEL -o DEC"
-        )
-    remedy = "name the folder of the selection, as in review pull SEL -o DEC, or push it again"
-    name = read_sealed(_record_file(queue), QueueRecord, remedy=remedy)["selection"]
-    return name if is_url(name) else Path(name)
+    return remembered_as(queue.dataset_id, "review pull SEL -o DEC", of=f"pushed to {queue!r}")
 
 
-def _record_file(queue: "ReviewQueue") -> Path:
-    """The file that records which folder was last pushed to a queue."""
-    # By id, not by name: a deleted queue of the same name on another server is a different one.
+def remembered_as(name: str, command: str, *, of: str = "exported") -> Path | str:
+    """The folder, or its URL, that `remember_as` recorded.
+
+    Args:
+        name: Id of the queue, or `FILES`.
+        command: A command that names the folder, for the remedy.
+        of: What was done with the selection, for the message.
+
+    Raises:
+        InputError: If there is none, or its record is damaged.
+    """
+    if not _record_file(name).exists():
+        raise InputError(f"no selection was {of} from this machine: name its folder, as in {command}")
+    remedy = f"name the folder of the selection, as in {command}"
+    folder = read_sealed(_record_file(name), QueueRecord, remedy=remedy)["selection"]
+    return folder if is_url(folder) else Path(folder)
+
+
+def _record_file(name: str) -> Path:
+    """The file that records which folder was last pushed to a queue or exported."""
     from larf_curate.files import data_folder
 
-    return data_folder("queues") / f"{queue.dataset_id}.json"
+    return data_folder("queues") / f"{name}.json"

@@ -1,4 +1,4 @@
-"""``larf-curate review``: push flagged rows to Argilla, and pull people's decisions."""
+"""``larf-curate review``: push flagged rows to Argilla, and pull people's decisions; or go by files."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli import learning, server
+from larf_curate.cli import learning, review_files, server
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
-from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
+from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
 from larf_curate.remote import public_name
 
@@ -20,10 +20,10 @@ SHOWN = 20  # rows of a table
 
 @click.group()
 def review() -> None:
-    """Have people decide on flagged rows, in Argilla.
+    """Have people decide on flagged rows: in Argilla, in one HTML page, or in a table.
 
-    The server is given by --url and the key in ARGILLA_API_KEY or --api-key-file; default: the one that `larf-curate
-    review up` started on this machine.
+    The server of Argilla is given by --url and the key in ARGILLA_API_KEY or --api-key-file; default: the one that
+    `larf-curate review up` started on this machine. The commands export, import and page need no server.
     """
 
 
@@ -149,13 +149,7 @@ def pull(
     if as_json:
         echo_json({"decisions": public_name(output), "counts": outcome.counts})
     else:
-        echo_table("After review", ("rows", ""), [(key, f"{count:,}") for key, count in outcome.counts.items()])
-        if conflicts := outcome.decisions.conflicts():
-            lines = [(row.row_id, ", ".join(row.annotators)) for row in conflicts]
-            echo_table("Conflicts", ("row", "annotators"), lines, limit=SHOWN)
-            click.echo("To send them back to those who answered: larf-curate review conflicts")
-        click.echo(f"Written to {public_name(output)}")
-        echo_next("publish", output, "--to", "ORG/NAME", "--dry-run")
+        echo_decisions(outcome, output, remedy="To send them back to those who answered: larf-curate review conflicts")
 
 
 def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
@@ -178,5 +172,5 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
 
 
 # Defined in modules of their own, but commands of this group.
-for _command in (*learning.commands, *server.commands):
+for _command in (*review_files.commands, *learning.commands, *server.commands):
     review.add_command(_command)

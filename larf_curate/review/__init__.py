@@ -11,30 +11,41 @@ _HOMES = {
     "Conflicts": "learning.proposals",
     "Decision": "decisions.merge",
     "Decisions": "decisions.outcome",
+    "Exported": "files.export",
     "Outcome": "decisions.outcome",
     "Proposals": "learning.proposals",
     "PushResult": "records.push",
     "QueueStatus": "decisions.status",
     "Reranked": "learning.rerank",
     "ReviewQueue": "queue",
+    "export_review": "files.export",
+    "import_decisions": "files.imports",
+    "write_review_page": "files.page",
 }
 
 __all__ = [
     "Conflicts",
     "Decision",
     "Decisions",
+    "Exported",
     "Outcome",
     "Proposals",
     "PushResult",
     "QueueStatus",
     "Reranked",
     "ReviewQueue",
+    "export_review",
+    "import_decisions",
+    "write_review_page",
 ]
 
 if TYPE_CHECKING:
     from larf_curate.review.decisions.merge import Decision
     from larf_curate.review.decisions.outcome import Decisions, Outcome
     from larf_curate.review.decisions.status import QueueStatus
+    from larf_curate.review.files.export import Exported, export_review
+    from larf_curate.review.files.imports import import_decisions
+    from larf_curate.review.files.page import write_review_page
     from larf_curate.review.learning.proposals import Conflicts, Proposals
     from larf_curate.review.learning.rerank import Reranked
     from larf_curate.review.queue import ReviewQueue
