@@ -82,7 +82,8 @@ function update() {
   const corrected = answer?.corrected_answer ? `. Corrected answer: ${visible(answer.corrected_answer)}` : "";
   element("decided").textContent = answer?.decision ? `Your decision: ${answer.decision}${corrected}` : "Not decided yet";
   for (const button of document.querySelectorAll("[data-decision]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.decision === (answer?.decision ?? "")));
+    button.hidden = !button.dataset.decision && !answer?.decision;
+    button.setAttribute("aria-pressed", String(button.dataset.decision === answer?.decision));
     button.disabled = !total || (button.dataset.decision === "edit" && data.rows[current].answer === null);
   }
 }

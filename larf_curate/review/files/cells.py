@@ -37,25 +37,39 @@ def escape(text: str, *, first: bool = False) -> str:
 
 def escape_id(name: str) -> str:
     """Escape an id so that no spreadsheet takes it for a number, a date or a formula."""
-    return escape(name) if _PLAIN_ID.fullmatch(name) or not name else _escaped(name[0]) + escape(name[1:])
+    return name if _PLAIN_ID.fullmatch(name) or not name else _escaped(name[0]) + escape(name[1:])
 
 
 def unescape(text: str) -> str:
-    """The reverse of `escape` and `escape_id`; code points that do not exist are left as they are."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if int(found[1], 16) < 0x110000 else found[0], text)
+    """The reverse of `escape`; what it does not write, such as ``[U+0041]``, is a text that stays as it is."""
+
+    def character(found: re.Match[str]) -> str:
+        held = _character(found[1])
+        return held if held == "[" or held in _FORMULA or _UNHOLDABLE.match(held) else found[0]
+
+    return _ESCAPED.sub(character, text)
+
+
+def unescape_id(name: str) -> str:
+    """The reverse of `escape_id`."""
+    first = _ESCAPED.match(name)
+    return _character(first[1]) + unescape(name[first.end() :]) if first else name
 
 
 def to_ooxml(text: str) -> str:
     """Write ``_x0041_`` so that Excel does not read the character of this code point."""
-    return _OOXML.sub(lambda found: f"_x005F{found[0]}", text)
+    return re.sub(r"_(?=x[0-9A-Fa-f]{4}_)", "_x005F_", text)
 
 
 def from_ooxml(text: str) -> str:
-    """Read the characters that Excel and LibreOffice write as ``_x000D_`` because XML cannot hold them."""
+    """Read the characters that Excel and LibreOffice write as ``_x000D_`` because XML cannot hold them.
+
+    Others stay as they are: openpyxl has read ``_x005F_x0041_`` as ``_x0041_``, unless it is in the cell itself.
+    """
 
     def character(found: re.Match[str]) -> str:
         held = chr(int(found[1], 16))
-        return held if _UNHOLDABLE.match(held) else found[0]
+        return held if held == "_" or _UNHOLDABLE.match(held) else found[0]
 
     return _OOXML.sub(character, text)
 
@@ -68,6 +82,11 @@ def fits(text: str) -> bool:
 def utf16_units(text: str) -> int:
     """Length of a text as spreadsheets count it."""
     return len(text) + sum(character > "\uffff" for character in text)
+
+
+def _character(digits: str) -> str:
+    """The character of a code point; of one that does not exist, one that nothing escapes."""
+    return chr(int(digits, 16)) if int(digits, 16) < 0x110000 else "A"
 
 
 def _escaped(character: str) -> str:

@@ -152,7 +152,7 @@ def _write_xlsx(rows: Sequence[ReviewRow], path: Path) -> list[str]:
     sheet.append([_text_cell(openpyxl, sheet, name, bold=True) for name in COLUMNS])
     for row in rows:
         cells = shown_cells(row) | dict.fromkeys(FILLED_IN, "")
-        cells |= {ROW: escape(row.row_id), DIGEST: row.content_digest}
+        cells |= {ROW: escape_id(row.row_id), DIGEST: row.content_digest}
         sheet.append([row.score if name == "score" else _text_cell(openpyxl, sheet, cells[name]) for name in COLUMNS])
     book.save(path)
     return _too_long(rows)

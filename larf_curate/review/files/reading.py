@@ -7,6 +7,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from larf_curate.errors import InputError
 from larf_curate.extras import require
 from larf_curate.files import check_readable, parse_json
 from larf_curate.review.files import label_studio
-from larf_curate.review.files.cells import from_ooxml, unescape
+from larf_curate.review.files.cells import from_ooxml, unescape, unescape_id
 from larf_curate.review.files.line import DIGEST, PAGE_KIND, READ, ROW, SHOWN, Line, parse_time
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 2**31
 """Maximum size of a file that is read."""
 DELIMITERS = ",;\t"
+GARBLED_MARK = "\u00ef\u00bb\u00bf"
+"""The byte order mark of UTF-8, read as Windows-1252."""
 WANTED = (ROW, DIGEST, "decision")
 """Columns that a table must have."""
 
@@ -58,19 +61,37 @@ def _from_csv(path: Path) -> Iterator[Line]:
         delimiter = _delimiter(text, path)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
-            header = _header(next(rows), path)
+            first = next(rows)
+            header = _header(first, path)
             for number, cells in enumerate(rows, 2):
                 if any(cells):
-                    yield _table_line(header, cells, f"{path.name}, row {number}")
+                    line = _table_line(header, cells, f"{path.name}, row {number}")
+                    yield _garbled(line) if _is_garbled(first) else line
         except csv.Error as error:
             raise InputError(f"{path} is no complete CSV file ({error}): save it again from the spreadsheet") from error
 
 
 def _table_line(header: Sequence[str], cells: Sequence[str], place: str) -> Line:
-    texts = {name: unescape(cell) for name, cell in zip(header, cells, strict=False) if name in (*READ, *SHOWN)}
+    texts = {name: _text(name, cell) for name, cell in zip(header, cells, strict=False) if name in (*READ, *SHOWN)}
     differ = len(cells) != len(header)
     problem = f"has {len(cells)} cells, wanted {len(header)}" if differ else ""
     return Line(place=place, cells=texts, problem=problem)
+
+
+def _is_garbled(header: Sequence[object]) -> bool:
+    """Whether a program has opened a CSV file in UTF-8 as Windows-1252: its byte order mark is then three letters."""
+    return str(header[0] if header else "").startswith(GARBLED_MARK)
+
+
+def _garbled(line: Line) -> Line:
+    """A line of such a file; its texts are as they were if they are ASCII."""
+    wrong = [name for name in READ if not line[name].isascii()]
+    problem = f"{wrong[0]} may be garbled: a program opened the CSV file as Windows-1252, wanted UTF-8" if wrong else ""
+    return replace(line, cells={name: line[name] for name in READ}, problem=line.problem or problem)
+
+
+def _text(column: str, cell: str) -> str:
+    return unescape_id(cell) if column == ROW else unescape(cell)
 
 
 def _decoded(path: Path) -> str:
@@ -118,7 +139,8 @@ def _long_fields() -> Iterator[None]:
 
 def _column(name: object) -> str:
     """The name of a column as it was exported, whatever the case and spaces."""
-    return "_".join(str(name if name is not None else "").strip().lower().split())
+    text = str(name if name is not None else "").removeprefix("\ufeff").removeprefix(GARBLED_MARK)
+    return "_".join(text.strip(' "').lower().split())
 
 
 def _header(names: Sequence[object], path: Path) -> list[str]:
@@ -164,7 +186,7 @@ def _from_parquet(path: Path) -> Iterator[Line]:
         line = _object_line({name: row[given] for name, given in names.items()}, f"{path.name}, row {number}")
         yield Line(
             place=line.place,
-            cells={name: unescape(cell) for name, cell in line.cells.items()},
+            cells={name: _text(name, cell) for name, cell in line.cells.items()},
             problem=line.problem,
         )
 
@@ -214,11 +236,13 @@ def _from_xlsx(path: Path) -> Iterator[Line]:
         raise InputError(f"{path.name} has {len(sheets)} sheets with decisions ({names}): keep one of them")
     sheet = sheets[0] if sheets else book.worksheets[0]
     rows = sheet.iter_rows()
-    header = _header([cell.value for cell in next(rows, ())], path)
+    first = [cell.value for cell in next(rows, ())]
+    header = _header(first, path)
     _check_unmerged(sheet, header, path)
     for number, cells in enumerate(rows, 2):
         if any(cell.value is not None for cell in cells):
-            yield _sheet_line(header, cells, f"{path.name}, row {number}")
+            line = _sheet_line(header, cells, f"{path.name}, row {number}")
+            yield _garbled(line) if _is_garbled(first) else line
 
 
 def _has_columns(sheet: Any) -> bool:  # noqa: ANN401  a sheet of openpyxl
@@ -243,7 +267,7 @@ def _sheet_line(header: Sequence[str], cells: Sequence[Any], place: str) -> Line
         if name not in (*READ, *SHOWN) or cell.value is None:
             continue
         if isinstance(cell.value, str) and (cell.data_type == "s" or name in SHOWN):
-            texts[name] = unescape(from_ooxml(cell.value))
+            texts[name] = _text(name, from_ooxml(cell.value))
         elif isinstance(cell.value, int) and not isinstance(cell.value, bool):
             texts[name] = str(cell.value)
         elif name in READ:
