@@ -1,6 +1,7 @@
 """Manifests of result folders: their schemas, and checks of a folder, its shards and the profile that it names.
 
-``score`` writes ``manifest.json``, ``select`` writes ``selection.json`` and ``review pull`` writes ``decisions.json``.
+``score`` writes ``manifest.json``, ``select`` writes ``selection.json`` and ``review pull`` or ``review import`` writes
+``decisions.json``.
 Each is written last, so a folder that has one is complete. Each has a digest of itself and of every shard beside it,
 and contains the manifest of the step before it: so the whole chain from the source to the decisions is verified.
 """
@@ -233,7 +234,7 @@ DECISIONS = Kind(
     name="decisions",
     file="decisions.json",
     content="decisions",
-    command="review pull",
+    command="review pull or review import",
     record=DecisionsManifest,
     before=("selection", SELECTION),
 )

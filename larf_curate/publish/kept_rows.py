@@ -82,7 +82,7 @@ class KeptRows:
 
 
 def read_kept_rows(folder: Path) -> KeptRows:
-    """Read a folder that ``review pull`` or ``select`` wrote, and check its row ids.
+    """Read a folder that ``review pull``, ``review import`` or ``select`` wrote, and check its row ids.
 
     The files must be those that the manifest records. No row may occur twice, in one part of the folder or in two of
     them; together the parts must have as many rows as were selected from, if the manifest records it; and no row may be

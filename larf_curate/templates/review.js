@@ -200,7 +200,10 @@ function onKey(event) {
     0: () => decide(""),
   };
   data.decisions.forEach((name, index) => { actions[index + 1] = () => decide(name); });
-  const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  let pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  // The key by its place, for keyboards whose digits need Shift, or whose letters are not Latin.
+  if (pressed.length === 1 && !(pressed in actions)) pressed = event.code.replace(/^(Digit|Numpad|Key)/, "").toLowerCase();
+  const action = actions[pressed];
   if (action && !event.repeat) {
     event.preventDefault();
     tell("");
