@@ -20,7 +20,7 @@ SHOWN = 20  # rows of a table
 
 @click.group()
 def review() -> None:
-    """Have people decide on flagged rows: in Argilla, in one HTML page, or in a table.
+    """Have people decide on flagged rows, in Argilla or by files.
 
     The server of Argilla is given by --url and the key in ARGILLA_API_KEY or --api-key-file; default: the one that
     `larf-curate review up` started on this machine. The commands export, import and page need no server.

@@ -219,6 +219,7 @@ element("cancel").addEventListener("click", closeEditor);
 element("editor").addEventListener("submit", (event) => { event.preventDefault(); submitEdit(); });
 element("annotator").addEventListener("change", () => keep("larf-curate annotator", element("annotator").value));
 element("comment").addEventListener("change", () => {
+  if (!data.rows.length) return;
   const answer = answers.get(current);
   record(answer?.decision ?? "", answer?.corrected_answer);
 });

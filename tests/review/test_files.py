@@ -162,6 +162,13 @@ def test_what_is_exported_are_all_flagged_rows_with_empty_decisions(tmp_path, en
     assert "score" in rows[0]["evidence"]
 
 
+@pytest.mark.parametrize("ending", [*ENDINGS, ".json"])
+def test_a_selection_without_flagged_rows_gives_a_table_without_rows(tmp_path, ending):
+    selected = chosen(5, 0)
+    assert export_review(selected, tmp_path / f"table{ending}").rows == 0
+    assert import_decisions(tmp_path / f"table{ending}", selected).apply(selected).counts["kept"] == 5
+
+
 def test_a_file_that_exists_is_not_replaced_and_other_endings_are_refused(tmp_path):
     (tmp_path / "table.csv").write_text("decisions of a week")
     with pytest.raises(InputError, match="may hold decisions"):

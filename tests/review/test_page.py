@@ -184,6 +184,16 @@ def test_decisions_are_kept_can_be_changed_and_belong_to_the_selection(tmp_path,
 
 
 @pytest.mark.browser
+def test_a_page_without_rows_says_so(tmp_path, open_page):
+    selected = selection(questions(3), flagged=0)
+    page = open_page(write_review_page(selected, tmp_path / "review.html"))
+    expect(page.locator("#position")).to_have_text("No row was flagged")
+    for key in ("1", "3", "ArrowRight", "c", "x", "Enter"):
+        page.keyboard.press(key)
+    assert import_decisions(saved(page, tmp_path / "decisions.json"), selected).counts == {}
+
+
+@pytest.mark.browser
 def test_without_storage_the_page_works_and_says_so(tmp_path, open_page, browser):
     selected, path = write(tmp_path)
     context = browser.new_context(accept_downloads=True)

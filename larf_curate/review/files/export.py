@@ -147,7 +147,7 @@ def _write_xlsx(rows: Sequence[ReviewRow], path: Path) -> list[str]:
     choices = openpyxl.worksheet.datavalidation.DataValidation(
         type="list", formula1=f'"{",".join(DECISIONS)}"', allow_blank=True, showErrorMessage=True
     )
-    choices.add(f"F2:F{len(rows) + 1}")
+    choices.add(f"F2:F{max(len(rows), 1) + 1}")
     sheet.data_validations.append(choices)
     sheet.append([_text_cell(openpyxl, sheet, name, bold=True) for name in COLUMNS])
     for row in rows:
