@@ -1,7 +1,5 @@
 """Render the report: one self-contained HTML page about a scored dataset, or Markdown."""
 
-import base64
-import hashlib
 import math
 import re
 import shlex
@@ -21,6 +19,7 @@ from larf_curate.diagnosis import diagnose
 from larf_curate.diagnosis.guard import compare_guard
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
+from larf_curate.html import csp_hash
 from larf_curate.profile import SafetyProfile
 from larf_curate.remote import is_url, public_name, uploaded
 from larf_curate.report.examples import Example, read_examples
@@ -150,7 +149,7 @@ def _environment(*, markdown: bool = False) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["csp_hash"] = _csp_hash
+    environment.filters["csp_hash"] = csp_hash
     environment.filters["decimal"] = _plain_decimal if markdown else _decimal
     environment.filters["count"] = _count
     environment.filters["preview_command"] = _preview_command
@@ -340,11 +339,6 @@ def _format_value(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_format_value(item) for item in value)
     return str(value)
-
-
-def _csp_hash(text: str) -> str:
-    """Source expression with which a Content-Security-Policy allows exactly this inline style sheet."""
-    return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")
 
 
 def _in_markdown(value: object) -> object:

@@ -12,8 +12,8 @@ from playwright.sync_api import expect, sync_playwright
 from larf_curate.cli import main
 from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.errors import InputError
+from larf_curate.html import csp_hash
 from larf_curate.review import Decisions, import_decisions, write_review_page
-from larf_curate.review.files.page import csp_hash
 from tests.fixtures.review_rows import HOSTILE, questions, selection
 
 POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')

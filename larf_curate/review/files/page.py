@@ -1,7 +1,5 @@
 """The review page: one self-contained HTML file to decide on flagged rows alone, without a server."""
 
-import base64
-import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +9,7 @@ from markupsafe import Markup
 
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
+from larf_curate.html import csp_hash
 from larf_curate.review.argilla.settings import DECISIONS
 from larf_curate.review.files.line import PAGE_KIND
 from larf_curate.review.files.rows import ReviewRow, review_rows, rows_digest
@@ -84,11 +83,6 @@ def _data(rows: list[ReviewRow]) -> Markup:
     }
     escaped = json.dumps(content).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Markup(escaped)
-
-
-def csp_hash(text: str) -> Markup:
-    """Source expression with which a Content-Security-Policy allows exactly this inline script or style sheet."""
-    return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")
 
 
 def _title(selection: Selection) -> str:

@@ -10,9 +10,9 @@ from larf_curate.conversation.answers import answer
 from larf_curate.errors import ConversationError
 from larf_curate.review.records.escaping import overrides_direction
 from larf_curate.review.records.evidence import MAX_EXEMPLAR_CHARACTERS, is_number
-from larf_curate.review.records.exemplar_texts import exemplar_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.record import OVERRIDE_WARNING, Turn, shown_turns
+from larf_curate.scoring.exemplar_texts import exemplar_texts
 from larf_curate.scoring.selection import Selection
 from larf_curate.signals.words import in_words
 
