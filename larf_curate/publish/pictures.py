@@ -54,14 +54,8 @@ def _score_histogram(kept_rows: KeptRows) -> Picture:
     counts = [np.histogram(values, bins=edges)[0] for values in scores]
     threshold = kept_rows.selection.get("threshold")
     with _drawing() as (axes, png):
-        axes.hist(
-            [edges[:-1]] * 2,
-            list(edges),
-            weights=counts,
-            stacked=True,
-            color=[PUBLISHED, EXCLUDED],
-            label=["published", "not published"],
-        )
+        axes.stairs(counts[0] + counts[1], edges, fill=True, color=EXCLUDED, label="not published")
+        axes.stairs(counts[0], edges, fill=True, color=PUBLISHED, label="published")
         if isinstance(threshold, int | float):
             axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--", label=f"threshold {threshold:.3g}")
         axes.set(xlabel=SCORE, ylabel="rows")
