@@ -28,6 +28,7 @@ from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
 from larf_curate.review.files.cells import escape, escape_id, from_ooxml, to_ooxml, unescape, unescape_id
 from larf_curate.review.files.label_studio import CONFIG
 from larf_curate.review.files.line import COLUMNS, DIGEST, ROW
+from tests.fixtures.long import at_length
 from tests.fixtures.review_rows import questions, selection
 
 ENDINGS = (".csv", ".jsonl", ".parquet", ".xlsx")
@@ -547,6 +548,7 @@ def typed(text):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@at_length
 @pytest.mark.skipif(not shutil.which("soffice"), reason="needs LibreOffice")
 def test_a_thousand_odd_rows_come_back_from_libreoffice(tmp_path):
     """Export, decide, convert as LibreOffice saves, import: every decision and corrected answer is as it was typed."""
