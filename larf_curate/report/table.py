@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from markupsafe import Markup
 
-from larf_curate.columns import DECISION, GUARD, ROW_ID, source_columns
+from larf_curate.columns import DECISION, GUARD, INDEX, ROW_ID, source_columns
 from larf_curate.conversation.display import display_turns
 from larf_curate.conversation.schemas import Row
 from larf_curate.errors import ConversationError
@@ -26,7 +26,7 @@ MAX_VALUES, OTHER = 50, "other"
 """Maximum number of values that a filter has, and the name of all further ones."""
 AXES = ("erosion", "compliance", "harmful")
 """Signals of the plot of the axes: horizontal, vertical, and colour is the score."""
-_READ = (ROW_ID, "larf_score", "larf_status", "larf_flagged", "larf_signals", "larf_neighbors", GUARD, DECISION)
+_READ = (ROW_ID, INDEX, "larf_score", "larf_status", "larf_flagged", "larf_signals", "larf_neighbors", GUARD, DECISION)
 _BATCH = 100
 # In a script element, "</script>" or "<!--" would end it; the others are line breaks to old parsers of scripts.
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -37,7 +37,8 @@ class TableRow:
     """A row of the table.
 
     Args:
-        position: 0-based index of the row in the dataset.
+        position: 0-based index of the row in the report's rows.
+        index: Its 0-based index in the scored dataset, which the table shows; `position` before selection.
         row_id: Its ``larf_row_id``; None before selection.
         score: Its score; None without one.
         flagged: Whether a selection flagged it.
@@ -49,6 +50,7 @@ class TableRow:
     """
 
     position: int
+    index: int
     row_id: str | None
     score: float | None
     flagged: bool
@@ -90,6 +92,7 @@ def _row(row: Row, position: int, columns: Mapping[str, str] | None) -> TableRow
     request, answer = _texts({name: row[name] for name in source_columns(row)}, columns)
     return TableRow(
         position=position,
+        index=row.get(INDEX, position),
         row_id=row.get(ROW_ID) and str(visible(str(row[ROW_ID]))),
         score=float(score) if known else None,
         flagged=bool(row.get("larf_flagged")),
@@ -145,7 +148,7 @@ def table_json(rows: Sequence[TableRow]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for row in rows for name in row.labels))
     values = {name: _values([row.labels.get(name) for row in rows]) for name in names}
     return {
-        "position": [row.position for row in rows],
+        "row": [row.index for row in rows],
         "id": [row.row_id for row in rows],
         "score": [row.score for row in rows],
         "flagged": [int(row.flagged) for row in rows],

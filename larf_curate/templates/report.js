@@ -101,13 +101,13 @@ function chosenFilters() {
 
 /** Values by which the table is sorted. */
 function sortValues() {
-  const columns = { row: table.position, score: table.score, guard: table.guard };
+  const columns = { row: table.row, score: table.score, guard: table.guard };
   return columns[state.sort] ?? table.labels[state.sort];
 }
 
 function compare(values, first, second) {
   const [a, b] = [values[first], values[second]];
-  if (a === b) return table.position[first] - table.position[second];
+  if (a === b) return table.row[first] - table.row[second];
   if (a === null || b === null) return a === null ? 1 : -1;
   return (a < b ? -1 : 1) * (state.falling ? -1 : 1);
 }
@@ -117,7 +117,7 @@ function update() {
   const words = element("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const filters = chosenFilters();
   const values = sortValues();
-  state.shown = table.position.map((_, row) => row).filter((row) => matches(row, words, filters));
+  state.shown = table.row.map((_, row) => row).filter((row) => matches(row, words, filters));
   state.shown.sort((first, second) => compare(values, first, second));
   state.page = 0;
   showPage();
@@ -143,7 +143,7 @@ function tableRow(row) {
     made("td", flagged ? "flagged" : "kept", flagged ? "mark flagged" : "mark"),
     textCell(row),
     labelsCell(row),
-    made("td", count(table.position[row]), "number"),
+    made("td", count(table.row[row]), "number"),
   );
   return created;
 }

@@ -20,7 +20,7 @@ from larf_curate.report.excerpts import visible
 from larf_curate.report.points import axes_plot, state_map
 from larf_curate.report.sampling import score_sample, table_sample
 from larf_curate.report.statistics import read_statistics
-from larf_curate.report.table import TEXT_BYTES, embedded_json, read_table
+from larf_curate.report.table import TEXT_BYTES, embedded_json, read_table, table_json
 from larf_curate.report.thresholds import RankTable
 from larf_curate.review import Decision, Decisions
 from larf_curate.scoring.selection import select
@@ -155,6 +155,13 @@ def test_the_map_shows_the_states_and_their_scores(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match="umap is required but not installed"):
         state_map(order, sample, statistics.scores, profile=None, texts={}, projection="umap")
+
+
+def test_the_table_shows_the_index_of_a_row_in_the_scored_dataset():
+    rows = Dataset.from_list(mixed_rows(4))
+    assert table_json(read_table(rows, np.array([2, 0])))["row"] == [2, 0]
+    selected = rows.add_column("larf_index", [7, 5, 3, 1])
+    assert table_json(read_table(selected, np.array([2, 0])))["row"] == [3, 7]
 
 
 def test_the_map_is_drawn_by_umap_if_it_is_installed(monkeypatch):
