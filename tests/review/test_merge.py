@@ -72,9 +72,10 @@ def test_answers_about_an_earlier_text_are_stale_and_outvoted_by_one_about_this(
     assert (result.decision, result.annotators) == ("keep", ("bob",))
 
 
-def test_an_edit_needs_one_text():
+def test_an_edit_needs_one_text(caplog):
     empty, blank = judgement("ann", "edit", corrected_answer=None), judgement("bob", "edit", corrected_answer=" \n")
     assert decide("majority", empty, blank).status == "pending"
+    assert "an edit without a corrected answer leaves it pending" in caplog.text
     full = judgement("cem", "edit", corrected_answer="better")
     assert decide("majority", empty, full).corrected_answer == "better"
     other = judgement("dee", "edit", corrected_answer="different")

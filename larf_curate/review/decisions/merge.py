@@ -4,6 +4,7 @@ Rules: ``majority`` (most votes; a tie is a conflict), ``unanimous`` (any dissen
 annotator decides; if NAME has not answered, the others must be unanimous).
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from larf_curate.errors import InputError
 from larf_curate.review.argilla.settings import SEVERITIES
 from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,10 @@ def _decide(record: ReviewedRecord, rule: MergeRule) -> tuple[str, Sequence[Judg
     answers = {j.corrected_answer for j in deciding if (j.corrected_answer or "").strip()}
     if len(answers) > 1:
         return "conflict", ()
-    return ("decided", [j for j in deciding if j.corrected_answer in answers]) if answers else ("pending", ())
+    if not answers:
+        logger.warning("row %s: an edit without a corrected answer leaves it pending: write one", record.row_id)
+        return "pending", ()
+    return "decided", [j for j in deciding if j.corrected_answer in answers]
 
 
 def _most_frequent(values: Sequence[str]) -> str | None:
