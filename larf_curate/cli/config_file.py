@@ -71,7 +71,10 @@ def read_config(path: Path) -> Config:
     for name, section in SECTIONS.items():
         if name in entries or not section.optional:
             sections[name] = _section(file, name, entries.get(name, Entry(value=None, line=1)), section)
-    if not set(RULES) & set(sections["select"]):
+    rules = [name for name in RULES if name in sections["select"]]
+    if len(rules) > 1:
+        raise file.error(entries["select"].line, f"select: wanted one of {', '.join(RULES)}, got {' and '.join(rules)}")
+    if not rules:
         sections["select"]["top-ratio"] = default_rule()
     return Config(
         path=path,

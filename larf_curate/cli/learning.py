@@ -9,7 +9,7 @@ import click
 
 from larf_curate.cli.options import FOLDER, READ_FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
-from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
+from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
 from larf_curate.errors import InputError
 from larf_curate.remote import is_url
 from larf_curate.review.strategies import STRATEGIES
@@ -33,13 +33,7 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=READ_FOLDER,
             help="Profile that scored the rows, if this machine does not have it; its references are learned from.",
         ),
-        click.option(
-            "--merge",
-            default="majority",
-            show_default=True,
-            metavar="RULE",
-            help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
-        ),
+        merge_option,
     )
     for option in reversed(options):  # decorators apply from the inside out
         command = option(command)

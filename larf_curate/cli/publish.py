@@ -18,10 +18,25 @@ if TYPE_CHECKING:
 CARD_LINES = 40  # of the card in a dry run
 
 
+def _read_destination(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Click callback: check that a text names a Hub dataset or a folder, whether or not that exists."""
+    from larf_curate.publish import check_destination  # datasets takes a second to import: not for --help
+
+    try:
+        check_destination(value)
+    except PublishError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value
+
+
 @click.command()
 @click.argument("decisions", type=EXISTING_FOLDER)
 @click.option(
-    "--to", required=True, metavar="ORG/NAME|FOLDER", help="Hub dataset, or a folder that begins with ./ or /."
+    "--to",
+    required=True,
+    metavar="ORG/NAME|FOLDER",
+    callback=_read_destination,
+    help="Hub dataset, or a folder that begins with ./ or /.",
 )
 @click.option(
     "--columns",
@@ -73,13 +88,8 @@ def publish(
     larf-curate publish decisions/ --to my-org/curated --tag v1
     larf-curate publish decisions/ --to ./curated
     """
-    from larf_curate.publish import check_destination  # datasets takes a second to import: not for --help
-    from larf_curate.publish import publish as publish_rows
+    from larf_curate.publish import publish as publish_rows  # datasets takes a second to import: not for --help
 
-    try:
-        check_destination(to)
-    except PublishError as error:
-        raise click.BadParameter(str(error), param_hint="--to") from error
     publication = publish_rows(
         decisions,
         to,

@@ -178,3 +178,25 @@ def _record_file(name: str) -> Path:
     from larf_curate.files import data_folder
 
     return data_folder("queues") / f"{name}.json"
+
+
+def _read_merge(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Click callback: check the name of a rule."""
+    from larf_curate.review.decisions.merge import MergeRule  # Argilla's client takes a second to import
+
+    try:
+        MergeRule.parse(value)
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value
+
+
+merge_option = click.option(
+    "--merge",
+    default="majority",
+    show_default=True,
+    metavar="RULE",
+    callback=_read_merge,
+    help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
+)
+"""Option that names the rule of `MergeRule`."""

@@ -9,7 +9,7 @@ import click
 from larf_curate.cli import learning, review_files, server
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
-from larf_curate.cli.queues import QueueAddress, queue_options, remember, remembered
+from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
 from larf_curate.remote import public_name
 
 if TYPE_CHECKING:
@@ -113,13 +113,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
 @review.command()
 @click.argument("selection", metavar="[SEL]", type=READ_FOLDER, required=False)
 @click.option("-o", "--output", metavar="DEC", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
-@click.option(
-    "--merge",
-    default="majority",
-    show_default=True,
-    metavar="RULE",
-    help="How several answers are merged: majority, unanimous or arbiter:USERNAME.",
-)
+@merge_option
 @queue_options
 @no_verify_option
 @json_option

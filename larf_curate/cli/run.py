@@ -87,6 +87,7 @@ class Run:
         Raises:
             InputError: If a step would overwrite results that are costly or people's.
         """
+        self._check_dataset(chosen)
         for step in chosen:  # before the first one costs anything
             self.progress.check(step)
         try:
@@ -96,6 +97,18 @@ class Run:
                 echo_json({"output": str(self.config.output), "steps": self.results, "next": self.next})
         if self.next and not self.as_json:
             click.echo(f"Next: {self.next}")
+
+    def _check_dataset(self, chosen: list[Step]) -> None:
+        """Refuse a dataset that is not there before a profile is built for it."""
+        if "score" not in [step.name for step in chosen]:
+            return
+        from larf_curate.data.sources import check_there  # datasets takes a second to import: not for --help
+
+        try:
+            for name in self.config.dataset:
+                check_there(name)
+        except InputError as error:
+            raise InputError(f"{self.config.path}: dataset: {error}") from error
 
     def _do_each(self, chosen: list[Step]) -> None:
         pending = False
@@ -196,8 +209,9 @@ def _naming(step: Step, config: Config) -> Iterator[None]:
         yield
     except click.UsageError as error:
         raise InputError(f"{config.path}: {step.name}: {error.format_message()}") from error
-    except Exception:
-        click.echo(f"{step.name} failed; complete steps stay in {config.output}, and the next run goes on", err=True)
+    except (Exception, KeyboardInterrupt) as error:
+        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        click.echo(f"{step.name} {ended}; complete steps stay in {config.output}, and the next run goes on", err=True)
         raise
 
 

@@ -144,6 +144,16 @@ def open_source(
     return replace(_source(parts, limit, description), mapped=mapped)
 
 
+def check_there(name: str) -> None:
+    """Check that a dataset on this machine is there, without reading it; a URL or Hub id is not looked for.
+
+    Raises:
+        InputError: If a file, folder or glob names nothing.
+    """
+    if not is_url(name) and _is_local(name) and not Path(name).exists():
+        _matches(name)
+
+
 def local_source(name: str) -> str:
     """The name of a copy of what a URL names, as an argument of `open_source`; other names are returned unchanged.
 

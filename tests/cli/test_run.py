@@ -82,6 +82,9 @@ WRONG = {
     "list for a number": ("score: {limit: [1, 2]}", "score.limit: wanted an integer from 1, got a list"),
     "the option's own check": ("score: {columns: a}", "score.columns: wanted role=column pairs, for example user="),
     "until": ("review: {until: later}", "review.until: wanted decided or a number of rows, got 'later'"),
+    "no destination": ("publish: {to: out}", "line 3: publish.to: wanted org/name, or a folder"),
+    "no rule of merging": ("review: {merge: most}", "line 3: review.merge: no merge rule 'most': use majority, unani"),
+    "two rules": ("select: {top-k: 5, threshold: 1}", "line 3: select: wanted one of top-ratio, top-k, threshold, pe"),
     "missing": ("publish:", "line 3: wanted publish.to, got none: Hub dataset, or a folder"),
     "set by run": ("score: {output: x}", "score.output is set by larf-curate run, not in the file: remove it"),
     "section of another kind": ("score: 5", "wanted keys and values in score, got '5': write one a line"),
@@ -274,13 +277,16 @@ def test_complete_steps_stay_changed_ones_are_done_again_and_a_failure_keeps_wha
 
 
 def test_wrong_usage_of_a_step_names_the_file_and_the_step(tiny_llama):
-    settings(tiny_llama, select={"top-k": 4, "top-ratio": 0.1})
-    Path("out/scored").mkdir(parents=True)
-    Path("out/profile").mkdir()
-    config = read_config(Path("larf.yaml"))
-    run = run_module.Run(config=config, context=click.Context(main), as_json=True, dry_run=False)
-    with pytest.raises(InputError, match="larf.yaml: select: wanted exactly one of --top-ratio, .* got 2"):
-        run.do([step for step in steps(config) if step.name == "select"])
+    settings(tiny_llama, profile={"unsafe": "unsafe.jsonl"})
+    assert "larf.yaml: profile: --unsafe" in error("run")
+
+
+@pytest.mark.parametrize("name", ["rowz.jsonl", "./nothing", "part-*.parquet"])
+def test_a_dataset_that_is_not_there_is_refused_before_a_profile_is_built(name, tiny_llama):
+    settings(tiny_llama, dataset=["rows.jsonl", name])
+    for options in (["--dry-run"], []):
+        assert f"larf.yaml: dataset: no files match {name}: give a file" in error("run", *options)
+    assert not Path("out").exists()
 
 
 def test_a_damaged_record_is_refused_with_what_to_do(tiny_llama):
