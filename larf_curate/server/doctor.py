@@ -129,7 +129,7 @@ def _credentials(home: ServerHome) -> Check:
             f"{path} cannot be read",
             "stop the server and remove the file: the next start creates new ones",
         )
-    return Check(name, True, f"{len(accounts)} accounts in {path}, mode 0600")
+    return Check(name, True, f"{len(accounts)} {'account' if len(accounts) == 1 else 'accounts'} in {path}, mode 0600")
 
 
 def _process(home: ServerHome) -> Check:
