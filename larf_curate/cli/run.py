@@ -32,7 +32,7 @@ POLL_SECONDS = 15
 
 @click.command()
 @click.argument(
-    "settings", metavar="FILE", default="larf.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "settings", metavar="[FILE]", default="larf.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--until", type=click.Choice(STEPS), help="Last step to do.  [default: the last one in FILE]")
 @click.option(
