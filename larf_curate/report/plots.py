@@ -7,6 +7,7 @@ that the same SVG works in light and dark mode.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,12 +159,16 @@ class Plot:
             figure = Figure(figsize=(4.6, 2.7), layout="constrained")
             axes = figure.subplots()
             self.draw(axes, look)
-            axes.set_xlabel(self.xlabel)
-            axes.set_ylabel(self.ylabel)
+            # Labels may be names of folders, with dollar signs and control characters.
+            axes.set_xlabel(str(visible(self.xlabel)), parse_math=False)
+            axes.set_ylabel(str(visible(self.ylabel)), parse_math=False)
             if look is FILE:
                 figure.set_facecolor("white")
             metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(stream, format=suffix, dpi=200, metadata=metadata)
+            with warnings.catch_warnings():
+                # Matplotlib's fonts lack many scripts; in SVG, text stays text, for which others have a font.
+                warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+                figure.savefig(stream, format=suffix, dpi=200, metadata=metadata)
 
 
 def score_histogram(statistics: Statistics, threshold: float | None) -> Plot:

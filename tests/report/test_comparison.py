@@ -1,5 +1,6 @@
 """Comparison of two scored datasets."""
 
+import re
 import shutil
 
 import numpy as np
@@ -127,3 +128,12 @@ def test_in_a_browser_a_comparison_of_hostile_rows_runs_and_loads_nothing(tmp_pa
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         browser.close()
     assert events == [path.as_uri()]
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$", "$x^$", "b\x01c"])
+def test_names_of_folders_are_no_formulas_and_their_control_characters_are_seen(tmp_path, name):
+    two_folders(tmp_path)
+    folder = (tmp_path / "one").rename(tmp_path / name)
+    page = write_comparison(folder, tmp_path / "two", tmp_path / "c.html").read_text(encoding="utf-8")
+    labels = [text for text in re.findall("<text[^>]*>([^<]*)</text>", page) if text.startswith("score, ")]
+    assert labels == [f"score, {folder.name}".replace("\x01", "\N{SYMBOL FOR START OF HEADING}"), "score, two"]
