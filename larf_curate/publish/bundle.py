@@ -237,7 +237,9 @@ def _croissant(contents: Contents, card: str, *, name: str) -> bytes:
 def _diff(contents: Contents, current: DestinationState) -> RowDiff:
     """Compare the kept rows with those that are published."""
     opener, folder = current.open_file, f"{contents.shards.folder}/"
-    paths = [path for path in sorted(published_files(current.provenance)) if path in current.files] if opener else []
+    recorded, files = published_files(current.provenance), current.files
+    paths = [path for path in sorted(recorded) if path in files and _is_published(files[path], recorded[path])]
+    paths = paths if opener else []
     published = (opener(path) for path in paths if path.startswith(folder)) if opener else ()
     return compare_rows(published, (nullcontext(path) for path in contents.shards.files.values()))
 

@@ -132,6 +132,15 @@ def test_rows_without_ids_are_counted_as_often_as_they_occur(decisions, tmp_path
     assert found == RowDiff(added=2, removed=2, changed=0, unchanged=7, by="content")
 
 
+def test_a_published_file_that_somebody_replaced_is_not_compared(decisions, tmp_path):
+    publish(decisions, tmp_path / "curated")
+    (path,) = (tmp_path / "curated" / "data").iterdir()
+    path.write_bytes(b"no Parquet")
+    found = publish(decisions, tmp_path / "curated", replace=True, diff=True)
+    assert found.diff == RowDiff(added=9, removed=0, changed=0, unchanged=0, by="larf_row_id")
+    assert found.replaced == (path.relative_to(tmp_path / "curated").as_posix(),)
+
+
 def test_the_command_shows_the_difference_and_publishes_to_a_branch_with_a_tag(hub, decisions, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     shown = CliRunner().invoke(publish_command, [str(decisions), "--to", REPO, "--diff"])
