@@ -21,7 +21,7 @@ from larf_curate.data.tables import no_progress_bars, read_column, shard_names, 
 from larf_curate.errors import InputError
 from larf_curate.manifests import PLAN, SCORED, VERSION, ScoredManifest, check_shards, read_manifest, shard_record
 from larf_curate.records import seal, write_sealed
-from larf_curate.remote import is_url, local_copy, naming_urls, public_name
+from larf_curate.remote import is_url, local_copy, naming_urls
 from larf_curate.version import __version__
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ class Scored:
             rows = load_from_disk(str(folder))
         except (DatasetsError, pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"cannot read {folder}: {first_line(error)}; save the dataset again") from error
-        return cls.of(rows, profile, source=public_name(folder))
+        # As for files, the name alone: ids of rows must not depend on where a command is run.
+        return cls.of(rows, profile, source=Path(folder).resolve().name)
 
     @classmethod
     @naming_urls()

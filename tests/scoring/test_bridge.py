@@ -110,3 +110,10 @@ def test_a_profile_prints_as_a_few_lines_without_a_text_of_its_references(profil
     texts = [value for row in six_pairs().unsafe for value in row.values() if isinstance(value, str)]
     assert texts
     assert not any(text in repr(profile) + repr(six_pairs()) for text in texts)
+
+
+def test_ids_of_saved_rows_do_not_depend_on_where_the_command_is_run(profile, mapped, tmp_path, monkeypatch):
+    mapped.save_to_disk(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    found = [Scored.open(name, profile).source_id for name in ("saved", tmp_path / "saved", "./saved/../saved")]
+    assert found == ['{"columns": null, "dataset": "saved"}'] * 3
