@@ -71,9 +71,9 @@ def read_config(path: Path) -> Config:
     for name, section in SECTIONS.items():
         if name in entries or not section.optional:
             sections[name] = _section(file, name, entries.get(name, Entry(value=None, line=1)), section)
-    rules = [name for name in RULES if name in sections["select"]]
+    rules = [rule for rule in RULES if rule in sections["select"]]
     if len(rules) > 1:
-        raise file.error(entries["select"].line, f"select: wanted one of {', '.join(RULES)}, got {' and '.join(rules)}")
+        raise file.error(entries["select"].line, f"wanted one rule in select, got {', '.join(rules)}: keep one")
     if not rules:
         sections["select"]["top-ratio"] = default_rule()
     return Config(
@@ -174,7 +174,7 @@ def _is_default(setting: Setting, option: click.Option) -> bool:
     """Whether a setting is what the option would be without it."""
     if option.is_flag and not option.secondary_opts:
         return setting.texts == ("false",)
-    return not option.required and setting.value == str(option.default)
+    return not (option.required or option.default is None) and setting.value == str(option.default)
 
 
 def _texts(entry: Entry, option: click.Option) -> tuple[str, ...]:
@@ -185,6 +185,8 @@ def _texts(entry: Entry, option: click.Option) -> tuple[str, ...]:
     if isinstance(value, dict):
         if not all(isinstance(part.value, str) for part in value.values()):
             raise ValueError(f"wanted one value for each key, got {_shown(value)}")
+        if divided := [part.value for part in value.values() if "," in str(part.value)]:
+            raise ValueError(f"wanted values without a comma, got {_shown(divided[0])}: rename the column")
         value = tuple(f"{key}={part.value}" for key, part in value.items())
     parts = value or ()
     if not option.multiple and (option in ROOT.own or option.type is not click.STRING):

@@ -18,7 +18,7 @@ from larf_curate.cli.queues import QueueAddress
 from larf_curate.cli.review import pull
 from larf_curate.cli.review import status as status_command
 from larf_curate.cli.sections import UNTIL, read_until
-from larf_curate.cli.steps import RECORD, Progress, Step, steps
+from larf_curate.cli.steps import RECORD, Progress, Step, digests, steps
 from larf_curate.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,11 +131,12 @@ class Run:
         self.progress.check(step)  # again, since earlier steps have written the files that it reads
         if not self.as_json:
             click.echo(f"{step.name}: {visible(step.line)}")
+        read = digests(step.read())
         with _naming(step, self.config):
             self.results[step.name] = {"state": "failed"}
             self.results[step.name] |= self._invoke(step)
             self.results[step.name]["state"] = "done"
-            self.progress.add(step)
+            self.progress.add(step, read)
             if step.name == "review":
                 self._review(step)
 

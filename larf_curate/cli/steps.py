@@ -2,7 +2,7 @@
 
 import glob
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from larf_curate.errors import InputError
 from larf_curate.files import sampled_digest, sha256
 from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, read_manifest
 from larf_curate.records import STRICT, read_sealed, write_sealed
-from larf_curate.remote import is_url, public_name
+from larf_curate.remote import is_url, is_within, public_name
 from larf_curate.verification import is_unchanged
 
 RECORD = "run.json"
@@ -59,6 +59,7 @@ class Step:
         settings: What was chosen, for comparison with an earlier run.
         inputs: Files that earlier steps write last.
         names: Names that may be files of the user.
+        plots: Folders of the user's that it writes to.
         result: The file that it writes last; None if running it again does no harm.
     """
 
@@ -69,6 +70,7 @@ class Step:
     settings: dict[str, str]
     inputs: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
+    plots: tuple[str, ...] = ()
     result: Path | None = None
 
     @property
@@ -76,7 +78,7 @@ class Step:
         """The command line, without credentials."""
         return shlex.join(["larf-curate", *self.words, *(_public(part) for part in self.arguments)])
 
-    def files(self) -> list[Path]:
+    def read(self) -> list[Path]:
         """The files that the step reads and that are on this machine."""
         found: list[Path] = []
         for name in self.names:
@@ -84,14 +86,26 @@ class Step:
                 found += _files(Path(name)) or sorted(path for path in _glob(name) if path.is_file())
         return [*self.inputs, *found]
 
+    def written(self) -> list[Path]:
+        """The files that the step has written into folders of the user's."""
+        return [path for name in self.plots for path in _files(Path(name))]
+
 
 def steps(config: Config) -> list[Step]:
-    """The steps that the settings ask for, in order."""
+    """The steps that the settings ask for, in order.
+
+    Raises:
+        InputError: If the output is in a folder that is read.
+    """
+    _check_output(config)
     out, given = config.output, config.sections
     profile, scored, selection, decisions = (
         str(out / name) for name in ("profile", "scored", "selection", "decisions")
     )
     tokens = ("--profile", profile) if "tokens" in given["select"] else ()
+    compared = "against" in given["report"]  # which takes no profile
+    form = given["report"].get("format")
+    report = out / f"report.{form.texts[0] if form else 'html'}"
     plan = [
         _step("profile", given, (config.model,), "-o", profile, inputs=(), result=out / PROFILE),
         _step(
@@ -105,9 +119,9 @@ def steps(config: Config) -> list[Step]:
             result=out / SELECTED,
         ),
         _step(
-            *("report", given, (selection,), "--profile", profile, "-o", str(out / "report.html")),
+            *("report", given, (selection,), *(() if compared else ("--profile", profile)), "-o", str(report)),
             inputs=(out / SELECTED,),
-            result=out / "report.html",
+            result=report,
         ),
     ]
     if "review" in given:
@@ -115,6 +129,13 @@ def steps(config: Config) -> list[Step]:
     if "publish" in given:
         plan.append(_step("publish", given, (decisions if "review" in given else selection,)))
     return plan
+
+
+def _check_output(config: Config) -> None:
+    """Check that results are not written into a folder that is read, of which they would become a part."""
+    for name in (config.model, *config.dataset):
+        if name and not is_url(name) and _is_folder(name) and is_within(config.output, name):
+            raise InputError(f"{config.path}: output {config.output} is in {name}, which is read: give another folder")
 
 
 def _step(
@@ -139,6 +160,7 @@ def _step(
         settings={"": " ".join(map(_public, names))} | {key: _public(given.value) for key, given in chosen.items()},
         inputs=inputs,
         names=(*names, *_paths(section, chosen)) if result else (),
+        plots=chosen["plots"].texts if "plots" in chosen else (),
         result=result,
     )
 
@@ -158,7 +180,9 @@ class Progress:
         record = self._read().get(step.name)
         if record is None or step.result is None or not step.result.exists():
             return False
-        return not self.changes(step) and is_unchanged(step.result, record["result"])
+        if self.changes(step) or not is_unchanged(step.result, record["result"]):
+            return False
+        return all(path.is_file() for path in _shards_of(step.result))
 
     def changes(self, step: Step) -> list[str]:
         """What differs from the completed step of this name: settings with both values, and files."""
@@ -167,7 +191,7 @@ class Progress:
         old, new = record["settings"], step.settings
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         settings = [f"{key or 'name'} {old.get(key, 'default')}, now {new.get(key, 'default')}" for key in changed]
-        present = {str(path): path for path in step.files()}
+        present = {str(path): path for path in (*step.read(), *step.written())}
         names = [name for name in {**record["files"], **present} if not _is_same(name, record["files"])]
         return settings + [f"changed: {name}" for name in names]
 
@@ -192,11 +216,16 @@ class Progress:
                 f"settings, move {decisions} elsewhere (the server keeps the decisions), or give another output"
             )
 
-    def add(self, step: Step) -> None:
-        """Record that a step is complete."""
+    def add(self, step: Step, read: Mapping[str, str]) -> None:
+        """Record that a step is complete.
+
+        Args:
+            step: The step.
+            read: Digests of the files that it read, from before it began: a file may change while rows are scored.
+        """
         if step.result is None:
             return
-        files = {str(path): _digest(path) for path in step.files()}
+        files = {**read, **digests(step.written())}
         record = {"settings": step.settings, "files": files, "result": sha256(step.result)}
         write_sealed(self.folder / RECORD, {"steps": {**self._read(), step.name: record}})
 
@@ -246,10 +275,18 @@ class Progress:
         return read_sealed(path, RunRecord, remedy="remove it, then the steps are done again")["steps"]
 
 
+def _shards_of(result: Path) -> Iterator[Path]:
+    """The shards that a result lists; none if it is no manifest."""
+    kinds = [kind for kind in (SCORED, SELECTION) if kind.file == result.name]
+    for kind in kinds:
+        manifest: Mapping[str, Any] = read_manifest(result.parent, kind)
+        yield from (result.parent / shard["file"] for shard in manifest["shards"])
+
+
 def _paths(section: str, settings: Settings) -> list[str]:
     """Values that may be paths of files that are read."""
     options = SECTIONS[section].options
-    keys = [key for key in settings if key in PATHS or isinstance(options[key].type, click.Path)]
+    keys = [key for key in settings if key in PATHS or isinstance(options[key].type, click.Path) and key != "plots"]
     return [text for key in keys for text in settings[key].texts]
 
 
@@ -274,8 +311,20 @@ def _files(path: Path) -> list[Path]:
         return []
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # a value that cannot be a path
+        return False
+
+
 def _glob(name: str) -> list[Path]:
     return [Path(each) for each in glob.glob(name, recursive=True)] if glob.has_magic(name) else []
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Digests of those of some files that are there, by path."""
+    return {str(path): _digest(path) for path in paths if path.is_file()}
 
 
 def _digest(path: Path) -> str:

@@ -99,6 +99,14 @@ WRONG = {
     "NUL": (r'output: "a\0b"', r"wanted text, got the character '\x00': remove it"),
     "surrogate": (r'output: "a\ud800b"', r"wanted text, got the character '\ud800': remove it"),
     "no YAML": ("score: [", "line 4: wanted YAML, got expected the node content, but found '<stream end>'"),
+    "two rules": (
+        "select:\n  top-k: 5\n  threshold: 1",
+        "line 3: wanted one rule in select, got top-k, threshold: keep one",
+    ),
+    "comma": (
+        "score: {columns: {user: 'a,system=b'}}",
+        "score.columns: wanted values without a comma, got 'a,system=b'",
+    ),
     "deep": ("score: " + "[" * 5000, "wanted YAML, got"),
     "deep mappings": ("score: {limit: {a: {b: c}}}", "line 3: wanted one value, got a list or mapping in another"),
     "list in a list": ("score: {signals: [[a]]}", "line 3: wanted one value, got a list or mapping in another"),
@@ -352,3 +360,57 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
         **dict.fromkeys(("profile", "score", "select", "report", "review", "pull"), "done"),
     }
     assert json.loads(Path("out/decisions/decisions.json").read_text())["counts"]["unflagged"] == 20
+
+
+def test_results_are_not_written_into_a_folder_that_is_read(tiny_llama):
+    settings(tiny_llama, dataset=".")
+    assert error("run") == "Error: larf.yaml: output out is in ., which is read: give another folder"
+    settings(tiny_llama, output=f"{tiny_llama}/out")
+    assert "which is read" in error("run", "--dry-run")
+    assert not Path("out").exists()
+
+
+def test_the_report_has_the_ending_of_its_format_and_a_comparison_gets_no_profile(tiny_llama):
+    settings(tiny_llama, report={"format": "md"})
+    report = steps(read_config(Path("larf.yaml")))[3]
+    assert report.line.endswith("--profile out/profile -o out/report.md --format=md out/selection")
+    assert report.result == Path("out/report.md")
+    Path("elsewhere").mkdir()
+    settings(tiny_llama, report={"against": "elsewhere"})
+    assert steps(read_config(Path("larf.yaml")))[3].line == (
+        "larf-curate report -o out/report.html --against=elsewhere out/selection"
+    )
+
+
+@pytest.mark.slow
+def test_files_that_change_during_a_step_and_shards_that_are_gone_are_noticed(tiny_llama, monkeypatch):
+    settings(tiny_llama, report={"plots": "plots"})
+    invoke = run_module.Run._invoke
+
+    def changing(self, step):
+        printed = invoke(self, step)
+        if step.name == "score":
+            with Path("rows.jsonl").open("a") as file:
+                file.write(json.dumps(ROWS[0]) + "\n")
+        return printed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module.Run, "_invoke", changing)
+        assert set(states().values()) == {"done"}
+    assert states("--dry-run")["score"] == "to do"
+    rows = Path("rows.jsonl").read_text().splitlines(keepends=True)
+    Path("rows.jsonl").write_text("".join(rows[:-1]))
+    assert set(states().values()) == {"complete"}
+    # A shard that is gone is made again, and so are plots.
+    (shard,) = Path("out/selection/kept").glob("*.parquet")
+    shard.unlink()
+    assert states()["select"] == "done"
+    assert shard.exists()
+    (shard,) = Path("out/scored").glob("*.parquet")
+    shard.unlink()
+    assert states()["score"] == "done"
+    assert shard.exists()
+    Path("plots/histogram.png").unlink()
+    assert states()["report"] == "done"
+    assert Path("plots/histogram.png").exists()
+    assert set(states().values()) == {"complete"}
