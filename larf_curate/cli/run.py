@@ -169,13 +169,13 @@ class Run:
                 told = state.done
                 time.sleep(POLL_SECONDS)
                 state = queue.status()
+            if _is_decided(state, wanted):
+                self.progress.check_none_lost(queue)
         self.results[step.name] |= {"decided": state.done, "rows": state.rows, "url": state.url}
         if not _is_decided(state, wanted):
             self.results[step.name]["state"] = "waiting"
             again = shlex.join(["larf-curate", "run", str(self.config.path)])
             self.next = visible(f"review at {state.url} ({state.done} of {state.rows} rows decided), then {again}")
-            return
-        self.progress.check_not_fewer(state.done + state.grouped)
 
     def _say(self, step: Step, state: str) -> None:
         """Tell of a step that is not done now."""

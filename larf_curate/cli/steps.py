@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from typing_extensions import TypedDict
@@ -18,6 +18,9 @@ from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, read_manif
 from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.remote import is_url, is_within, public_name
 from larf_curate.verification import is_unchanged
+
+if TYPE_CHECKING:
+    from larf_curate.review import ReviewQueue
 
 RECORD = "run.json"
 """Name of the file that records the settings and inputs of the steps that are complete."""
@@ -247,25 +250,26 @@ class Progress:
             )
         return pulled["merge"] == merge and not pulled["counts"]["withheld"]
 
-    def check_not_fewer(self, decided: int) -> None:
-        """Check that the queue has not lost decisions that were pulled before.
-
-        Args:
-            decided: Number of rows that are decided now.
+    def check_none_lost(self, queue: "ReviewQueue") -> None:
+        """Check that a queue has all decisions that were pulled before.
 
         Raises:
-            InputError: If it has, for example since another server is used.
+            InputError: If it has not, for example since it was deleted and pushed again, or another server is used.
         """
-        folder = self.folder / "decisions"
+        from larf_curate.review import Decisions
+
         if not (self.folder / DECIDED).exists():
             return
-        counts = read_manifest(folder, DECISIONS)["counts"]
-        reviewed = sum(counts.get(name, 0) for name in ("kept", "removed", "unsure", "conflict"))
-        before = reviewed - counts.get("unflagged", 0)
-        if decided < before:
+        folder = self.folder / "decisions"
+        earlier = Decisions.load(folder)
+        before, now = (
+            {row.row_id for row in each.rows if row.status in ("decided", "conflict")}
+            for each in (earlier, queue.pull(merge=earlier.merge))  # by the same rule
+        )
+        if lost := before - now:
             raise InputError(
-                f"the queue has {decided} decided rows, and {folder} holds {before}: use the server and queue with "
-                f"these decisions, or move {folder} elsewhere"
+                f"the queue has {len(now)} decided rows, and {folder} holds {len(before)}, of which it lacks "
+                f"{len(lost)}: use the server and queue with these decisions, or move {folder} elsewhere"
             )
 
     def _read(self) -> dict[str, StepRecord]:

@@ -348,6 +348,10 @@ def test_the_loop_pauses_for_people_goes_on_when_they_have_decided_and_loses_no_
     assert "select: top-k 4, now 3: out/decisions holds people's decisions on the earlier selection" in error("run")
     settings(tiny_llama, review={**review, "name": "run-empty", "until": 0, "merge": "unanimous"})
     assert "the queue has 0 decided rows, and out/decisions holds 4" in error("run")
+    with ReviewQueue("run-empty", url=argilla_server.url, api_key=argilla_server.api_key) as queue:
+        queue.submit(dict.fromkeys(ids[:3], "keep"), api_key=argilla_server.add_user("run-empty").api_key)
+    said = error("run")
+    assert "the queue has 3 decided rows, and out/decisions holds 4, of which it lacks 1" in said
     assert Path("out/decisions/decisions.json").read_bytes() == before
     Path("out/run.json").unlink()
     larf_curate("select", "out/scored", "--top-k", 3, "-o", "out/selection")
