@@ -215,7 +215,7 @@ function addHover() {
 /** The score that the highest 5 % reach. */
 function highestScores() {
   const { exact, step } = data.ranks;
-  const rank = Math.floor(data.scored * 0.05);
+  const rank = Math.max(Math.round(data.scored * 0.05) - 1, 0);
   return scores[rank < exact ? rank : exact + Math.floor((rank - exact) / step)];
 }
 

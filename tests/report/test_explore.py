@@ -285,6 +285,19 @@ def opened(tmp_path_factory):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("count", [1, 10, 40, 100])
+def test_in_a_browser_the_first_threshold_without_a_selection_is_that_of_the_highest_five_percent(tmp_path, count):
+    path = write_report(Dataset.from_list(scored_rows(count)), tmp_path / "r.html")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_page()
+        page.goto(Path(path).resolve().as_uri())
+        shown = page.locator("#would-flag").inner_text()
+        browser.close()
+    assert shown.startswith(f"{max(1, round(count / 20))} of {count} rows (")
+
+
+@pytest.mark.browser
 def test_in_a_browser_the_slider_counts_as_numpy_does(opened):
     page, rows, *_ = opened
     scores = np.array([row["larf_score"] for row in rows if row["larf_score"] is not None])
