@@ -2,7 +2,7 @@
 
 import glob
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from larf_curate.cli.config_file import Config, Settings, arguments
 from larf_curate.cli.sections import SECTIONS
 from larf_curate.errors import InputError
 from larf_curate.files import sampled_digest, sha256
-from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, read_manifest
+from larf_curate.manifests import DECISIONS, PLAN, SCORED, SELECTION, ShardRecord, read_manifest
 from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.remote import is_url, is_within, public_name
 from larf_curate.verification import is_unchanged
@@ -279,12 +279,14 @@ class Progress:
         return read_sealed(path, RunRecord, remedy="remove it, then the steps are done again")["steps"]
 
 
-def _shards_of(result: Path) -> Iterator[Path]:
+def _shards_of(result: Path) -> list[Path]:
     """The shards that a result lists; none if it is no manifest."""
-    kinds = [kind for kind in (SCORED, SELECTION) if kind.file == result.name]
-    for kind in kinds:
-        manifest: Mapping[str, Any] = read_manifest(result.parent, kind)
-        yield from (result.parent / shard["file"] for shard in manifest["shards"])
+    shards: Sequence[ShardRecord] = ()
+    if result.name == SCORED.file:
+        shards = read_manifest(result.parent, SCORED)["shards"]
+    elif result.name == SELECTION.file:
+        shards = read_manifest(result.parent, SELECTION)["shards"]
+    return [result.parent / shard["file"] for shard in shards]
 
 
 def _paths(section: str, settings: Settings) -> list[str]:
