@@ -7,7 +7,7 @@ import click
 
 from larf_curate.cli.options import read_columns
 from larf_curate.evaluation.judges import JUDGES
-from larf_curate.training.choices import PROBE_STEPS, REFUSALS
+from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS
 
 Command = Callable[..., Any]
 
@@ -27,7 +27,11 @@ RECIPE = (
     click.option("--batch-size", default=16, type=POSITIVE_INT, show_default=True,
                  help="Rows per optimizer step, over all processes."),
     click.option("--micro-batch-size", type=POSITIVE_INT,
-                 help="Rows per forward pass and process.  [default: 16, or the batch size if smaller]"),
+                 help="Rows per forward pass and process.  [default: 16, or on a CPU those of 256 tokens]"),
+    click.option("--gradient-checkpointing", is_flag=True,
+                 help="Keep fewer states for the backward pass: less memory, up to half more time."),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw_torch_fused", show_default=True,
+                 help="Optimizer, by its name in transformers."),
     click.option("--max-length", default=1024, type=POSITIVE_INT, show_default=True, help="Longest row in tokens."),
     click.option("--dtype", default="float32", show_default=True, help="Dtype of the loaded weights."),
     click.option("--bf16", is_flag=True, help="Compute in bfloat16; for SAP, then set --epsilon to about 0.002."),
@@ -97,10 +101,10 @@ def make_recipe(method: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
     """A recipe from the values of the RECIPE options."""
     from larf_curate.training.finetune import PROJECTIONS, Recipe
 
-    targets, size = values["lora_targets"], values["batch_size"]
+    targets = values["lora_targets"]
     chosen = {
         "lora_targets": tuple(name.strip() for name in targets.split(",")) if targets else PROJECTIONS,
-        "micro_batch_size": values["micro_batch_size"] or min(16, size),
+        "micro_batch_size": values["micro_batch_size"] or 0,
     }
     return Recipe(method=method, **{**values, **chosen})
 

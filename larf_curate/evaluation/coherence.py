@@ -9,7 +9,7 @@ import torch
 from larf_curate.conversation.templates import ChatTemplate
 from larf_curate.conversation.thoughts import after_thought
 from larf_curate.conversation.training_rows import IGNORED
-from larf_curate.models.likelihood import answer_log_probs
+from larf_curate.models.likelihood import AnswerLikelihood
 
 NGRAM, MAX_REPEATED, MIN_WORDS = 4, 0.5, 16
 """Length of the word n-grams, their largest repeated share (rep-n of https://arxiv.org/abs/1908.04319) in a coherent
@@ -44,7 +44,7 @@ def perplexities(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Se
         prompts: The prompts.
         answers: The answers.
     """
-    template, values = ChatTemplate(tokenizer), []
+    template, likelihood, values = ChatTemplate(tokenizer), AnswerLikelihood(model), []
     for prompt, answer in zip(prompts, answers, strict=True):
         head = template([{"role": "user", "content": prompt}], generation_prompt=True)
         before, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (head, answer))
@@ -54,7 +54,7 @@ def perplexities(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Se
         ids = torch.tensor([[*before, *said]], device=model.device)
         labels = ids.clone()
         labels[:, : len(before)] = IGNORED
-        loss = -float(answer_log_probs(model(input_ids=ids).logits, labels)) / len(said)
+        loss = -float(likelihood(labels, input_ids=ids)) / len(said)
         values.append(math.exp(min(loss, 700.0)))  # the largest exponent of a float is about 709
     return values
 

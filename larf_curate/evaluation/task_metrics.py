@@ -15,7 +15,7 @@ from larf_curate.conversation.training_rows import IGNORED, training_rows
 from larf_curate.data.prompts import load_table
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.generation import generate_answers, window_of
-from larf_curate.models.likelihood import answer_log_probs
+from larf_curate.models.likelihood import AnswerLikelihood
 from larf_curate.progress import progress
 from larf_curate.stats import bootstrap_interval
 
@@ -142,11 +142,12 @@ def held_out_loss(
     table = training_rows(rows, tokenizer, max_length=max_length, columns=columns)
     was_training = model.training
     model.eval()
+    likelihood = AnswerLikelihood(model)
     try:
         losses = [
             loss
             for start in progress(range(0, len(table), batch_size), label="Held-out loss", unit="batch")
-            for loss in _losses(model, table[start : start + batch_size])
+            for loss in _losses(likelihood, table[start : start + batch_size], model.device)
         ]
     finally:
         model.train(was_training)
@@ -155,13 +156,12 @@ def held_out_loss(
     return Measure(name="held_out_loss", values=tuple(losses))
 
 
-def _losses(model: Any, rows: Mapping[str, list[list[int]]]) -> list[float]:  # noqa: ANN401
+def _losses(likelihood: AnswerLikelihood, rows: Mapping[str, list[list[int]]], device: torch.device) -> list[float]:
     """Mean negative log-likelihood per answer token of each row of a batch."""
     tokens = [torch.tensor(row) for row in rows["input_ids"]]
-    ids = pad_sequence(tokens, batch_first=True).to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True).to(model.device)
+    ids = pad_sequence(tokens, batch_first=True).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True).to(device)
     labels = pad_sequence([torch.tensor(row) for row in rows["labels"]], batch_first=True, padding_value=IGNORED)
-    labels = labels.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    labels = labels.to(device)
     counts = (labels[:, 1:] != IGNORED).sum(1)  # the first token has no prediction
-    return [float(value) for value in -answer_log_probs(logits, labels) / counts]
+    return [float(value) for value in -likelihood(labels, input_ids=ids, attention_mask=mask) / counts]

@@ -13,3 +13,7 @@ PROBE_STEPS: tuple[ProbeStep, ...] = get_args(ProbeStep)
 Refusals = Literal["given", "own"]
 """Refusals that SAP contrasts with unsafe answers: those of the references, or the model's own."""
 REFUSALS: tuple[Refusals, ...] = get_args(Refusals)
+
+Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"]
+"""Optimizers by their names in transformers: AdamW keeps two numbers per trained weight, the last two hardly any."""
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)

@@ -83,21 +83,59 @@ class ContrastiveRows:
         pad = getattr(tokenizer, "pad_token_id", None)
         return cls(**answers, pad_token_id=0 if pad is None else pad, seed=seed)
 
-    def batch(self, index: int, size: int) -> tuple[Batch, Batch]:
-        """The batch with a given index from an endless sequence of passes over the rows, reshuffled for each pass.
+    @property
+    def longest(self) -> int:
+        """Length of the longest prompt with an answer, in tokens."""
+        return max(len(answer.ids) for answer in (*self.safe, *self.unsafe))
+
+    def batch(self, index: int, size: int) -> list[int]:
+        """Row numbers of the batch with a given index in an endless sequence of passes, reshuffled for each pass.
 
         It depends only on the seed, the index and the size, so a resumed run continues with the same batches.
 
         Args:
             index: Index of the batch, from 0.
             size: Number of rows.
+        """
+        return [self._row(position) for position in range(index * size, (index + 1) * size)]
+
+    def by_length(self, rows: Sequence[int], size: int) -> list[list[int]]:
+        """Split rows into parts of a size, the longest first, so that little is padded."""
+        ordered = sorted(rows, key=lambda row: -len(self.safe[row].ids) - len(self.unsafe[row].ids))
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    def sides(self, rows: Sequence[int]) -> tuple[Batch, Batch]:
+        """The safe and the unsafe side of rows.
+
+        Each has ``input_ids``, ``attention_mask`` and ``labels`` of shape (rows, length), right-padded, with labels on
+        the answers only.
+        """
+        return self._pad([self.safe[row] for row in rows]), self._pad([self.unsafe[row] for row in rows])
+
+    def pairs(self, rows: Sequence[int]) -> Batch:
+        """Each row as one sequence, in which both answers follow the same prompt without seeing each other.
+
+        A sequence is the prompt, the safe answer, the prompt's last token again and the unsafe answer. Its last part
+        has the positions that it would have without the safe answer, and does not attend to that.
 
         Returns:
-            The safe and the unsafe side, each with ``input_ids``, ``attention_mask`` and ``labels`` of shape
-            (size, length), right-padded, with labels on the answers only.
+            ``input_ids``, ``position_ids`` and ``labels`` of shape (rows, length), right-padded; ``attention_mask`` of
+            shape (rows, 1, length, length), True where a token attends to another; and ``sides`` of shape
+            (rows, length), 1 for tokens of safe answers, -1 for those of unsafe ones, otherwise 0.
         """
-        rows = [self._row(position) for position in range(index * size, (index + 1) * size)]
-        return self._pad([self.safe[row] for row in rows]), self._pad([self.unsafe[row] for row in rows])
+        pairs = [_pair(self.safe[row], self.unsafe[row]) for row in rows]
+        width = max(len(pair["input_ids"]) for pair in pairs)
+        fill = {"input_ids": self.pad_token_id, "position_ids": 0, "labels": IGNORED, "sides": 0}
+        batch = {
+            name: pad_sequence([pair[name] for pair in pairs], batch_first=True, padding_value=value)
+            for name, value in fill.items()
+        }
+        # Padding attends to itself: a softmax over nothing would be NaN.
+        masks = torch.eye(width, dtype=torch.bool).repeat(len(pairs), 1, 1)
+        for mask, pair in zip(masks, pairs, strict=True):
+            length = len(pair["input_ids"])
+            mask[:length, :length] = pair["attention_mask"]
+        return {**batch, "attention_mask": masks[:, None]}
 
     def _row(self, position: int) -> int:
         """Index of the row at a position of the endless sequence."""
@@ -115,6 +153,23 @@ class ContrastiveRows:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         }
+
+
+def _pair(safe: ContrastiveAnswer, unsafe: ContrastiveAnswer) -> Batch:
+    """One sequence of `ContrastiveRows.pairs`, without padding; its mask has shape (length, length)."""
+    start, end = safe.start, len(safe.ids)
+    first, second = safe.ids[start:], unsafe.ids[start:]
+    again = safe.ids[start - 1]
+    length = end + 1 + len(second)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    mask[end:, start - 1 : end] = False
+    return {
+        "input_ids": torch.tensor([*safe.ids, again, *second]),
+        "position_ids": torch.tensor([*range(end), *range(start - 1, start + len(second))]),
+        "labels": torch.tensor([*[IGNORED] * start, *first, IGNORED, *second]),
+        "sides": torch.tensor([*[0] * start, *[1] * len(first), 0, *[-1] * len(second)]),
+        "attention_mask": mask,
+    }
 
 
 def paired_sides(references: References) -> Sides:

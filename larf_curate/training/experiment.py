@@ -190,10 +190,10 @@ class Experiment:
             changed = [key for key, value in self._shared.items() if known[key] != value]
             # Recipes accumulate: a later call may add a method, but not change the recipe of one.
             theirs = known["recipes"]
-            changed += [f"{m} recipe" for m in recipes if m in theirs and recipes[m] != theirs[m]]
+            changed += [f"{m} recipe" for m in recipes if m in theirs and not _alike(recipes[m], theirs[m])]
             if changed:
                 raise InputError(f"{self.folder} holds runs with another {', '.join(changed)}: use a new folder")
-            recipes = {**theirs, **recipes}
+            recipes = {**recipes, **theirs}  # of two that give the same results, the recorded one
         elif self.folder.exists() and any(not name.startswith(".") for name in os.listdir(self.folder)):
             raise InputError(f"{self.folder} is not empty, and holds no runs of verify: use a new folder")
         write_sealed(path, {**self._shared, "recipes": recipes})
@@ -217,6 +217,11 @@ class Experiment:
 
     def _run_name(self, arm: Arm, recipe: Recipe) -> str:
         return f"{arm.name}+{recipe.method}"
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two recipes give the same results."""
+    return Recipe.identity(one) == Recipe.identity(other)
 
 
 def _digest(values: Any) -> str:  # noqa: ANN401  any JSON value

@@ -23,21 +23,26 @@ from larf_curate.files import is_temporary
 from larf_curate.models.generation import window_of
 from larf_curate.models.source import ModelSource, check_checkpoint, load_config, load_tokenizer, quiet, weights_digest
 from larf_curate.records import STRICT, read_sealed, write_sealed
+from larf_curate.training.answer_loss import AnswerLossTrainer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBar
 from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete
-from larf_curate.training.choices import TRAINING_METHODS
+from larf_curate.training.choices import OPTIMIZERS, TRAINING_METHODS
 from larf_curate.training.contrastive import References
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig
 
 # isort: split
 from peft import LoraConfig  # importing sap has checked that these two are installed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 logger = logging.getLogger(__name__)
 RECORD = "training.json"
 """Name of the file that identifies a training run in its folder, written before all others."""
+CPU_TOKENS, ACCELERATOR_ROWS = 256, 16
+"""Size of a micro-batch, if the recipe has none: tokens on a CPU, where more only need more memory; rows elsewhere."""
+EQUIVALENT = ("micro_batch_size", "gradient_checkpointing")
+"""Fields of a recipe that change a result by rounding only, so that they may change when a run is resumed."""
 FEW_STEPS = 10
 """Optimizer steps below which the learning rate is not warmed up."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,11 +64,15 @@ class Recipe:
         epochs: Number of passes over the rows.
         max_steps: Largest number of optimizer steps, for a trial; 0 for no limit.
         batch_size: Number of rows per optimizer step, over all processes.
-        micro_batch_size: Number of rows per forward pass and process; must divide the batch size.
+        micro_batch_size: Number of rows per forward pass and process; must divide the batch size. 0 chooses it: at most
+            16 on an accelerator, and on a CPU as many as have 256 tokens together, by the longest row.
         warmup: Share of the steps over which the learning rate rises, in [0, 1).
         max_length: Longest row in tokens.
         dtype: Dtype of the loaded weights.
         bf16: Whether to compute in bfloat16.
+        optimizer: ``adamw_torch_fused``, ``adamw_torch``, ``adafactor`` or ``sgd``.
+        gradient_checkpointing: Whether to compute the states within blocks again in the backward pass instead of
+            keeping them: less memory, up to half more time, the same result.
         epsilon: SAP only; see `SapConfig`.
         beta: SAP only; see `SapConfig`.
         probe_step: SAP only; see `SapConfig`.
@@ -85,11 +94,13 @@ class Recipe:
     epochs: float = 2
     max_steps: int = 0
     batch_size: int = 16
-    micro_batch_size: int = 16
+    micro_batch_size: int = 0
     warmup: float = 0.1
     max_length: int = 1024
     dtype: str = "float32"
     bf16: bool = False
+    optimizer: str = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
     epsilon: float = 2e-5
     beta: float = 0.05
     probe_step: str = "sign"
@@ -100,16 +111,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in TRAINING_METHODS:
             raise InputError(f"wanted the method {' or '.join(TRAINING_METHODS)}, got {self.method!r}")
-        for name in ("learning_rate", "epochs", "lora_alpha", "batch_size", "micro_batch_size", "max_length"):
+        for name in ("learning_rate", "epochs", "lora_alpha", "batch_size", "max_length"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"wanted a {name} above 0, got {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"wanted the optimizer {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.max_steps < 0:
             raise InputError(f"wanted max_steps of at least 0, got {self.max_steps}: 0 sets no limit")
+        if self.micro_batch_size < 0:
+            raise InputError(f"wanted a micro_batch_size of at least 0, got {self.micro_batch_size}: 0 chooses it")
         if self.lora_rank < 0:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise InputError(f"wanted a torch dtype such as float32, got {self.dtype!r}")
-        if self.batch_size % self.micro_batch_size:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"wanted a batch size that the micro-batch size divides, got {self.batch_size} and "
                 f"{self.micro_batch_size}: change one"
@@ -118,6 +133,15 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
         return {**asdict(self), "lora_targets": list(self.lora_targets)}
+
+    @classmethod
+    def identity(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """What a recorded recipe has to have in common with another for the same results, up to rounding.
+
+        Fields that an earlier version did not record have their defaults.
+        """
+        recipe = cls(**{**recorded, "lora_targets": tuple(recorded["lora_targets"])}).to_dict()
+        return {name: value for name, value in recipe.items() if name not in EQUIVALENT}
 
 
 class TrainingRecord(TypedDict):
@@ -181,7 +205,8 @@ def fine_tune(
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
     identity = _identity(source, recipe, seed, table)
     checkpoint = _checkpoint(Path(output), identity, resume=resume)
-    options = _options(recipe, str(output), seed, save_steps)
+    longest = max(map(len, table["input_ids"]))
+    options = _options(recipe, str(output), seed, save_steps, longest)
     steps = math.ceil(len(table) * recipe.epochs / recipe.batch_size)
     options["max_steps"] = min(steps, recipe.max_steps) if recipe.max_steps else -1
     if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size or 0 < recipe.max_steps < FEW_STEPS:
@@ -192,7 +217,9 @@ def fine_tune(
         if recipe.method == "sap":
             trainer = SapTrainer(model, SapConfig(**options, **_sap(recipe)), references=references, **common)
         else:
-            trainer = SFTTrainer(model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common)
+            trainer = AnswerLossTrainer(
+                model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common
+            )
     _check_targets(trainer.model, recipe)
     trainer.remove_callback(PrinterCallback)  # it prints every log entry, of which the bar shows the loss
     trainer.add_callback(TrainingBar())
@@ -238,7 +265,7 @@ def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> s
     if not resume and any(folder.glob("checkpoint-*")):
         raise InputError(f"{folder} holds checkpoints of an earlier training run: resume it, or use a new folder")
     known: Any = read_sealed(path, TrainingRecord, remedy="use a new folder") if found else identity
-    ours, theirs = ({**record, **record["recipe"], "recipe": None} for record in (identity, known))
+    ours, theirs = ({**record, **Recipe.identity(record["recipe"]), "recipe": None} for record in (identity, known))
     if changed := [key for key in ours if theirs.get(key) != ours[key]]:
         raise InputError(f"{found} is of a training run with another {', '.join(changed)}: use a new folder")
     if resume and not found:
@@ -257,24 +284,28 @@ def _check_targets(model: Any, recipe: Recipe) -> None:  # noqa: ANN401
             raise ModelError(f"the model has no layer {target!r} for the LoRA: name its linear layers")
 
 
-def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[str, Any]:
-    """The recipe as options of ``trl.SFTConfig``."""
+def _options(recipe: Recipe, output: str, seed: int, save_steps: int, longest: int) -> dict[str, Any]:
+    """The recipe as options of ``trl.SFTConfig``, for rows of at most ``longest`` tokens."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     # With several processes, each gets its share, so that the number of processes does not change the result.
-    micro = min(recipe.micro_batch_size, max(recipe.batch_size // processes, 1))
-    if recipe.batch_size % (micro * processes):
+    if recipe.batch_size % processes:
+        raise InputError(f"wanted a batch size that {processes} processes can share, got {recipe.batch_size}")
+    share = recipe.batch_size // processes
+    micro = min(recipe.micro_batch_size, share) or _micro_batch(share, longest)
+    if share % micro:
         raise InputError(f"wanted a batch size that {processes} processes can share, got {recipe.batch_size}")
     return {
         "output_dir": output,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": recipe.batch_size // (micro * processes),
+        "gradient_accumulation_steps": share // micro,
+        "optim": recipe.optimizer,
         "learning_rate": recipe.learning_rate,
         "num_train_epochs": recipe.epochs,
         "warmup_steps": recipe.warmup,  # below 1: a share of the steps
         "max_length": recipe.max_length,
         "bf16": recipe.bf16,
         "model_init_kwargs": {"dtype": recipe.dtype},
-        "activation_checkpointing": False,
+        "activation_checkpointing": recipe.gradient_checkpointing,
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": 1,
@@ -285,6 +316,12 @@ def _options(recipe: Recipe, output: str, seed: int, save_steps: int) -> dict[st
         "save_total_limit": 2,
         "seed": seed,
     }
+
+
+def _micro_batch(share: int, longest: int) -> int:
+    """Rows of a micro-batch by default: a divisor of a process's share of the batch."""
+    most = ACCELERATOR_ROWS if torch.accelerator.is_available() else max(CPU_TOKENS // longest, 1)
+    return max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
 
 
 def _sap(recipe: Recipe) -> dict[str, Any]:

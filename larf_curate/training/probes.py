@@ -78,6 +78,18 @@ def shifted_weights(weights: Sequence[Tensor], direction: Sequence[Tensor], dist
                 weight.copy_(value)
 
 
+@contextmanager
+def frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Compute no gradients of trainable weights, so that passes that do not need them keep nothing for them."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
 def _span(part: str) -> range:
     """The blocks of a number or of an inclusive range."""
     first, dash, last = part.partition("-")

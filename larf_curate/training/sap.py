@@ -29,23 +29,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from larf_curate.errors import InputError, ModelError
 from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.generation import window_of
-from larf_curate.models.likelihood import answer_log_probs
+from larf_curate.training.answer_loss import SHARDED, AnswerLossTrainer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
-from larf_curate.training.contrastive import Batch, ContrastiveRows, References, paired_sides
+from larf_curate.training.contrastive import ContrastiveRows, References, paired_sides
+from larf_curate.training.margins import Margins
 from larf_curate.training.own_refusals import own_refusals
-from larf_curate.training.probes import added_probes, global_norm, probe_blocks, shifted_weights
+from larf_curate.training.probes import added_probes, frozen, global_norm, probe_blocks, shifted_weights
 from larf_curate.training.sap_config import SapConfig
 
 # isort: split
-from accelerate.utils import DistributedType  # importing sap_config has checked that these are installed
-from peft import PeftConfig
-from trl import SFTTrainer
+from peft import PeftConfig  # importing sap_config has checked that it is installed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
+class SapTrainer(AnswerLossTrainer):
     """``trl.SFTTrainer`` in which every optimizer step is a SAP step, for LoRA and for full fine-tuning.
 
     Prepare the rows with `training_rows`, so that only answers, including their end-of-turn token, are learned.
@@ -55,6 +54,9 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
     gradient are averaged over the processes before use, so that all processes have the same g, W' and V. These passes
     use the unwrapped model, so that DDP's reducer sees only the ordinary backward pass. Sharded weights (FSDP,
     DeepSpeed) are rejected.
+
+    Contrastive rows are computed ``per_device_train_batch_size`` at a time, both answers to a prompt in one sequence
+    where the model's attention allows (`Margins`), and logits at learned positions only (`AnswerLossTrainer`).
 
     Dropout draws the same masks at W', at W and in the ordinary pass. Evaluation runs without probes. Compared with
     SFT, a step needs memory for one more copy of the trainable weights and one of their gradient.
@@ -122,6 +124,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         self._width: int = self.model.config.get_text_config().hidden_size
         tokenizer: Any = self.processing_class
         self._contrastive = self._contrastive_rows(references, getattr(tokenizer, "tokenizer", tokenizer))
+        self._margins = Margins(self._contrastive, bf16=bool(args.bf16))
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
         # Of the steps since the last log entry: their time, and that of the parts that SFT has too.
@@ -181,9 +184,11 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         weights = [weight for weight in unwrapped.parameters() if weight.requires_grad]
         direction = self._harmful_direction(unwrapped, weights)
         with shifted_weights(weights, direction, self.args.epsilon * global_norm(weights)):
-            at_shifted = self._probe_gradient(unwrapped, batches, items)
+            with frozen(weights):
+                at_shifted = self._probe_gradient(unwrapped, batches, items)
         del direction  # frees one copy of the gradient before the next pass
-        at_current = self._probe_gradient(unwrapped, batches, items)
+        with frozen(weights):
+            at_current = self._probe_gradient(unwrapped, batches, items)
         change = [a - b for a, b in zip(at_shifted, at_current, strict=True)]
         self._log("probe_gradient_change", global_norm(change) / global_norm(at_current).clamp(min=1e-30))
         probes = self._step(change)
@@ -199,19 +204,26 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         index = self.state.global_step * world + rank
-        safe, unsafe = self._contrastive.batch(index, self.args.contrastive_batch_size)
-        with self._same_dropout(model), self.compute_loss_context_manager():
-            margins = self._answer_log_prob(model, safe) - self._answer_log_prob(model, unsafe)
-            margins = margins / self.args.temperature
-        log_coefficients = functional.logsigmoid(-margins.detach())
-        largest = self.accelerator.gather(log_coefficients.max().reshape(1)).max()
-        gradient = torch.autograd.grad(
-            -((log_coefficients - largest).exp() * margins).mean(), weights, allow_unused=True
-        )
-        direction = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
-        direction = self._mean(direction)
+        rows = self._contrastive.batch(index, self.args.contrastive_batch_size)
+        direction = [torch.zeros_like(weight) for weight in weights]
+        largest, losses = torch.tensor(-torch.inf), []
+        with self._same_dropout(model):
+            for part in self._contrastive.by_length(rows, self.args.per_device_train_batch_size):
+                with self.compute_loss_context_manager():
+                    margins = self._margins(model, part) / self.args.temperature
+                log_coefficients = functional.logsigmoid(-margins.detach())
+                before, largest = largest.to(margins), torch.maximum(largest.to(margins), log_coefficients.max())
+                loss = -((log_coefficients - largest).exp() * margins).sum() / len(rows)
+                _accumulate(direction, (before - largest).exp(), torch.autograd.grad(loss, weights, allow_unused=True))
+                losses.append(-functional.logsigmoid(margins.detach()))
+        return self._unit(direction, largest, torch.cat(losses))
+
+    def _unit(self, gradient: list[Tensor], log_scale: Tensor, losses: Tensor) -> list[Tensor]:
+        """The unit vector along the mean of the processes' gradients, each divided by the exponential of its scale."""
+        largest = self.accelerator.gather(log_scale.reshape(1)).max()
+        direction = self._mean([part.mul_((log_scale - largest).exp().to(part.device)) for part in gradient])
         norm = global_norm(direction)
-        self._log("safety_loss", -self.accelerator.gather(functional.logsigmoid(margins.detach())).mean())
+        self._log("safety_loss", self.accelerator.gather(losses).mean())
         self._log("gradient_norm", norm * largest.exp())
         if not torch.isfinite(norm):
             raise not_finite("the gradient of the safety loss", self.args, self.state)
@@ -239,12 +251,6 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         if self.args.probe_step == "sign" or norm == 0:
             return [self.args.beta * g.sign() for g in gradient]
         return [self.args.beta * g / norm.to(g.device) for g in gradient]
-
-    def _answer_log_prob(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probability of each row's answer, summed over its tokens, shape (rows,)."""
-        inputs = self._prepare_inputs(batch)
-        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        return answer_log_probs(model(**arguments, use_cache=False).logits, inputs["labels"])
 
     def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """Mean of each tensor over the processes."""
@@ -279,8 +285,7 @@ class SapTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     def _check(self, args: SapConfig) -> None:
         """Reject sharded and frozen weights; warn if epsilon is below the resolution of the arithmetic."""
-        sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-        if self.accelerator.distributed_type in sharded:
+        if self.accelerator.distributed_type in SHARDED:
             raise InputError(
                 f"SAP needs unsharded weights and does not support {self.accelerator.distributed_type.value}: "
                 "run it on one device or with DDP"
@@ -315,6 +320,14 @@ def loading_errors() -> Iterator[None]:
         raise ModelError(
             f"the model has no layer that the LoRA names: {error}; name its linear layers in target_modules"
         ) from error
+
+
+def _accumulate(total: list[Tensor], scale: Tensor, gradient: Sequence[Tensor | None]) -> None:
+    """Scale a sum of gradients and add another gradient, in place."""
+    for part, more in zip(total, gradient, strict=True):
+        part.mul_(scale.to(part.device))
+        if more is not None:
+            part.add_(more)
 
 
 def _zeros(block: nn.Module, width: int) -> Tensor:

@@ -113,7 +113,9 @@ def test_an_evaluation_replaces_an_earlier_one_but_not_that_which_it_is_compared
         invoke(evaluate, "none", "-o", tmp_path / "out", *prompts, "--against", tmp_path / "out")
 
 
-def test_a_batch_smaller_than_the_usual_micro_batch_needs_no_second_option():
-    recipe = make_recipe("sft", {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None})
-    assert recipe.micro_batch_size == 8
+def test_the_size_of_micro_batches_is_left_to_the_run_unless_it_is_given():
+    values = {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None}
+    recipe = make_recipe("sft", values)
+    assert recipe.micro_batch_size == 0
+    assert make_recipe("sft", {**values, "micro_batch_size": 4}).micro_batch_size == 4
     assert recipe.lora_targets == ("q_proj", "v_proj")

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from larf_curate.errors import InputError, TrainingError
+from larf_curate.records import write_sealed
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_complete, last_complete
 from larf_curate.training.finetune import Recipe, fine_tune
@@ -34,7 +35,10 @@ def lora(trainer):
 
 
 def train(start, folder, table=None, **options):
-    recipe = Recipe(**RECIPE | {name: options.pop(name) for name in [*options] if name in RECIPE or "lora" in name})
+    recipe = Recipe(
+        **RECIPE
+        | {name: options.pop(name) for name in [*options] if name in RECIPE or name in ("lora_rank", "optimizer")}
+    )
     return fine_tune(start, table or rows(), folder, recipe=recipe, references=TRIPLES, save_steps=1, **options)
 
 
@@ -62,6 +66,19 @@ def test_a_stopped_training_goes_on_to_the_same_weights(start, tmp_path, stopped
         assert torch.equal(value, lora(resumed)[name]), name
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_other_micro_batches(start, tmp_path, stopped):
+    """Its record lacks the options that came later."""
+    record = json.loads((stopped / "training.json").read_text())
+    for name in ("optimizer", "gradient_checkpointing"):
+        del record["recipe"][name]
+    record["recipe"]["micro_batch_size"] = 4
+    write_sealed(stopped / "training.json", record)
+    resumed, whole = train(start, stopped, resume=True, micro_batch_size=2), train(start, tmp_path / "whole")
+    assert resumed.state.global_step == 3
+    for name, value in lora(whole).items():
+        torch.testing.assert_close(value, lora(resumed)[name], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("damage", "file"),
     [("half", "trainer_state.json"), ("gone", "trainer_state.json"), ("half", "adapter_model.safetensors"),
@@ -83,7 +100,7 @@ def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_
 @pytest.mark.parametrize(
     ("options", "what"),
     [({"table": rows(first=5)}, "rows"), ({"seed": 5}, "seed"), ({"learning_rate": 1e-9}, "learning_rate"),
-     ({"lora_rank": 4}, "lora_rank"), ({"batch_size": 8}, "batch_size")],
+     ({"lora_rank": 4}, "lora_rank"), ({"batch_size": 8}, "batch_size"), ({"optimizer": "sgd"}, "optimizer")],
 )  # fmt: skip
 def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, what):
     with pytest.raises(InputError, match=f"of a training run with another .*{what}"):

@@ -22,11 +22,11 @@ def learned(batch):
 def visited(rows, batches, *, size):
     """Which rows the first batches hold, in their order, told by their safe answers."""
     safe = [f"{answer}{END}" for *_, answer in TRIPLES]
-    return [safe.index(text) for index in range(batches) for text in learned(rows.batch(index, size)[0])]
+    return [safe.index(text) for index in range(batches) for text in learned(rows.sides(rows.batch(index, size))[0])]
 
 
 def test_batches_hold_both_answers_to_a_prompt_behind_the_same_beginning():
-    safe, unsafe = rows_of().batch(0, 3)
+    safe, unsafe = rows_of().sides(rows_of().batch(0, 3))
     pairs = {(f"{bad}{END}", f"{good}{END}") for _, bad, good in TRIPLES}
     assert set(zip(learned(unsafe), learned(safe), strict=True)) == pairs
     for side in (safe, unsafe):
@@ -52,6 +52,5 @@ def test_a_batch_depends_on_seed_and_index_alone_so_that_a_resumed_run_meets_its
     for index in range(5):
         walked.batch(index, 2)
         torch.manual_seed(index)
-    for one, other in zip(walked.batch(5, 2), resumed.batch(5, 2), strict=True):
-        assert torch.equal(one["input_ids"], other["input_ids"])
+    assert walked.batch(5, 2) == resumed.batch(5, 2)
     assert len({tuple(visited(rows_of(seed), 6, size=2)) for seed in range(4)}) > 1

@@ -61,11 +61,49 @@ def test_a_recipe_that_cannot_be_is_refused(start, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"learning_rate": float("nan")}, {"learning_rate": -1}, {"epochs": 0}, {"epochs": float("inf")}, {"lora_rank": -1},
-     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "foo"}],
+     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "foo"}, {"optimizer": "adam"},
+     {"micro_batch_size": -1}],
 )  # fmt: skip
 def test_recipes_out_of_range_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         Recipe(**QUICK.to_dict() | options)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "batch", "processes", "longest", "rows"),
+    [(False, 16, 1, 256, 1), (False, 16, 1, 1000, 1), (False, 16, 1, 60, 4), (False, 6, 1, 60, 3), (False, 16, 8, 9, 2),
+     (True, 16, 1, 1000, 16), (True, 8, 1, 60, 8), (True, 20, 1, 60, 10)],
+)  # fmt: skip
+def test_a_micro_batch_fits_the_machine_and_divides_the_batch(
+    monkeypatch, accelerator, batch, processes, longest, rows
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    options = finetune._options(replace(QUICK, batch_size=batch, micro_batch_size=0), "x", 0, 0, longest)
+    assert options["per_device_train_batch_size"] == rows
+    assert rows * options["gradient_accumulation_steps"] * processes == batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "sap"])
+def test_checkpointed_activations_change_nothing_and_an_optimizer_does(start, tmp_path, method):
+    recipes = (QUICK, replace(QUICK, gradient_checkpointing=True), replace(QUICK, optimizer="adafactor"))
+    plain, checkpointed, other = (
+        fine_tune(
+            start,
+            scored_rows(8),
+            tmp_path / str(number),
+            recipe=replace(recipe, method=method, probe_blocks="1"),
+            references=TRIPLES,
+        )
+        for number, recipe in enumerate(recipes)
+    )
+    assert plain.model.is_gradient_checkpointing is False
+    assert checkpointed.model.is_gradient_checkpointing is True
+    weights = [{k: v for k, v in run.model.state_dict().items() if "lora" in k} for run in (plain, checkpointed, other)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    assert any(not torch.allclose(weights[2][name], value) for name, value in weights[0].items())
 
 
 def test_every_layer_that_is_named_for_the_lora_must_be_there(start, tmp_path):
@@ -93,8 +131,8 @@ def test_rows_longer_than_learned_positions_lose_their_end(tmp_path):
 def test_processes_share_a_batch(monkeypatch):
     for processes, size, steps in ((1, 4, 1), (2, 2, 1), (4, 1, 1)):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
-        options = finetune._options(QUICK, "x", 0, 0)
+        options = finetune._options(QUICK, "x", 0, 0, 64)
         assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (size, steps)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="3 processes can share, got 4"):
-        finetune._options(QUICK, "x", 0, 0)
+        finetune._options(QUICK, "x", 0, 0, 64)

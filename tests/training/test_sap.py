@@ -6,12 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch import nn
 from torch.nn import functional
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, MissingExtraError, ModelError, ReferenceSetError, TrainingError
 from larf_curate.training import SapConfig, SapTrainer, sap_lora, training_rows
+from larf_curate.training.answer_loss import AnswerLossTrainer
 from larf_curate.training.callbacks import FiniteGuard
 from tests.fixtures.tiny import byte_model, byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES, tiny_rows
@@ -38,12 +40,15 @@ COMMON = {
 SAP = {"epsilon": 1e-2, "beta": 0.1, "probe_blocks": "1", "contrastive_batch_size": 3}
 
 
-class ExactTrainer(SapTrainer):
-    """The useful loss from plain logits: TRL's fused head computes in float32 at most."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        return useful_loss(logits, inputs["labels"], num_items_in_batch)
+def exact_model():
+    """In float64 throughout: the norms of transformers compute in float32."""
+    model = byte_model(dtype=torch.float64)
+    for block in model.model.layers:
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            norm = nn.RMSNorm(32, eps=model.config.rms_norm_eps, dtype=torch.float64)
+            norm.load_state_dict(getattr(block, name).state_dict())
+            setattr(block, name, norm)
+    return model
 
 
 def useful_loss(logits, labels, items):
@@ -53,10 +58,10 @@ def useful_loss(logits, labels, items):
     return shifted / items
 
 
-def trainer(tmp_path, *, model=None, kind=SapTrainer, rows=None, references=TRIPLES, peft_config=None, **options):
+def trainer(tmp_path, *, model=None, rows=None, references=TRIPLES, peft_config=None, **options):
     args = SapConfig(output_dir=str(tmp_path), **{**COMMON, **SAP, **options})
     rows = rows or training_rows(tiny_rows(), TOKENIZER)
-    return kind(
+    return SapTrainer(
         model or byte_model(),
         args,
         references=references,
@@ -69,7 +74,7 @@ def trainer(tmp_path, *, model=None, kind=SapTrainer, rows=None, references=TRIP
 def plain_sft(tmp_path, *, model=None, peft_config=None, **options):
     args = SFTConfig(output_dir=str(tmp_path), **{**COMMON, **options})
     rows = training_rows(tiny_rows(), TOKENIZER)
-    return SFTTrainer(
+    return AnswerLossTrainer(
         model or byte_model(), args, train_dataset=rows, processing_class=TOKENIZER, peft_config=peft_config
     )
 
@@ -135,12 +140,11 @@ def probe_gradient(model, batches, items):
 
 @pytest.mark.parametrize(("step", "accumulation"), [("unit", 1), ("sign", 1), ("unit", 2)])
 def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypatch, step, accumulation):
-    model = byte_model(dtype=torch.float64)
+    model = exact_model()
     expected = copy.deepcopy(model)
     subject = trainer(
         tmp_path,
         model=model,
-        kind=ExactTrainer,
         max_steps=1,
         probe_step=step,
         gradient_accumulation_steps=accumulation,
@@ -170,8 +174,8 @@ def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypa
 
 
 def test_the_probe_makes_the_useful_loss_rise_in_the_harmful_direction(tmp_path):
-    model = byte_model(dtype=torch.float64)
-    subject = trainer(tmp_path, model=model, kind=ExactTrainer, probe_step="unit", beta=1e-3)
+    model = exact_model()
+    subject = trainer(tmp_path, model=model, probe_step="unit", beta=1e-3)
     batch = subject.data_collator([subject.train_dataset[i] for i in (0, 1)])
     items = (batch["labels"][:, 1:] != -100).sum()
     before = weights_of(model)
@@ -199,6 +203,21 @@ def test_the_harmful_direction_survives_a_model_that_surely_refuses(tmp_path):
     want = torch.cat([-g.flatten() for g in torch.autograd.grad(margin, weights)])
     got = torch.cat([d.flatten() for d in direction])
     torch.testing.assert_close(got, want / want.norm(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("swapped", [False, True])  # so that a later part has the larger coefficients
+def test_the_harmful_direction_is_the_same_in_parts(tmp_path, swapped):
+    model = exact_model()
+    references = [(prompt, safe, unsafe) for prompt, unsafe, safe in TRIPLES] if swapped else TRIPLES
+    found = []
+    for rows in (3, 2, 1):
+        subject = trainer(tmp_path, model=model, references=references, per_device_train_batch_size=rows)
+        direction = subject._harmful_direction(model, list(model.parameters()))
+        found.append(torch.cat([part.flatten() for part in direction]))
+        assert found[-1].norm() == pytest.approx(1)
+        assert subject._metrics["train"]["sap/gradient_norm"][-1] > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-8, atol=1e-12)
 
 
 # --- what it must not disturb ----------------------------------------------------------------------------------------
@@ -295,6 +314,7 @@ def test_bfloat16_computation_trains_float32_weights(tmp_path):
     subject = trainer(tmp_path, bf16=True, peft_config=sap_lora())
     before = weights_of(subject.model)
     subject.train()
+    assert subject._margins._in_pairs is True, "rounding is no reason to compute the answers apart"
     changed = [name for name, value in weights_of(subject.model).items() if not torch.equal(value, before[name])]
     assert changed
     assert all("lora" in name and subject.model.state_dict()[name].dtype == torch.float32 for name in changed)
