@@ -102,7 +102,12 @@ def read_report_rows(
             ``larf_score`` or ``larf_status``.
     """
     is_dataset = isinstance(scored, Dataset)
-    report_rows = _from_dataset(scored, profile) if is_dataset else _from_folder(local_copy(scored), profile)
+    # A selection made in memory has recorded the profile itself, with the name of the source.
+    report_rows = (
+        _from_dataset(scored, None if selection else profile)
+        if is_dataset
+        else _from_folder(local_copy(scored), profile)
+    )
     if selection is not None:
         folder = None if isinstance(selection, Selection) else local_copy(selection)
         loaded = selection if isinstance(selection, Selection) else Selection.load(selection)

@@ -11,6 +11,7 @@ from larf_curate.data.sources import open_source
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.manifests import SELECTION, read_manifest
 from larf_curate.profile import SafetyProfile
+from larf_curate.report import write_report
 from larf_curate.scoring.folder import Scored
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
@@ -87,6 +88,12 @@ def test_the_report_of_a_saved_map_result_names_its_profile(profile, mapped, tmp
     assert refused.exit_code == 2
     assert "name it with --profile" in refused.stderr
     assert CliRunner().invoke(main, [*arguments, "--profile", str(tmp_path / "profile")]).exit_code == 0
+    assert profile.digest[:16] in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_of_rows_and_their_selection_in_memory_names_their_profile(profile, mapped, tmp_path):
+    selection = select(mapped, top_k=3, profile=profile, source="my rows")
+    write_report(mapped, tmp_path / "report.html", selection=selection, profile=profile)
     assert profile.digest[:16] in (tmp_path / "report.html").read_text()
 
 
