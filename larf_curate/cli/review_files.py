@@ -6,7 +6,7 @@ import click
 
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, NewPath, no_verify_option
 from larf_curate.cli.output import counted, echo_decisions, echo_json, echo_next, json_option
-from larf_curate.cli.queues import FILES, remember_as, remembered_as
+from larf_curate.cli.queues import FILES, merge_option, remember_as, remembered_as
 from larf_curate.remote import public_name
 
 FORMATS = {
@@ -78,13 +78,7 @@ def export(selection: Path | str, output: Path, as_json: bool) -> None:
     type=READ_FOLDER,
     help="Folder that was exported.  [default: the one last exported from this machine]",
 )
-@click.option(
-    "--merge",
-    default="majority",
-    show_default=True,
-    metavar="RULE",
-    help="How several answers are merged: majority, unanimous or arbiter:NAME.",
-)
+@merge_option
 @no_verify_option
 @json_option
 def import_files(

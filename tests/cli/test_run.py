@@ -84,7 +84,6 @@ WRONG = {
     "until": ("review: {until: later}", "review.until: wanted decided or a number of rows, got 'later'"),
     "no destination": ("publish: {to: out}", "line 3: publish.to: wanted org/name, or a folder"),
     "no rule of merging": ("review: {merge: most}", "line 3: review.merge: no merge rule 'most': use majority, unani"),
-    "two rules": ("select: {top-k: 5, threshold: 1}", "line 3: select: wanted one of top-ratio, top-k, threshold, pe"),
     "missing": ("publish:", "line 3: wanted publish.to, got none: Hub dataset, or a folder"),
     "set by run": ("score: {output: x}", "score.output is set by larf-curate run, not in the file: remove it"),
     "section of another kind": ("score: 5", "wanted keys and values in score, got '5': write one a line"),
