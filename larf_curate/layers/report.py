@@ -16,7 +16,7 @@ from larf_curate.remote import local_copy
 from larf_curate.stats import rank_correlation
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 FORMAT = 1
 REPORT_FILE = "layers.json"
