@@ -116,6 +116,10 @@ class BarThatKills(tqdm):
 
     has_killed = False
 
+    @classmethod
+    def of(cls, *, label, unit, total, done):
+        return cls(desc=label, unit=unit, total=total, initial=done)
+
     def update(self, n=1):
         if n and not self.has_killed:
             self.has_killed = True
@@ -127,7 +131,7 @@ class BarThatKills(tqdm):
 def test_a_run_on_ray_of_which_an_actor_is_killed_is_a_plain_run(data, scorer, tmp_path, cluster, monkeypatch, caplog):
     with monkeypatch.context() as patched:
         patched.setattr(distributed, "START_SECONDS", 0.1)
-        patched.setattr(run, "tqdm", BarThatKills)
+        patched.setattr(run, "progress", BarThatKills.of)
         score_with_ray(open_source(str(data)), scorer, tmp_path / "out", actors=2)
     assert "no actor has answered for 0.1 s" in caplog.text  # while they start
     score_source(open_source(str(data)), scorer, tmp_path / "plain")

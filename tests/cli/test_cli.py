@@ -266,7 +266,7 @@ def test_a_run_that_is_interrupted_says_how_to_continue(tmp_path, rows, profile,
     while process.poll() is None:  # Python loses one that arrives while an object is being deleted
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=20)
+            process.wait(timeout=2)
     said = process.communicate()[1].splitlines()
     # Of code that was compiled from a string, Python remembers the interrupt: then the signal ends it, 130 in a shell.
     assert process.returncode in (130, -signal.SIGINT)

@@ -297,6 +297,10 @@ class BarThatKills(tqdm):
 
     has_killed = False
 
+    @classmethod
+    def of(cls, *, label, unit, total, done):
+        return cls(desc=label, unit=unit, total=total, initial=done)
+
     def update(self, n=1):
         if n and not self.has_killed:
             self.has_killed = True
@@ -307,7 +311,7 @@ class BarThatKills(tqdm):
 @pytest.mark.slow
 def test_a_run_survives_a_worker_that_is_killed(data, scorer, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(run, "tqdm", BarThatKills)
+        patched.setattr(run, "progress", BarThatKills.of)
         patched.setattr(multiprocessing, "get_context", lambda _: CONTEXT)  # starts sooner than the real one
         score_source(open_source(str(data)), scorer, tmp_path / "out", num_proc=2)
     assert multiprocessing.active_children() == []
