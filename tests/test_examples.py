@@ -15,7 +15,6 @@ from datasets import load_dataset
 from larf_curate.data import load_rows
 from larf_curate.review import ReviewQueue
 from larf_curate.scoring.selection import Selection
-from tests.fixtures.long import at_length
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -75,7 +74,6 @@ def test_quickstart(here, tiny_llama, monkeypatch, capsys):
     assert re.fullmatch(r"36 kept, 4 flagged: \d of 10 harmful ones", last)
 
 
-@at_length
 @pytest.mark.slow
 @SORTED
 def test_own_references(here, tiny_llama, monkeypatch, capsys):
@@ -95,7 +93,6 @@ def test_other_trait(here, tiny_llama, monkeypatch, capsys):
     assert re.fullmatch(r"\d+ of the 12 flattering answers are among the 12 highest scores", lines[-1])
 
 
-@at_length
 @pytest.mark.slow
 def test_folders_and_report(here, tiny_llama, monkeypatch, capsys):
     example("04_folders_and_report.py", tiny_llama, "rows.jsonl", "out", monkeypatch=monkeypatch)
