@@ -57,16 +57,6 @@ load_dataset(sys.argv[1], split="train").to_parquet(sys.argv[2])
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch):
-    monkeypatch.setattr("larf_curate.publish.hub.RETRY_WAITS", (0.0,) * 4)
-
-
-@pytest.fixture
-def decisions(tmp_path):
-    return write_decisions(tmp_path / "decisions")
-
-
 def send(hub: LocalHub, folder: Path, repo: str | Path = REPO, **options):
     return publish(folder, repo, **{"endpoint": hub.endpoint, "token": hub.token} | options)
 

@@ -12,11 +12,6 @@ SOURCE, REPO = "org/original", "org/curated"
 NO_LICENSE = "the card states no licence, since none of the source is known: add license to its metadata"
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch):
-    monkeypatch.setattr("larf_curate.publish.hub.RETRY_WAITS", (0.0,) * 4)
-
-
 def decisions(tmp_path, **source):
     selection = selection_record(12, 5, scored=scored_record(12, source=source))
     return write_decisions(tmp_path / "decisions", selection=selection)

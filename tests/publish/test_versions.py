@@ -15,16 +15,6 @@ from tests.fixtures.hub import LocalHub
 REPO = "org/curated"
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch):
-    monkeypatch.setattr("larf_curate.publish.hub.RETRY_WAITS", (0.0,) * 4)
-
-
-@pytest.fixture
-def decisions(tmp_path):
-    return write_decisions(tmp_path / "decisions")
-
-
 def send(hub: LocalHub, folder: Path, **options):
     return publish(folder, REPO, **{"endpoint": hub.endpoint, "token": hub.token} | options)
 
