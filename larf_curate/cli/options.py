@@ -1,5 +1,6 @@
 """Options shared by several commands, and callbacks that parse option values."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -41,6 +42,16 @@ class ExistingPath(click.Path):
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
         """Convert an argument's value to a path."""
         return value if is_url(value) else super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of finite numbers: NaN compares as within every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
+        """Convert an option's value to a number."""
+        if not math.isfinite(number := super().convert(value, param, ctx)):
+            self.fail(f"wanted a finite number, got {value}", param, ctx)
+        return number
 
 
 FOLDER = NewPath(file_okay=False)

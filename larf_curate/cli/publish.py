@@ -9,7 +9,7 @@ import click
 
 from larf_curate.cli.options import EXISTING_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_json, echo_table, json_option, visible
-from larf_curate.errors import PublishError
+from larf_curate.errors import InputError, PublishError
 
 if TYPE_CHECKING:
     from larf_curate.publish import Publication
@@ -26,6 +26,18 @@ def _read_destination(ctx: click.Context, param: click.Parameter, value: str) ->
         check_destination(value)
     except PublishError as error:
         raise click.BadParameter(str(error), ctx, param) from error
+    return value
+
+
+def _read_ref(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Click callback: check that a branch or tag can have a name."""
+    from larf_curate.publish.hub_errors import check_ref_name  # huggingface_hub takes time to import
+
+    if value is not None:
+        try:
+            check_ref_name(value)
+        except InputError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
     return value
 
 
@@ -49,8 +61,10 @@ def _read_destination(ctx: click.Context, param: click.Parameter, value: str) ->
     "--include-removed-text", is_flag=True, help="Publish the texts of rows that are not published as data, too."
 )
 @click.option("--public", is_flag=True, help="Create a new repository as public.  [default: private]")
-@click.option("--branch", help="Branch to publish to, created from main if needed.  [default: main]")
-@click.option("--tag", help="Name of a new tag for the published commit.")
+@click.option(
+    "--branch", callback=_read_ref, help="Branch to publish to, created from main if needed.  [default: main]"
+)
+@click.option("--tag", callback=_read_ref, help="Name of a new tag for the published commit.")
 @click.option("--create-pr", is_flag=True, help="Open, or update, a pull request instead of committing.")
 @click.option("--replace", is_flag=True, help="Delete data at the destination that larf-curate did not publish.")
 @click.option(

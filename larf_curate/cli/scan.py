@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from larf_curate.cli.options import FOLDER, columns_to_read, device_option, source_options
+from larf_curate.cli.options import FOLDER, FiniteRange, columns_to_read, device_option, source_options
 from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 
 EXPLAINED_ROWS = 10
@@ -24,7 +24,7 @@ EXPLAINED_ROWS = 10
 )
 @click.option(
     "--top-ratio",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.05,
     show_default=True,
     help="Share of the scored rows to flag.",

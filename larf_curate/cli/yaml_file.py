@@ -95,9 +95,14 @@ class YamlFile:
             return Entry(value=self._mapping(node, depth + 1), line=line)
         if isinstance(node, yaml.SequenceNode):
             self._check_tag(node, COLLECTIONS)
-            texts = [self._text(each) for each in node.value]
-            return Entry(value=tuple(text for text in texts if text is not None), line=line)
+            return Entry(value=tuple(self._item(each) for each in node.value), line=line)
         return Entry(value=self._text(node), line=line)
+
+    def _item(self, node: Any) -> str:  # noqa: ANN401  a node of PyYAML
+        """The text of an item of a list."""
+        if (text := self._text(node)) is None:
+            raise self.error(node.start_mark.line + 1, "wanted a value in the list, got none: fill it or remove it")
+        return text
 
     def _text(self, node: Any) -> str | None:  # noqa: ANN401  a node of PyYAML
         """The text of a scalar; None for nothing."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DATASET: Final = "dataset_info.json"
 """Name of a file that `datasets.Dataset.save_to_disk` writes."""
+SPLITS: Final = "dataset_dict.json"
+"""Name of the file that `datasets.DatasetDict.save_to_disk` writes beside the folders of the splits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,8 +116,11 @@ class Scored:
             profile: The profile that scored the rows, which only a folder of ``larf-curate score`` records.
 
         Raises:
-            InputError: If the folder has neither, or the second without ``profile``.
+            InputError: If the folder has neither, several splits, or the second without ``profile``.
         """
+        if (Path(folder) / SPLITS).is_file():
+            names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if (path / DATASET).is_file()))
+            raise InputError(f"{folder} has several splits ({names}): give the folder of one, as {folder}/SPLIT")
         if not (Path(folder) / DATASET).is_file() or (Path(folder) / SCORED.file).exists():
             return cls.load(folder)
         if profile is None:

@@ -72,6 +72,9 @@ WRONG = {
     "key of another section": ("limit: 5", "line 3: unknown key limit: it is a key of score"),
     "nothing like it": ("zzz: 5", "unknown key zzz: wanted one of model, dataset, output, profile, score,"),
     "out of range": ("select: {top-ratio: 2}", "select.top-ratio: wanted a number from 0 to 1, got '2'"),
+    "NaN": ("select: {threshold: nan}", "line 3: select.threshold: wanted a number, got 'nan'"),
+    "no tag": ("publish: {to: ./out, tag: 'a b'}", "publish.tag: wanted a name of a branch or tag, such as v1.0"),
+    "nothing in a list": ("score: {signals: [larf, null]}", "line 3: wanted a value in the list, got none"),
     "no number": ("score:\n  limit: many", "line 4: score.limit: wanted an integer from 1, got 'many'"),
     "open range": ("select: {max_false_flags: 0}", "max-false-flags: wanted a number above 0 to 0.5, got '0'"),
     "no choice": (

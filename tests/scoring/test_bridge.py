@@ -4,7 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from larf_curate.cli import main
 from larf_curate.data.sources import open_source
@@ -124,3 +124,10 @@ def test_ids_of_saved_rows_do_not_depend_on_where_the_command_is_run(profile, ma
     monkeypatch.chdir(tmp_path)
     found = [Scored.open(name, profile).source_id for name in ("saved", tmp_path / "saved", "./saved/../saved")]
     assert found == ['{"columns": null, "dataset": "saved"}'] * 3
+
+
+def test_a_folder_with_several_splits_says_which_there_are(profile, mapped, tmp_path):
+    DatasetDict({"train": mapped, "test": mapped}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"several splits \(test, train\): give the folder of one"):
+        Scored.open(tmp_path / "saved", profile)
+    assert len(Scored.open(tmp_path / "saved" / "test", profile).rows) == len(mapped)
