@@ -183,6 +183,7 @@ def _context(
         "unscored": list(read_examples(report_rows.rows, unscored[:examples].tolist(), report_rows.columns)),
         "unscored_total": len(unscored),
         "decisions": _decisions(report_rows, statistics),
+        "review": _review_command(report_rows),
         "guard": compare_guard(report_rows.rows),
         "diagnosis": None if profile is None else diagnose(profile, report_rows.scored),
         "version": __version__,
@@ -252,6 +253,13 @@ def _decisions(report_rows: ReportRows, statistics: Statistics) -> dict[str, Any
         "rows": sorted(rows, key=lambda row: -row[1]),
         "categories": list(report_rows.decisions.categories.items()),
     }
+
+
+def _review_command(report_rows: ReportRows) -> str | None:
+    """The command that writes the review page; None if there is nothing to decide by it."""
+    if not (report_rows.folder and report_rows.rule) or report_rows.decisions is not None:
+        return None
+    return shlex.join(["larf-curate", "review", "page", str(visible(report_rows.folder))])
 
 
 def _preview_command(example: Example, folder: str) -> str:

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.testing import assert_allclose
 from playwright.sync_api import sync_playwright
 from scipy.stats import pearsonr, spearmanr
 
+from larf_curate.cli import main
 from larf_curate.cli.report import report
 from larf_curate.data.references import ReferenceSet
 from larf_curate.diagnosis import diagnose
@@ -496,6 +498,20 @@ def test_a_selection_folder_brings_rule_threshold_and_profile(tmp_path):
     facts = ["org/model", "abc123", "bfloat16", "3, 5", "as given when the profile was built", "larf"]
     assert page.text("bdi")[1:7] == facts
     assert page.text("bdi")[9:11] == ["top_k 3", "larf-curate 0.0.9"]
+
+
+def test_the_report_of_a_selection_links_the_review_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = Dataset.from_list(scored_rows(10))
+    select(rows, top_k=3).save("sel")
+    page = Page(write_report("sel", "r.html"))
+    assert ("a", "href", "review.html") in page.attributes
+    command = next(text for text in page.text("code") if "review page" in text)
+    result = CliRunner().invoke(main, shlex.split(command)[1:], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert Path("review.html").is_file()
+    assert "review page" in write_report("sel", "r.md", form="md").read_text()
+    assert ("a", "href", "review.html") not in Page(write_report(rows, "all.html")).attributes
 
 
 def test_a_selection_of_other_scored_rows_is_refused(tmp_path):
