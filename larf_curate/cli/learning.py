@@ -1,5 +1,6 @@
 """``larf-curate review next``, ``rerank`` and ``conflicts``: rank rows by what people decided so far."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -71,14 +72,14 @@ def next_rows(
     larf-curate review next
     larf-curate review next --by uncertain -n 20
     """
-    with address.open() as queue:
+    with address.find(selection) as queue:
         loaded, given_profile, _ = _load(queue, selection, profile)
         proposals = queue.propose(loaded, by=by, n=count, profile=given_profile, merge=merge)
     if as_json:
-        echo_json(asdict(proposals))
+        echo_json({"queue": queue.name} | asdict(proposals))
         return
-    lines = [(row.row_id, _number(row.score), _number(row.machine_score), row.why) for row in proposals.rows]
-    echo_table(f"Rows to review next, by {by}", ("row", "learned", "machine", "why"), lines)
+    lines = [(row.row_id, row.text, _number(row.score), _number(row.machine_score), row.why) for row in proposals.rows]
+    echo_table(f"Rows to review next, by {by}", ("row", "text", "learned", "machine", "why"), lines)
     _echo_held_out(proposals.summary)
     click.echo(f"Review these: {proposals.url}")
     if proposals.conflicts_url:
@@ -128,7 +129,7 @@ def rerank(
     from larf_curate.data.replacement import check_replaceable
     from larf_curate.manifests import SELECTION
 
-    with address.open() as queue:
+    with address.find(selection) as queue:
         loaded, given_profile, folder = _load(queue, selection, profile)
         if output is not None and not is_url(folder) and output.resolve() == Path(folder).resolve():
             raise InputError(f"{output} is the selection that is read: give another output folder")
@@ -140,7 +141,14 @@ def rerank(
             remember(queue, output)
     exemplars = output and _save_exemplars(result, loaded, given_profile, output)
     if as_json:
-        echo_json({**result.summary(), "selection": str(output) if output else None, "exemplars": exemplars})
+        echo_json(
+            {
+                "queue": queue.name,
+                **result.summary(),
+                "selection": str(output) if output else None,
+                "exemplars": exemplars,
+            }
+        )
         return
     learned = result.learned
     lines = [("decided rows learned from", learned.removed + learned.kept), ("removed or edited", learned.removed)]
@@ -149,9 +157,10 @@ def rerank(
     echo_table("Re-ranked", ("", ""), lines)
     _echo_held_out(result.summary())
     if result.overlooked:
+        again = shlex.join(["larf-curate", "review", "rerank", *address.given(), "--add", str(result.overlooked)])
         click.echo(
             f"{result.overlooked:,} rows outside the queue are more likely than not to be removed: "
-            f"add them with --add {result.overlooked} -o SEL2"
+            f"add them with {again} -o SEL2"
         )
     if output is not None:
         click.echo(f"Written to {output}")
@@ -162,7 +171,7 @@ def rerank(
 @queue_options
 @json_option
 def conflicts(address: QueueAddress, as_json: bool) -> None:
-    """Send rows with disagreement back to their annotators.
+    """Send disagreements and edits without a corrected answer back to their annotators.
 
     Lists these rows. The link shows each annotator the conflicts that they answered, to answer again. Run the command
     again to drop from the link what they agree on by then; for the rest, pull --merge arbiter:USERNAME lets one of them
@@ -171,13 +180,18 @@ def conflicts(address: QueueAddress, as_json: bool) -> None:
     \b
     larf-curate review conflicts
     """
-    with address.open() as queue:
+    with address.find() as queue:
         found = queue.send_back()
     if as_json:
-        echo_json(asdict(found))
+        echo_json({"queue": queue.name} | asdict(found))
         return
-    lines = [(row, ", ".join(f"{who} {vote}" for who, vote in votes.items())) for row, votes in found.votes.items()]
-    echo_table(f"Conflicts: {len(lines)}", ("row", "decisions"), lines, limit=SHOWN)
+    said = {row: ", ".join(f"{who} {vote}" for who, vote in votes.items()) for row, votes in found.votes.items()}
+    unfinished = {row: f"edit without a corrected answer: {', '.join(who)}" for row, who in found.unfinished.items()}
+    lines = [
+        (row, found.texts[row], "; ".join(filter(None, (said.get(row), unfinished.get(row)))))
+        for row in {**said, **unfinished}
+    ]
+    echo_table(f"Conflicts: {len(lines)}", ("row", "text", "decisions"), lines, limit=SHOWN)
     if lines:
         click.echo(f"Conflicts; each annotator re-decides the rows they answered: {found.url}")
 

@@ -1,7 +1,7 @@
-"""Options of all review commands: the queue and its server, and the selection last pushed to the queue."""
+"""Options of all review commands: the queue and its server, and the selection last pushed to each queue."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -17,9 +17,15 @@ from larf_curate.remote import is_url, public_name
 
 if TYPE_CHECKING:
     from larf_curate.review import ReviewQueue
+    from larf_curate.scoring.selection import Selection
 
 
-DEFAULT_QUEUE, DEFAULT_WORKSPACE = "larf-review", "argilla"
+DEFAULT_WORKSPACE = "argilla"
+UNNAMED = "larf-review"
+"""Name of the queue for rows whose dataset and profile are not known."""
+MAX_NAMES = 5
+"""Names of queues that a message lists."""
+PULL = "review pull SEL -o DEC"
 FILES = "files"
 """Name of the record of the selection that was last exported to a file; ids of queues are longer."""
 
@@ -39,14 +45,14 @@ class QueueAddress:
     """A queue and its server, as given by the options.
 
     Args:
-        name: Name of the queue, an Argilla dataset.
+        name: Name of the queue, an Argilla dataset; None for the one that `find` finds.
         workspace: Workspace of the server.
         url: URL of the server; None for the embedded one.
         api_key_file: File with the API key; None for ``ARGILLA_API_KEY`` or the embedded server's key.
         home: Home of the embedded server; None for the default one.
     """
 
-    name: str
+    name: str | None
     workspace: str
     url: str | None
     api_key_file: Path | None
@@ -55,25 +61,73 @@ class QueueAddress:
     def given(self) -> list[str]:
         """The options that lead another review command to this queue, without those that have their defaults."""
         options = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in fields(self)}
-        defaults = (None, DEFAULT_QUEUE, DEFAULT_WORKSPACE)
+        defaults = (None, DEFAULT_WORKSPACE)
         return [part for name, value in options.items() if value not in defaults for part in (name, str(value))]
 
-    def open(self, *, annotators: int = 1) -> "ReviewQueue":
-        """Connect to the queue; without URL and key, on the embedded server that ``review up`` started.
+    def create(self, selection: Path | str, loaded: "Selection", *, annotators: int = 1) -> "ReviewQueue":
+        """Connect to the queue for a selection, which may be a new one.
+
+        Without a name it is the one that has its rows already, if it was pushed from this machine, else one that is
+        named after its dataset and profile.
 
         Args:
+            selection: The folder of the selection, or its URL.
+            loaded: The selection.
             annotators: Number of people who must decide each row, if the queue is created.
 
         Raises:
             ReviewServerError: If the server is not running or cannot be reached.
         """
+        from larf_curate.review.identity import Identity
+
+        identity = Identity.of(loaded.scored)
+        default = self._opened(self.name or (identity.name if identity else UNNAMED), annotators)
+        if self.name is None:
+            rows = set(loaded.flagged.with_format(None)["larf_row_id"][:])
+            for name in _pushed(default.queues(), selection):
+                if name != default.name and rows.intersection((earlier := default.named(name)).row_ids()):
+                    return _told(earlier, f"has rows of {public_name(selection)} already")
+        return default
+
+    def find(self, selection: Path | str | None = None) -> "ReviewQueue":
+        """Connect to a queue that is there.
+
+        Without a name it is the one that the selection was pushed to; without a selection, the one that was last pushed
+        to from this machine, or the only one of the server. It is told which.
+
+        Args:
+            selection: The folder of the selection that was pushed, or its URL.
+
+        Raises:
+            InputError: If several queues are there, and nothing tells which one is meant.
+            ReviewServerError: If the server is not running or cannot be reached.
+        """
+        queue = self._opened(self.name or UNNAMED)
+        if self.name is not None:
+            return queue
+        queues = queue.queues()
+        if len(queues) < 2:  # without any, the first request says what to do
+            return queue.named(next(iter(queues), UNNAMED))
+        pushed = _pushed(queues, selection)
+        if not pushed and selection is not None:
+            pushed = [name for name in [_default_name(selection)] if name in queues]
+        if not pushed:
+            raise InputError(f"{len(queues)} queues are on {queue.server_url}: choose one with --name {_names(queues)}")
+        return _told(queue.named(pushed[0]), "the one last pushed to" if selection is None else "which has its rows")
+
+    def server(self) -> "ReviewQueue":
+        """Connect to the server, whichever queue is meant."""
+        return self._opened(self.name or UNNAMED)
+
+    def _opened(self, name: str, annotators: int = 1) -> "ReviewQueue":
+        """Connect; without URL and key, to the embedded server that ``review up`` started."""
         from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
         url, key = self.url, _read_key(self.api_key_file) if self.api_key_file else None
         # A key in the environment belongs to another server than the embedded one.
         if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
             url, key = _embedded(self.home)
-        return ReviewQueue(self.name, workspace=self.workspace, url=url, api_key=key, min_submitted=annotators)
+        return ReviewQueue(name, workspace=self.workspace, url=url, api_key=key, min_submitted=annotators)
 
 
 def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +139,11 @@ def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(address=QueueAddress(**parts), **given)
 
     options = (
-        click.option("--name", default=DEFAULT_QUEUE, show_default=True, help="Name of the queue on the server."),
+        click.option(
+            "--name",
+            help="Name of the queue on the server.  [default: that of the selection, by its dataset and profile, or "
+            "the one last pushed to]",
+        ),
         click.option("--workspace", default=DEFAULT_WORKSPACE, show_default=True, help="Workspace of the server."),
         click.option("--url", envvar="ARGILLA_API_URL", show_envvar=True, help="URL of the Argilla server."),
         click.option(
@@ -128,6 +186,45 @@ def _embedded(home: Path | None) -> tuple[str, str]:
     return state.url, server.api_key
 
 
+def _told(queue: "ReviewQueue", why: str) -> "ReviewQueue":
+    """Say which queue was found, but for ``--json``, which has it in its object."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("as_json"):
+        click.echo(f"Queue {queue.name}, {why}", err=True)
+    return queue
+
+
+def _pushed(queues: Mapping[str, str], selection: Path | str | None) -> list[str]:
+    """Names of the queues that were pushed to from this machine, those of this selection if it is given; latest first.
+
+    Args:
+        queues: Ids of datasets on the server by name.
+        selection: The folder that was pushed, or its URL.
+    """
+    times = {}
+    for name, dataset in queues.items():
+        file = _record_file(dataset)
+        if file.exists() and (selection is None or _recorded(file) == _folder_name(selection)):
+            times[name] = file.stat().st_mtime_ns
+    return sorted(times, key=lambda name: -times[name])
+
+
+def _default_name(selection: Path | str) -> str | None:
+    """Name of the queue for a selection, if it was not chosen; None if its folder does not tell."""
+    from larf_curate.manifests import SELECTION, read_manifest
+    from larf_curate.remote import local_copy
+    from larf_curate.review.identity import Identity
+
+    identity = Identity.of(read_manifest(local_copy(selection), SELECTION)["scored"])
+    return identity.name if identity else None
+
+
+def _names(queues: Iterable[str]) -> str:
+    shown = list(queues)
+    more = f" or one of {len(shown) - MAX_NAMES} more (larf-curate review list)" if len(shown) > MAX_NAMES else ""
+    return " or ".join(shown[:MAX_NAMES]) + more
+
+
 def remember(queue: "ReviewQueue", selection: Path | str) -> None:
     """Record which folder was last pushed to a queue."""
     # By id, not by name: a deleted queue of the same name on another server is a different one.
@@ -142,8 +239,7 @@ def remember_as(name: str, selection: Path | str, *, queue: str = "") -> None:
         selection: The folder or its URL.
         queue: The queue in words; default: the name.
     """
-    folder = public_name(selection) if is_url(selection) else str(Path(selection).resolve())
-    write_sealed(_record_file(name), {"queue": queue or name, "selection": folder})
+    write_sealed(_record_file(name), {"queue": queue or name, "selection": _folder_name(selection)})
 
 
 def remembered(queue: "ReviewQueue") -> Path | str:
@@ -152,7 +248,7 @@ def remembered(queue: "ReviewQueue") -> Path | str:
     Raises:
         InputError: If there is none, or its record is damaged.
     """
-    return remembered_as(queue.dataset_id, "review pull SEL -o DEC", of=f"pushed to {queue!r}")
+    return remembered_as(queue.dataset_id, PULL, of=f"pushed to {queue!r}")
 
 
 def remembered_as(name: str, command: str, *, of: str = "exported") -> Path | str:
@@ -168,9 +264,18 @@ def remembered_as(name: str, command: str, *, of: str = "exported") -> Path | st
     """
     if not _record_file(name).exists():
         raise InputError(f"no selection was {of} from this machine: name its folder, as in {command}")
-    remedy = f"name the folder of the selection, as in {command}"
-    folder = read_sealed(_record_file(name), QueueRecord, remedy=remedy)["selection"]
+    folder = _recorded(_record_file(name), command)
     return folder if is_url(folder) else Path(folder)
+
+
+def _recorded(file: Path, command: str = PULL) -> str:
+    """The folder, or its URL, in a file that `remember_as` wrote."""
+    return read_sealed(file, QueueRecord, remedy=f"name the folder of the selection, as in {command}")["selection"]
+
+
+def _folder_name(selection: Path | str) -> str:
+    """A selection as it is recorded."""
+    return public_name(selection) if is_url(selection) else str(Path(selection).resolve())
 
 
 def _record_file(name: str) -> Path:

@@ -1,5 +1,6 @@
 """``larf-curate review``: push flagged rows to Argilla, and pull people's decisions; or go by files."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,15 +73,15 @@ def push(
 
     loaded = Selection.load(selection)
     loaded_profile = SafetyProfile.from_pretrained(profile) if profile else None
-    with address.open(annotators=annotators) as queue:
+    with address.create(selection, loaded, annotators=annotators) as queue:
         result = queue.push(loaded, profile=loaded_profile, group=group)
         remember(queue, selection)
     if as_json:
-        echo_json(asdict(result))
+        echo_json({"queue": queue.name} | asdict(result))
     else:
         counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
-        echo_table("Review queue", ("rows", ""), [*counts, *grouped, ("rejected", len(result.failed))])
+        echo_table(f"Review queue {queue.name}", ("rows", ""), [*counts, *grouped, ("rejected", len(result.failed))])
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
         click.echo(f"Review, worst first: {result.url}")
@@ -99,15 +100,47 @@ def status(address: QueueAddress, as_json: bool) -> None:
     larf-curate review status
     larf-curate review status --json
     """
-    with address.open() as queue:
+    with address.find() as queue:
         state = queue.status()
     if as_json:
-        echo_json(asdict(state))
-    else:
-        echo_table(f"Review queue {address.name}", ("", ""), _status_lines(state))
-        if state.disagreements:
-            click.echo("To send back rows on which annotators disagree: larf-curate review conflicts")
-        click.echo(f"Review, worst first: {state.url}")
+        echo_json({"queue": queue.name} | asdict(state))
+        return
+    echo_table(f"Review queue {queue.name}", ("", ""), _status_lines(state))
+    for title, rows in (
+        ("Edits without a corrected answer, which decide nothing", state.unfinished),
+        ("Corrected answers without Edit, which are not used", state.unused),
+    ):
+        if rows:
+            lines = [(row, ", ".join(names)) for row, names in rows.items()]
+            echo_table(title, ("row", "annotators"), lines, limit=SHOWN)
+    if state.disagreements or state.unfinished:
+        conflicts = shlex.join(["larf-curate", "review", "conflicts", *address.given()])
+        click.echo(f"To send back disagreements and edits without a corrected answer: {conflicts}")
+    click.echo(f"Review, worst first: {state.url}")
+
+
+@review.command("list")
+@queue_options
+@json_option
+def list_queues(address: QueueAddress, as_json: bool) -> None:
+    """List the review queues of the server.
+
+    \b
+    larf-curate review list
+    larf-curate review list --json
+    """
+    with address.server() as server:
+        names = [name for name in server.queues() if address.name in (None, name)]
+        found = [server.named(name).summary() for name in names]
+    if as_json:
+        echo_json({"queues": [asdict(queue) for queue in found]})
+        return
+    columns = ("queue", "dataset", "profile", "model", "rows", "done", "pending")
+    lines = [
+        (q.name, ", ".join(q.datasets) or "-", q.profile or "-", q.model or "-", q.rows, q.done, q.pending)
+        for q in found
+    ]
+    echo_table(f"Review queues on {server.server_url}", columns, lines)
 
 
 @review.command()
@@ -136,14 +169,15 @@ def pull(
     from larf_curate.data.tables import no_progress_bars
     from larf_curate.scoring.selection import Selection
 
-    with no_progress_bars(), address.open() as queue:
+    with no_progress_bars(), address.find(selection) as queue:
         loaded = Selection.load(selection or remembered(queue))
         outcome = queue.pull(merge=merge).apply(loaded)
         outcome.save(output)
     if as_json:
-        echo_json({"decisions": public_name(output), "counts": outcome.counts})
+        echo_json({"decisions": public_name(output), "counts": outcome.counts, "queue": queue.name})
     else:
-        echo_decisions(outcome, output, remedy="To send them back to those who answered: larf-curate review conflicts")
+        conflicts = shlex.join(["larf-curate", "review", "conflicts", *address.given()])
+        echo_decisions(outcome, output, remedy=f"To send them back to those who answered: {conflicts}")
 
 
 def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
@@ -155,6 +189,8 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
         ("done", state.done),
         ("pending", state.pending),
         *((f"decided {decision}", count) for decision, count in state.decisions.items()),
+        *([("edits without a corrected answer", len(state.unfinished))] if state.unfinished else []),
+        *([("corrected answers without Edit", len(state.unused))] if state.unused else []),
         ("disagreements", state.disagreements),
         ("drafts", state.drafts),
         ("discarded", state.discards),

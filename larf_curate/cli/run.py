@@ -161,7 +161,7 @@ class Run:
         given = arguments(status_command, settings)
         with status_command.make_context("review status", given, parent=self.context.parent) as inner:
             address = QueueAddress(**{field.name: inner.params[field.name] for field in fields(QueueAddress)})
-        with address.open() as queue:
+        with address.find(self.config.output / "selection") as queue:
             state, told = queue.status(), -1
             while "wait" in settings and not _is_decided(state, wanted):
                 if state.done != told and not self.as_json:

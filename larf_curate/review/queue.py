@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
+from larf_curate.columns import ROW_ID, SCORE
 from larf_curate.conversation.schemas import SEPARATOR, with_separator
 from larf_curate.errors import InputError, ReviewError
 from larf_curate.profile.cache import profile_of
@@ -15,11 +17,13 @@ from larf_curate.progress import progress
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.argilla.marks import mark
+from larf_curate.review.argilla.settings import CORRECTED
 from larf_curate.review.argilla.submit import submit
 from larf_curate.review.decisions.merge import MergeRule, merge_records
 from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.responses import ReviewedRecord, read_records
-from larf_curate.review.decisions.status import QueueStatus, queue_status
+from larf_curate.review.decisions.status import QueueStatus, QueueSummary, queue_status
+from larf_curate.review.identity import Identity, check_same
 from larf_curate.review.learning import References
 from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals, disagreements, propose
 from larf_curate.review.learning.rerank import (
@@ -31,18 +35,24 @@ from larf_curate.review.learning.rerank import (
     update_scores,
 )
 from larf_curate.review.learning.snapshot import Snapshot
+from larf_curate.review.records.excerpt import row_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import NearDuplicates
+from larf_curate.review.records.nearest import nearest_safe
 from larf_curate.review.records.push import Push, PushResult
+from larf_curate.review.records.reason import ranks
 from larf_curate.review.records.record import RecordMaker
+from larf_curate.review.records.scale import Scale
 from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
-from larf_curate.scoring.exemplar_texts import exemplar_texts
+from larf_curate.scoring.exemplar_texts import exemplar_texts, safe_texts
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection
 
 logger = logging.getLogger(__name__)
+IDENTITY, DATASETS, SCALE = "identity", "datasets", "scale"
+"""Keys of what is noted about a queue on the server."""
 
 
 class ReviewQueue:
@@ -91,6 +101,40 @@ class ReviewQueue:
 
     def __repr__(self) -> str:
         return f"ReviewQueue({self.name!r}, workspace={self._connection.workspace!r}, url={self._connection.url!r})"
+
+    @property
+    def server_url(self) -> str:
+        """Address of the server, without credentials."""
+        return self._connection.url
+
+    def queues(self) -> dict[str, str]:
+        """Ids of all review queues of the workspace by name."""
+        return {name: store.dataset_id for name, store in RecordStore.all(self._connection).items()}
+
+    def named(self, name: str) -> "ReviewQueue":
+        """Another queue on the same connection, which closing either of them closes."""
+        other = copy(self)
+        other.name = name
+        return other
+
+    def summary(self) -> QueueSummary:
+        """Progress of the queue, and the dataset and profile of its rows."""
+        notes, status = self._store().notes(), self.status()
+        identity = Identity.from_json(notes.get(IDENTITY))
+        return QueueSummary(
+            name=self.name,
+            rows=status.rows,
+            done=status.done,
+            pending=status.pending,
+            datasets=tuple(notes.get(DATASETS) or ()),
+            profile=identity.profile if identity else None,
+            model=identity.model if identity else None,
+            url=status.url,
+        )
+
+    def row_ids(self) -> set[str]:
+        """Ids of the rows in the queue."""
+        return {record["external_id"] for record in self._store().records(responses=False)}
 
     @property
     def url(self) -> str:
@@ -144,6 +188,19 @@ class ReviewQueue:
                 review queue.
             ReviewServerError: If the server stops responding; what was sent stays there.
         """
+        return self._push(flagged, columns=columns, exemplars=exemplars, profile=profile, group=group)
+
+    def _push(
+        self,
+        flagged: "Dataset | Selection",
+        *,
+        columns: Mapping[str, str] | None = None,
+        exemplars: Mapping[str, str] | None = None,
+        profile: "SafetyProfile | None" = None,
+        group: bool = False,
+        among: FlaggedRows | None = None,
+    ) -> PushResult:
+        """Send rows; ``among`` are all rows of the queue, among which they are ranked, if these are not all."""
         rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
         recorded = scored.get("source", {}).get("columns") or {}
@@ -151,8 +208,9 @@ class ReviewQueue:
         near_duplicates = NearDuplicates.find(rows, reduction, share=group)
         sent = rows.without(near_duplicates.covered)
         store = self._store(create=True)
-        store.add_missing_properties()
         existing = {record["external_id"]: record for record in store.records(responses=False)}
+        scale = _prepared(store, self.name, Identity.of(scored), rows, existing)
+        store.add_missing_properties()
         maker = RecordMaker(
             columns=recorded if columns is None else with_separator(columns, recorded.get(SEPARATOR)),
             layers=scored.get("profile", {}).get("layers"),
@@ -161,6 +219,10 @@ class ReviewQueue:
             exemplars=exemplar_texts(scored) if exemplars is None else exemplars,
             vectors=vectors_of(sent, reduction and _compatible(reduction, store, existing, rows.ids)),
             groups=near_duplicates.by_row,
+            scale=scale,
+            ranks=ranks((among or rows).ids, (among or rows).scores),
+            kept=nearest_safe(sent, profile_of(scored, profile), safe_texts(scored)),
+            answer_question=store.question_id(CORRECTED),
         )
         return Push(store=store, existing=existing, grouped=len(near_duplicates.covered)).run(
             maker(row) for row in progress(sent, label=f"Push to {self.name}", unit="row")
@@ -215,7 +277,8 @@ class ReviewQueue:
         # Rows that earlier re-rankings added are flagged too, should their selection not have been saved.
         newly_flagged = flag_more(snapshot, (*snapshot.queued_unflagged, *added))
         if added:
-            self.push(newly_flagged, columns=columns, profile=profile)
+            whole = concatenate_datasets([_ranked(part) for part in (selection.flagged, newly_flagged.flagged)])
+            self._push(newly_flagged, columns=columns, profile=profile, among=FlaggedRows.read(whole))
             snapshot = replace(snapshot, records=list(snapshot.store.records(responses=True)))
         return Reranked(
             learned=snapshot.learned,
@@ -253,16 +316,23 @@ class ReviewQueue:
         return propose(self._snapshot(selection, profile, merge), by=by, n=n)
 
     def send_back(self) -> Conflicts:
-        """Mark the records on which annotators disagree, so that a link shows each annotator theirs again.
+        """Mark records with a disagreement or an unfinished edit, so that a link shows each annotator theirs again.
 
         A record that enough annotators have answered is in nobody's queue any more, so only those who answered can
         resolve a conflict, by changing their answers. Call it again to remove the marks of conflicts resolved since.
         """
         store = self._store()
         records = list(store.records(responses=True))
-        votes = disagreements(read_records(records, self._connection.usernames()))
-        mark(store, records, CONFLICT, votes)
-        return Conflicts(votes=votes, url=store.link(status="submitted", proposed=CONFLICT))
+        reviewed = read_records(records, self._connection.usernames())
+        votes = disagreements(reviewed)
+        unfinished = {record.row_id: record.unfinished for record in reviewed if record.unfinished}
+        mark(store, records, CONFLICT, {**votes, **unfinished})
+        return Conflicts(
+            votes=votes,
+            unfinished=unfinished,
+            texts=row_texts(records, {**votes, **unfinished}),
+            url=store.link(status="submitted", proposed=CONFLICT),
+        )
 
     def submit(self, decisions: Mapping[str, str], *, api_key: str) -> None:
         """Submit decisions by script, as the web page does for a person.
@@ -309,6 +379,40 @@ class ReviewQueue:
         if found is None:
             raise ReviewError(f"no review queue {self.name!r} on {self._connection.url}: push a selection first")
         return found
+
+
+def _prepared(
+    store: RecordStore, name: str, identity: Identity | None, rows: FlaggedRows, existing: Mapping[str, object]
+) -> Scale:
+    """Refuse rows of another profile, note whose rows the queue has, and return the scale of its bars.
+
+    The scale is that of the first push: with another one for each, all records would have to be sent again.
+    """
+    notes, replaces_all = store.notes(), set(existing) <= set(rows.ids)
+    if not replaces_all:
+        check_same(name, Identity.from_json(notes.get(IDENTITY)), identity)
+    scale = None if replaces_all and not _same_profile(notes, identity) else Scale.from_json(notes.get(SCALE))
+    changed: dict[str, object] = {}
+    if scale is None:
+        scale = Scale.of(rows.rows)
+        changed[SCALE] = scale.to_json()
+    if identity and replaces_all:
+        changed |= {IDENTITY: identity.to_json(), DATASETS: [identity.dataset]}
+    elif identity and DATASETS in notes:
+        changed[DATASETS] = sorted({*notes[DATASETS], identity.dataset})
+    if any(notes.get(key) != value for key, value in changed.items()):
+        store.note(**changed)
+    return scale
+
+
+def _ranked(rows: Dataset) -> Dataset:
+    """What rows are ranked by."""
+    return rows.select_columns([ROW_ID, SCORE])
+
+
+def _same_profile(notes: Mapping[str, object], identity: Identity | None) -> bool:
+    known = Identity.from_json(notes.get(IDENTITY))
+    return known is None or identity is None or known.profile == identity.profile
 
 
 def _compatible(

@@ -18,6 +18,9 @@ Texts without a prompt are given the mean prompt of neutral rows, whose erosion 
 prompt, about one in 1,000 is this close to 0.
 """
 
+PLAIN_NAMES = {"erosion": "request", "harmful": "answer"}
+"""What the axes of `standing` are about, in one word each."""
+
 
 def in_words(signals: Mapping[str, Any] | None, *, figures: bool = True) -> str:
     """Describe request and answer of a row by the axes that it has; nothing is said of a missing one.
@@ -30,31 +33,33 @@ def in_words(signals: Mapping[str, Any] | None, *, figures: bool = True) -> str:
         Such as "ordinary request, refused (over-refusal)"; empty if the row has no axis.
     """
     parts = []
-    for words, remark, figure in _descriptions(_axes(signals)):
+    for words, remark, figure in _descriptions(axes_of(signals)):
         notes = ", ".join(filter(None, (remark, figure if figures else "")))
         parts.append(f"{words} ({notes})" if notes else words)
     return ", ".join(parts)
 
 
-def standing(signals: Mapping[str, Any] | None) -> str:
+def standing(signals: Mapping[str, Any] | None, *, names: Mapping[str, str] | None = None) -> str:
     """Distance from neutral rows along `erosion` or `harmful`, whichever raises the default score more.
 
     Args:
         signals: ``larf_signals`` of the row.
+        names: What to call the axes, such as `PLAIN_NAMES`; default: their names.
 
     Returns:
         Such as "erosion 3.2 standard deviations above ordinary rows"; empty if the row has neither axis.
     """
-    axes = _axes(signals)
+    axes = axes_of(signals)
     margins = {"erosion": 0.0, "harmful": HARMFUL_MARGIN}
     known = [name for name in margins if name in axes]
     if not known:
         return ""
     name = max(known, key=lambda name: axes[name] - margins[name])
-    return f"{name} {abs(axes[name]):.1f} standard deviations {'above' if axes[name] >= 0 else 'below'} ordinary rows"
+    side = "above" if axes[name] >= 0 else "below"
+    return f"{(names or {}).get(name, name)} {abs(axes[name]):.1f} standard deviations {side} ordinary rows"
 
 
-def _axes(signals: Mapping[str, Any] | None) -> dict[str, float]:
+def axes_of(signals: Mapping[str, Any] | None) -> dict[str, float]:
     """The finite values by name; a text without a prompt has no request that could be harmful, answered or refused."""
     values = {
         name: float(value)

@@ -108,16 +108,14 @@ def test_the_page_is_ranked_anew_in_place_and_no_response_is_touched(queue, peop
     machine = dict(zip(chosen.flagged["larf_row_id"], chosen.flagged["larf_score"], strict=True))
     for row, record in now.items():
         old = answered[row]
-        assert {name: record[name] for name in ("fields", "responses", "status")} == {
-            name: old[name] for name in ("fields", "responses", "status")
-        }
-        if row in after:
-            assert record["metadata"]["larf_score"] == pytest.approx(learned[row])
-            assert record["metadata"]["machine_score"] == pytest.approx(machine[row])
-            kept = {name: v for name, v in record["metadata"].items() if name not in ("larf_score", "machine_score")}
-            assert kept == {name: v for name, v in old["metadata"].items() if name != "larf_score"}
-        else:
-            assert record == old
+        assert [record[name] for name in ("responses", "status")] == [old[name] for name in ("responses", "status")]
+        assert record["fields"]["conversation"] == old["fields"]["conversation"]
+        scores = {name: record["metadata"].pop(name) for name in ("larf_score", "machine_score", "learned_score")}
+        want = {"learned_score": learned[row], "machine_score": machine[row]}
+        assert scores == pytest.approx(want | {"larf_score": learned[row] if row in after else machine[row]})
+        assert record["metadata"].items() <= old["metadata"].items()
+        said = f"learned score **{learned[row]:.3f}**, machine's score **{machine[row]:.3f}**"
+        assert said in record["fields"]["evidence"]
 
     assert queue.rerank(chosen).updated == 0  # nobody decided anything in between
     assert queue.push(chosen).unchanged == 60

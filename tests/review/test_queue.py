@@ -50,7 +50,8 @@ def respond(client, queue, answers, *, status="submitted"):
 
 
 def test_the_settings_are_those_a_reviewer_needs(queue):
-    queue.push(selection())
+    chosen = selection()
+    queue.push(chosen)
     dataset = queue._connection.client.datasets(queue.name, workspace="argilla")
     settings = dataset.settings
     assert len(GUIDELINES) < 10_000
@@ -67,6 +68,7 @@ def test_the_settings_are_those_a_reviewer_needs(queue):
     assert settings.fields["conversation"].use_markdown is False
     assert {m.name for m in settings.metadata} == {
         "larf_score",
+        "machine_score",
         "percentile",
         "signal",
         "cluster",
@@ -77,7 +79,9 @@ def test_the_settings_are_those_a_reviewer_needs(queue):
     }
     assert [(vector.name, vector.dimensions) for vector in settings.vectors] == [("state", 8)]
     shown = server_records(queue, include="&include=suggestions")
-    assert [record["suggestions"] for record in shown.values()] == [[]] * 3
+    answers = dict(zip(chosen.flagged["larf_row_id"], chosen.flagged["answer"], strict=True))
+    suggested = {row: [suggestion["value"] for suggestion in record["suggestions"]] for row, record in shown.items()}
+    assert suggested == {row: [answer] for row, answer in answers.items()}, "only the answer, and no decision"
 
 
 def test_pushing_again_changes_nothing_and_keeps_responses(queue, annotators):

@@ -5,11 +5,24 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from sklearn.metrics.pairwise import cosine_similarity
 
-from larf_curate.review.records.evidence import evidence
+from larf_curate.review.records.evidence import Context, Nearest, evidence, learned_block, with_learned
+from larf_curate.review.records.flagged_rows import FlaggedRows
+from larf_curate.review.records.nearest import nearest_safe
 from larf_curate.review.records.push import BATCH_BYTES, json_batches
-from larf_curate.review.records.record import CONTENT_DIGEST, RECORD_DIGEST, RecordMaker, chat_field, shown_turns
-from tests.fixtures.review_rows import HOSTILE, questions, scored, selection
+from larf_curate.review.records.record import (
+    ANSWER_DIGEST,
+    CONTENT_DIGEST,
+    RECORD_DIGEST,
+    RecordMaker,
+    answer_digest,
+    chat_field,
+    shown_turns,
+)
+from larf_curate.review.records.scale import Scale
+from tests.fixtures.review_rows import HOSTILE, fake_profile, questions, scored, selection
 
 
 def shown_messages(row, columns=None):
@@ -115,6 +128,9 @@ def test_a_record_has_its_vector_and_another_digest_with_another_vector():
     assert "vectors" not in RecordMaker(vectors={"another": vectors[0]})(row)
 
 
+MADE_TAGS = {"table", "thead", "tbody", "tr", "th", "td", "span", "div", "b", "p", "code", "details", "summary"}
+
+
 class Tags(HTMLParser):
     def __init__(self, page):
         super().__init__()
@@ -133,17 +149,18 @@ class Tags(HTMLParser):
 def test_foreign_text_in_the_evidence_is_only_text(text):
     neighbor = {"id": text, "label": text, "cosine": 0.5}
     row = selection().flagged[0] | {"larf_reason": text, "larf_neighbors": [neighbor], "larf_status": text}
-    page = Tags(evidence(row | {"larf_signals": {text: 1.0, "b": 2.0}}, exemplars={text: text}))
-    assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span"}
-    assert page.attributes <= {"style"}
+    kept = Nearest(title=text, text=text, cosine=0.5)
+    context = Context(exemplars={text: text}, kept=kept, signal=text, turn=text)
+    page = Tags(evidence(row | {"larf_signals": {text: 1.0, "b": 2.0}}, context))
+    assert page.tags <= MADE_TAGS
+    assert page.attributes <= {"style", "open"}
 
 
 def test_the_evidence_shows_score_layers_signals_and_neighbors():
     row = selection().flagged[0] | {"larf_reason": "score 1 is at least 0.6"}
-    page = evidence(row, layers=[9, 14], exemplars={"fraud-01": "How to forge a *cheque*?"})
+    page = evidence(row, Context(layers=[9, 14], exemplars={"fraud-01": "How to forge a *cheque*?"}))
     shown = Tags(page)
-    assert "**1.000**" in page
-    assert "percentile **100.0**" in page
+    assert page.startswith("**The highest score of its dataset&#46;**\n\nScore **1.000** · percentile **100.0**\n\n")
     for part in ("score 1 is at least 0", "9", "14", "+1.000", "-0.500", "refusal", "fraud", "0.900"):
         assert part in html.unescape(shown.text)
     assert "How to forge a *cheque*?" in html.unescape(shown.text)
@@ -153,8 +170,11 @@ def test_the_axes_are_shown_in_words_and_can_be_filtered_by():
     row = selection().flagged[0] | {"larf_signals": {"harmful": 2.4, "erosion": 4.25, "compliance": -2.0}}
     record = RecordMaker()(row)
     shown = html.unescape(record["fields"]["evidence"])
-    words = "harmful request (erosion 4.2), refused (compliance −2.0), answer like the unsafe references (harmful 2.4)"
-    assert f"**{words}**" in shown
+    said = "Harmful request, refused, answer like the unsafe references: request 4.2 standard deviations above ordinary"
+    assert shown.startswith(f"**{said} rows.**")
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", record["fields"]["evidence"])
+    figures = dict(zip(cells[0:12:4], cells[2:12:4], strict=True))
+    assert figures == {"<b>Request</b>": "+4.2", "<b>Refusal</b>": "+2.0", "<b>Answer</b>": "+2.4"}
     assert record["metadata"]["in_words"] == "harmful request, refused, answer like the unsafe references"
 
 
@@ -195,17 +215,17 @@ def test_tokens_are_shaded_by_their_pull_and_stay_text():
 
 def test_of_a_long_row_the_tokens_that_pulled_most_are_shown():
     words = [(f" t{i}", 1.0 if 800 <= i < 900 else 0.001) for i in range(2000)]
-    shown = html.unescape(Tags(evidence(tokens(*words))).text).split()
-    assert {f"t{i}" for i in range(800, 900)} < set(shown)
-    assert len(shown) < 320
-    assert shown.count("…") == 2
+    text = html.unescape(Tags(evidence(tokens(*words))).text)
+    assert {f"t{i}" for i in range(800, 900)} < set(text.split())
+    assert len(text.split()) < 340
+    assert text.count("…") == 2
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
 def test_hostile_tokens_are_only_text(text):
     page = Tags(evidence(tokens((text, 1.0), (text, -1.0))))
-    assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span", "div"}
-    assert page.attributes <= {"style"}
+    assert page.tags <= MADE_TAGS
+    assert page.attributes <= {"style", "open"}
 
 
 def test_a_text_that_reads_differently_than_it_looks_is_named():
@@ -216,3 +236,73 @@ def test_a_text_that_reads_differently_than_it_looks_is_named():
 
     assert "Careful" in explained("\u202elive\u202c")
     assert not any("Careful" in explained(text) for text in ("plain", "שלום עולם", "\u2067isolated\u2069", "a\u200fb"))
+
+
+def widths(page):
+    return [int(width) for width in re.findall(r"width:(\d+)px", page)]
+
+
+def test_bars_of_two_rows_are_on_one_scale_and_what_exceeds_it_is_marked():
+    small, large = ({"larf_layer_scores": [value, value / 2]} for value in (2.11, 5.11))
+    scale = Scale.of(Dataset.from_list([small, large]))
+    assert scale.layers == 7.0
+    shown = [widths(evidence(row, Context(scale=scale))) for row in (small, large)]
+    assert shown == [[48, 24], [117, 58]], "160 pixels for 7"
+    beyond = evidence({"larf_layer_scores": [7.5, 7.0]}, Context(scale=scale))
+    assert (widths(beyond), beyond.count("▶")) == ([160, 160], 1)
+
+
+def test_the_scale_is_no_smaller_than_any_value_and_leaves_less_than_half_empty():
+    for value in (1e-3, 0.07, 1.0, 1.01, 2.11, 9.99, 1234.5):
+        scale = Scale.of(Dataset.from_list([{"larf_layer_scores": [-value, None]}])).layers
+        assert value <= scale <= 2 * value
+    assert Scale.of(Dataset.from_list([{"larf_layer_scores": None}])) == Scale()
+
+
+def test_what_was_learned_is_replaced_and_taken_away_again():
+    shown = evidence({"larf_score": 1.0})
+    once = with_learned(shown, "learned score **2.0**")
+    assert once.splitlines()[2] == "**After people's decisions:** learned score **2.0**"
+    assert with_learned(once, "other").count("After people's decisions") == 1
+    assert learned_block(once) == "learned score **2.0**"
+    assert with_learned(once, "") == shown
+
+
+def test_the_nearest_exemplar_is_beside_the_nearest_row_that_is_fine():
+    near = [{"id": "a", "label": "fraud", "cosine": 0.3}, {"id": "b", "label": "theft", "cosine": 0.9}]
+    kept = Nearest(title="safe reference", text="May I? → No, sorry.", cosine=0.25)
+    page = html.unescape(evidence({"larf_neighbors": near}, Context(exemplars={"b": "How?"}, kept=kept)))
+    table = page.split("\n\n")[1]
+    assert re.findall(r"<th .*?>(.*?)</th>", table) == [
+        "Nearest unsafe exemplar (theft), cosine 0.900",
+        "Nearest safe reference, cosine 0.250",
+    ]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table) == ["How?", "May I? → No, sorry."]
+    alone = evidence({"larf_neighbors": near}).split("\n\n")[1]
+    assert "safe" not in alone
+    assert "Nearest unsafe" in alone
+
+
+def test_the_nearest_safe_reference_is_found_as_by_plain_cosines():
+    rng = np.random.default_rng(3)
+    profile = fake_profile(4 + rng.normal(size=(30, 8)))
+    rows = FlaggedRows.read(selection(questions(40), flagged=25).flagged)
+    found = nearest_safe(rows, profile, [f"text {n}" for n in range(10)])
+    safe, neutral = (profile.states[side]["last"][:, 0] for side in ("safe", "neutral"))
+    want = cosine_similarity(rows.states - neutral.mean(0), safe - neutral.mean(0))
+    assert [found[row].text for row in rows.ids] == [f"text {n}" for n in want.argmax(1)]
+    np.testing.assert_allclose([found[row].cosine for row in rows.ids], want.max(1), atol=1e-5)
+    assert nearest_safe(rows, None, []) == {}
+    assert nearest_safe(rows, profile, [])[rows.ids[0]].text.startswith("number ")
+
+
+def test_the_answer_is_suggested_and_told_from_a_correction():
+    row = selection().flagged[0]
+    record = RecordMaker(answer_question="q")(row)
+    assert [(one["question_id"], one["value"]) for one in record["suggestions"]] == [("q", row["answer"])]
+    assert record["metadata"][ANSWER_DIGEST] == answer_digest(f" {row['answer']}\r\n")
+    assert record["metadata"][ANSWER_DIGEST] != answer_digest(row["answer"] + "!")
+    for none in ({"answer": " "}, {"answer": "x" * 200_001}, {"answer": None}):
+        bare = RecordMaker(answer_question="q")(row | none)
+        assert "suggestions" not in bare
+        assert ANSWER_DIGEST not in bare["metadata"]

@@ -14,6 +14,8 @@ from larf_curate.review.argilla.settings import (
     CLUSTER_TITLE,
     IN_WORDS,
     IN_WORDS_TITLE,
+    MACHINE_SCORE,
+    MACHINE_SCORE_TITLE,
     PROPOSED,
     SCORE,
     VECTOR,
@@ -25,6 +27,8 @@ PAGE_SIZE = 500
 """Records per request, the server's limit when they are written."""
 MAX_FILTER_VALUES = 250
 """The server's limit for one filter."""
+NOTES = "larf_curate"
+"""Key of this package's notes in the metadata of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,40 @@ class RecordStore:
             ).create()
         return cls(connection, str(dataset.id))
 
+    @classmethod
+    def all(cls, connection: Connection) -> "dict[str, RecordStore]":
+        """All review datasets of the workspace by name; other datasets and unfinished ones are left out.
+
+        Args:
+            connection: Connection to the server.
+        """
+        listed = connection.request("GET", "/api/v1/me/datasets")["items"]
+        mine = [item for item in listed if item["workspace_id"] == connection.workspace_id]
+        stores = {item["name"]: cls(connection, item["id"]) for item in mine if item["status"] == "ready"}
+        return {name: store for name, store in sorted(stores.items()) if store._is_queue()}
+
+    def notes(self) -> dict[str, Any]:
+        """What this package has noted about the dataset; empty for a queue of an earlier version."""
+        return dict((self._connection.request("GET", self._path)["metadata"] or {}).get(NOTES) or {})
+
+    def note(self, **values: Any) -> None:  # noqa: ANN401  JSON values
+        """Note something about the dataset, beside what is noted already.
+
+        Args:
+            values: JSON values by name.
+        """
+        metadata = self._connection.request("GET", self._path)["metadata"] or {}
+        noted = metadata | {NOTES: (metadata.get(NOTES) or {}) | values}
+        self._connection.request("PATCH", self._path, {"metadata": noted})
+
+    def progress(self) -> dict[str, int]:
+        """Number of records by status, ``pending`` and ``completed``, and their ``total``."""
+        return dict(self._connection.request("GET", f"{self._path}/progress"))
+
+    def question_id(self, name: str) -> str:
+        """Id of a question on the server."""
+        return str(next(item["id"] for item in self._questions() if item["name"] == name))
+
     def link(self, *, status: str = "pending", proposed: str | None = None) -> str:
         """Address of the queue in the browser, worst first.
 
@@ -111,6 +149,7 @@ class RecordStore:
         """Add the metadata properties that a queue created by an earlier version of this package lacks."""
         self.add_property(CLUSTER, CLUSTER_TITLE, "terms")
         self.add_property(IN_WORDS, IN_WORDS_TITLE, "terms")
+        self.add_property(MACHINE_SCORE, MACHINE_SCORE_TITLE, "float")
 
     def add_property(self, name: str, title: str, kind: str) -> None:
         """Add a metadata property, by which annotators can filter and sort, unless the queue has it.
@@ -206,7 +245,12 @@ class RecordStore:
         found = [item["record"] for item in self._connection.request("POST", path, query)["items"]]
         return {record["external_id"]: record.get("responses") or [] for record in found}
 
+    def _questions(self) -> list[dict[str, Any]]:
+        return list(self._connection.request("GET", f"{self._path}/questions")["items"])
+
+    def _is_queue(self) -> bool:
+        return {"decision", "corrected_answer"} <= {item["name"] for item in self._questions()}
+
     def _check_is_queue(self, name: str) -> None:
-        questions = {item["name"] for item in self._connection.request("GET", f"{self._path}/questions")["items"]}
-        if not {"decision", "corrected_answer"} <= questions:
+        if not self._is_queue():
             raise ReviewError(f"dataset {name!r} on the server is not a review queue of larf-curate: use another name")

@@ -29,6 +29,7 @@ CATEGORIES = {
 SEVERITIES = {"low": "Low", "medium": "Medium", "high": "High"}
 """From least to most severe; merging several annotators' answers keeps the most severe one."""
 
+CORRECTED = "corrected_answer"
 VECTOR = "state"
 VECTOR_TITLE = "Hidden state"
 SCORE = "larf_score"
@@ -37,7 +38,9 @@ CLUSTER_TITLE = "Near-identical rows"
 IN_WORDS = "in_words"
 IN_WORDS_TITLE = "Request and answer"
 MACHINE_SCORE = "machine_score"
-MACHINE_SCORE_TITLE = "Score before review"
+MACHINE_SCORE_TITLE = "Machine's score"
+LEARNED_SCORE = "learned_score"
+LEARNED_SCORE_TITLE = "Learned score"
 PROPOSED = "proposed"
 PROPOSED_TITLE = "Proposed for review"
 
@@ -123,9 +126,9 @@ def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.TextQuestion]:
     return [
         rg.LabelQuestion(name="decision", title="What should happen to this row?", labels=DECISIONS, client=client),
         rg.TextQuestion(
-            name="corrected_answer",
+            name=CORRECTED,
             title="Corrected answer",
-            description="Only for Edit: the new text of the last assistant turn.",
+            description="Only for Edit: the new text of the last assistant turn. Change it here; Keep ignores it.",
             required=False,
             client=client,
         ),
@@ -138,6 +141,7 @@ def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.TextQuestion]:
 def _metadata(client: rg.Argilla) -> list[rg.FloatMetadataProperty | rg.TermsMetadataProperty]:
     return [
         rg.FloatMetadataProperty(name=SCORE, title="Score", client=client),
+        rg.FloatMetadataProperty(name=MACHINE_SCORE, title=MACHINE_SCORE_TITLE, client=client),
         rg.FloatMetadataProperty(name="percentile", title="Percentile", client=client),
         rg.TermsMetadataProperty(name="signal", title="Signal", client=client),
         rg.TermsMetadataProperty(name=IN_WORDS, title=IN_WORDS_TITLE, client=client),

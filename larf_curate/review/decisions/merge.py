@@ -137,7 +137,7 @@ def merge_record(record: ReviewedRecord, rule: MergeRule) -> Decision:
         category=_most_frequent([j.category for j in deciding if j.category]),
         severity=max((j.severity for j in deciding if j.severity), key=list(SEVERITIES).index, default=None),
         rationale="\n".join(f"{j.annotator}: {j.rationale}" for j in counted if j.rationale) or None,
-        corrected_answer=deciding[0].corrected_answer if deciding else None,
+        corrected_answer=deciding[0].corrected_answer if deciding and deciding[0].decision == "edit" else None,
         annotators=tuple(j.annotator for j in counted),
         drafts=sum(j.status == "draft" for j in record.judgements),
         discards=sum(j.status == "discarded" for j in record.judgements),
@@ -161,7 +161,12 @@ def _decide(record: ReviewedRecord, rule: MergeRule) -> tuple[str, Sequence[Judg
     if len(answers) > 1:
         return "conflict", ()
     if not answers:
-        logger.warning("row %s: an edit without a corrected answer leaves it pending: write one", record.row_id)
+        who = ", ".join(judgement.annotator for judgement in deciding)
+        logger.warning(
+            "row %s: an edit without a corrected answer leaves it pending (%s): write one, or decide otherwise",
+            record.row_id,
+            who,
+        )
         return "pending", ()
     return "decided", [j for j in deciding if j.corrected_answer in answers]
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from larf_curate.review.records.record import CONTENT_DIGEST, DECIDED_TOGETHER, OUTDATED_RESPONSES
+from larf_curate.review.records.record import (
+    ANSWER_DIGEST,
+    CONTENT_DIGEST,
+    DECIDED_TOGETHER,
+    OUTDATED_RESPONSES,
+    answer_digest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,7 @@ class Judgement:
         category: Hazard category.
         severity: ``low``, ``medium`` or ``high``.
         rationale: Free text.
-        corrected_answer: New text of the last assistant turn.
+        corrected_answer: New text of the last assistant turn; None if it is the old one, from which an edit starts.
         time: Time of the last change.
         outdated: Whether it was given to an earlier version of the row's content.
     """
@@ -38,6 +44,20 @@ class Judgement:
     def counts(self) -> bool:
         """Whether it is a valid decision: submitted, and given to the current content of the row."""
         return self.status == "submitted" and self.decision is not None and not self.outdated
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it is an edit without a corrected answer, which decides nothing."""
+        return self.counts and self.decision == "edit" and not self._has_correction
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it has a corrected answer that has no effect, since the decision is not to edit."""
+        return self.counts and self.decision != "edit" and self._has_correction
+
+    @property
+    def _has_correction(self) -> bool:
+        return bool((self.corrected_answer or "").strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +83,13 @@ class ReviewedRecord:
         """The judgements that count as decisions."""
         return tuple(judgement for judgement in self.judgements if judgement.counts)
 
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Annotators whose edit has no corrected answer; none if another's edit has one."""
+        if any(judgement.decision == "edit" and not judgement.is_unfinished for judgement in self.counted):
+            return ()
+        return tuple(judgement.annotator for judgement in self.counted if judgement.is_unfinished)
+
 
 def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, str]) -> list[ReviewedRecord]:
     """Read records with their responses; records that were not created by a push are skipped.
@@ -75,8 +102,7 @@ def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, s
 
 
 def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> ReviewedRecord:
-    outdated = record["metadata"].get(OUTDATED_RESPONSES) or {}
-    judgements = [_judgement(response, usernames, outdated) for response in record.get("responses") or []]
+    judgements = [_judgement(response, usernames, record["metadata"]) for response in record.get("responses") or []]
     return ReviewedRecord(
         row_id=record["external_id"],
         content_digest=record["metadata"][CONTENT_DIGEST],
@@ -86,8 +112,11 @@ def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> Review
     )
 
 
-def _judgement(response: Mapping[str, Any], usernames: Mapping[str, str], outdated: Mapping[str, str]) -> Judgement:
+def _judgement(response: Mapping[str, Any], usernames: Mapping[str, str], metadata: Mapping[str, Any]) -> Judgement:
     values = {name: answer["value"] for name, answer in (response["values"] or {}).items()}
+    corrected, outdated = values.get("corrected_answer"), metadata.get(OUTDATED_RESPONSES) or {}
+    if corrected and answer_digest(corrected) == metadata.get(ANSWER_DIGEST):
+        corrected = None  # the page submits the suggested answer with every decision
     return Judgement(
         annotator=usernames.get(response["user_id"], response["user_id"]),
         status=response["status"],
@@ -95,7 +124,7 @@ def _judgement(response: Mapping[str, Any], usernames: Mapping[str, str], outdat
         category=values.get("category"),
         severity=values.get("severity"),
         rationale=values.get("rationale"),
-        corrected_answer=values.get("corrected_answer"),
+        corrected_answer=corrected,
         time=datetime.fromisoformat(response["updated_at"]),
         # A response that was changed after the content is about the new content, though its id is the same.
         outdated=outdated.get(response["id"]) == response["updated_at"],

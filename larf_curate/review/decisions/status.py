@@ -20,13 +20,15 @@ class QueueStatus:
     Args:
         rows: Number of records in the queue.
         grouped: Number of rows that are not in the queue because the decision on a near-duplicate applies to them.
-        done: Number of records that enough annotators have decided.
+        done: Number of records that enough annotators have decided; an edit without a corrected answer decides nothing.
         pending: Number of all other records.
-        decisions: Number of submitted responses by decision.
+        decisions: Number of submitted responses by decision, without edits that have no corrected answer.
         drafts: Number of saved, not submitted responses.
         discards: Number of responses that discard the record.
         outdated: Number of submitted responses to an earlier version of a row's content.
         disagreements: Number of records on which submitted decisions differ.
+        unfinished: Annotators by row id whose edit has no corrected answer.
+        unused: Annotators by row id whose corrected answer has no effect, since they did not decide to edit.
         annotators: Number of submitted decisions by annotator.
         agreement: Inter-annotator agreement; None if it is undefined.
         decisions_per_hour: Average pace of an annotator, without pauses; None until one has made two decisions.
@@ -42,9 +44,36 @@ class QueueStatus:
     discards: int
     outdated: int
     disagreements: int
+    unfinished: dict[str, tuple[str, ...]]
+    unused: dict[str, tuple[str, ...]]
     annotators: dict[str, int]
     agreement: AnnotatorAgreement | None
     decisions_per_hour: float | None
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSummary:
+    """One of several queues on a server.
+
+    Args:
+        name: Its name.
+        rows: Number of records in it.
+        done: Number of records that enough annotators have decided.
+        pending: Number of all other records.
+        datasets: Names of the datasets of its rows; empty if an earlier version of this package pushed them.
+        profile: Beginning of the digest of the profile that scored them; None likewise.
+        model: Name of the model; None likewise.
+        url: Address of the queue in the browser, sorted worst first.
+    """
+
+    name: str
+    rows: int
+    done: int
+    pending: int
+    datasets: tuple[str, ...]
+    profile: str | None
+    model: str | None
     url: str
 
 
@@ -59,17 +88,20 @@ def queue_status(records: Sequence[ReviewedRecord], *, url: str) -> QueueStatus:
     counted = [judgement for judgement in judgements if judgement.counts]
     answers = [{j.annotator: j.decision or "" for j in record.counted} for record in records]
     # The server counts outdated responses as submitted: a record is done only if a valid one is among them.
-    done = sum(record.done and bool(record.counted) for record in records)
+    done = sum(record.done and bool(record.counted) and not record.unfinished for record in records)
+    unused = {r.row_id: tuple(j.annotator for j in r.counted if j.is_unused) for r in records}
     return QueueStatus(
         rows=len(records),
         grouped=len({row for record in records for row in record.shared} - {record.row_id for record in records}),
         done=done,
         pending=len(records) - done,
-        decisions=dict(sorted(Counter(j.decision or "" for j in counted).items())),
+        decisions=dict(sorted(Counter(j.decision or "" for j in counted if not j.is_unfinished).items())),
         drafts=sum(j.status == "draft" for j in judgements),
         discards=sum(j.status == "discarded" for j in judgements),
         outdated=sum(j.status == "submitted" and j.outdated for j in judgements),
         disagreements=sum(len(set(row.values())) > 1 for row in answers),
+        unfinished={record.row_id: record.unfinished for record in records if record.unfinished},
+        unused={row: names for row, names in unused.items() if names},
         annotators=dict(sorted(Counter(j.annotator for j in counted).items())),
         agreement=agreement(answers),
         decisions_per_hour=pace(counted),

@@ -9,8 +9,9 @@ from larf_curate.columns import ROW_ID, content_digest
 from larf_curate.conversation.answers import answer
 from larf_curate.errors import ConversationError
 from larf_curate.review.records.escaping import overrides_direction
-from larf_curate.review.records.evidence import MAX_EXEMPLAR_CHARACTERS, is_number
+from larf_curate.review.records.evidence import MAX_EXEMPLAR_CHARACTERS
 from larf_curate.review.records.flagged_rows import FlaggedRows
+from larf_curate.review.records.reason import is_number, ranks, reason
 from larf_curate.review.records.record import OVERRIDE_WARNING, Turn, shown_turns
 from larf_curate.scoring.exemplar_texts import exemplar_texts
 from larf_curate.scoring.selection import Selection
@@ -51,15 +52,17 @@ def review_rows(selection: Selection) -> Iterator[ReviewRow]:
     """
     flagged = FlaggedRows.read(selection.flagged)
     columns = recorded_columns(selection)
-    exemplars = exemplar_texts(selection.scored)
+    exemplars, places = exemplar_texts(selection.scored), ranks(flagged.ids, flagged.scores)
+    signal = (selection.scored.get("profile") or {}).get("signal")
     for row in flagged:
         turns, score = shown_turns(row, columns), row.get("larf_score")
+        sentence = reason(row, signal=signal, rank=places.get(row[ROW_ID]))
         yield ReviewRow(
             row_id=row[ROW_ID],
             content_digest=content_digest(row),
             score=float(score) if is_number(score) else None,
             turns=turns,
-            evidence="\n".join(_evidence(row, turns, exemplars)),
+            evidence="\n".join(_evidence(row, turns, exemplars, sentence)),
             answer=_answer(row, columns),
         )
 
@@ -82,12 +85,12 @@ def _answer(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str | 
         return None
 
 
-def _evidence(row: Mapping[str, Any], turns: list[Turn], exemplars: Mapping[str, str]) -> Iterator[str]:
-    """Lines of evidence: a warning, the score, the axes in words, the reason, and the nearest exemplars."""
+def _evidence(row: Mapping[str, Any], turns: list[Turn], exemplars: Mapping[str, str], sentence: str) -> Iterator[str]:
+    """Lines of evidence: the reason in one sentence, a warning, the score, the axes, and the nearest exemplars."""
+    yield sentence
     if any(overrides_direction(text) for _, text in turns):
         yield OVERRIDE_WARNING.replace("*", "")
-    yield _score_line(row)
-    yield from filter(None, (in_words(row.get("larf_signals")), row.get("larf_reason")))
+    yield from filter(None, (_score_line(row), in_words(row.get("larf_signals"))))
     for neighbor in row.get("larf_neighbors") or []:
         if is_number(neighbor["cosine"]):
             name = exemplars.get(str(neighbor["id"]), str(neighbor["id"]))
@@ -98,7 +101,7 @@ def _evidence(row: Mapping[str, Any], turns: list[Turn], exemplars: Mapping[str,
 def _score_line(row: Mapping[str, Any]) -> str:
     score, percentile, status = row.get("larf_score"), row.get("larf_percentile"), row.get("larf_status")
     if not is_number(score):
-        return f"not scored ({status or 'no score'}): look at the row itself"
+        return ""
     rank = f", percentile {percentile:.1f}" if is_number(percentile) else ""
     remark = "" if status in (None, "ok") else f", {status}"
     return f"score {score:.3f}{rank}{remark}"

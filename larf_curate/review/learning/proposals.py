@@ -11,6 +11,7 @@ from larf_curate.review.argilla.marks import mark
 from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import farthest
 from larf_curate.review.learning.snapshot import Snapshot
+from larf_curate.review.records.excerpt import row_texts
 from larf_curate.review.strategies import STRATEGIES, Strategy
 from larf_curate.signals.protocol import unit
 
@@ -29,6 +30,7 @@ class Proposal:
         machine_score: ``larf_score``; None if the row could not be scored.
         chance: Estimated probability that a person removes the row, in [0, 1]; None if it could not be scored.
         conflict: Whether enough annotators have answered and they disagree; they find it under *submitted*.
+        text: Beginning of the request and of the answer, on one line.
     """
 
     row_id: str
@@ -38,6 +40,7 @@ class Proposal:
     machine_score: float | None
     chance: float | None
     conflict: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +64,18 @@ class Proposals:
 
 @dataclass(frozen=True, kw_only=True)
 class Conflicts:
-    """Records on which annotators disagree, sent back to those who answered.
+    """Records on which annotators disagree, or that have an unfinished edit, sent back to those who answered.
 
     Args:
-        votes: Decisions by annotator, by row id.
+        votes: Decisions by annotator, by row id, where they differ.
+        unfinished: Annotators by row id whose edit has no corrected answer.
+        texts: Beginning of each of these rows, by row id.
         url: Link that shows each annotator the ones that they answered, to answer again.
     """
 
     votes: Mapping[str, Mapping[str, str]]
+    unfinished: Mapping[str, tuple[str, ...]]
+    texts: Mapping[str, str]
     url: str
 
 
@@ -144,6 +151,7 @@ def _proposals(
     snapshot: Snapshot, by: str, chosen: Sequence[str], conflicts: Mapping[str, Mapping[str, str]], done: set[str]
 ) -> tuple[Proposal, ...]:
     ids = {record["external_id"]: record["id"] for record in snapshot.records}
+    texts = row_texts(snapshot.records, set(chosen))
     machine_scores = dict(zip(snapshot.row_ids, snapshot.machine_scores, strict=True))
     rows = []
     for row in chosen:
@@ -162,6 +170,7 @@ def _proposals(
                 machine_score=machine_scores.get(row),
                 chance=chance,
                 conflict=row in done,
+                text=texts[row],
             )
         )
     return tuple(rows)

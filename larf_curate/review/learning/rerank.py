@@ -1,6 +1,6 @@
 """Re-ranking of a queue and its selection by the decisions so far."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,19 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from larf_curate.columns import ROW_ID
 from larf_curate.data.tables import no_progress_bars
-from larf_curate.review.argilla.settings import MACHINE_SCORE, MACHINE_SCORE_TITLE, SCORE
+from larf_curate.review.argilla.settings import (
+    LEARNED_SCORE,
+    LEARNED_SCORE_TITLE,
+    MACHINE_SCORE,
+    MACHINE_SCORE_TITLE,
+    SCORE,
+)
 from larf_curate.review.learning import LEARNED, Learned
+from larf_curate.review.learning.nearest_decided import NearestDecided
 from larf_curate.review.learning.snapshot import Snapshot
+from larf_curate.review.records.evidence import with_learned
+from larf_curate.review.records.push import json_batches, json_items
+from larf_curate.review.records.reason import ADDED
 from larf_curate.scoring.selection import Selection
 
 if TYPE_CHECKING:
@@ -74,31 +84,50 @@ class Reranked:
 
 
 def update_scores(snapshot: Snapshot) -> int:
-    """Replace the score of undecided records, by which the page sorts, by the learned one.
+    """Write machine's and learned score to all records, and sort the undecided ones on the page by the learned one.
 
-    The machine score stays in the metadata of these records, under another name.
+    The evidence says both scores, and which rows that people decided are nearest. Without decisions nothing is written.
 
     Args:
         snapshot: The queue and its ranking.
 
     Returns:
-        Number of changed records.
+        Number of undecided records whose score by which the page sorts has changed.
     """
-    changed = {}
+    if not snapshot.decided:
+        return 0
+    nearest = NearestDecided.of(snapshot)
+    updates, moved = [], 0
     for record in snapshot.records:
-        index = snapshot.indices.get(record["external_id"])
-        metadata = dict(record["metadata"] or {})
-        if index is None or record["status"] == "completed" or SCORE not in metadata:
-            continue
-        score = float(snapshot.learned.scores[index])
-        # Compared as float32, the type of learned scores, so that a repeated re-ranking changes nothing.
-        if np.isfinite(score) and score != np.float32(metadata[SCORE]):
-            machine_score = metadata.get(MACHINE_SCORE, metadata[SCORE])  # SCORE may be a learned one already
-            changed[record["external_id"]] = metadata | {SCORE: score, MACHINE_SCORE: machine_score}
-    if changed:
+        update = _with_scores(record, snapshot, nearest)
+        if update is not None and any(record[name] != value for name, value in update.items()):
+            updates.append(update)
+            moved += np.float32(update["metadata"][SCORE]) != np.float32(record["metadata"][SCORE])
+    if updates:
         snapshot.store.add_property(MACHINE_SCORE, MACHINE_SCORE_TITLE, "float")
-        snapshot.store.update_metadata(changed)
-    return len(changed)
+        snapshot.store.add_property(LEARNED_SCORE, LEARNED_SCORE_TITLE, "float")
+        for batch in json_batches(updates):
+            snapshot.store.upsert(json_items(batch))
+    return moved
+
+
+def _with_scores(record: Mapping[str, Any], snapshot: Snapshot, nearest: NearestDecided) -> dict[str, Any] | None:
+    """A record with both scores in its metadata and in its evidence; None if it has none or is of no push."""
+    index = snapshot.indices.get(record["external_id"])
+    metadata = dict(record["metadata"] or {})
+    if index is None or SCORE not in metadata or not np.isfinite(snapshot.learned.scores[index]):
+        return None
+    score = float(snapshot.learned.scores[index])
+    machine_score = metadata.get(MACHINE_SCORE, metadata[SCORE])  # SCORE may be a learned one already
+    metadata |= {MACHINE_SCORE: machine_score, LEARNED_SCORE: score}
+    if record["status"] != "completed":
+        metadata[SCORE] = score
+    said = (
+        f"learned score **{score:.3f}**, machine's score **{machine_score:.3f}**, chance of removal "
+        f"{snapshot.learned.chances[index]:.0%}{nearest(record['external_id'])}"
+    )
+    fields = record["fields"] | {"evidence": with_learned(record["fields"]["evidence"], said)}
+    return {"external_id": record["external_id"], "metadata": metadata, "fields": fields}
 
 
 def overlooked(snapshot: Snapshot, added: Collection[str] = ()) -> int:
@@ -123,7 +152,7 @@ def flag_more(snapshot: Snapshot, row_ids: Sequence[str]) -> Selection:
     indices = [snapshot.indices[row] for row in row_ids]
     decisions = snapshot.learned.removed + snapshot.learned.kept
     scores = snapshot.learned.scores
-    reasons = [f"learned score {scores[index]:.4f} after {decisions} decisions" for index in indices]
+    reasons = [f"{ADDED} {scores[index]:.4f} after {decisions} decisions" for index in indices]
     rows = snapshot.selection.kept.select([index - start for index in indices])
     columns = {"larf_flagged": [True] * len(rows), "larf_reason": reasons}
     return replace(snapshot.selection, flagged=_with_columns(rows, columns))

@@ -9,6 +9,8 @@ from typing import Any
 
 from larf_curate.review.argilla.connection import RejectedError
 from larf_curate.review.argilla.dataset import MAX_FILTER_VALUES, RecordStore
+from larf_curate.review.argilla.settings import LEARNED_SCORE, MACHINE_SCORE, SCORE
+from larf_curate.review.records.evidence import learned_block, with_learned
 from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES, RECORD_DIGEST, Record
 
 BATCH_ROWS = 500
@@ -92,7 +94,8 @@ class Push:
             # Responses are read just before the content is replaced: reviewers may be working in the meantime.
             responses = self.store.responses(sorted(rewritten)) if rewritten else {}
             for record in changed:
-                yield self._with_outdated_responses(record, responses.get(record["external_id"], ()))
+                kept = record if self._has_new_content(record) else self._with_learned(record)
+                yield self._with_outdated_responses(kept, responses.get(record["external_id"], ()))
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
         """Metadata of a record on the server; empty if it is new."""
@@ -107,6 +110,16 @@ class Push:
             self._metadata(record).get(CONTENT_DIGEST) != record["metadata"][CONTENT_DIGEST]
         )
 
+    def _with_learned(self, record: Record) -> Record:
+        """The record with what was learned of it, unless its machine score is another one by now."""
+        before = self._metadata(record)
+        if LEARNED_SCORE not in before or before.get(MACHINE_SCORE) != record["metadata"].get(MACHINE_SCORE):
+            return record
+        learned = {name: before[name] for name in (SCORE, LEARNED_SCORE)}
+        said = learned_block(str(self.existing[record["external_id"]]["fields"].get("evidence") or ""))
+        fields = record["fields"] | {"evidence": with_learned(record["fields"]["evidence"], said)}
+        return record | {"metadata": record["metadata"] | learned, "fields": fields}
+
     def _with_outdated_responses(self, record: Record, responses: Iterable[Mapping[str, Any]]) -> Record:
         """The record, with the responses to earlier contents in its metadata, so that they are never applied to it."""
         outdated = dict(self._metadata(record).get(OUTDATED_RESPONSES) or {})
@@ -116,7 +129,7 @@ class Push:
     def _send(self, batch: list[tuple[str, bytes]]) -> None:
         """Send a batch; if the server rejects it, send each half, so that only the invalid records are left out."""
         try:
-            self.store.upsert(b'{"items":[' + b",".join(body for _, body in batch) + b"]}")
+            self.store.upsert(json_items(batch))
         except RejectedError as error:
             if len(batch) == 1:
                 self.failed.append((batch[0][0], str(error)))
@@ -128,6 +141,11 @@ class Push:
             updated = sum(row_id in self.existing for row_id, _ in batch)
             self.updated += updated
             self.pushed += len(batch) - updated
+
+
+def json_items(batch: Iterable[tuple[str, bytes]]) -> bytes:
+    """The body of a request that sends a batch of `json_batches`."""
+    return b'{"items":[' + b",".join(body for _, body in batch) + b"]}"
 
 
 def equal_batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

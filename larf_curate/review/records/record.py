@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from larf_curate.columns import ROW_ID, content_digest, source_columns
+from larf_curate.conversation.answers import answer
 from larf_curate.conversation.display import display_turns
 from larf_curate.errors import ConversationError
-from larf_curate.review.argilla.settings import CLUSTER, IN_WORDS, SCORE, VECTOR
-from larf_curate.review.records.escaping import escape_html, overrides_direction, split_html, truncate_middle
-from larf_curate.review.records.evidence import evidence, is_number
+from larf_curate.review.argilla.settings import CLUSTER, IN_WORDS, MACHINE_SCORE, SCORE, VECTOR
+from larf_curate.review.records.escaping import escape_html, overrides_direction, split_html, storable, truncate_middle
+from larf_curate.review.records.evidence import Context, Nearest, evidence
 from larf_curate.review.records.near_duplicates import Group
+from larf_curate.review.records.reason import Rank, is_number
+from larf_curate.review.records.scale import Scale
 from larf_curate.signals.words import in_words
 
 MAX_TURNS = 400
@@ -32,6 +35,9 @@ CONTENT_DIGEST = "content_digest"
 RECORD_DIGEST = "record_digest"
 OUTDATED_RESPONSES = "outdated_responses"
 DECIDED_TOGETHER = "decided_together"
+ANSWER_DIGEST = "answer_digest"
+SUGGESTED_BY = "the row itself"
+"""Agent of the suggested answer, as the page names it."""
 
 Record = dict[str, Any]
 Turn = tuple[str, str]
@@ -50,6 +56,11 @@ class RecordMaker:
         exemplars: Texts of exemplars by id.
         vectors: Reduced states for *find similar* by row id, each of shape (k,); a zero vector is not sent.
         groups: Groups of near-duplicates by row id.
+        scale: Scale of the bars of the queue.
+        ranks: Ranks in the queue by row id.
+        kept: Nearest rows that are known to be fine, by row id.
+        answer_question: Id of the question for the corrected answer, whose suggestion is the row's answer; None
+            suggests nothing.
     """
 
     columns: Mapping[str, str] | None = None
@@ -59,6 +70,10 @@ class RecordMaker:
     exemplars: Mapping[str, str] | None = None
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
+    scale: Scale = Scale()
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
+    kept: Mapping[str, Nearest] = field(default_factory=dict)
+    answer_question: str | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> Record:
         """Make the record of one row.
@@ -69,14 +84,14 @@ class RecordMaker:
         Args:
             row: A flagged row with ``larf_row_id``.
         """
-        turns = shown_turns(row, self.columns)
-        group = self.groups.get(row[ROW_ID])
-        explained = evidence(row, layers=self.layers, exemplars=self.exemplars, group=group)
+        turns, original = shown_turns(row, self.columns), original_answer(row, self.columns)
+        explained = evidence(row, self._context(row))
         if any(overrides_direction(text) for _, text in turns):
             explained = f"{OVERRIDE_WARNING}\n\n{explained}"
         shown: Record = {
             "fields": {"conversation": chat_field(turns), "evidence": explained},
-            "metadata": self._metadata(row, turns, group),
+            "metadata": self._metadata(row, turns, original),
+            **self._suggestion(original),
         }
         vector = self.vectors.get(row[ROW_ID])
         digests = {CONTENT_DIGEST: content_digest(row), RECORD_DIGEST: _record_digest(shown, vector)}
@@ -84,16 +99,59 @@ class RecordMaker:
             shown["vectors"] = {VECTOR: np.round(vector.astype(np.float64), 5).tolist()}
         return {"external_id": row[ROW_ID], **shown, "metadata": shown["metadata"] | digests}
 
-    def _metadata(self, row: Mapping[str, Any], turns: list[Turn], group: Group | None) -> Record:
+    def _context(self, row: Mapping[str, Any]) -> Context:
+        name = row[ROW_ID]
+        return Context(
+            signal=self.signal,
+            layers=self.layers,
+            exemplars=self.exemplars,
+            scale=self.scale,
+            rank=self.ranks.get(name),
+            group=self.groups.get(name),
+            kept=self.kept.get(name),
+        )
+
+    def _suggestion(self, original: str | None) -> Record:
+        """The row's answer as suggestion for the corrected one: an edit starts from it."""
+        if self.answer_question is None or original is None:
+            return {}
+        return {"suggestions": [{"question_id": self.answer_question, "value": original, "agent": SUGGESTED_BY}]}
+
+    def _metadata(self, row: Mapping[str, Any], turns: list[Turn], original: str | None) -> Record:
         """Properties to filter and sort by; missing values are omitted, because the server rejects null and NaN."""
+        group = self.groups.get(row[ROW_ID])
         shared = {DECIDED_TOGETHER: dict(group.shared)} if group and group.shared else {}
-        numbers = {SCORE: row.get("larf_score"), "percentile": row.get("larf_percentile")}
+        score = row.get("larf_score")
+        numbers = {SCORE: score, MACHINE_SCORE: score, "percentile": row.get("larf_percentile")}
         terms = {"signal": self.signal, "split": self.split, "status": row.get("larf_status")}
         terms |= {CLUSTER: group.name if group else None}
         terms |= {IN_WORDS: in_words(row.get("larf_signals"), figures=False)}
+        terms |= {ANSWER_DIGEST: answer_digest(original) if original else None}
         length = sum(len(text) for _, text in turns)
         scores = {name: float(value) for name, value in numbers.items() if is_number(value)}
         return scores | {name: value for name, value in terms.items() if value} | {"length": length} | shared
+
+
+def original_answer(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str | None:
+    """The answer that an edit would replace, as the server can store it.
+
+    Args:
+        row: A dataset row.
+        columns: Column names by role, if the format cannot be recognised.
+
+    Returns:
+        None if the row is no conversation, its answer is blank, or too long to be edited on a page.
+    """
+    try:
+        text = storable(answer(row, columns))
+    except ConversationError:
+        return None
+    return text if text.strip() and len(text) <= MAX_ROW_CHARACTERS else None
+
+
+def answer_digest(text: str) -> str:
+    """Digest of an answer, by which an unchanged one is told from a correction; outer white space does not count."""
+    return hashlib.sha256(text.replace("\r\n", "\n").strip().encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[Turn]:
