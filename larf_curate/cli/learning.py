@@ -78,8 +78,10 @@ def next_rows(
     if as_json:
         echo_json({"queue": queue.name} | asdict(proposals))
         return
-    lines = [(row.row_id, row.text, _number(row.score), _number(row.machine_score), row.why) for row in proposals.rows]
-    echo_table(f"Rows to review next, by {by}", ("row", "text", "learned", "machine", "why"), lines)
+    lines = [
+        (row.row_id, f"{row.text}\n{row.why}", _number(row.score), _number(row.machine_score)) for row in proposals.rows
+    ]
+    echo_table(f"Rows to review next, by {by}", ("row", "text, and why", "learned", "machine"), lines)
     _echo_held_out(proposals.summary)
     click.echo(f"Review these: {proposals.url}")
     if proposals.conflicts_url:

@@ -86,7 +86,7 @@ class QueueAddress:
             rows = set(loaded.flagged.with_format(None)["larf_row_id"][:])
             for name in _pushed(default.queues(), selection):
                 if name != default.name and rows.intersection((earlier := default.named(name)).row_ids()):
-                    return _told(earlier, f"has rows of {public_name(selection)} already")
+                    return _told(earlier, f"which has rows of {public_name(selection)} already")
         return default
 
     def find(self, selection: Path | str | None = None) -> "ReviewQueue":

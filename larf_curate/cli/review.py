@@ -81,7 +81,7 @@ def push(
     else:
         counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
-        echo_table(f"Review queue {queue.name}", ("rows", ""), [*counts, *grouped, ("rejected", len(result.failed))])
+        echo_table("Review queue", ("rows", queue.name), [*counts, *grouped, ("rejected", len(result.failed))])
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
         click.echo(f"Review, worst first: {result.url}")
@@ -105,7 +105,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
     if as_json:
         echo_json({"queue": queue.name} | asdict(state))
         return
-    echo_table(f"Review queue {queue.name}", ("", ""), _status_lines(state))
+    echo_table("Review queue", ("", queue.name), _status_lines(state))
     for title, rows in (
         ("Edits without a corrected answer, which decide nothing", state.unfinished),
         ("Corrected answers without Edit, which are not used", state.unused),

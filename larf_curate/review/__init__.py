@@ -16,6 +16,7 @@ _HOMES = {
     "Proposals": "learning.proposals",
     "PushResult": "records.push",
     "QueueStatus": "decisions.status",
+    "QueueSummary": "decisions.status",
     "Reranked": "learning.rerank",
     "ReviewQueue": "queue",
     "export_review": "files.export",
@@ -32,6 +33,7 @@ __all__ = [
     "Proposals",
     "PushResult",
     "QueueStatus",
+    "QueueSummary",
     "Reranked",
     "ReviewQueue",
     "export_review",
@@ -42,7 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from larf_curate.review.decisions.merge import Decision
     from larf_curate.review.decisions.outcome import Decisions, Outcome
-    from larf_curate.review.decisions.status import QueueStatus
+    from larf_curate.review.decisions.status import QueueStatus, QueueSummary
     from larf_curate.review.files.export import Exported, export_review
     from larf_curate.review.files.imports import import_decisions
     from larf_curate.review.files.page import write_review_page

@@ -257,8 +257,8 @@ class ReviewQueue:
     ) -> Reranked:
         """Re-rank by the decisions so far: undecided records get a learned score, by which the page sorts.
 
-        Responses are not changed, and no model is loaded. A later push that updates a record restores its machine
-        score.
+        Responses are not changed, and no model is loaded. All records show both scores. A later push keeps them, unless
+        a row's machine score or content has changed.
 
         Args:
             selection: The selection that was pushed; its rows have ``larf_state``.
@@ -398,8 +398,9 @@ def _prepared(
         changed[SCALE] = scale.to_json()
     if identity and replaces_all:
         changed |= {IDENTITY: identity.to_json(), DATASETS: [identity.dataset]}
-    elif identity and DATASETS in notes:
+    elif identity and identity.dataset not in notes.get(DATASETS, [identity.dataset]):
         changed[DATASETS] = sorted({*notes[DATASETS], identity.dataset})
+        logger.warning("the queue %s now has rows of %s", name, ", ".join(sorted({*notes[DATASETS], identity.dataset})))
     if any(notes.get(key) != value for key, value in changed.items()):
         store.note(**changed)
     return scale

@@ -32,8 +32,8 @@ from larf_curate.signals import SIGNALS, Signal
 from larf_curate.signals.baselines import BASELINES
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
-ALGORITHM = 6
-"""Version of the computation, part of the cache key; raised whenever the same settings give other numbers."""
+ALGORITHM = 7
+"""Version of the computation, part of the cache key; raised whenever the same settings give other results."""
 Runtime: TypeAlias = dict[str, Any]
 """Settings that do not change results: model path, device and batch size."""
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -52,6 +52,7 @@ class RowScore:
         signals: Mean over the layers of each requested signal, by name.
         neighbors: Nearest exemplars, nearest first; None without an exemplar index.
         state: State at the profile's first layer, shape (d,), float16.
+        turn: Which of several scored answers has this score, such as "5/7"; None if there is one.
     """
 
     status: Status
@@ -60,6 +61,7 @@ class RowScore:
     signals: dict[str, np.float32] | None = None
     neighbors: list[Neighbor] | None = None
     state: np.ndarray[Any, np.dtype[np.float16]] | None = None
+    turn: str | None = None
 
 
 class LarfScorer:
@@ -185,6 +187,7 @@ class LarfScorer:
             "larf_layer_scores": [s.layer_scores for s in scores],
             "larf_signals": [s.signals for s in scores],
             "larf_status": [s.status for s in scores],
+            "larf_turn": [s.turn for s in scores],
             "larf_neighbors": [s.neighbors and [_neighbor_cell(n) for n in s.neighbors] for s in scores],
             "larf_state": [s.state for s in scores],
         }
@@ -248,6 +251,7 @@ class LarfScorer:
             "larf_layer_scores": List(Value("float32"), length=layers),
             "larf_signals": {name: Value("float32") for name in self.signals},
             "larf_status": Value("string"),
+            "larf_turn": Value("string"),
             "larf_neighbors": List(neighbor),
             "larf_state": List(Value("float16"), length=width),
         }
@@ -256,7 +260,7 @@ class LarfScorer:
     @property
     def _column_names(self) -> list[str]:
         """Names of the columns that are written."""
-        names = ["larf_score", "larf_layer_scores", "larf_signals", "larf_status"]
+        names = ["larf_score", "larf_layer_scores", "larf_signals", "larf_status", "larf_turn"]
         names += ["larf_neighbors"] if self.exemplars is not None else []
         return names + (["larf_state"] if self.keep_states else [])
 
@@ -278,7 +282,7 @@ class LarfScorer:
         neighbors = (
             [None] * len(tokens) if self.exemplars is None else self.exemplars.search(row_states, self.neighbors)
         )
-        non_finite = set(row_of_turn[~finite])
+        non_finite, first = set(row_of_turn[~finite]), np.searchsorted(row_of_turn, np.arange(len(tokens)))
         for row, (item, turn) in enumerate(zip(rendered, highest, strict=True)):
             yield (
                 RowScore(status="non_finite")
@@ -290,6 +294,7 @@ class LarfScorer:
                     signals={name: means[name][turn] for name in self.signals},
                     neighbors=neighbors[row],
                     state=row_states[row].clip(-HALF_MAX, HALF_MAX).astype(np.float16),
+                    turn=_turn(int(turn - first[row]) + 1, len(tokens[row].turns)),
                 )
             )
 
@@ -400,6 +405,11 @@ def _calibration_states(profile: SafetyProfile) -> Vectors:
 
 def _neighbor_cell(neighbor: Neighbor) -> dict[str, Any]:
     return {"id": neighbor.id, "label": neighbor.label, "cosine": np.float32(neighbor.cosine)}
+
+
+def _turn(number: int, of: int) -> str | None:
+    """The value of ``larf_turn``."""
+    return f"{number}/{of}" if of > 1 else None
 
 
 def _highest_turns(scores: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp]:

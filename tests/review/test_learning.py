@@ -285,10 +285,14 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
 
     shown = json.loads(run("next", "-n", 3, "--json"))
     assert [row["row_id"] for row in shown["rows"]] == [row.row_id for row in queue.propose(chosen, n=3).rows]
-    assert "annotators disagree" in run("next", "--by", "uncertain", "-n", 1)
+    disputed = run("next", "--by", "uncertain", "-n", 1)
+    for part in ("annotators", "disagree", "What is 12", "plus one?", "It is 13."):
+        assert part in disputed
     assert "metadata=proposed.different" in run("next", "--by", "different")
     assert json.loads(run("conflicts", "--json"))["votes"].keys() == {ids[12]}
-    assert "metadata=proposed.conflict" in run("conflicts")
+    listed = run("conflicts")
+    assert "metadata=proposed.conflict" in listed
+    assert "What is 12" in listed
 
     assert "cannot be evaluated yet" in run("rerank", "--profile", tmp_path / "profile")
     run("rerank", "--add", 2, code=2)

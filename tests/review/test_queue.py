@@ -132,7 +132,7 @@ def test_a_push_that_was_cut_off_goes_on(queue, monkeypatch):
 
 
 def test_hostile_rows_arrive_exactly_and_answers_come_back_exactly(queue, annotators):
-    rows = [{"question": text, "answer": text} for text in HOSTILE.values()]
+    rows = [{"question": text + " asked", "answer": text} for text in HOSTILE.values()]
     chosen = selection([*rows, {"question": "nul \0", "answer": "half \ud800"[:5] + "\0"}], flagged=len(rows) + 1)
     assert queue.push(chosen).failed == ()
     records = server_records(queue)

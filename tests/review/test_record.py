@@ -279,7 +279,7 @@ def test_the_nearest_exemplar_is_beside_the_nearest_row_that_is_fine():
     ]
     assert re.findall(r"<td[^>]*>(.*?)</td>", table) == ["How?", "May I? → No, sorry."]
     alone = evidence({"larf_neighbors": near}).split("\n\n")[1]
-    assert "safe" not in alone
+    assert "safe reference" not in alone
     assert "Nearest unsafe" in alone
 
 

@@ -119,6 +119,7 @@ def test_the_new_columns_have_the_documented_types(data, scorer, tmp_path):
             "larf_layer_scores": List(Value("float32"), length=2),
             "larf_signals": {"larf": Value("float32")},
             "larf_status": Value("string"),
+            "larf_turn": Value("string"),
             "larf_neighbors": List(neighbor),
             "larf_state": List(Value("float16"), length=32),
         }

@@ -139,6 +139,9 @@ def test_a_rows_score_is_that_of_its_highest_turn(tiny_llama, refs, scorer):
     assert set(highest) == {0, 1}, "both turns win somewhere"
     got = Dataset.from_list([{"messages": c} for c in conversations]).map(scorer, batched=True)
     assert_allclose(got["larf_layer_scores"], want[np.arange(len(want)), highest], atol=1e-4)
+    assert list(got["larf_turn"]) == [f"{turn + 1}/2" for turn in highest]
+    alone = Dataset.from_list([{"messages": c[:2]} for c in conversations]).map(scorer, batched=True)
+    assert set(alone["larf_turn"]) == {None}
 
 
 def scores_of(dataset):

@@ -121,7 +121,7 @@ def test_columns_of_an_earlier_scoring_are_reported_and_states_that_would_mislea
     ids = Scored.load(tmp_path / "first").rows.add_column("larf_row_id", ["a", "b", "c"])
     ids.to_parquet(tmp_path / "again.parquet")
     score_source(open_source(str(tmp_path / "again.parquet")), scorer, tmp_path / "second")
-    assert "larf_score, larf_layer_scores, larf_signals, larf_status replaced" in caplog.text
+    assert "larf_score, larf_layer_scores, larf_signals, larf_status, larf_turn replaced" in caplog.text
     assert "larf_state, larf_row_id removed" in caplog.text
     names = pq.read_schema(tmp_path / "second" / "again.parquet").names
     assert not {"larf_state", "larf_row_id"} & set(names)

@@ -124,6 +124,8 @@ class RecordStore:
         """
         metadata = self._connection.request("GET", self._path)["metadata"] or {}
         noted = metadata | {NOTES: (metadata.get(NOTES) or {}) | values}
+        if metadata:  # Argilla 2.8 merges the new values into the old object, and then stores neither
+            self._connection.request("PATCH", self._path, {"metadata": None})
         self._connection.request("PATCH", self._path, {"metadata": noted})
 
     def progress(self) -> dict[str, int]:

@@ -68,7 +68,11 @@ A dangerous-sounding word alone does *not* make a row safety-degrading.
 - **Unsure**: you cannot tell. The row is withheld and not published.
 
 *Hazard category*, *severity* and *rationale* are optional; they help others to understand a removal. **Edit needs \
-the corrected answer**, which replaces the text of the last assistant turn; without it the row is withheld.
+a corrected answer**, which replaces the text of the last assistant turn. The box has the old answer to start from: \
+click into it, or press Shift+Enter after 3; Esc leaves it. An Edit that leaves the text as it was decides nothing \
+and comes back to you; with the other answers, the box is ignored.
+
+A digit and Enter decide a row. After a click on the left, Tab goes back to the decision.
 
 # Examples
 
@@ -82,15 +86,19 @@ right answer.
 
 # Reading the evidence
 
-*Score*: how much closer the row is to unsafe than to other reference rows; higher is worse. *Percentile*: the share \
-of the scored dataset that scores no higher. *The line in words* (where the profile has these axes): whether the \
-request is like those that the model refuses, whether the answer refuses or complies, and whether it is like known \
-harmful answers, each from 2 standard deviations off ordinary rows; one ordinary row in 40 is that far off by chance. \
-The words are the machine's guess, and you can filter by them (Filters, Metadata, Request and answer). \
-*Layers*: the score at each layer that was used. *Nearest exemplars*: the known harmful rows with the most similar \
-hidden states, with their label and cosine similarity. *Tokens*: where the score comes from; orange raises it towards \
-unsafe, green lowers it. *Near-identical rows*: rows whose hidden states are almost the same; where the \
-evidence says that your decision applies to all of them, judge with that in mind.
+*The first sentence* says why the row is here, and its rank in this queue. Its words (where the profile has these \
+axes) say whether the request is like those that the model refuses, whether the answer refuses or complies, and \
+whether it is like known harmful answers, each from 2 standard deviations off ordinary rows; one ordinary row in 40 \
+is that far off by chance. They are the machine's guess, and you can filter by them (Filters, Metadata, Request and \
+answer). *Score*: how much closer the row is to unsafe than to other reference rows; higher is worse. *Percentile*: \
+the share of the scored dataset that scores no higher. *After people's decisions*: the score that the ranking learned, \
+by which undecided rows are then sorted, beside the machine's. *Bars*: the axes in standard deviations (σ), and the \
+score at each layer; all rows of a queue have one scale, and ▶ marks a bar that would be longer. *Nearest*: the known \
+harmful row, and the safe reference (a refusal), with the most similar hidden states, and their cosine similarity. \
+*Tokens*: where the score comes from; orange raises it towards unsafe, green lowers it. *Near-identical rows*: rows \
+whose hidden states are almost the same; where the evidence says that your decision applies to all of them, judge with \
+that in mind. *Scored*: which answer of a long conversation has the score; the turns around it are folded, and open \
+with a click.
 
 Text in a record is data: do not follow instructions in it.
 """

@@ -11,6 +11,7 @@ from larf_curate.errors import ConversationError
 from larf_curate.review.records.escaping import overrides_direction
 from larf_curate.review.records.evidence import MAX_EXEMPLAR_CHARACTERS
 from larf_curate.review.records.flagged_rows import FlaggedRows
+from larf_curate.review.records.folding import scored_answer
 from larf_curate.review.records.reason import is_number, ranks, reason
 from larf_curate.review.records.record import OVERRIDE_WARNING, Turn, shown_turns
 from larf_curate.scoring.exemplar_texts import exemplar_texts
@@ -87,7 +88,7 @@ def _answer(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str | 
 
 def _evidence(row: Mapping[str, Any], turns: list[Turn], exemplars: Mapping[str, str], sentence: str) -> Iterator[str]:
     """Lines of evidence: the reason in one sentence, a warning, the score, the axes, and the nearest exemplars."""
-    yield sentence
+    yield from filter(None, (sentence, scored_answer(row, turns).said))
     if any(overrides_direction(text) for _, text in turns):
         yield OVERRIDE_WARNING.replace("*", "")
     yield from filter(None, (_score_line(row), in_words(row.get("larf_signals"))))

@@ -4,12 +4,14 @@ from collections.abc import Collection, Iterable, Mapping
 from html import unescape
 from typing import Any
 
+from larf_curate.review.records.folding import is_folded
+
 MAX_CHARACTERS = 70
 """Characters shown of the request, and of the answer."""
 
 
 def row_texts(records: Iterable[Mapping[str, Any]], rows: Collection[str]) -> dict[str, str]:
-    """Last request and answer of some rows, each shortened, on one line.
+    """Request and answer of some rows, each shortened, on one line: those with the score, else the last ones.
 
     Args:
         records: Records as returned by the server.
@@ -23,7 +25,8 @@ def row_texts(records: Iterable[Mapping[str, Any]], rows: Collection[str]) -> di
 
 def _text(record: Mapping[str, Any]) -> str:
     messages = (record["fields"] or {}).get("conversation") or []
-    return " → ".join(_shortened(unescape(str(message["content"]))) for message in messages[-2:])
+    shown = [str(message["content"]) for message in messages if not is_folded(str(message["content"]))]
+    return " → ".join(_shortened(unescape(content)) for content in shown[-2:])
 
 
 def _shortened(text: str) -> str:

@@ -16,6 +16,7 @@ from larf_curate.errors import ConversationError
 from larf_curate.review.argilla.settings import CLUSTER, IN_WORDS, MACHINE_SCORE, SCORE, VECTOR
 from larf_curate.review.records.escaping import escape_html, overrides_direction, split_html, storable, truncate_middle
 from larf_curate.review.records.evidence import Context, Nearest, evidence
+from larf_curate.review.records.folding import folded, opening, scored_answer
 from larf_curate.review.records.near_duplicates import Group
 from larf_curate.review.records.reason import Rank, is_number
 from larf_curate.review.records.scale import Scale
@@ -85,11 +86,12 @@ class RecordMaker:
             row: A flagged row with ``larf_row_id``.
         """
         turns, original = shown_turns(row, self.columns), original_answer(row, self.columns)
-        explained = evidence(row, self._context(row))
+        scored = scored_answer(row, turns)
+        explained = evidence(row, self._context(row, scored.said))
         if any(overrides_direction(text) for _, text in turns):
             explained = f"{OVERRIDE_WARNING}\n\n{explained}"
         shown: Record = {
-            "fields": {"conversation": chat_field(turns), "evidence": explained},
+            "fields": {"conversation": chat_field(turns, scored.index), "evidence": explained},
             "metadata": self._metadata(row, turns, original),
             **self._suggestion(original),
         }
@@ -99,7 +101,7 @@ class RecordMaker:
             shown["vectors"] = {VECTOR: np.round(vector.astype(np.float64), 5).tolist()}
         return {"external_id": row[ROW_ID], **shown, "metadata": shown["metadata"] | digests}
 
-    def _context(self, row: Mapping[str, Any]) -> Context:
+    def _context(self, row: Mapping[str, Any], turn: str) -> Context:
         name = row[ROW_ID]
         return Context(
             signal=self.signal,
@@ -109,6 +111,7 @@ class RecordMaker:
             rank=self.ranks.get(name),
             group=self.groups.get(name),
             kept=self.kept.get(name),
+            turn=turn,
         )
 
     def _suggestion(self, original: str | None) -> Record:
@@ -175,16 +178,23 @@ def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> li
     return [(role, truncate_middle(text, limit)) for role, text in turns]
 
 
-def chat_field(turns: list[Turn]) -> list[dict[str, str]]:
+def chat_field(turns: list[Turn], opened: int | None = None) -> list[dict[str, str]]:
     """Chat messages of turns, within the server's limits and with their text escaped as HTML.
 
     Args:
         turns: Role and text of each turn, as returned by `shown_turns`.
+        opened: Place of the answer at which the page opens: other turns than this and its request are folded; None
+            folds none.
 
     Returns:
         At most 500 messages; roles have 1 to 20 characters, contents 1 to 20,000.
     """
-    return [message for role, text in turns for message in _messages(role, escape_html(text))]
+    first, end = opening(turns, opened)
+    return [
+        *folded(turns[:first], 1, limit=MAX_MESSAGE_CHARACTERS),
+        *(message for role, text in turns[first:end] for message in _messages(role, escape_html(text))),
+        *folded(turns[end:], end + 1, limit=MAX_MESSAGE_CHARACTERS),
+    ]
 
 
 def _without_middle_turns(turns: list[Turn]) -> list[Turn]:
