@@ -10,6 +10,7 @@ import click
 
 from larf_curate.cli.options import FOLDER, READ_FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
+from larf_curate.cli.people import send_to_third_person
 from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
 from larf_curate.errors import InputError
 from larf_curate.remote import is_url
@@ -170,18 +171,27 @@ def rerank(
 
 
 @click.command()
+@click.option("--to", metavar="USERNAME", help="Send them to a third person, who has not answered them, instead.")
+@merge_option
 @queue_options
 @json_option
-def conflicts(address: QueueAddress, as_json: bool) -> None:
-    """Send disagreements and edits without a corrected answer back to their annotators.
+def conflicts(to: str | None, merge: str, address: QueueAddress, as_json: bool) -> None:
+    """Send disagreements and edits without a corrected answer back to their annotators, or conflicts to a third person.
 
     Lists these rows. The link shows each annotator the conflicts that they answered, to answer again. Run the command
     again to drop from the link what they agree on by then; for the rest, pull --merge arbiter:USERNAME lets one of them
     decide.
 
+    With --to, a third person gets the rows on which those who answered are in conflict under --merge, and a link that
+    shows only these. Their answer is one more vote; with pull --merge arbiter:USERNAME, it decides.
+
     \b
     larf-curate review conflicts
+    larf-curate review conflicts --to carol
     """
+    if to is not None:
+        send_to_third_person(to, merge, address, as_json)
+        return
     with address.find() as queue:
         found = queue.send_back()
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli import learning, review_files, server
+from larf_curate.cli import accounts, learning, people, review_files, server
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
@@ -34,10 +34,9 @@ def review() -> None:
 @click.option(
     "--annotators",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Number of people who must decide each row; set when the queue is created.",
+    help="Number of people who must decide each row; set when the queue is created.  [default: 1]",
 )
+@people.assign_option
 @click.option(
     "--profile",
     metavar="PROFILE",
@@ -54,7 +53,8 @@ def review() -> None:
 def push(
     selection: Path | str,
     address: QueueAddress,
-    annotators: int,
+    annotators: int | None,
+    assign: tuple[str, ...],
     profile: Path | str | None,
     group: bool,
     as_json: bool,
@@ -66,6 +66,7 @@ def push(
 
     \b
     larf-curate review push selection/
+    larf-curate review push selection/ --annotators 2 --assign alice,bob,carol
     larf-curate review push selection/ --url https://argilla.example.org --api-key-file key.txt
     """
     from larf_curate.profile import SafetyProfile
@@ -73,11 +74,13 @@ def push(
 
     loaded = Selection.load(selection)
     loaded_profile = SafetyProfile.from_pretrained(profile) if profile else None
-    with address.create(selection, loaded, annotators=annotators) as queue:
+    with address.create(selection, loaded, annotators=annotators or 1) as queue:
+        people.check_annotators(queue, annotators, assign)
         result = queue.push(loaded, profile=loaded_profile, group=group)
         remember(queue, selection)
+        assigned = queue.assign(assign) if assign else None
     if as_json:
-        echo_json({"queue": queue.name} | asdict(result))
+        echo_json({"queue": queue.name} | asdict(result) | ({"assigned": asdict(assigned)} if assigned else {}))
     else:
         counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
@@ -85,6 +88,8 @@ def push(
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
         click.echo(f"Review, worst first: {result.url}")
+        if assigned:
+            people.echo_assignment(assigned)
         echo_next("review", "pull", *address.given(), "-o", "decisions")
     if result.failed:  # scripts must not take an incomplete push for a complete one
         raise click.exceptions.Exit(1)
@@ -106,6 +111,7 @@ def status(address: QueueAddress, as_json: bool) -> None:
         echo_json({"queue": queue.name} | asdict(state))
         return
     echo_table("Review queue", ("", queue.name), _status_lines(state))
+    people.echo_people(state, address)
     for title, rows in (
         ("Edits without a corrected answer, which decide nothing", state.unfinished),
         ("Corrected answers without Edit, which are not used", state.unused),
@@ -195,12 +201,11 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
         ("drafts", state.drafts),
         ("discarded", state.discards),
         ("answers to an earlier text", state.outdated),
-        *((f"annotator {name}", count) for name, count in state.annotators.items()),
         *([(state.agreement.name.replace("_", " "), f"{state.agreement.value:.3f}")] if state.agreement else []),
         ("decisions per hour and annotator", "-" if pace is None else f"{pace:.0f}"),
     ]
 
 
 # Defined in modules of their own, but commands of this group.
-for _command in (*review_files.commands, *learning.commands, *server.commands):
+for _command in (*review_files.commands, *learning.commands, *people.commands, *server.commands, *accounts.commands):
     review.add_command(_command)

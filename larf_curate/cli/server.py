@@ -10,7 +10,7 @@ import click
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.server import DEFAULT_PORT, WORKSPACE, EmbeddedServer
 
-_home_option: Callable[..., Any] = click.option(
+home_option: Callable[..., Any] = click.option(
     "--home",
     envvar="LARF_CURATE_ARGILLA_HOME",
     type=click.Path(file_okay=False, path_type=Path),
@@ -22,7 +22,7 @@ _port_option: Callable[..., Any] = click.option(
 
 
 @click.command()
-@_home_option
+@home_option
 @_port_option
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it runs until `down`.")
 @json_option
@@ -67,7 +67,7 @@ def _show_started(server: EmbeddedServer, as_json: bool) -> None:
 
 
 @click.command()
-@_home_option
+@home_option
 @json_option
 def down(home: Path | None, as_json: bool) -> None:
     """Stop the embedded Argilla server.
@@ -86,7 +86,7 @@ def down(home: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@_home_option
+@home_option
 @_port_option
 @click.option("--mend", is_flag=True, help="First build the search index anew where it lacks records.")
 @json_option
@@ -116,7 +116,7 @@ def doctor(home: Path | None, port: int, mend: bool, as_json: bool) -> None:
 @click.option(
     "--workspace", default=WORKSPACE, show_default=True, help="Workspace to join; created if it does not exist."
 )
-@_home_option
+@home_option
 @json_option
 def user(name: str, workspace: str, home: Path | None, as_json: bool) -> None:
     """Create or show an annotator's account.

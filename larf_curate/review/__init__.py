@@ -8,34 +8,40 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "Assignment": "people.assignment",
     "Conflicts": "learning.proposals",
     "Decision": "decisions.merge",
     "Decisions": "decisions.outcome",
     "Exported": "files.export",
     "Outcome": "decisions.outcome",
+    "PeopleLinks": "people.assignment",
     "Proposals": "learning.proposals",
     "PushResult": "records.push",
     "QueueStatus": "decisions.status",
     "QueueSummary": "decisions.status",
     "Reranked": "learning.rerank",
     "ReviewQueue": "queue",
+    "SentConflicts": "people.third_person",
     "export_review": "files.export",
     "import_decisions": "files.imports",
     "write_review_page": "files.page",
 }
 
 __all__ = [
+    "Assignment",
     "Conflicts",
     "Decision",
     "Decisions",
     "Exported",
     "Outcome",
+    "PeopleLinks",
     "Proposals",
     "PushResult",
     "QueueStatus",
     "QueueSummary",
     "Reranked",
     "ReviewQueue",
+    "SentConflicts",
     "export_review",
     "import_decisions",
     "write_review_page",
@@ -50,6 +56,8 @@ if TYPE_CHECKING:
     from larf_curate.review.files.page import write_review_page
     from larf_curate.review.learning.proposals import Conflicts, Proposals
     from larf_curate.review.learning.rerank import Reranked
+    from larf_curate.review.people.assignment import Assignment, PeopleLinks
+    from larf_curate.review.people.third_person import SentConflicts
     from larf_curate.review.queue import ReviewQueue
     from larf_curate.review.records.push import PushResult
 

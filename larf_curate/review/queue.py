@@ -21,6 +21,7 @@ from larf_curate.review.argilla.settings import CORRECTED
 from larf_curate.review.argilla.submit import submit
 from larf_curate.review.decisions.merge import MergeRule, merge_records
 from larf_curate.review.decisions.outcome import Decisions
+from larf_curate.review.decisions.people import people_status
 from larf_curate.review.decisions.responses import ReviewedRecord, read_records
 from larf_curate.review.decisions.status import QueueStatus, QueueSummary, queue_status
 from larf_curate.review.identity import Identity, check_same
@@ -35,6 +36,8 @@ from larf_curate.review.learning.rerank import (
     update_scores,
 )
 from larf_curate.review.learning.snapshot import Snapshot
+from larf_curate.review.people.assignment import Assignment, PeopleLinks, assign, check_people, person_links
+from larf_curate.review.people.third_person import SentConflicts, send, third_person_link
 from larf_curate.review.records.excerpt import row_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import NearDuplicates
@@ -228,6 +231,40 @@ class ReviewQueue:
             maker(row) for row in progress(sent, label=f"Push to {self.name}", unit="row")
         )
 
+    def annotators_per_row(self) -> int | None:
+        """Number of people who must decide each row, as set when the queue was created; None if there is none yet."""
+        found = RecordStore.find(self._connection, self.name)
+        return None if found is None else found.min_submitted
+
+    def assign(self, people: Sequence[str]) -> Assignment:
+        """Assign the open rows that lack people, evenly; nobody loses a row, so it can be repeated with more people.
+
+        Each row gets as many people as must decide it, near-duplicates the same ones where possible, and each person a
+        link that shows theirs. It does not restrict anybody: who opens the whole queue sees all rows, and answers of
+        people to whom a row is not assigned count too.
+
+        Args:
+            people: User names of members of the workspace or owners.
+
+        Raises:
+            InputError: If there are fewer people than must decide each row, one is there twice, or has no account that
+                can open the workspace.
+            ReviewError: If nothing has been pushed yet.
+        """
+        store = self._store()
+        check_people(people, self._connection.reviewers(), self._connection.workspace)
+        records = list(store.records(responses=True))
+        return assign(store, records, read_records(records, self._connection.usernames()), people)
+
+    def links(self) -> PeopleLinks:
+        """The links of people: to their open rows, and to the conflicts that were sent to them."""
+        store = self._store()
+        people = people_status(self._records(store))
+        return PeopleLinks(
+            rows=person_links(store, [person.name for person in people if person.assigned]),
+            conflicts={p.name: third_person_link(store, p.name) for p in people if p.conflicts_left},
+        )
+
     def status(self) -> QueueStatus:
         """Progress of the review: counts, agreement and pace."""
         store = self._store()
@@ -333,6 +370,33 @@ class ReviewQueue:
             texts=row_texts(records, {**votes, **unfinished}),
             url=store.link(status="submitted", proposed=CONFLICT),
         )
+
+    def send_conflicts(self, to: str, *, merge: str = "majority") -> SentConflicts:
+        """Send the conflicts to a third person, who has not answered them and decides beside those who disagree.
+
+        They get a draft of each conflict, which a link shows; nobody else's queue changes. Their answer is one more
+        vote under ``majority``, and decides under ``arbiter:`` and their name.
+
+        Args:
+            to: User name of a member of the workspace or owner.
+            merge: Rule that tells which rows are in conflict; see `pull`.
+
+        Raises:
+            InputError: If there is no such rule, or no such user in the workspace.
+            ReviewServerError: If the key of the queue is not that of an owner or admin.
+        """
+        rule, store = self._rule(merge), self._store()
+        check_people([to], self._connection.reviewers(), self._connection.workspace)
+        records = list(store.records(responses=True))
+        reviewed = read_records(records, self._connection.usernames())
+        done = {record.row_id for record in reviewed if record.done}
+        merged = [decision.row_id for decision in merge_records(reviewed, rule) if decision.status == "conflict"]
+        waiting = len(set(disagreements(reviewed)) - done)
+        person = self._connection.as_user(to)
+        try:
+            return send(store, records, [row for row in merged if row in done], person, waiting=waiting)
+        finally:
+            person.close()
 
     def submit(self, decisions: Mapping[str, str], *, api_key: str) -> None:
         """Submit decisions by script, as the web page does for a person.

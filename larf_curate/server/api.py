@@ -60,14 +60,53 @@ def create_user(url: str, owner: Account, account: Account) -> str:
     return str(_json_or_raise(response, f"create the user {account.username!r}")["api_key"])
 
 
+def list_users(url: str, owner: Account) -> list[dict[str, Any]]:
+    """All users, as returned by the server: their ids, names, roles and API keys.
+
+    Raises:
+        ReviewServerError: If the server rejects the request.
+    """
+    return list(_json_or_raise(call(url, owner.api_key, "GET", "/users"), "list the users")["items"])
+
+
+def update_user(url: str, owner: Account, user_id: str, changed: dict[str, str]) -> None:
+    """Change the role or the password of a user.
+
+    Raises:
+        ReviewServerError: If the server rejects the request.
+    """
+    _json_or_raise(call(url, owner.api_key, "PATCH", f"/users/{user_id}", body=changed), "change a user")
+
+
+def workspaces_of(url: str, owner: Account, user_id: str) -> dict[str, str]:
+    """Ids by name of the workspaces that a user is a member of.
+
+    Raises:
+        ReviewServerError: If the server rejects the request.
+    """
+    response = call(url, owner.api_key, "GET", f"/users/{user_id}/workspaces")
+    items = _json_or_raise(response, "list the workspaces of a user")["items"]
+    return {item["name"]: item["id"] for item in items}
+
+
+def remove_from_workspace(url: str, owner: Account, user_id: str, workspace_id: str) -> None:
+    """End a user's membership of a workspace; the user's answers stay.
+
+    Raises:
+        ReviewServerError: If the server rejects the request.
+    """
+    response = call(url, owner.api_key, "DELETE", f"/workspaces/{workspace_id}/users/{user_id}")
+    if response.status_code != 404:  # 404: the user is no member any more
+        _json_or_raise(response, "remove a user from a workspace")
+
+
 def add_to_workspace(url: str, owner: Account, username: str, workspace: str) -> None:
     """Make a user a member of a workspace, which is created if it does not exist.
 
     Raises:
         ReviewServerError: If the server rejects the request.
     """
-    users = _json_or_raise(call(url, owner.api_key, "GET", "/users"), "list the users")["items"]
-    user_id = next(user["id"] for user in users if user["username"] == username)
+    user_id = next(user["id"] for user in list_users(url, owner) if user["username"] == username)
     workspaces = _json_or_raise(call(url, owner.api_key, "GET", "/me/workspaces"), "list the workspaces")["items"]
     workspace_id = next((item["id"] for item in workspaces if item["name"] == workspace), None)
     if workspace_id is None:

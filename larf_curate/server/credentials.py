@@ -67,8 +67,11 @@ class Credentials:
         return next((account for account in self.accounts if account.username == username), None)
 
     def with_account(self, account: Account) -> "Credentials":
-        """Return a copy with one more account."""
-        return replace(self, accounts=(*self.accounts, account))
+        """Return a copy with this account, in place of one of the same name."""
+        if self.account(account.username) is None:
+            return replace(self, accounts=(*self.accounts, account))
+        same = account.username
+        return replace(self, accounts=tuple(account if a.username == same else a for a in self.accounts))
 
 
 def ensure_credentials(path: Path) -> Credentials:

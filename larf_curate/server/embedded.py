@@ -3,12 +3,13 @@
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.server import api, process
+from larf_curate.server.accounts import USERNAME
 from larf_curate.server.credentials import (
     WORKSPACE,
     Account,
@@ -225,13 +226,16 @@ class EmbeddedServer:
         """
         return mend_search_index(self.home)
 
-    def add_user(self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE) -> Account:
+    def add_user(
+        self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE, password: str | None = None
+    ) -> Account:
         """Add a user to a workspace; creates the account if it does not exist.
 
         Args:
             username: 1 to 64 letters, digits and ``. _ - @``; begins with a letter or digit.
             role: ``annotator`` or ``admin``; ignored if the account exists.
             workspace: Name of the workspace; created if it does not exist.
+            password: Password, default: a random one; ignored if the account exists.
 
         Returns:
             The account with its password and API key, which are also stored in the credentials file.
@@ -240,16 +244,25 @@ class EmbeddedServer:
             InputError: If the name is invalid.
             ReviewServerError: If the server does not run or rejects the request.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", username):
+        if not re.fullmatch(USERNAME, username):
             raise InputError(f"wanted a user name of 1 to 64 letters, digits and . _ - @, got {username[:80]!r}")
         url, credentials = self.url, self.credentials
         account = credentials.account(username)
         if account is None:
             account = Account.random(username, role=role)
+            account = replace(account, password=password or account.password)
             key = api.create_user(url, credentials.owner, account)
-            account = Account(username=username, role=role, password=account.password, api_key=key)
-            # Read again under the lock: another process may have added a user meanwhile.
-            with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
-                write_credentials(self.home.credentials, self.credentials.with_account(account))
+            account = replace(account, api_key=key)
+            self.update_credentials(lambda credentials: credentials.with_account(account))
         api.add_to_workspace(url, credentials.owner, username, workspace)
         return account
+
+    def update_credentials(self, change: Callable[[Credentials], Credentials]) -> None:
+        """Change the credentials file.
+
+        Args:
+            change: Returns the credentials to write. It gets those that the file has now: another process may have
+                changed them meanwhile.
+        """
+        with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
+            write_credentials(self.home.credentials, change(self.credentials))

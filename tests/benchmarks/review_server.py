@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 
 from larf_curate.server import EmbeddedServer
 from tests.fixtures.server_client import Client, Collection, between, make_collection, terms
@@ -26,19 +27,21 @@ def main() -> None:
         made = make_collection(
             server,
             fields={"chat": "chat"},
-            metadata={"score": "float", "split": "terms"},
+            metadata={"score": "float", "split": "terms", "assigned": "terms"},
             vectors={"state": args.dimensions},
         )
         start = time.perf_counter()
-        made.push(records(args.records, args.dimensions))
+        names = [f"a{place}" for place in range(args.annotators)]
+        made.push(records(args.records, args.dimensions, names))
         took = time.perf_counter() - start
         print(f"push           {args.records / took:8.0f} records/s")
         measure_searches(made)
-        clients = [Client(server.url, server.add_user(f"a{i}").api_key) for i in range(args.annotators)]
-        measure_annotators(made, clients)
+        clients = [Client(server.url, server.add_user(name).api_key) for name in names]
+        measure_annotators(made, clients, [None] * len(names))
+        measure_annotators(made, clients, names)
 
 
-def records(count: int, dimensions: int) -> list[dict[str, object]]:
+def records(count: int, dimensions: int, names: Sequence[str]) -> list[dict[str, object]]:
     rng = random.Random(0)
     found = []
     for place in range(count):
@@ -47,7 +50,11 @@ def records(count: int, dimensions: int) -> list[dict[str, object]]:
             {
                 "external_id": str(place),
                 "fields": {"chat": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]},
-                "metadata": {"score": rng.random(), "split": rng.choice("abc")},
+                "metadata": {
+                    "score": rng.random(),
+                    "split": rng.choice("abc"),
+                    "assigned": rng.sample(names, min(2, len(names))),
+                },
                 "vectors": {"state": [rng.gauss(0, 1) for _ in range(dimensions)]},
             }
         )
@@ -76,24 +83,38 @@ def measure_searches(made: Collection) -> None:
         print(f"{name:14} {times[0]:8.0f} ms first, {statistics.median(times[1:]):5.0f} ms then ({total} found)")
 
 
-def measure_annotators(made: Collection, clients: list[Client], each: int = 50) -> None:
+def measure_annotators(made: Collection, clients: list[Client], assigned: Sequence[str | None], each: int = 50) -> None:
+    """Let all annotators answer at once: in the whole queue, or each those that are assigned to a name."""
     times: list[float] = []
-    threads = [threading.Thread(target=annotate, args=(made, client, each, times)) for client in clients]
+    before = stored_answers(made, clients)
+    threads = [
+        threading.Thread(target=annotate, args=(made, client, name, each, times))
+        for client, name in zip(clients, assigned, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     times.sort()
+    kept = stored_answers(made, clients) - before
+    what = "assigned rows" if any(assigned) else "whole queue"
+    print(
+        f"{len(clients)} annotators, {what}: {len(times)} answers, {kept} kept, "
+        f"p50 {statistics.median(times):.0f} ms, p95 {times[int(len(times) * 0.95)]:.0f} ms"
+    )
+
+
+def stored_answers(made: Collection, clients: list[Client]) -> int:
     status = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["submitted"]}
-    kept = sum(made.search({"filters": {"and": [status]}}, mine=client, limit=1)[1] for client in clients)
-    print(f"{len(clients)} annotators   {len(times)} answers, {kept} kept, p95 {times[int(len(times) * 0.95)]:.0f} ms")
+    return sum(made.search({"filters": {"and": [status]}}, mine=client, limit=1)[1] for client in clients)
 
 
-def annotate(made: Collection, client: Client, each: int, times: list[float]) -> None:
+def annotate(made: Collection, client: Client, assigned: str | None, each: int, times: list[float]) -> None:
     """Take the next pending record, worst first, and answer it."""
     score = {"entity": "metadata", "metadata_property": "score"}
-    pending = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}
-    body = {"filters": {"and": [pending]}, "sort": [{"scope": score, "order": "desc"}]}
+    filters = [{"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}]
+    filters += [terms({"entity": "metadata", "metadata_property": "assigned"}, [assigned])] if assigned else []
+    body = {"filters": {"and": filters}, "sort": [{"scope": score, "order": "desc"}]}
     path = f"/me/datasets/{made.id}/records/search"
     for _ in range(each):
         record = client.send("POST", path, body, limit=1)["items"][0]["record"]["id"]

@@ -388,7 +388,7 @@ def test_the_commands_push_show_and_pull(argilla_server, make_queue, annotators,
         dict(zip(chosen.flagged["larf_row_id"], ("keep", "remove"), strict=False)),
     )
     assert json.loads(run("status", "--json"))["decisions"] == {"keep": 1, "remove": 1}
-    assert "annotator bob" in run("status")
+    assert "│ bob    │ 2       │" in run("status")
     counts = json.loads(run("pull", "-o", tmp_path / "decisions", "--json"))["counts"]  # the selection pushed last
     assert (counts["kept"], counts["removed"], counts["withheld"]) == (3, 1, 1)
     assert json.loads((tmp_path / "decisions" / "decisions.json").read_text())["counts"] == counts

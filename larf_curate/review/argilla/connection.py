@@ -76,10 +76,30 @@ class Connection:
 
     def usernames(self) -> dict[str, str]:
         """User names by user id: members of the workspace and, if the key's owner may list them, all other users."""
-        users = self.request("GET", f"/api/v1/workspaces/{self.workspace_id}/users")["items"]
-        if self.client.me.role == "owner":
-            users += self.request("GET", "/api/v1/users")["items"]
-        return {user["id"]: user["username"] for user in users}
+        return {user["id"]: user["username"] for user in [*self._members(), *self._all_users()]}
+
+    def reviewers(self) -> list[str]:
+        """Names of the users who can open the queues of the workspace: its members and the server's owners."""
+        owners = [user for user in self._all_users() if user["role"] == "owner"]
+        return sorted({user["username"] for user in [*self._members(), *owners]})
+
+    def as_user(self, username: str) -> "Connection":
+        """A connection on behalf of another user, with the key that the server shows to owners and admins.
+
+        Raises:
+            ReviewServerError: If the server does not show it.
+        """
+        keys = {user["username"]: user["api_key"] for user in [*self._members(), *self._all_users()]}
+        if not (key := keys.get(username)):
+            raise ReviewServerError(f"the server does not let this API key act for {username!r}: use an owner's key")
+        return Connection(self.api_url, key, workspace=self.workspace, timeout=self.timeout)
+
+    def _members(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", f"/api/v1/workspaces/{self.workspace_id}/users")["items"])
+
+    def _all_users(self) -> list[dict[str, Any]]:
+        """All users of the server; none if the key's owner may not list them."""
+        return list(self.request("GET", "/api/v1/users")["items"]) if self.client.me.role == "owner" else []
 
     def request(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  any JSON value
         """Send one request with a JSON body and parse the JSON response; see `send`."""

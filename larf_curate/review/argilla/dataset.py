@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import argilla as rg
 
 from larf_curate.errors import ReviewError, ReviewServerError
+from larf_curate.progress import progress
 from larf_curate.review.argilla.connection import Connection, translate_errors
 from larf_curate.review.argilla.settings import (
     CLUSTER,
@@ -136,16 +138,26 @@ class RecordStore:
         """Id of a question on the server."""
         return str(next(item["id"] for item in self._questions() if item["name"] == name))
 
-    def link(self, *, status: str = "pending", proposed: str | None = None) -> str:
+    def link(
+        self, *, status: str = "pending", proposed: str | None = None, terms: Mapping[str, str] | None = None
+    ) -> str:
         """Address of the queue in the browser, worst first.
 
         Args:
-            status: ``pending``, or ``submitted`` for the records that the user who opens the link has answered.
+            status: ``pending``, or ``submitted`` or ``draft`` for those answers of the user who opens the link.
             proposed: Show only records with this mark; default: all.
+            terms: Show only records with these terms, by metadata property.
         """
-        mark_filter = f"&metadata={PROPOSED}.{proposed}" if proposed else ""
+        shown = ({PROPOSED: proposed} if proposed else {}) | dict(terms or {})
+        filters = "~".join(f"{name}.{quote(term)}" for name, term in shown.items())
+        mark_filter = f"&metadata={filters}" if filters else ""
         address = f"{self._connection.url}/dataset/{self.dataset_id}/annotation-mode"
         return f"{address}?page=1&status={status}{mark_filter}&sort=metadata.{SCORE}.desc"
+
+    @property
+    def min_submitted(self) -> int:
+        """Number of annotators who must submit before a record counts as done."""
+        return int(self._connection.request("GET", self._path)["distribution"]["min_submitted"])
 
     def add_missing_properties(self) -> None:
         """Add the metadata properties that a queue created by an earlier version of this package lacks."""
@@ -173,7 +185,8 @@ class RecordStore:
             changed: The complete new metadata by external id.
         """
         items = [{"external_id": row, "metadata": metadata} for row, metadata in changed.items()]
-        for start in range(0, len(items), PAGE_SIZE):
+        starts = range(0, len(items), PAGE_SIZE)
+        for start in progress(starts, label="Update records", unit="batch", leave=False) if items else ():
             self.upsert(json.dumps({"items": items[start : start + PAGE_SIZE]}, allow_nan=False).encode())
 
     def vector_space(self) -> VectorSpace | None:

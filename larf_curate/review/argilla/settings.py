@@ -43,6 +43,10 @@ LEARNED_SCORE = "learned_score"
 LEARNED_SCORE_TITLE = "Learned score"
 PROPOSED = "proposed"
 PROPOSED_TITLE = "Proposed for review"
+ASSIGNED = "assigned"
+ASSIGNED_TITLE = "Assigned to"
+THIRD_PERSON = "third_person"
+THIRD_PERSON_TITLE = "Conflict sent to"
 
 GUIDELINES = """\
 # What to decide

@@ -1,4 +1,4 @@
-"""Inter-annotator agreement beyond chance, on nominal labels."""
+"""Inter-annotator agreement on nominal labels: of all annotators, of one with the others, and on one label."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,6 +43,81 @@ def agreement(answers: Sequence[Mapping[str, str]]) -> AnnotatorAgreement | None
         return AnnotatorAgreement(name="cohen_kappa", value=value, rows=len(shared))
     value = krippendorff_alpha([list(row.values()) for row in shared])
     return AnnotatorAgreement(name="krippendorff_alpha", value=value, rows=len(shared))
+
+
+MIN_ROWS = 10
+"""Least number of rows from which a coefficient is computed for a person or a label; it would be arbitrary before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRows:
+    """Agreement on the rows that some answers share.
+
+    Args:
+        rows: Number of rows.
+        share: Share of pairs of answers that agree, in [0, 1]; None if there are no pairs.
+        coefficient: Cohen's kappa for a person, Krippendorff's alpha for a label; at most 1, 0 is chance level. None
+            for fewer than ``MIN_ROWS`` rows, and if it is undefined because all answers are the same.
+    """
+
+    rows: int
+    share: float | None
+    coefficient: float | None
+
+
+def agreement_with_others(answers: Sequence[Mapping[str, str]]) -> dict[str, SharedRows]:
+    """Agreement of each person with the others, on the rows that another one answered too.
+
+    The pairs are those of the person's answer with each other one on the row; kappa is that of the two sides of all
+    pairs (with one other person, that of the two).
+
+    Args:
+        answers: For each row, labels by annotator.
+
+    Returns:
+        By annotator; also those who share no row.
+    """
+    found = {}
+    for name in sorted({name for row in answers for name in row}):
+        shared = [row for row in answers if name in row and len(row) > 1]
+        pairs = [(row[name], label) for row in shared for other, label in row.items() if other != name]
+        share = sum(own == label for own, label in pairs) / len(pairs) if pairs else None
+        found[name] = SharedRows(rows=len(shared), share=share, coefficient=_kappa(pairs, len(shared)))
+    return found
+
+
+def agreement_by_label(answers: Sequence[Mapping[str, str]]) -> dict[str, SharedRows]:
+    """Agreement on each label, on the rows that at least two people answered, one of them with the label.
+
+    The share is that of specific agreement: of all pairs of an answer with the label and another answer on the row, how
+    many others have it too. Alpha is that of the label against all others together, on all rows with two answers.
+
+    Source of specific agreement: Cicchetti & Feinstein, High agreement but low kappa II (1990); for several annotators:
+    de Vet et al., Specific agreement on dichotomous outcomes (2017).
+
+    Args:
+        answers: For each row, labels by annotator.
+    """
+    units = [Counter(row.values()) for row in answers if len(row) > 1]
+    found = {}
+    for label in sorted({label for unit in units for label in unit}):
+        shared = [unit for unit in units if unit[label]]
+        both = sum(unit[label] * (unit[label] - 1) for unit in shared)
+        pairs = sum(unit[label] * (unit.total() - 1) for unit in shared)
+        binary = [[str(other == label) for other in unit.elements()] for unit in units]
+        defined = len(shared) >= MIN_ROWS and len({value for unit in binary for value in unit}) > 1
+        alpha = krippendorff_alpha(binary) if defined else None
+        found[label] = SharedRows(rows=len(shared), share=both / pairs, coefficient=alpha)
+    return found
+
+
+def _kappa(pairs: Sequence[tuple[str, str]], rows: int) -> float | None:
+    """Cohen's kappa of the two sides of pairs; None if it is undefined or there are too few rows."""
+    if rows < MIN_ROWS or len({label for pair in pairs for label in pair}) < 2:
+        return None
+    from sklearn.metrics import cohen_kappa_score  # takes a second
+
+    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float:

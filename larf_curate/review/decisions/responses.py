@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from larf_curate.review.argilla.marks import terms_of, username_of
+from larf_curate.review.argilla.settings import ASSIGNED, THIRD_PERSON
 from larf_curate.review.records.record import (
     ANSWER_DIGEST,
     CONTENT_DIGEST,
@@ -59,6 +61,12 @@ class Judgement:
     def _has_correction(self) -> bool:
         return bool((self.corrected_answer or "").strip())
 
+    @property
+    def is_empty_draft(self) -> bool:
+        """Whether it is a draft without any answer."""
+        given = (self.decision, self.category, self.severity, self.rationale, self.corrected_answer)
+        return self.status == "draft" and not any(given)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewedRecord:
@@ -70,6 +78,8 @@ class ReviewedRecord:
         done: Whether enough annotators have submitted.
         judgements: Sorted by annotator.
         shared: Content digests by row id of the near-duplicates to which a decision on this row also applies.
+        assigned: Names of the people who are to decide the row; empty if everybody may.
+        third_persons: Names of the people to whom a conflict on the row was sent.
     """
 
     row_id: str
@@ -77,6 +87,8 @@ class ReviewedRecord:
     done: bool
     judgements: tuple[Judgement, ...]
     shared: Mapping[str, str] = field(default_factory=dict)
+    assigned: tuple[str, ...] = ()
+    third_persons: tuple[str, ...] = ()
 
     @property
     def counted(self) -> tuple[Judgement, ...]:
@@ -102,13 +114,18 @@ def read_records(records: Iterable[Mapping[str, Any]], usernames: Mapping[str, s
 
 
 def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> ReviewedRecord:
+    third_persons = tuple(username_of(term) for term in terms_of(record, THIRD_PERSON))
     judgements = [_judgement(response, usernames, record["metadata"]) for response in record.get("responses") or []]
+    # A conflict is sent to a third person as an empty draft, which is nobody's answer.
+    judgements = [j for j in judgements if not (j.is_empty_draft and j.annotator in third_persons)]
     return ReviewedRecord(
         row_id=record["external_id"],
         content_digest=record["metadata"][CONTENT_DIGEST],
         done=record["status"] == "completed",
         judgements=tuple(sorted(judgements, key=lambda judgement: judgement.annotator)),
         shared=record["metadata"].get(DECIDED_TOGETHER) or {},
+        assigned=tuple(username_of(term) for term in terms_of(record, ASSIGNED)),
+        third_persons=third_persons,
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 
-from larf_curate.review.decisions.agreement import AnnotatorAgreement, agreement
+from larf_curate.review.decisions.agreement import AnnotatorAgreement, SharedRows, agreement, agreement_by_label
+from larf_curate.review.decisions.people import PersonStatus, people_status
 from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
 
 BREAK = timedelta(minutes=15)
@@ -31,6 +32,10 @@ class QueueStatus:
         unused: Annotators by row id whose corrected answer has no effect, since they did not decide to edit.
         annotators: Number of submitted decisions by annotator.
         agreement: Inter-annotator agreement; None if it is undefined.
+        agreement_by_decision: Agreement on each decision.
+        agreement_by_category: Agreement on each hazard category, among the answers that have one.
+        people: Rows, answers and agreement of each person.
+        unassigned: Number of open rows that are assigned to nobody, if any row is assigned.
         decisions_per_hour: Average pace of an annotator, without pauses; None until one has made two decisions.
         url: Address of the queue in the browser, sorted worst first.
     """
@@ -48,6 +53,10 @@ class QueueStatus:
     unused: dict[str, tuple[str, ...]]
     annotators: dict[str, int]
     agreement: AnnotatorAgreement | None
+    agreement_by_decision: dict[str, SharedRows]
+    agreement_by_category: dict[str, SharedRows]
+    people: tuple[PersonStatus, ...]
+    unassigned: int
     decisions_per_hour: float | None
     url: str
 
@@ -87,6 +96,8 @@ def queue_status(records: Sequence[ReviewedRecord], *, url: str) -> QueueStatus:
     judgements = [judgement for record in records for judgement in record.judgements]
     counted = [judgement for judgement in judgements if judgement.counts]
     answers = [{j.annotator: j.decision or "" for j in record.counted} for record in records]
+    categories = [{j.annotator: j.category for j in record.counted if j.category} for record in records]
+    is_assigned = any(record.assigned for record in records)
     # The server counts outdated responses as submitted: a record is done only if a valid one is among them.
     done = sum(record.done and bool(record.counted) and not record.unfinished for record in records)
     unused = {r.row_id: tuple(j.annotator for j in r.counted if j.is_unused) for r in records}
@@ -104,6 +115,10 @@ def queue_status(records: Sequence[ReviewedRecord], *, url: str) -> QueueStatus:
         unused={row: names for row, names in unused.items() if names},
         annotators=dict(sorted(Counter(j.annotator for j in counted).items())),
         agreement=agreement(answers),
+        agreement_by_decision=agreement_by_label(answers),
+        agreement_by_category=agreement_by_label(categories),
+        people=people_status(records),
+        unassigned=sum(is_assigned and not (record.assigned or record.done) for record in records),
         decisions_per_hour=pace(counted),
         url=url,
     )

@@ -9,7 +9,14 @@ from typing import Any
 
 from larf_curate.review.argilla.connection import RejectedError
 from larf_curate.review.argilla.dataset import MAX_FILTER_VALUES, RecordStore
-from larf_curate.review.argilla.settings import LEARNED_SCORE, MACHINE_SCORE, SCORE
+from larf_curate.review.argilla.settings import (
+    ASSIGNED,
+    LEARNED_SCORE,
+    MACHINE_SCORE,
+    PROPOSED,
+    SCORE,
+    THIRD_PERSON,
+)
 from larf_curate.review.records.evidence import learned_block, with_learned
 from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES, RECORD_DIGEST, Record
 
@@ -121,10 +128,16 @@ class Push:
         return record | {"metadata": record["metadata"] | learned, "fields": fields}
 
     def _with_outdated_responses(self, record: Record, responses: Iterable[Mapping[str, Any]]) -> Record:
-        """The record, with the responses to earlier contents in its metadata, so that they are never applied to it."""
-        outdated = dict(self._metadata(record).get(OUTDATED_RESPONSES) or {})
+        """The record, with the responses to earlier contents in its metadata, so that they are never applied to it.
+
+        Its people and marks stay: an update replaces all metadata of a record.
+        """
+        before = self._metadata(record)
+        outdated = dict(before.get(OUTDATED_RESPONSES) or {})
         outdated |= {response["id"]: response["updated_at"] for response in responses}
-        return record | {"metadata": record["metadata"] | {OUTDATED_RESPONSES: outdated}} if outdated else record
+        kept = {name: before[name] for name in (ASSIGNED, THIRD_PERSON, PROPOSED) if name in before}
+        kept |= {OUTDATED_RESPONSES: outdated} if outdated else {}
+        return record | {"metadata": record["metadata"] | kept} if kept else record
 
     def _send(self, batch: list[tuple[str, bytes]]) -> None:
         """Send a batch; if the server rejects it, send each half, so that only the invalid records are left out."""

@@ -55,13 +55,14 @@ def _serve(home: Path, listener: socket.socket) -> None:
     # Not earlier: on import, argilla_server reads the environment and copies its static files.
     from argilla_server import app
 
-    from . import accounts, database, engine, headers, hosts, limits, sign_in, speed
+    from . import accounts, database, engine, headers, hosts, limits, privacy, sign_in, speed
 
     database.set_pragmas()
     engine.register()
     speed.apply()
     sign_in.apply()
     limits.apply()
+    privacy.apply()
     database.upgrade(home / "argilla.db")
     asyncio.run(accounts.ensure(credentials["accounts"]))
     jobs.start_worker()
