@@ -61,6 +61,7 @@ EXPORTS = {
         "Proposals",
         "PushResult",
         "QueueStatus",
+        "QueueSummary",
         "Reranked",
         "ReviewQueue",
         "SentConflicts",
