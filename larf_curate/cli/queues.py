@@ -1,7 +1,8 @@
 """Options of all review commands: the queue and its server, and the selection last pushed to each queue."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -82,8 +83,10 @@ class QueueAddress:
 
         identity = Identity.of(loaded.scored)
         default = self._opened(self.name or (identity.name if identity else UNNAMED), annotators)
-        if self.name is None:
-            rows = set(loaded.flagged.with_format(None)["larf_row_id"][:])
+        if self.name is not None:
+            return default
+        rows = set(loaded.flagged.with_format(None)["larf_row_id"][:])
+        with _closed_on_errors(default):
             for name in _pushed(default.queues(), selection):
                 if name != default.name and rows.intersection((earlier := default.named(name)).row_ids()):
                     return _told(earlier, f"which has rows of {public_name(selection)} already")
@@ -102,18 +105,11 @@ class QueueAddress:
             InputError: If several queues are there, and nothing tells which one is meant.
             ReviewServerError: If the server is not running or cannot be reached.
         """
-        queue = self._opened(self.name or UNNAMED)
+        server = self.server()
         if self.name is not None:
-            return queue
-        queues = queue.queues()
-        if len(queues) < 2:  # without any, the first request says what to do
-            return queue.named(next(iter(queues), UNNAMED))
-        pushed = _pushed(queues, selection)
-        if not pushed and selection is not None:
-            pushed = [name for name in [_default_name(selection)] if name in queues]
-        if not pushed:
-            raise InputError(f"{len(queues)} queues are on {queue.server_url}: choose one with --name {_names(queues)}")
-        return _told(queue.named(pushed[0]), "the one last pushed to" if selection is None else "which has its rows")
+            return server
+        with _closed_on_errors(server):
+            return _found(server, selection)
 
     def server(self) -> "ReviewQueue":
         """Connect to the server, whichever queue is meant."""
@@ -184,6 +180,31 @@ def _embedded(home: Path | None) -> tuple[str, str]:
             "give --home of another one, or --url and a key"
         )
     return state.url, server.api_key
+
+
+@contextmanager
+def _closed_on_errors(queue: "ReviewQueue") -> Iterator[None]:
+    """Close a connection that nobody gets."""
+    try:
+        yield
+    except BaseException:
+        queue.close()
+        raise
+
+
+def _found(server: "ReviewQueue", selection: Path | str | None) -> "ReviewQueue":
+    """The queue that a command means which names none."""
+    queues = server.queues()
+    pushed = _pushed(queues, selection)
+    if not pushed and selection is not None:
+        pushed = [name for name in [_default_name(selection)] if name in queues]
+    if pushed and len(queues) > 1:
+        why = "the one last pushed to" if selection is None else "which has its rows"
+        return _told(server.named(pushed[0]), why)
+    if len(queues) > 1:
+        raise InputError(f"{len(queues)} queues are on {server.server_url}: choose one with --name {_names(queues)}")
+    found = server.named(next(iter(queues), UNNAMED))  # without any, the first request says what to do
+    return found if pushed or not queues else _told(found, "the only one of the server")
 
 
 def _told(queue: "ReviewQueue", why: str) -> "ReviewQueue":

@@ -591,3 +591,21 @@ def test_a_thousand_odd_rows_come_back_from_libreoffice(tmp_path):
     want = from_a_queue(selected, answers).decisions
     for way, path in ways.items():
         assert import_decisions(path, selected).apply(selected).decisions == want, way
+
+
+def test_an_edit_that_leaves_the_answer_as_it_was_is_no_edit(tmp_path, caplog):
+    selected = chosen()
+    first, second, third, *_ = ids(selected)
+    answers = dict(zip(ids(selected), selected.flagged["answer"][:], strict=True))
+    given = {
+        first: {"decision": "edit", "corrected_answer": f"{answers[first]}\n"},
+        second: {"decision": "edit", "corrected_answer": "Better."},
+        third: {"decision": "keep", "corrected_answer": answers[third]},
+    }
+    outcome = decided(selected, tmp_path / "table.csv", given)
+    assert "edit that leaves the answer as it was, not counted as decided: table.csv" in caplog.text
+    assert {row[ROW_ID]: row["answer"] for row in outcome.kept if row[ROW_ID] in answers} == {
+        second: "Better.",
+        third: answers[third],
+    }
+    assert first in outcome.withheld[ROW_ID][:]

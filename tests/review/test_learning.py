@@ -1,5 +1,6 @@
 """The loop of learning from people, against the real server."""
 
+import html
 import json
 from dataclasses import replace
 from urllib.parse import parse_qs, urlparse
@@ -286,7 +287,7 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
     shown = json.loads(run("next", "-n", 3, "--json"))
     assert [row["row_id"] for row in shown["rows"]] == [row.row_id for row in queue.propose(chosen, n=3).rows]
     disputed = run("next", "--by", "uncertain", "-n", 1)
-    for part in ("annotators", "disagree", "What is 12", "plus one?", "It is 13."):
+    for part in ("annotators", "disagree", "What is 12", "13."):
         assert part in disputed
     assert "metadata=proposed.different" in run("next", "--by", "different")
     assert json.loads(run("conflicts", "--json"))["votes"].keys() == {ids[12]}
@@ -324,3 +325,37 @@ def test_rows_without_states_are_refused(queue):
     nothing = chosen.flagged.select([])
     with pytest.raises(InputError, match="no rows"):
         queue.rerank(Selection(kept=nothing, flagged=nothing, rule={"top_k": 1}, threshold=None))
+
+
+def test_later_pushes_keep_what_was_learned_and_rank_added_rows_among_all(queue, people):
+    chosen, truth = mixed(40, 20)
+    queue.push(chosen)
+    ids = list(chosen.flagged["larf_row_id"])
+    decide(queue, truth, ids[:8], people["ann"])
+    done = queue.rerank(chosen, add=2)
+    before = records_of(queue)
+    worst = [*ids, *sorted(done.added, key=chosen.kept["larf_row_id"][:].index)]
+    for row in done.added:
+        rank = worst.index(row) + 1
+        said = f"Added for what people decided on similar rows; rank {rank} of 22 by the machine's score."
+        assert said in html.unescape(before[row]["fields"]["evidence"])
+    kept, removed = (next(row for row in ids[:8] if truth[row] is bad) for bad in (False, True))
+    shown = html.unescape(before[ids[9]]["fields"]["evidence"])
+    assert "nearest row that people kept (cosine" in shown
+    assert "nearest row that people removed (cosine" in shown
+    assert before[kept]["metadata"]["learned_score"] < before[removed]["metadata"]["learned_score"]
+
+    result = queue.push(done.selection)  # with two more rows, every rank is of 22
+    assert (result.pushed, result.updated) == (0, 20)
+    after = records_of(queue)
+    names = ("larf_score", "machine_score", "learned_score")
+    assert {row: [r["metadata"][name] for name in names] for row, r in after.items()} == {
+        row: [r["metadata"][name] for name in names] for row, r in before.items()
+    }
+    assert all("After people's decisions" in record["fields"]["evidence"] for record in after.values())
+    assert queue.push(done.selection).unchanged == 22
+    rescored = chosen.flagged.map(lambda row: {"larf_score": row["larf_score"] + 1})
+    queue.push(rescored)
+    again = records_of(queue)[ids[9]]
+    assert "learned_score" not in again["metadata"]
+    assert "After people" not in again["fields"]["evidence"]

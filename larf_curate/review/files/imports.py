@@ -19,6 +19,7 @@ from larf_curate.review.files.export import shown_cells
 from larf_curate.review.files.line import DIGEST, ROW, SHOWN, Line
 from larf_curate.review.files.reading import read_lines
 from larf_curate.review.files.rows import review_rows
+from larf_curate.review.records.record import answer_digest
 from larf_curate.scoring.selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def import_decisions(
     digests = _digests(selection, {answer.line[ROW] for answer in answers})
     _check_known(answers, selection, digests)
     _warn_of_edited_texts(answers, selection, digests)
-    latest = _one_per_annotator(answers)
+    latest = _one_per_annotator(_with_corrections_alone(answers, selection))
     names = sorted({answer.judgement.annotator for answer in latest})
     if rule.arbiter and rule.arbiter not in names:
         raise InputError(f"wanted an arbiter among {', '.join(names) or 'nobody'}, got {rule.arbiter!r}")
@@ -146,6 +147,22 @@ def _warn(found: Mapping[str, Sequence[str]]) -> None:
     """Tell what has no effect, and where."""
     for what, places in found.items():
         logger.warning("%s: %s", what, _listed(places))
+
+
+def _with_corrections_alone(answers: Sequence[_Answer], selection: Selection) -> list[_Answer]:
+    """The answers, without corrected answers that are those of the rows: such an edit decides nothing."""
+    edited = {one.line[ROW] for one in answers if one.judgement.decision == "edit" and one.judgement.corrected_answer}
+    rows = review_rows(selection) if edited else ()
+    originals = {row.row_id: answer_digest(row.answer) for row in rows if row.row_id in edited and row.answer}
+    kept, told = [], []
+    for one in answers:
+        text = one.judgement.corrected_answer
+        if one.line[ROW] in edited and text and answer_digest(text) == originals.get(one.line[ROW]):
+            told += [one.line.place] if one.judgement.decision == "edit" else []
+            one = replace(one, judgement=replace(one.judgement, corrected_answer=None))
+        kept.append(one)
+    _warn({"edit that leaves the answer as it was, not counted as decided": told} if told else {})
+    return kept
 
 
 def _warn_of_edited_texts(answers: Sequence[_Answer], selection: Selection, digests: Mapping[str, str]) -> None:
