@@ -1,7 +1,7 @@
 import json
 
 from larf_curate.data.references import ReferenceSet
-from larf_curate.scoring.exemplar_texts import exemplar_texts
+from larf_curate.scoring.exemplar_texts import exemplar_texts, safe_texts
 
 
 def described(references, **other):
@@ -21,7 +21,9 @@ def test_references_in_a_file_are_read_while_they_are_the_same(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     references = ReferenceSet.load(path)
     assert exemplar_texts(described(references)) == {f"reference-{i}": f"p{i}" for i in range(3)}
+    assert safe_texts(described(references)) == [f"p{i} → No." for i in range(3)]
     assert exemplar_texts(described(references, digest="other")) == {}
+    assert safe_texts(described(references, digest="other")) == []
     path.write_text("{")
     assert exemplar_texts(described(references)) == {}
     path.unlink()

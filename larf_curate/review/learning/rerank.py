@@ -102,7 +102,8 @@ def update_scores(snapshot: Snapshot) -> int:
         update = _with_scores(record, snapshot, nearest)
         if update is not None and any(record[name] != value for name, value in update.items()):
             updates.append(update)
-            moved += np.float32(update["metadata"][SCORE]) != np.float32(record["metadata"][SCORE])
+            # Compared as float32, the type of learned scores, so that a repeated re-ranking moves nothing.
+            moved += bool(np.float32(update["metadata"][SCORE]) != np.float32(record["metadata"][SCORE]))
     if updates:
         snapshot.store.add_property(MACHINE_SCORE, MACHINE_SCORE_TITLE, "float")
         snapshot.store.add_property(LEARNED_SCORE, LEARNED_SCORE_TITLE, "float")
