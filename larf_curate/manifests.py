@@ -67,6 +67,43 @@ class NeutralRecord(TypedDict):
     rows: int
 
 
+class ChangeRecord(TypedDict):
+    """AUROC before and after, and the 95 % interval of the change; all are held-out figures."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+class AddedRecord(TypedDict):
+    """A folder of decisions that was added to a profile: name of its dataset, digest, and numbers of decided rows."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    dataset: str
+    digest: str
+    removed: int
+    kept: int
+
+
+class DecidedRecord(TypedDict):
+    """Decided rows that were added to a profile: where they come from, how many it has, and what they changed.
+
+    ``versions`` has the digests of the earlier versions of the profile, the first one first. ``figures`` is about the
+    rows added last: how well they, held out, and the references, held out, are ranked; null if there are too few.
+    """
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    versions: list[str]
+    added: list[AddedRecord]
+    rows: dict[str, int]
+    figures: dict[str, ChangeRecord | None]
+
+
 class CalibrationRecord(TypedDict):
     """Number of neutral rows, and the upper half of their held-out scores in falling order."""
 
@@ -97,6 +134,7 @@ class ProfileRecord(TypedDict):
     calibration: CalibrationRecord
     digest: str
     package: str
+    decisions: NotRequired[DecidedRecord]
 
 
 class GuardRecord(TypedDict):

@@ -205,3 +205,23 @@ def mean_interval(effects: Floats) -> tuple[Floats, Floats]:
         Lower and upper bounds, each of shape (blocks,).
     """
     return percentile_interval(effects @ bootstrap_weights(effects.shape[1]))
+
+
+def auroc_change_interval(before: tuple[Values, Values], after: tuple[Values, Values]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the change of the AUROC when the same rows are scored anew.
+
+    Rows are resampled within each kind, and each sample is scored both ways.
+
+    Args:
+        before: Scores of n rows that should be high and of m that should be low.
+        after: The new scores of the same rows.
+
+    Returns:
+        Lower and upper bound, in [-1, 1].
+    """
+    wins = [np.sign(high[:, None] - low[None, :]) for high, low in (before, after)]
+    change = (wins[1] - wins[0]) / 2
+    rng = np.random.default_rng(0)
+    high, low = (rng.multinomial(n, np.full(n, 1 / n), size=BLOCK_RESAMPLES) / n for n in change.shape)
+    bounds = percentile_interval(np.einsum("sn,nm,sm->s", high, change, low, optimize=True))
+    return float(bounds[0]), float(bounds[1])

@@ -35,6 +35,15 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=READ_FOLDER,
             help="Profile that scored the rows, if this machine does not have it; its references are learned from.",
         ),
+        click.option(
+            "--decisions",
+            "earlier",
+            metavar="DEC",
+            type=READ_FOLDER,
+            multiple=True,
+            help="Also learn from the decisions on another dataset that the same profile scored: a folder that review "
+            "pull or review import wrote. May be repeated.",
+        ),
         merge_option,
     )
     for option in reversed(options):  # decorators apply from the inside out
@@ -59,6 +68,7 @@ def next_rows(
     count: int,
     selection: Path | str | None,
     profile: Path | str | None,
+    earlier: tuple[Path | str, ...],
     merge: str,
     address: QueueAddress,
     as_json: bool,
@@ -75,7 +85,7 @@ def next_rows(
     """
     with address.find(selection) as queue:
         loaded, given_profile, _ = _load(queue, selection, profile)
-        proposals = queue.propose(loaded, by=by, n=count, profile=given_profile, merge=merge)
+        proposals = queue.propose(loaded, by=by, n=count, profile=given_profile, merge=merge, earlier=earlier)
     if as_json:
         echo_json({"queue": queue.name} | asdict(proposals))
         return
@@ -111,6 +121,7 @@ def rerank(
     add: int,
     selection: Path | str | None,
     profile: Path | str | None,
+    earlier: tuple[Path | str, ...],
     merge: str,
     address: QueueAddress,
     as_json: bool,
@@ -125,6 +136,7 @@ def rerank(
     \b
     larf-curate review rerank
     larf-curate review rerank -o learned/ --add 50
+    larf-curate review rerank --decisions earlier/
     larf-curate score other.jsonl --profile profile/ --exemplars learned/exemplars -o scored/
     """
     if add and output is None:
@@ -138,7 +150,7 @@ def rerank(
             raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
             check_replaceable(output, SELECTION, ("kept", "flagged"))  # fail before rows are added to the queue
-        result = queue.rerank(loaded, profile=given_profile, merge=merge, add=add)
+        result = queue.rerank(loaded, profile=given_profile, merge=merge, add=add, earlier=earlier)
         if output is not None:
             result.save(output)
             remember(queue, output)
@@ -155,7 +167,9 @@ def rerank(
         return
     learned = result.learned
     lines = [("decided rows learned from", learned.removed + learned.kept), ("removed or edited", learned.removed)]
-    lines += [("kept", learned.kept), ("undecided rows with a new score", result.updated)]
+    lines += [("kept", learned.kept)]
+    lines += [("decisions on other datasets", learned.earlier)] if earlier else []
+    lines += [("undecided rows with a new score", result.updated)]
     lines += [("rows added to the queue", len(result.added))] if add else []
     echo_table("Re-ranked", ("", ""), lines)
     _echo_held_out(result.summary())
@@ -252,6 +266,13 @@ def _echo_held_out(summary: Mapping[str, Any]) -> None:
         f"Held-out decisions ({summary['removed']} removed, {summary['kept']} kept): AUROC "
         f"{held_out['auroc']:.3f}, average precision {held_out['average_precision']:.3f}; the machine score alone "
         f"{held_out['machine_auroc']:.3f}, {held_out['machine_average_precision']:.3f}."
+    )
+    if held_out["own_auroc"] is None:
+        return
+    helps = held_out["auroc"] >= held_out["own_auroc"]
+    click.echo(
+        f"Without the decisions on other datasets: {held_out['own_auroc']:.3f}, "
+        f"{held_out['own_average_precision']:.3f}{'.' if helps else ': they do not help here, leave out --decisions.'}"
     )
 
 

@@ -4,11 +4,24 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
-from larf_curate.cli.options import FOLDER_OR_URL, device_option, max_length_option, read_layers, unescaped
+from larf_curate.cli.options import (
+    FOLDER_OR_URL,
+    READ_FOLDER,
+    device_option,
+    max_length_option,
+    no_verify_option,
+    read_layers,
+    unescaped,
+)
 from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
+from larf_curate.cli.profile_version import add_version
 from larf_curate.models.dtypes import DTYPES, Dtype
 from larf_curate.remote import is_url, local_copy, public_name
+
+VERSION_OPTIONS = ("output", "decisions", "moved_to", "device", "trust_remote_code", "as_json")
+"""Names of the options that --add-decisions takes."""
 
 
 def _read_layers(
@@ -108,8 +121,21 @@ def _read_template(ctx: click.Context, param: click.Parameter, value: Path | Non
 @max_length_option
 @device_option
 @click.option("--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run.")
+@click.option(
+    "--add-decisions",
+    "decisions",
+    metavar="DEC",
+    type=READ_FOLDER,
+    multiple=True,
+    help="Make a new version of the profile MODEL instead, to which the rows are added that people kept or removed: a "
+    "folder that review pull or review import wrote. May be repeated.",
+)
+@click.option("--model", "moved_to", metavar="PATH", help="With --add-decisions: model path, if it has moved.")
+@no_verify_option
 @json_option
+@click.pass_context
 def profile(
+    ctx: click.Context,
     model: str,
     output: Path | str,
     layers: "list[int] | Literal['all', 'auto'] | Path",
@@ -130,16 +156,36 @@ def profile(
     max_length: int,
     device: str | None,
     trust_remote_code: bool,
+    decisions: tuple[Path | str, ...],
+    moved_to: str | None,
     as_json: bool,
 ) -> None:
     """Build a safety profile of a model.
 
     Computes the hidden states of MODEL, a folder or Hub id, for references and neutral rows, and saves them.
 
+    With --add-decisions, MODEL is an existing profile, and PROFILE a new folder for its next version: model, template,
+    layers and references stay, and rows that people removed, kept or edited join them.
+
     \b
     larf-curate profile HuggingFaceTB/SmolLM2-135M-Instruct -o profile/
     larf-curate profile ./model --layers 9 --unsafe unsafe.jsonl --safe safe.jsonl -o profile/
+    larf-curate profile profile/ --add-decisions decisions/ -o profile-2/
     """
+    if decisions:
+        _check_version_options(ctx)
+        add_version(
+            model,
+            decisions,
+            output,
+            model=moved_to,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            as_json=as_json,
+        )
+        return
+    if moved_to:
+        raise click.UsageError("--model is for --add-decisions; the model to build a profile of is the argument MODEL")
     from larf_curate.data.references import ReferenceSet
     from larf_curate.data.tables import no_progress_bars
     from larf_curate.layers import LayerReport
@@ -185,3 +231,20 @@ def profile(
     echo_table("Safety profile", ("", ""), [(key, facts[key]) for key in shown if facts.get(key) is not None])
     click.echo(f"Written to {public_name(output)}")
     echo_next("score", "DATASET", "--profile", output, "-o", "scored")
+
+
+def _check_version_options(ctx: click.Context) -> None:
+    """Refuse options that a new version of a profile takes from the existing one."""
+    given = [
+        param.opts[0]
+        for param in ctx.command.params
+        if isinstance(param, click.Option)
+        and param.name not in VERSION_OPTIONS
+        and param.expose_value
+        and ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"--add-decisions keeps all settings of the profile, so {', '.join(given)} cannot be given: leave them "
+            "out, or build another profile"
+        )

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from larf_curate.profile.decided import FIGURES, in_words
 from larf_curate.publish.card import add_tags, escape_inline, parse_card, render_card, render_template, replace_section
 
 LIBRARY, TAG = "larf-curate", "larf-profile"
@@ -32,7 +33,16 @@ def merge_profile_card(existing: str | None, summary: Mapping[str, Any], *, repo
         if card.data.get(name) is None:
             card.data[name] = value
     add_tags(card, (TAG,))
-    values = {"adapter": None, **summary, "repo_id": repo_id, "is_hub_model": is_hub_model}
+    values = {
+        "adapter": None,
+        "decisions": None,
+        "figure_names": FIGURES,
+        **summary,
+        "repo_id": repo_id,
+        "is_hub_model": is_hub_model,
+    }
     values |= {"layers": ", ".join(map(str, summary["layers"])), "revision": summary["revision"] or "not recorded"}
+    if summary.get("decisions"):
+        values["decided_rows"] = in_words(summary["decisions"])
     card.text = replace_section(card.text, render_template("profile_section.md.j2", values))
     return render_card(card, existing)

@@ -28,12 +28,14 @@ from larf_curate.models.template_dates import writes_dates
 from larf_curate.profile import storage
 from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, read_profile
 from larf_curate.profile.checks import MAX_DRIFT, MAX_QUANTISED_DRIFT, check_drift
+from larf_curate.profile.decided import DECIDED_SIDES, Decided, fit_with_decided, in_words
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, SIDES, read_states
 from larf_curate.remote import public_name as url_name
 from larf_curate.remote import uploaded
 from larf_curate.signals import AXES, DEFAULT_SIGNAL, SIGNALS, ReferenceStates, Signal, SignalKind
 from larf_curate.signals.held_out import HeldOut, Sides, held_out
+from larf_curate.signals.protocol import Fit
 from larf_curate.states import States, Vectors
 from larf_curate.version import __version__
 
@@ -48,7 +50,8 @@ class SafetyProfile:
         layers: 0-based decoder blocks.
         states: States by side (``unsafe``, ``safe``, ``neutral``) and position, each of shape (n, layers, d), float32.
             If reference answers were cut to the length of their counterparts, also ``unsafe_matched`` or
-            ``safe_matched``, to which all signals except ``larf`` are fitted.
+            ``safe_matched``, to which all signals except ``larf`` are fitted. If people's decisions were added, also
+            those sides of `larf_curate.profile.decided` that have rows.
         references: Source, digest, counts and labels of the reference set, and the number of cut answers of each side.
         neutral: Source, digest and count of the neutral rows.
         choice: How the layers were chosen: ``by``, and the findings that it is based on.
@@ -57,6 +60,7 @@ class SafetyProfile:
         top_k: Pairs that count in the LARF score; None for all.
         max_length: Longest conversation in tokens.
         package: Version of this package that built the profile.
+        decisions: Where the rows that people decided come from, and what they changed; None if none were added.
     """
 
     source: ModelSource
@@ -71,6 +75,7 @@ class SafetyProfile:
     top_k: int | None = None
     max_length: int = DEFAULT_MAX_LENGTH
     package: str = f"larf-curate {__version__}"
+    decisions: dict[str, Any] | None = None
 
     @classmethod
     def build(
@@ -240,7 +245,25 @@ class SafetyProfile:
             ProfileError: If the signal does not exist.
             ReferenceSetError: If the references do not suit it.
         """
-        return self._kind(signal).fit(self.references_for(signal))
+        return self.fit_of(signal)(self.references_for(signal))
+
+    def fit_of(self, signal: str | None = None, decided: Decided | None = None) -> Fit:
+        """The fit of a signal to references, to which decided rows are added.
+
+        Args:
+            signal: Name of the signal; default: the profile's.
+            decided: States of decided rows by side; default: those of the profile.
+
+        Raises:
+            ProfileError: If the signal does not exist.
+        """
+        kind = self._kind(signal)
+        return fit_with_decided(kind.fit, signal or self.signal, self.decided if decided is None else decided)
+
+    @property
+    def decided(self) -> Decided:
+        """States of the rows that people decided, by side; empty if none were added."""
+        return {side: self.states[side] for side in DECIDED_SIDES if side in self.states}
 
     def _kind(self, signal: str | None) -> SignalKind:
         name = signal or self.signal
@@ -259,7 +282,7 @@ class SafetyProfile:
             ProfileError: If the signal does not exist.
             ReferenceSetError: If a side has a single row.
         """
-        return held_out(self._kind(signal).fit, self.references_for(signal), sides=sides)
+        return held_out(self.fit_of(signal), self.references_for(signal), sides=sides)
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
@@ -352,6 +375,7 @@ class SafetyProfile:
             "signal": self.signal,
             "references": f"{refs['unsafe']} unsafe, {refs['safe']} safe ({refs['source']})",
             "neutral": f"{neutral['rows']} rows ({neutral['source']})",
+            **({} if self.decisions is None else {"decisions": in_words(self.decisions)}),
             "digest": self.digest,
         }
         return "\n".join([type(self).__name__, *(f"  {name:10}  {value}" for name, value in facts.items())])
@@ -370,11 +394,12 @@ class SafetyProfile:
             "max_length": self.max_length,
             "template_sha256": self.template_digest,
             **({} if self.source.input_separator is None else {SEPARATOR: self.source.input_separator}),
-            "references": {key: value for key, value in self._public_references().items() if key != "labels"},
+            "references": _unlabelled(self._public_references()),
             "neutral": self.neutral,
             "calibration": self.calibration,
             "digest": self.digest,
             "package": self.package,
+            **({} if self.decisions is None else {"decisions": _unlabelled(self.decisions)}),
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -451,7 +476,8 @@ class SafetyProfile:
             "package",
         )
         values = {key: getattr(self, key) for key in keys}
-        return {"source": self.source.record, "layers": list(self.layers), **values}
+        added = {} if self.decisions is None else {"decisions": self.decisions}
+        return {"source": self.source.record, "layers": list(self.layers), **values, **added}
 
     def _tensors(self) -> dict[str, Vectors]:
         named = {f"{side}.{position}": v for side, by in self.states.items() for position, v in by.items()}
@@ -476,6 +502,11 @@ def _is_copy(folder: Path, profile: SafetyProfile) -> bool:
         return folder.is_dir() and SafetyProfile.from_pretrained(folder).digest == profile.digest
     except ProfileError:
         return False
+
+
+def _unlabelled(record: dict[str, Any]) -> dict[str, Any]:
+    """Description of references or decided rows without the hazard category of each."""
+    return {key: value for key, value in record.items() if key != "labels"}
 
 
 def _matched_side(states: dict[str, States], side: str) -> str:

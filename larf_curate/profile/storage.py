@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.files import atomic_path, check_readable, read_json, write_json
-from larf_curate.manifests import NeutralRecord, ReferencesRecord
+from larf_curate.manifests import DecidedRecord, NeutralRecord, ReferencesRecord
 from larf_curate.models.hub import check_reachable
 from larf_curate.profile.reference_states import BORDERLINE, MATCHED, positions_of
 from larf_curate.records import STRICT, parse_record
@@ -53,6 +53,12 @@ class LabelledReferences(ReferencesRecord):
     labels: list[str]
 
 
+class LabelledDecided(DecidedRecord):
+    """Description of the decided rows, with the hazard category of each removed one."""
+
+    labels: list[str]
+
+
 class ProfileConfig(TypedDict):
     """``larf_profile.json``: everything that a profile records except its states."""
 
@@ -70,6 +76,7 @@ class ProfileConfig(TypedDict):
     top_k: int | None
     max_length: int
     package: str
+    decisions: NotRequired[LabelledDecided]
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Vectors], digest: str) -> None:
@@ -142,6 +149,10 @@ def check_states(states: Mapping[str, States], config: Mapping[str, Any]) -> Non
     if missing := sorted(set(rows) - set(states)):
         raise ValueError(f"no states of the {missing[0]} rows")
     rows |= {side + MATCHED: count for side, count in rows.items()}
+    decided = (config.get("decisions") or {}).get("rows", {})
+    if missing := sorted(set(decided) - set(states)):
+        raise ValueError(f"no states of the {missing[0]} rows")
+    rows |= decided
     if borderline := states.get(BORDERLINE):
         rows[BORDERLINE] = len(borderline.get("prompt", ()))  # any number: the packaged prompts may change
     width = states["unsafe"]["last"].shape[-1]

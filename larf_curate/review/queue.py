@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -290,6 +291,7 @@ class ReviewQueue:
         profile: "SafetyProfile | None" = None,
         merge: str = "majority",
         add: int = 0,
+        earlier: Sequence[str | Path] = (),
         columns: Mapping[str, str] | None = None,
     ) -> Reranked:
         """Re-rank by the decisions so far: undecided records get a learned score, by which the page sorts.
@@ -303,13 +305,14 @@ class ReviewQueue:
                 decisions are learned from.
             merge: Rule that merges several annotators' answers; see `pull`.
             add: Number of unflagged rows to add to the queue, those with the highest learned scores.
+            earlier: Folders of decisions on other datasets, which ``pull`` or ``import`` wrote, to learn from too.
             columns: Column names by role, for the rows to add; see `push`.
 
         Raises:
-            InputError: If the rows have no states.
-            ProfileMismatchError: If another profile scored the rows.
+            InputError: If the rows have no states, or a folder of earlier decisions cannot be used.
+            ProfileMismatchError: If another profile scored the rows, or those of earlier decisions.
         """
-        snapshot = self._snapshot(selection, profile, merge)
+        snapshot = self._snapshot(selection, profile, merge, earlier)
         added = tuple(snapshot.row_ids[index] for index in snapshot.unqueued[:add])
         # Rows that earlier re-rankings added are flagged too, should their selection not have been saved.
         newly_flagged = flag_more(snapshot, (*snapshot.queued_unflagged, *added))
@@ -335,6 +338,7 @@ class ReviewQueue:
         n: int = 10,
         profile: "SafetyProfile | None" = None,
         merge: str = "majority",
+        earlier: Sequence[str | Path] = (),
     ) -> Proposals:
         """Propose what to review next, and mark it on the server so that a link shows only these records.
 
@@ -345,12 +349,13 @@ class ReviewQueue:
             n: Number of records, at least 1.
             profile: The profile that scored the rows; default: looked up in this machine's cache.
             merge: Rule that merges several annotators' answers; see `pull`.
+            earlier: Folders of decisions on other datasets, to learn from too; see `rerank`.
 
         Raises:
             InputError: If the rows have no states, ``by`` is not a strategy, or n is below 1.
-            ProfileMismatchError: If another profile scored the rows.
+            ProfileMismatchError: If another profile scored the rows, or those of earlier decisions.
         """
-        return propose(self._snapshot(selection, profile, merge), by=by, n=n)
+        return propose(self._snapshot(selection, profile, merge, earlier), by=by, n=n)
 
     def send_back(self) -> Conflicts:
         """Mark records with a disagreement or an unfinished edit, so that a link shows each annotator theirs again.
@@ -418,14 +423,25 @@ class ReviewQueue:
         finally:
             annotator.close()
 
-    def _snapshot(self, selection: "Selection", profile: "SafetyProfile | None", merge: str) -> Snapshot:
+    def _snapshot(
+        self, selection: "Selection", profile: "SafetyProfile | None", merge: str, earlier: Sequence[str | Path]
+    ) -> Snapshot:
         rule, store = self._rule(merge), self._store()
         records = list(store.records(responses=True))
         reviewed = read_records(records, self._connection.usernames())
         decisions = Decisions(merge_records(reviewed, rule), merge)
+        recorded = (selection.scored.get("profile") or {}).get("digest")
         profile = profile_of(selection.scored, profile)
-        references = References.of(profile) if profile else None
-        return Snapshot.of(store, records, reviewed, selection, decisions, references)
+        return Snapshot.of(
+            store,
+            records,
+            reviewed,
+            selection,
+            decisions,
+            References.of(profile) if profile else None,
+            earlier=earlier,
+            profile=profile.digest if profile else recorded,
+        )
 
     def _rule(self, merge: str) -> MergeRule:
         rule = MergeRule.parse(merge)

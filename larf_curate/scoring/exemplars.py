@@ -19,6 +19,7 @@ from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, cache_home, write_json
 from larf_curate.profile import SIDES, SafetyProfile, read_states
+from larf_curate.profile.decided import REMOVED
 from larf_curate.records import STRICT, read_record
 from larf_curate.remote import local_copy, public_name, uploaded
 from larf_curate.scoring.coverage import ConceptSpace, greedy_cover
@@ -116,10 +117,14 @@ class ExemplarIndex:
 
     @classmethod
     def of_profile(cls, profile: SafetyProfile) -> "ExemplarIndex":
-        """Build an index of the unsafe references of a profile, from its stored states; no model is needed."""
+        """Build an index of a profile's unsafe references and removed rows, from its stored states, without a model."""
         labels = tuple(profile.references["labels"])
         ids = tuple(f"reference-{index}" for index in range(len(labels)))
         states = profile.states["unsafe"]["last"][:, 0]
+        if removed := profile.decided.get(REMOVED):
+            states = np.concatenate([states, removed["last"][:, 0]])
+            added = tuple((profile.decisions or {})["labels"])
+            labels, ids = labels + added, ids + tuple(f"removed-{index}" for index in range(len(added)))
         return cls(states=states, ids=ids, labels=labels, layer=profile.layers[0], centre=neutral_mean(profile))
 
     def search(self, states: Vectors, k: int) -> list[list[Neighbor]]:

@@ -277,7 +277,7 @@ class LarfScorer:
         by_layer = {name: signal(states).astype(np.float32) for name, signal in self._fitted.items()}
         means = {name: values.mean(axis=1) for name, values in by_layer.items()} | self._text_baselines(rendered)
         turn_scores = means[self.profile.signal]
-        highest = _highest_turns(turn_scores, row_of_turn)
+        highest = highest_turns(turn_scores, row_of_turn)
         row_states = states["last"][highest, 0]
         neighbors = (
             [None] * len(tokens) if self.exemplars is None else self.exemplars.search(row_states, self.neighbors)
@@ -412,7 +412,7 @@ def _turn(number: int, of: int) -> str | None:
     return f"{number}/{of}" if of > 1 else None
 
 
-def _highest_turns(scores: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp]:
+def highest_turns(scores: Vectors, row_of_turn: NDArray[np.intp]) -> NDArray[np.intp]:
     """Index of the highest-scoring turn of each row; the turns of a row are adjacent, and every row has one."""
     order = np.lexsort((scores, row_of_turn))
     return order[np.cumsum(np.bincount(row_of_turn)) - 1]

@@ -39,6 +39,11 @@ logger = logging.getLogger(__name__)
 ORIGINAL = "larf_original_answer"
 PARTS = ("kept", "removed", "withheld")
 REASON = "larf_reason"
+STATES_FILE = "states.parquet"
+JUDGED = ("keep", "remove", "edit")
+"""Decisions that say whether a row is published as it is."""
+LEARNED_FROM = (ROW_ID, SCORE, "larf_signals", STATE)
+"""Columns of decided rows from which rankings of other datasets are learned."""
 FLAGGING = ("larf_flagged", REASON)
 """Columns that no kept row needs: it is not flagged, or people decided to keep it."""
 EDIT_ERRORS = (ConversationError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, OverflowError)
@@ -163,6 +168,8 @@ class Outcome:
             ``unsure``, ``pending``, ``conflict`` or ``stale``.
         decisions: One decision per flagged row, in the order of the selection.
         selection: Manifest of the selection.
+        states: ``larf_row_id``, scores and ``larf_state`` of the rows that people decided themselves, for the rankings
+            of other datasets; None if the rows have no states.
     """
 
     kept: Dataset
@@ -170,6 +177,7 @@ class Outcome:
     withheld: Dataset
     decisions: Decisions
     selection: Mapping[str, Any]
+    states: Dataset | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -183,7 +191,9 @@ class Outcome:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``kept/``, ``removed/``, ``withheld/`` and ``decisions.parquet``; ``decisions.json`` is written last.
+        """Write ``kept/``, ``removed/``, ``withheld/`` and Parquet files; ``decisions.json`` is written last.
+
+        The files are ``decisions.parquet`` and, if the rows have states, ``states.parquet``.
 
         Args:
             folder: Folder to write, or its URL; an earlier outcome in it is replaced.
@@ -192,11 +202,14 @@ class Outcome:
             InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
         parts = {name: getattr(self, name) for name in PARTS}
-        with replaced_results(folder, DECISIONS, [*part_files(parts), "decisions.parquet"]) as local:
+        files = {"decisions.parquet": self.decisions.to_dataset()}
+        files |= {} if self.states is None else {STATES_FILE: self.states}
+        with replaced_results(folder, DECISIONS, [*part_files(parts), *files]) as local:
             shards = write_parts(parts, local)
-            with atomic_path(local / "decisions.parquet") as aside, aside.open("wb") as file:
-                self.decisions.to_dataset().to_parquet(file)
-            shards.append(shard_record(local / "decisions.parquet", len(self.decisions.rows), folder=local))
+            for name, rows in files.items():
+                with atomic_path(local / name) as aside, aside.open("wb") as file:
+                    rows.to_parquet(file)
+                shards.append(shard_record(local / name, len(rows), folder=local))
             manifest = {"kind": DECISIONS.name, "version": VERSION, "merge": self.decisions.merge}
             content = {"counts": self.counts, "shards": shards, "selection": dict(self.selection)}
             write_sealed(local / DECISIONS.file, manifest | content)
@@ -235,6 +248,7 @@ def apply_decisions(decisions: Decisions, selection: Selection, *, columns: Mapp
         withheld=labelled.select(indices["withheld"]).select_columns([*common, REASON]),
         decisions=Decisions(tuple(applied), decisions.merge),
         selection=selection.manifest(),
+        states=_states_of_decided(flagged, applied),
     )
     _check_complete(outcome, selection)
     return outcome
@@ -322,6 +336,19 @@ def _with_edits(labelled: Dataset, rows: Dataset, edits: Mapping[str, Mapping[st
     added = [{DECISION: decision, ORIGINAL: None} for decision in labelled[DECISION]]
     changed = [row | new | dict(edits.get(row[ROW_ID], {})) for row, new in zip(rows, added, strict=True)]
     return from_undecoded(changed, labelled.features)
+
+
+def _states_of_decided(flagged: Dataset, decisions: Sequence[Decision]) -> Dataset | None:
+    """Scores and states of the rows that people decided themselves, not through a near-duplicate; None without any."""
+    if STATE not in flagged.column_names:
+        return None
+    decided = [
+        index
+        for index, decision in enumerate(decisions)
+        if decision.status == "decided" and decision.decision in JUDGED and not decision.decided_through
+    ]
+    names = [name for name in LEARNED_FROM if name in flagged.column_names]
+    return flagged.select_columns(names).select(decided)
 
 
 def _common_columns(unflagged: Dataset, flagged: Dataset) -> list[str]:

@@ -14,6 +14,9 @@ At the MAP, w is a weighted sum of the decided rows' u, so that ``w u`` compares
 those to kept rows. The references of the profile are training data too, unsafe ones as removed, safe and neutral ones
 as kept: they weigh as much as ten decisions altogether, and less while there are only a few decisions. Decisions can be
 mistaken, so labels are smoothed: no decision counts as more than 95 % certain.
+
+Decisions on other datasets that the same profile scored can be learned from too (``earlier``). Altogether they count as
+ten decisions at most.
 """
 
 from larf_curate.review.learning.inputs import References, StoredRows

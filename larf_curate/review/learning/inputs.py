@@ -1,5 +1,6 @@
 """Stored scores and states used for re-ranking: those of scored rows and of a profile's references."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from larf_curate.columns import SCORE, STATE
 from larf_curate.errors import InputError
 
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
 
+SIGNALS = "larf_signals"
 Floats = NDArray[np.float64]
 
 
@@ -65,25 +68,75 @@ class StoredRows:
         Raises:
             InputError: If scores or states are missing.
         """
-        names = [name for name in ("larf_score", "larf_signals", "larf_state") if name in dataset.column_names]
-        if "larf_score" not in names or "larf_state" not in names:
+        names = [name for name in (SCORE, SIGNALS, STATE) if name in dataset.column_names]
+        if SCORE not in names or STATE not in names:
             raise InputError(
                 f"wanted rows with larf_score and larf_state, got {names}: score them with keep_states "
                 "(larf-curate score --keep-states)"
             )
-        table = dataset.select_columns(names).with_format("arrow")[:]
+        return cls.of_table(dataset.select_columns(names).with_format("arrow")[:], signal_names(dataset))
+
+    @classmethod
+    def of_table(cls, table: pa.Table, signals: Sequence[str]) -> "StoredRows":
+        """Read the columns of a table.
+
+        Args:
+            table: Rows with ``larf_score`` and ``larf_state``; ``larf_signals`` is optional.
+            signals: Names of the signals; those that the table lacks are NaN.
+        """
         return cls(
-            scores=_floats(table["larf_score"]),
-            signals=_signals(table["larf_signals"]) if "larf_signals" in names else np.empty((len(table), 0)),
-            states=_states(table["larf_state"]),
-            has_state=np.asarray(table["larf_state"].is_valid()),
+            scores=_floats(table[SCORE]),
+            signals=_signals(table, signals),
+            states=_states(table[STATE]),
+            has_state=np.asarray(table[STATE].is_valid()),
+        )
+
+    def followed_by(self, others: "StoredRows") -> "StoredRows":
+        """These rows and then others with the same signals.
+
+        Raises:
+            InputError: If their states have another width.
+        """
+        widths = {rows.states.shape[1] for rows in (self, others) if len(rows.states)}
+        if len(widths) > 1:
+            raise InputError(
+                f"wanted states of width {self.states.shape[1]}, got {others.states.shape[1]}: another model scored "
+                "the rows of these decisions"
+            )
+        states = [rows.states for rows in (self, others) if len(rows.states)] or [self.states]
+        return StoredRows(
+            scores=np.concatenate([self.scores, others.scores]),
+            signals=np.concatenate([self.signals, others.signals]),
+            states=np.concatenate(states),
+            has_state=np.concatenate([self.has_state, others.has_state]),
         )
 
 
-def _signals(column: pa.ChunkedArray) -> Floats:
-    names = [field.name for field in column.type]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecidedRows:
+    """Rows of other datasets that people decided, which the same profile scored.
+
+    Args:
+        rows: The m rows.
+        positive: Whether each was decided to be removed or edited, shape (m,).
+    """
+
+    rows: StoredRows
+    positive: NDArray[np.bool_]
+
+
+def signal_names(dataset: Dataset) -> tuple[str, ...]:
+    """Names of the signals of scored rows, in the order of `StoredRows.signals`."""
+    return tuple(dataset.features[SIGNALS]) if SIGNALS in dataset.column_names else ()
+
+
+def _signals(table: pa.Table, names: Sequence[str]) -> Floats:
+    column = table[SIGNALS] if SIGNALS in table.column_names else None
+    present = set() if column is None else {field.name for field in column.type}
+    missing = np.full(len(table), np.nan)
+    columns = [_floats(pc.struct_field(column, name)) if name in present else missing for name in names]
     # The empty array gives the right number of rows if there are no signals.
-    return np.column_stack([_floats(pc.struct_field(column, name)) for name in names] or [np.empty((len(column), 0))])
+    return np.column_stack(columns or [np.empty((len(table), 0))])
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

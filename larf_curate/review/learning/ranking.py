@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from larf_curate.columns import ROW_ID
 from larf_curate.errors import InputError
-from larf_curate.review.learning.inputs import Floats, References, StoredRows
+from larf_curate.review.learning.inputs import DecidedRows, Floats, References, StoredRows
 from larf_curate.review.learning.regression import Regression
 from larf_curate.review.learning.space import Space
 
@@ -30,12 +30,16 @@ class HeldOutAccuracy:
 
     It is measured on the rows that people decided, which are mostly those that ranked high. All values are in [0, 1].
 
+    Decisions on other datasets are learned from in every fold, and none of them is held out.
+
     Args:
         auroc: AUROC of the learned score: the probability that it ranks a removed row above a kept one.
         average_precision: Average precision of the learned score.
         machine_auroc: AUROC of ``larf_score``.
         machine_average_precision: Average precision of ``larf_score``.
         enough: Whether there are at least 10 decisions per class; with fewer the figures are too uncertain.
+        own_auroc: AUROC of a score learned without the decisions on other datasets; None if there are none.
+        own_average_precision: Its average precision.
     """
 
     auroc: float
@@ -43,6 +47,8 @@ class HeldOutAccuracy:
     machine_auroc: float
     machine_average_precision: float
     enough: bool
+    own_auroc: float | None = None
+    own_average_precision: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +63,7 @@ class Learned:
         removed: Number of decisions to remove or edit that were learned from.
         kept: Number of decisions to keep that were learned from.
         held_out: Held-out accuracy; None with fewer than two decisions per class.
+        earlier: Number of decisions on other datasets that were learned from too.
     """
 
     scores: NDArray[np.float32]
@@ -65,6 +72,7 @@ class Learned:
     removed: int
     kept: int
     held_out: HeldOutAccuracy | None
+    earlier: int = 0
 
     def add_to(self, dataset: Dataset) -> Dataset:
         """The dataset with a column ``larf_learned_score``; ``larf_score`` is not changed.
@@ -79,10 +87,22 @@ class Learned:
     def summary(self) -> dict[str, Any]:
         """Number of decisions and held-out accuracy, as JSON values."""
         held_out = None if self.held_out is None else dict(vars(self.held_out))
-        return {"decisions": self.removed + self.kept, "removed": self.removed, "kept": self.kept, "held_out": held_out}
+        return {
+            "decisions": self.removed + self.kept,
+            "removed": self.removed,
+            "kept": self.kept,
+            "earlier": self.earlier,
+            "held_out": held_out,
+        }
 
 
-def learn(dataset: Dataset, decisions: Mapping[str, str], *, references: References | None = None) -> Learned:
+def learn(
+    dataset: Dataset,
+    decisions: Mapping[str, str],
+    *,
+    references: References | None = None,
+    earlier: DecidedRows | None = None,
+) -> Learned:
     """Re-rank scored rows by people's decisions.
 
     Args:
@@ -90,9 +110,10 @@ def learn(dataset: Dataset, decisions: Mapping[str, str], *, references: Referen
         decisions: Decisions by row id. ``remove`` and ``edit`` are the positive class, ``keep`` the negative one; other
             decisions, and rows that are not in the dataset, are ignored.
         references: References of the profile that scored the rows; default: only the decisions are learned from.
+        earlier: Decided rows of other datasets that the same profile scored, with the signals of the dataset.
 
     Raises:
-        InputError: If columns are missing, or the references have another width than the states.
+        InputError: If columns are missing, or references or earlier rows have another width than the states.
     """
     if ROW_ID not in dataset.column_names:
         raise InputError(f"wanted rows with {ROW_ID}, got columns {dataset.column_names}: run larf-curate select first")
@@ -103,7 +124,7 @@ def learn(dataset: Dataset, decisions: Mapping[str, str], *, references: Referen
         if decisions.get(row) in (*POSITIVE, *NEGATIVE)
     }
     decided, positive = np.array(list(labels), np.intp), np.array(list(labels.values()), bool)
-    return rank(StoredRows.of(dataset), decided, positive, references)
+    return rank(StoredRows.of(dataset), decided, positive, references, earlier=earlier)
 
 
 def rank(
@@ -112,6 +133,7 @@ def rank(
     positive: NDArray[np.bool_],
     references: References | None = None,
     *,
+    earlier: DecidedRows | None = None,
     judge: bool = True,
 ) -> Learned:
     """Re-rank stored rows; see `learn`.
@@ -121,48 +143,80 @@ def rank(
         decided: Indices of the decided rows, shape (m,); rows without a score are ignored.
         positive: Whether each of them was decided to be removed or edited, shape (m,).
         references: References of the profile that scored the rows.
-        judge: Whether to compute the held-out accuracy, which takes up to five more fits.
+        earlier: Decided rows of other datasets that the same profile scored, with the same signals.
+        judge: Whether to compute the held-out accuracy, which takes up to ten more fits.
 
     Raises:
-        InputError: If the references have another width than the states.
+        InputError: If references or earlier rows have another width than the states.
     """
+    own = len(rows.scores)
+    if earlier is not None:
+        rows = rows.followed_by(earlier.rows)
+        decided = np.concatenate([decided, np.arange(own, len(rows.scores))])
+        positive = np.concatenate([positive, earlier.positive])
     scored = np.isfinite(rows.scores)
     positive, decided = positive[scored[decided]], decided[scored[decided]]
     space = Space.of(rows, decided, references)
     directions = np.zeros((len(rows.scores), space.basis.shape[1]), np.float32)
     directions[rows.has_state] = space(rows.states)
-    regression = Regression.of(rows, directions, space, references)
+    regression = Regression.of(rows, directions, space, references, own=own)
     weights = regression.fit(decided, positive)
     # What the decisions changed, without the constant: it shifts all rows equally, and scores should stay comparable.
-    correction = regression.features[:, 1:] @ (weights - regression.prior_mean)[1:].astype(np.float32)
+    correction = regression.features[:own, 1:] @ (weights - regression.prior_mean)[1:].astype(np.float32)
+    chances = expit(regression.features[:own] @ weights.astype(np.float32))
+    is_own = decided < own
     return Learned(
-        scores=(rows.scores + regression.score_std * correction).astype(np.float32),
-        chances=np.where(scored, expit(regression.features @ weights.astype(np.float32)), np.nan),
-        directions=directions,
-        removed=int(positive.sum()),
-        kept=int((~positive).sum()),
-        held_out=_held_out_accuracy(regression, rows.scores, decided, positive) if judge else None,
+        scores=(rows.scores[:own] + regression.score_std * correction).astype(np.float32),
+        chances=np.where(scored[:own], chances, np.nan),
+        directions=directions[:own],
+        removed=int(positive[is_own].sum()),
+        kept=int((~positive[is_own]).sum()),
+        earlier=int((~is_own).sum()),
+        held_out=_held_out_accuracy(regression, rows.scores, decided, positive, is_own) if judge else None,
     )
 
 
 def _held_out_accuracy(
-    regression: Regression, scores: Floats, decided: NDArray[np.intp], positive: NDArray[np.bool_]
+    regression: Regression,
+    scores: Floats,
+    decided: NDArray[np.intp],
+    positive: NDArray[np.bool_],
+    is_own: NDArray[np.bool_],
 ) -> HeldOutAccuracy | None:
-    smaller_class = min(int(positive.sum()), int((~positive).sum()))
+    """Accuracy on the decisions on the ranked rows themselves."""
+    own, labels = decided[is_own], positive[is_own]
+    smaller_class = min(int(labels.sum()), int((~labels).sum()))
     if smaller_class < 2:
         return None
     from sklearn.metrics import average_precision_score, roc_auc_score  # take a second
-    from sklearn.model_selection import StratifiedKFold
 
-    learned = np.empty(len(decided))
+    learned = _cross_validated(regression, own, labels, decided[~is_own], positive[~is_own])
+    alone = None if is_own.all() else _cross_validated(regression, own, labels, own[:0], labels[:0])
+    return HeldOutAccuracy(
+        auroc=float(roc_auc_score(labels, learned)),
+        average_precision=float(average_precision_score(labels, learned)),
+        machine_auroc=float(roc_auc_score(labels, scores[own])),
+        machine_average_precision=float(average_precision_score(labels, scores[own])),
+        enough=smaller_class >= MIN_PER_CLASS,
+        own_auroc=None if alone is None else float(roc_auc_score(labels, alone)),
+        own_average_precision=None if alone is None else float(average_precision_score(labels, alone)),
+    )
+
+
+def _cross_validated(
+    regression: Regression,
+    decided: NDArray[np.intp],
+    positive: NDArray[np.bool_],
+    others: NDArray[np.intp],
+    others_positive: NDArray[np.bool_],
+) -> Floats:
+    """Log-odds of each decided row from a fit to the others and to further rows, which are in every fit."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second
+
+    log_odds = np.empty(len(decided))
+    smaller_class = min(int(positive.sum()), int((~positive).sum()))
     folds = StratifiedKFold(min(FOLDS, smaller_class), shuffle=True, random_state=0)
     for train, test in folds.split(decided, positive):
-        weights = regression.fit(decided[train], positive[train])
-        learned[test] = regression.features[decided[test]] @ weights
-    return HeldOutAccuracy(
-        auroc=float(roc_auc_score(positive, learned)),
-        average_precision=float(average_precision_score(positive, learned)),
-        machine_auroc=float(roc_auc_score(positive, scores[decided])),
-        machine_average_precision=float(average_precision_score(positive, scores[decided])),
-        enough=smaller_class >= MIN_PER_CLASS,
-    )
+        rows, labels = np.concatenate([decided[train], others]), np.concatenate([positive[train], others_positive])
+        log_odds[test] = regression.features[decided[test]] @ regression.fit(rows, labels)
+    return log_odds

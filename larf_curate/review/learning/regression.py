@@ -17,6 +17,11 @@ LABEL_SMOOTHING = 0.05
 """Assumed share of mistaken decisions: a decision counts as 95 % certain."""
 REFERENCE_WEIGHT = 10.0
 """Number of decisions as which all references together count."""
+EARLIER_WEIGHT = 10.0
+"""Number of decisions as which all decisions on other datasets together count at most.
+
+What is harmful or ordinary there need not be so here, and decisions on the rows themselves should soon prevail.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +37,7 @@ class Regression:
         reference_targets: 1 for unsafe references, 0 for the others, shape (r,).
         reference_weights: Number of decisions as which each reference counts, shape (r,); the sum is 10.
         score_std: Standard deviation of the scores, which converts standardised scores into units of ``larf_score``.
+        own: Number of rows that are to be ranked, the first ones; the others are of other datasets.
     """
 
     features: NDArray[np.float32]
@@ -41,10 +47,17 @@ class Regression:
     reference_targets: Floats
     reference_weights: Floats
     score_std: float
+    own: int
 
     @classmethod
     def of(
-        cls, rows: StoredRows, directions: NDArray[np.float32], space: Space, references: References | None
+        cls,
+        rows: StoredRows,
+        directions: NDArray[np.float32],
+        space: Space,
+        references: References | None,
+        *,
+        own: int,
     ) -> "Regression":
         """Assemble the features and priors for all rows.
 
@@ -53,8 +66,9 @@ class Regression:
             directions: Their projected states, shape (n, k), float32; zero for rows without a state.
             space: The space of ``directions``, into which the references are projected.
             references: References of the profile, if available.
+            own: Number of rows that are to be ranked, the first ones; the others are in their scale.
         """
-        machine, stds = _standardised(np.column_stack([rows.scores, rows.signals]))
+        machine, stds = _standardised(np.column_stack([rows.scores, rows.signals]), own)
         signals, k = machine.shape[1] - 1, directions.shape[1]
         # Two sides of equal weight, however many references each has.
         sides = [] if references is None else [references.unsafe, np.concatenate([references.safe, references.neutral])]
@@ -69,6 +83,7 @@ class Regression:
             reference_targets=np.repeat([1.0, 0.0][: len(counts)], counts),
             reference_weights=np.repeat([REFERENCE_WEIGHT / 2 / count for count in counts], counts),
             score_std=float(stds[0]),
+            own=own,
         )
 
     def fit(self, decided: NDArray[np.intp], positive: NDArray[np.bool_]) -> Floats:
@@ -83,12 +98,14 @@ class Regression:
         """
         if not len(decided):
             return self.prior_mean
+        others = decided >= self.own
+        counts = np.where(others, min(1.0, EARLIER_WEIGHT / max(1, others.sum())), 1.0)
         # References fade in with the decisions: the ranking leaves that of the machine score gradually.
-        reference_share = len(decided) / (len(decided) + REFERENCE_WEIGHT)
+        reference_share = counts.sum() / (counts.sum() + REFERENCE_WEIGHT)
         features = np.concatenate([self.features[decided].astype(np.float64), self.reference_features])
         labels = np.where(positive, 1 - LABEL_SMOOTHING, LABEL_SMOOTHING)
         targets = np.concatenate([labels, self.reference_targets])
-        counts = np.concatenate([np.ones(len(decided)), reference_share * self.reference_weights])
+        counts = np.concatenate([counts, reference_share * self.reference_weights])
         return map_estimate(features, targets, counts, prior_mean=self.prior_mean, prior_std=self.prior_std)
 
 
@@ -130,10 +147,13 @@ def map_estimate(features: Floats, targets: Floats, counts: Floats, *, prior_mea
     return weights
 
 
-def _standardised(values: Floats) -> tuple[Floats, Floats]:
-    """Columns as ``(x - median) / standard deviation``, and their standard deviations; missing values become 0."""
+def _standardised(values: Floats, own: int) -> tuple[Floats, Floats]:
+    """Columns as ``(x - median) / standard deviation``, and their standard deviations; missing values become 0.
+
+    Median and standard deviation are those of the first ``own`` rows.
+    """
     finite = np.where(np.isfinite(values), values, np.nan)
-    finite[:, np.isnan(finite).all(axis=0)] = 0
-    deviations = np.nanstd(finite, axis=0)
+    finite[:, np.isnan(finite[:own]).all(axis=0)] = 0
+    deviations = np.nanstd(finite[:own], axis=0)
     stds = np.where(deviations > 0, deviations, 1.0)  # a constant column stays 0
-    return np.nan_to_num((finite - np.nanmedian(finite, axis=0)) / stds), stds
+    return np.nan_to_num((finite - np.nanmedian(finite[:own], axis=0)) / stds), stds

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from larf_curate.review.decisions.merge import Decision
 from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import Learned, References, learn
+from larf_curate.review.learning.earlier import load_earlier
+from larf_curate.review.learning.inputs import signal_names
 from larf_curate.scoring.selection import Selection
 
 LEARNING_COLUMNS = (ROW_ID, "larf_score", "larf_signals", "larf_state")
@@ -52,6 +55,9 @@ class Snapshot:
         selection: Selection,
         decisions: Decisions,
         references: References | None,
+        *,
+        earlier: Sequence[str | Path] = (),
+        profile: str | None = None,
     ) -> "Snapshot":
         """Learn a ranking from the decisions on the selection's rows.
 
@@ -62,9 +68,12 @@ class Snapshot:
             selection: The selection that was pushed.
             decisions: Merged decisions.
             references: References of the profile that scored the rows, if available.
+            earlier: Folders of decisions on other datasets, which are learned from too; see `load_earlier`.
+            profile: Digest of the profile that scored the rows, if known.
 
         Raises:
-            InputError: If the rows have no states, or there are no rows.
+            InputError: If the rows have no states, or there are no rows, or a folder of decisions cannot be used.
+            ProfileMismatchError: If another profile scored the rows of earlier decisions.
         """
         decided_ids = {row.row_id for row in decisions.rows if row.status == "decided"}
         decided: dict[str, Decision] = {}
@@ -74,7 +83,10 @@ class Snapshot:
             current = decisions.for_rows(undecoded(part.select(indices))).rows
             decided |= {row.row_id: row for row in current if row.status == "decided"}
         labels = {row_id: decision.decision or "" for row_id, decision in decided.items()}
-        learned = learn(_learning_rows(selection), labels, references=references)
+        rows = _learning_rows(selection)
+        known = rows.with_format(None)[ROW_ID][:] if earlier else ()
+        others = load_earlier(earlier, profile=profile, signals=signal_names(rows), known=known)
+        learned = learn(rows, labels, references=references, earlier=others)
         return cls(
             store=store, records=records, reviewed=reviewed, selection=selection, decided=decided, learned=learned
         )
