@@ -67,7 +67,7 @@ def _echo(taught: "TaughtProfile", before: str) -> None:
     lines: list[tuple[str, object]] = [("removed rows learned from", taught.removed)]
     lines += [("kept or edited rows", taught.kept)]
     lines += [(f"left out: {why}", count) for why, count in taught.left_out.items()]
-    lines += [("digest before", before), ("digest", taught.profile.digest)]
+    lines += [("digest before", before[:12]), ("digest", taught.profile.digest[:12])]
     echo_table("New version of the profile", ("", ""), lines)
     for line in _changes(record["figures"]):
         click.echo(line)
@@ -100,4 +100,5 @@ def _verdict(figure: Mapping[str, Any]) -> str:
         return " It is WORSE: keep the profile before, or look at the decisions."
     if figure["low"] > 0:
         return " It is better."
-    return " That may be chance."
+    unchanged = figure["low"] == figure["high"] == 0
+    return " No change." if unchanged else " That may be chance."

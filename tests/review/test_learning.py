@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from larf_curate.cli import main
+from larf_curate.columns import content_digest, stateless
 from larf_curate.errors import InputError
+from larf_curate.review import Decision, Decisions
 from larf_curate.review.argilla.connection import Connection
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.selection import Selection, select
@@ -305,6 +307,21 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
     assert len(Selection.load(tmp_path / "learned").flagged) == 26
     exemplars = ExemplarIndex.load(tmp_path / "learned" / "exemplars")
     assert set(exemplars.ids) >= {row for row in ids[:12] if truth[row]}
+
+    other = with_profile(mixed(48, 24, seed=7)[0], digest=PROFILE.digest)
+    first, second = (row["larf_row_id"] for row in other.flagged.select(range(2)))
+    digests = {row["larf_row_id"]: content_digest(row) for row in stateless(other.flagged)}
+    verdicts = {first: "remove", second: "keep"}
+    made = tuple(
+        Decision(row_id=row, status="decided", decision=verdict, content_digest=digests[row])
+        for row, verdict in verdicts.items()
+    )
+    Decisions(made, "majority").apply(other).save(tmp_path / "earlier")
+    told = json.loads(run("rerank", "--profile", tmp_path / "profile", "--decisions", tmp_path / "earlier", "--json"))
+    assert (told["earlier"], told["removed"], told["kept"]) == (2, 3, 9)
+    assert told["held_out"]["own_auroc"] is not None
+    assert "decisions on other datasets" in run("rerank", "--decisions", tmp_path / "earlier")
+    assert json.loads(run("next", "--decisions", tmp_path / "earlier", "--json"))["summary"]["earlier"] == 2
     assert json.loads(run("pull", "-o", tmp_path / "decisions", "--json"))["counts"]["removed"] == 3
 
 

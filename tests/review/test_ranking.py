@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from larf_curate.errors import InputError
 from larf_curate.review.learning import References, StoredRows, farthest, learn, rank
+from larf_curate.review.learning.inputs import DecidedRows
 from larf_curate.review.learning.regression import map_estimate
 from larf_curate.review.learning.space import Space
 
@@ -86,7 +87,7 @@ def test_the_machines_score_stays_and_the_learned_one_stands_beside_it():
     assert once["larf_learned_score"][2] is None
     assert once["larf_learned_score"][:] != dataset["larf_score"][:]
     assert learned.add_to(once).column_names == once.column_names
-    assert learned.summary() == {"decisions": 3, "removed": 2, "kept": 1, "held_out": None}
+    assert learned.summary() == {"decisions": 3, "removed": 2, "kept": 1, "earlier": 0, "held_out": None}
 
 
 def test_stored_rows_are_read_as_they_are_in_any_order_and_layout():
@@ -226,3 +227,63 @@ def test_the_farthest_rows_are_those_a_plain_search_finds():
     assert sorted(farthest(directions, seen, pool, 1000)) == pool
     assert farthest(directions, [], pool, 2)[0] == 20
     assert farthest(directions, seen, [], 3) == []
+
+
+def cut(rows, indices):
+    return stored(rows.states[indices], rows.scores[indices])
+
+
+def test_a_few_earlier_decisions_count_as_if_they_were_on_the_same_rows():
+    rows, bad = two_kinds()
+    rows = stored(rows.states)  # all scores are 0, so that the scale does not depend on the earlier rows
+    first, last = np.arange(150), np.arange(150, 158)
+    together = rank(cut(rows, np.arange(158)), np.concatenate([first[:12], last]), bad[np.r_[:12, 150:158]])
+    earlier = DecidedRows(rows=cut(rows, last), positive=bad[last])
+    apart = rank(cut(rows, first), first[:12], bad[:12], earlier=earlier)
+    assert_allclose(apart.scores, together.scores[:150], atol=1e-4)
+    assert (apart.earlier, apart.removed + apart.kept, len(apart.directions)) == (8, 12, 150)
+
+
+def test_many_earlier_decisions_count_as_ten_and_in_the_scale_of_the_ranked_rows():
+    rows, bad = two_kinds(seed=3)
+    other, other_bad = two_kinds(seed=4)
+    few, refs = np.array([0, 1, 2]), references()
+    once = DecidedRows(rows=other, positive=other_bad)
+    twice = DecidedRows(rows=other.followed_by(other), positive=np.concatenate([other_bad, other_bad]))
+    scores = [rank(rows, few, bad[few], refs, earlier=each).scores for each in (once, twice)]
+    assert_allclose(scores[0], scores[1], atol=0.02)
+    # Without a decision of their own, rows are ranked by what was learned elsewhere; the score says nothing.
+    assert roc_auc_score(bad, rank(rows, *NONE, refs, earlier=once).scores) > 0.9 > roc_auc_score(bad, rows.scores)
+    shifted = stored(rows.states, 100 * rows.scores + 7)
+    same = rank(
+        shifted, *NONE, earlier=DecidedRows(rows=stored(other.states, 100 * other.scores + 7), positive=other_bad)
+    )
+    plain = rank(rows, *NONE, earlier=once)
+    assert_allclose(same.scores, 100 * plain.scores + 7, atol=0.05)
+
+
+def test_held_out_figures_tell_whether_earlier_decisions_help():
+    rows, bad = two_kinds(n=400, harmful=100, seed=5)
+    other, other_bad = two_kinds(n=400, harmful=100, seed=6)
+    decided = np.arange(40)
+    helped = rank(rows, decided, bad[decided], earlier=DecidedRows(rows=other, positive=other_bad)).held_out
+    alone = rank(rows, decided, bad[decided]).held_out
+    misled = rank(rows, decided, bad[decided], earlier=DecidedRows(rows=other, positive=~other_bad)).held_out
+    assert alone.own_auroc is None
+    assert helped.own_auroc == pytest.approx(alone.auroc, abs=0.05)
+    assert helped.auroc > helped.own_auroc > misled.auroc
+
+
+def test_earlier_rows_of_another_width_are_refused():
+    rows, _ = two_kinds()
+    other = DecidedRows(rows=stored(np.ones((2, WIDTH + 1))), positive=np.array([True, False]))
+    with pytest.raises(InputError, match="another model scored"):
+        rank(rows, *NONE, earlier=other)
+
+
+def test_signals_are_matched_by_name_and_missing_ones_are_unknown():
+    dataset = table()
+    arrow = dataset.select_columns(["larf_score", "larf_signals", "larf_state"]).with_format("arrow")[:]
+    read = StoredRows.of_table(arrow, ["erosion", "knn"])
+    assert_allclose(read.signals[0, 0], dataset[0]["larf_signals"]["erosion"])
+    assert np.isnan(read.signals[:, 1]).all()
