@@ -65,6 +65,8 @@ EXPORTS = {
         "Reranked",
         "ReviewQueue",
         "SentConflicts",
+        "TaughtProfile",
+        "add_decisions",
         "export_review",
         "import_decisions",
         "write_review_page",

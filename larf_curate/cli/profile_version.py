@@ -69,7 +69,7 @@ def _echo(taught: "TaughtProfile", before: str) -> None:
     lines += [(f"left out: {why}", count) for why, count in taught.left_out.items()]
     lines += [("digest before", before[:12]), ("digest", taught.profile.digest[:12])]
     echo_table("New version of the profile", ("", ""), lines)
-    for line in _changes(record["figures"]):
+    for line in changes(record["figures"]):
         click.echo(line)
     if not (taught.removed and taught.kept):
         side = "removed" if taught.removed else "kept"
@@ -79,7 +79,7 @@ def _echo(taught: "TaughtProfile", before: str) -> None:
     click.echo("The profile has the hidden states of these rows, not their texts; push_to_hub publishes them.")
 
 
-def _changes(figures: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+def changes(figures: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """What the new version changes, a line for each figure; a decline is told."""
     from larf_curate.profile.decided import FIGURES
 

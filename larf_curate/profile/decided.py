@@ -21,7 +21,8 @@ from larf_curate.states import States
 REMOVED, KEPT_REFUSALS, KEPT_ANSWERS = "removed", "kept_refusals", "kept_answers"
 FIGURES = {
     "decided": "removed above kept rows",
-    "references": "unsafe above safe and neutral references",
+    "safe": "unsafe above safe references",
+    "neutral": "unsafe references above neutral rows",
 }
 """What the figures of a new version are about, by their names in its record."""
 DECIDED_SIDES = (REMOVED, KEPT_REFUSALS, KEPT_ANSWERS)

@@ -16,6 +16,8 @@ from larf_curate.version import __version__
 
 FOLDS = 5
 """Folds of the cross-validation over decided rows; fewer where there are fewer of a kind."""
+SAFE, NEUTRAL = "safe", "neutral"
+"""Sides of the references above which the unsafe ones should rank."""
 MIN_PER_KIND = 10
 """Removed and kept rows below which there are no figures, since they would be too uncertain."""
 
@@ -71,10 +73,7 @@ def add_decided(profile: SafetyProfile, rows: DecidedRows, added: Sequence[Mappi
             "added": [*earlier["added"], *map(dict, added)],
             "rows": {side: len(states["last"]) for side, states in decided.items()},
             "labels": labels,
-            "figures": {
-                "decided": _change_on_decided(profile, rows),
-                "references": _change_on_references(profile, rows),
-            },
+            "figures": {"decided": _change_on_decided(profile, rows), **_changes_on_references(profile, rows)},
         },
         package=f"larf-curate {__version__}",
     )
@@ -121,20 +120,19 @@ def _scores(profile: SafetyProfile, decided: Decided, states: States) -> Vectors
     return np.asarray(signal(states).mean(axis=1))
 
 
-def _change_on_references(profile: SafetyProfile, rows: DecidedRows) -> dict[str, float] | None:
-    """How well unsafe references are ranked above safe and neutral ones, each held out; None with too few."""
+def _changes_on_references(profile: SafetyProfile, rows: DecidedRows) -> dict[str, dict[str, float] | None]:
+    """How well unsafe references are ranked above safe and above neutral ones, all held out; None with too few."""
     from larf_curate.signals.held_out import held_out
 
     references = profile.references_for()
     if min(len(side["last"]) for side in (references.unsafe, references.safe)) < MIN_PER_KIND:
-        return None
+        return {SAFE: None, NEUTRAL: None}
     decided, _ = _joined(profile, rows, np.ones(len(rows.sides), bool))
-    sides = []
-    for version in (profile.decided, decided):
-        scores = held_out(profile.fit_of(decided=version), references)
-        others = np.concatenate([scores.safe, scores.neutral]).mean(axis=1)
-        sides.append((scores.unsafe.mean(axis=1), others))
-    return _change(*sides)
+    before, after = (held_out(profile.fit_of(decided=version), references) for version in (profile.decided, decided))
+    return {
+        name: _change(*((each.unsafe.mean(axis=1), getattr(each, name).mean(axis=1)) for each in (before, after)))
+        for name in (SAFE, NEUTRAL)
+    }
 
 
 def _change(before: tuple[Vectors, Vectors], after: tuple[Vectors, Vectors]) -> dict[str, float]:

@@ -22,6 +22,8 @@ _HOMES = {
     "Reranked": "learning.rerank",
     "ReviewQueue": "queue",
     "SentConflicts": "people.third_person",
+    "TaughtProfile": "learning.teaching",
+    "add_decisions": "learning.teaching",
     "export_review": "files.export",
     "import_decisions": "files.imports",
     "write_review_page": "files.page",
@@ -42,6 +44,8 @@ __all__ = [
     "Reranked",
     "ReviewQueue",
     "SentConflicts",
+    "TaughtProfile",
+    "add_decisions",
     "export_review",
     "import_decisions",
     "write_review_page",
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from larf_curate.review.files.page import write_review_page
     from larf_curate.review.learning.proposals import Conflicts, Proposals
     from larf_curate.review.learning.rerank import Reranked
+    from larf_curate.review.learning.teaching import TaughtProfile, add_decisions
     from larf_curate.review.people.assignment import Assignment, PeopleLinks
     from larf_curate.review.people.third_person import SentConflicts
     from larf_curate.review.queue import ReviewQueue

@@ -34,7 +34,7 @@ from tests.benchmarks.refusals import cached_profile, chat, contrast_pairs, read
 
 WRONG = (0.0, 0.05)
 FLAGGED = 0.5
-OWN_REFERENCES = "the profile's own references, held out"
+OWN_REFERENCES = {"safe": "references: unsafe / safe, held out", "neutral": "unsafe / neutral, held out"}
 OWN = (0, 20, 60)
 """Numbers of decisions on the ranked rows themselves."""
 
@@ -137,11 +137,14 @@ def versions_table(profile, states, draws, signals):
             for source, wrong in itertools.product(decided, WRONG):
                 rows, removed = judged(base, decided[source], wrong, np.random.default_rng([seed, 1]))
                 new = taught(base, rows, removed)
-                own = new.decisions["figures"]["references"]
-                add((base.signal, source, wrong), measured(new, figures) | {OWN_REFERENCES: own["after"]})
-            add((base.signal, "nothing", 0.0), {OWN_REFERENCES: own["before"]})
-    names = [*figures, OWN_REFERENCES]
-    lines = [f"| signal | decided | wrong clicks | {' | '.join(names)} |", "| --- |" * 3 + " --- |" * len(names)]
+                own = {text: new.decisions["figures"][name] for name, text in OWN_REFERENCES.items()}
+                add((base.signal, source, wrong), measured(new, figures) | {n: own[n]["after"] for n in own})
+            add((base.signal, "nothing", 0.0), {name: own[name]["before"] for name in own})
+    names = [*figures, *OWN_REFERENCES.values()]
+    lines = [
+        f"| signal | decided | wrong clicks | {' | '.join(names)} |",
+        "| --- | --- | --- |" + " --- |" * len(names),
+    ]
     for (signal, source, wrong), cells in found.items():
         values = " | ".join(cell(cells[name]) for name in names)
         lines.append(f"| `{signal}` | {source} | {wrong:.0%} | {values} |")

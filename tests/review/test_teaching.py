@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from larf_curate import LarfScorer
 from larf_curate.cli import main
+from larf_curate.cli.profile_version import changes
 from larf_curate.columns import content_digest
 from larf_curate.errors import InputError, ProfileError, ProfileMismatchError
 from larf_curate.models.loading import load_reader
@@ -214,8 +215,9 @@ def test_the_figures_are_of_rows_that_the_new_version_had_not_seen():
     assert figures["decided"]["before"] == pytest.approx(roc_auc_score(removed, before), abs=1e-3)
     assert figures["decided"]["after"] > 0.95 > figures["decided"]["before"]
     assert figures["decided"]["low"] > 0.1
-    shuffled = replace(rows, sides=np.random.default_rng(3).permutation(rows.sides))
-    chance = add_decided(base, shuffled, []).decisions["figures"]["decided"]
+    same, wide, _ = planted(60, width=200)
+    shuffled = replace(wide, sides=np.random.default_rng(3).permutation(wide.sides))
+    chance = add_decided(same, shuffled, []).decisions["figures"]["decided"]
     assert 0.3 < chance["after"] < 0.7  # seen rows would rank far above
     few = DecidedRows(
         states={p: v[:18] for p, v in rows.states.items()}, sides=rows.sides[:18], labels=rows.labels[:18]
@@ -260,4 +262,15 @@ def test_the_command_writes_a_new_folder_and_says_what_changed(profile, folder, 
     told = json.loads(run(*given, "-o", tmp_path / "json", "--json"))
     assert (told["removed"], told["kept"], told["before"]) == (2, 4, profile.digest)
     assert told["digest"] == SafetyProfile.from_pretrained(tmp_path / "json").digest
-    assert told["decisions"]["figures"] == {"decided": None, "references": None}
+    assert told["decisions"]["figures"] == {"decided": None, "safe": None, "neutral": None}
+
+
+def test_decisions_against_the_references_are_told():
+    base, rows, _ = planted(60)
+    base.states["unsafe"]["last"][:, 0, 0] += 3
+    against = replace(rows, sides=np.where(rows.sides == REMOVED, KEPT_ANSWERS, REMOVED))
+    figures = add_decided(base, against, []).decisions["figures"]
+    assert figures["safe"]["before"] > 0.9 > figures["safe"]["after"]
+    told = changes(figures)
+    assert [("WORSE" in line, "better" in line) for line in told] == [(False, True), (True, False), (True, False)]
+    assert "No change" in changes({name: dict.fromkeys(("before", "after", "low", "high"), 0.0) for name in figures})[0]
