@@ -32,13 +32,13 @@ def people(argilla_server):
     return {name: argilla_server.add_user(f"learn-{name}").api_key for name in ("ann", "bob")}
 
 
-def mixed(n=120, flagged=60, seed=0):
+def mixed(n=120, flagged=60, seed=0, start=0):
     """A selection of which every fourth row is harmful, as its state shows and its score does not."""
     rng = np.random.default_rng(seed)
     bad = np.arange(n) % 4 == 0
     states = 3 + rng.normal(size=(n, WIDTH)) * 0.5
     states[bad, 0] += 2.5
-    rows = scored(questions(n), [1.0 - i / n for i in range(n)])
+    rows = scored(questions(n, start), [1.0 - i / n for i in range(n)])
     rows = rows.remove_columns("larf_state").add_column("larf_state", states.astype("f2").tolist())
     rows = rows.add_column("bad", bad.tolist())
     manifest = scored_record(n, source={}, scores=digest_of(rows["larf_score"]))
@@ -264,6 +264,26 @@ def test_conflicts_go_back_to_those_who_answered_until_they_agree(make_queue, pe
     assert [statuses[row] for row in ids[:6]] == ["decided"] * 5 + ["conflict"]
 
 
+def decided(chosen, folder):
+    """Save decisions on the first two flagged rows: one removed, one kept."""
+    made = tuple(
+        Decision(row_id=row["larf_row_id"], status="decided", decision=verdict, content_digest=content_digest(row))
+        for row, verdict in zip(stateless(chosen.flagged), ("remove", "keep"), strict=False)
+    )
+    Decisions(made, "majority").apply(chosen).save(folder)
+    return folder
+
+
+def test_decisions_on_another_dataset_rank_a_queue_that_nobody_has_begun(queue, tmp_path):
+    chosen, _ = mixed(24, 12)
+    queue.push(chosen)
+    done = queue.rerank(chosen, earlier=[decided(mixed(48, 24, start=500)[0], tmp_path / "earlier")])
+    assert (done.learned.earlier, done.learned.removed + done.learned.kept) == (2, 0)
+    assert done.updated == 12
+    ranked = sorted(zip(done.learned.scores[:12], chosen.flagged["larf_row_id"], strict=True), reverse=True)
+    assert [row for _, row in ranked] == list(done.selection.flagged["larf_row_id"])
+
+
 def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, people, tmp_path, monkeypatch):
     monkeypatch.setenv("LARF_CURATE_HOME", str(tmp_path / "home"))
     key, queue = tmp_path / "key.txt", make_queue("commands-learning", min_submitted=2)
@@ -308,15 +328,8 @@ def test_the_commands_learn_propose_and_send_back(argilla_server, make_queue, pe
     exemplars = ExemplarIndex.load(tmp_path / "learned" / "exemplars")
     assert set(exemplars.ids) >= {row for row in ids[:12] if truth[row]}
 
-    other = with_profile(mixed(48, 24, seed=7)[0], digest=PROFILE.digest)
-    first, second = (row["larf_row_id"] for row in other.flagged.select(range(2)))
-    digests = {row["larf_row_id"]: content_digest(row) for row in stateless(other.flagged)}
-    verdicts = {first: "remove", second: "keep"}
-    made = tuple(
-        Decision(row_id=row, status="decided", decision=verdict, content_digest=digests[row])
-        for row, verdict in verdicts.items()
-    )
-    Decisions(made, "majority").apply(other).save(tmp_path / "earlier")
+    other = with_profile(mixed(48, 24, start=500)[0], digest=PROFILE.digest)
+    decided(other, tmp_path / "earlier")
     told = json.loads(run("rerank", "--profile", tmp_path / "profile", "--decisions", tmp_path / "earlier", "--json"))
     assert (told["earlier"], told["removed"], told["kept"]) == (2, 3, 9)
     assert told["held_out"]["own_auroc"] is not None

@@ -94,7 +94,7 @@ def update_scores(snapshot: Snapshot) -> int:
     Returns:
         Number of undecided records whose score by which the page sorts has changed.
     """
-    if not snapshot.decided:
+    if not snapshot.decided and not snapshot.learned.earlier:
         return 0
     nearest = NearestDecided.of(snapshot)
     updates, moved = [], 0
