@@ -1,6 +1,6 @@
 """Speed of scoring against the loop of LARF's authors and against a plain padded ``ds.map``.
 
-    python tests/benchmarks/score.py --model MODEL --data FILE --rows 500 --repeats 3 -o FOLDER
+    python -m tests.benchmarks.score --model MODEL --data FILE --rows 500 --repeats 3 -o FOLDER
 
 Ways: ``authors`` runs the whole model with all hidden states and the vocabulary projection, one row at a time;
 ``map`` does so with batches of 32 rows in dataset order, padded; ``ours`` is ``ds.map(LarfScorer(profile))``, with one
@@ -16,7 +16,6 @@ Writes ``score.json`` and ``score.md`` into FOLDER.
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from larf_curate.models.loading import load_reader
 from larf_curate.models.prefix_cache import group_by_prefix
 from larf_curate.models.source import ModelSource, count_layers
 from larf_curate.models.token_trimming import SHORTCUTS
+from tests.benchmarks.memory import peak_rss
 
 WARM_UP = 4
 """Rows that run before the clock starts."""
@@ -122,7 +122,10 @@ def ways(layers, device):
 def in_a_process(job):
     """Run a job in a fresh process; a benchmark that fails ends with the process's own words."""
     done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)], capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-m", "tests.benchmarks.score", "--job", json.dumps(job)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         sys.exit(f"{job['name']} failed:\n{done.stderr[-3000:]}")
@@ -154,14 +157,6 @@ def run_job(job):
 
 def scores_file(folder, dtype, name):
     return Path(folder) / f"{dtype} {name}.npy"
-
-
-def peak_rss():
-    """Largest resident size in bytes so far; ``getrusage`` would count the parent's, of which this was a copy."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def imported(model):
