@@ -23,6 +23,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -236,11 +237,20 @@ def summaries(runs, rows):
 
 
 def versions(way):
-    return {name: version(name) for name in PACKAGES.get(way, [])}
+    """Versions of the distributions that a way needs, as far as they are installed."""
+    found = {}
+    for name in PACKAGES.get(way, []):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def not_run(reasons):
-    return [{"way": way, "reason": reason, "lines": lines(way)} for way, reason in reasons.items() if reason]
+    return [
+        {"way": way, "reason": reason, "lines": lines(way), "versions": versions(way)}
+        for way, reason in reasons.items()
+        if reason
+    ]
 
 
 def table(report):
@@ -258,14 +268,19 @@ def table(report):
     for entry in report["results"]:
         yield f"| {' | '.join(cells(entry))} |"
     for entry in report["not_run"]:
-        yield f"| | {WAYS[entry['way']]} | {entry['reason']} |{' |' * 9} {entry['lines']} |"
+        yield f"| | {title(entry)} | {entry['reason']} |{' |' * 9} {entry['lines']} |"
+
+
+def title(entry):
+    """Name of a way, with the versions of its distributions."""
+    numbers = ", ".join(entry["versions"].values())
+    return f"{WAYS[entry['way']]} ({numbers})" if numbers else WAYS[entry["way"]]
 
 
 def cells(entry):
-    name = " ".join([WAYS[entry["way"]], *(f"{name} {number}" for name, number in entry["versions"].items())])
     ratios = (f"{entry[key]:.2f}" if key in entry else "" for key in ("ours_times", "ours_times_cpu"))
     return [
-        *(entry["dtype"], name, f"{entry['rows_per_s']:.1f}", f"{entry['rows_per_cpu_s']:.1f}", *ratios),
+        *(entry["dtype"], title(entry), f"{entry['rows_per_s']:.1f}", f"{entry['rows_per_cpu_s']:.1f}", *ratios),
         *(f"{entry['peak_mb']:.0f}", f"{entry['over_imports_mb']:.0f}", str(entry["blocks"])),
         *(f"{entry['max_difference']:.1e}", f"{entry['relative']:.1e}", f"{entry['min_cosine']:.6f}"),
         str(entry["lines"]),
