@@ -71,6 +71,27 @@ def remember(version: str, digest: str) -> None:
     _remember(_mark(version, digest))
 
 
+def remembered_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file, which is not read again until its inode, size or times change.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+    """
+    before = _version(Path(path))
+    note = _mark(before, "sha256")
+    try:
+        digest, check = note.read_text(encoding="ascii").split()
+        if check == _mark(before, digest).name:
+            return digest
+        logger.debug("%s is damaged: the file is read again", note)
+    except (OSError, ValueError):  # not there, or damaged
+        pass
+    digest = sha256(path)
+    if _version(Path(path)) == before and time.time_ns() - before[-1] > SETTLED_NS:
+        _remember(note, f"{digest} {_mark(before, digest).name}")
+    return digest
+
+
 def _mark(version: object, digest: str) -> Path:
     return _marks() / hashlib.sha256(f"{version}\n{digest}".encode()).hexdigest()
 
@@ -82,14 +103,14 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _marks() -> Path:
-    """Folder of empty files, one for each verified version of a file, named by a digest of both."""
+    """Folder of one file for each version of a file that was read: empty if verified, else with its digest."""
     return cache_home() / "verified"
 
 
-def _remember(mark: Path) -> None:
+def _remember(mark: Path, text: str = "") -> None:
     with suppress(OSError):  # a full or read-only disk: the file is verified again the next time
         mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        mark.write_text(text, encoding="ascii")
         names = os.listdir(mark.parent)
         if len(names) > MAX_REMEMBERED:
             known = sorted((mark.parent / name for name in names), key=lambda each: each.stat().st_mtime_ns)

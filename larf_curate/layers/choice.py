@@ -1,6 +1,7 @@
 """Automatic choice of layers: by held-out separation of unsafe references, and by sensitivity of refusals."""
 
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from larf_curate.errors import ReferenceSetError
 from larf_curate.signals.held_out import FOLDS, held_out
 from larf_curate.signals.protocol import Fit, ReferenceStates
-from larf_curate.states import Vectors
+from larf_curate.states import States, Vectors
 
 CHOSEN = 3
 """Number of layers that are chosen."""
@@ -55,7 +56,12 @@ def check_enough_rows(*sides: Sized) -> None:
 
 
 def best_layers(
-    fits: Sequence[Fit], refs: ReferenceStates, blocks: int, *, sensitivity: Sequence[float] | None = None
+    fits: Sequence[Fit],
+    refs: ReferenceStates,
+    blocks: int,
+    *,
+    read: Sequence[int] | None = None,
+    sensitivity: Sequence[float] | None = None,
 ) -> tuple[int, ...]:
     """Choose three layers of the middle half of the model by separation and, if given, sensitivity of refusals.
 
@@ -65,8 +71,9 @@ def best_layers(
     Args:
         fits: Make the signals. All count equally, each separation relative to its largest in the middle half: otherwise
             a signal that is good everywhere could select a layer where another one separates little.
-        refs: States at every block of the model.
-        blocks: Number of blocks.
+        refs: States at the blocks that were read.
+        blocks: Number of blocks of the model.
+        read: Blocks that were read, among them the middle half; default: all.
         sensitivity: How much refusals depend on each block. If given, its `cumulative_share` counts as much as all
             separations together.
 
@@ -74,11 +81,23 @@ def best_layers(
         The chosen blocks in rising order.
     """
     middle = middle_half(blocks)
-    scores = np.mean([_relative_to_largest(separation(fit, refs)[middle]) for fit in fits], axis=0)
+    refs = _at(refs, [list(range(blocks) if read is None else read).index(block) for block in middle])
+    scores = np.mean([_relative_to_largest(separation(fit, refs)) for fit in fits], axis=0)
     if sensitivity is not None:
         scores = scores + cumulative_share(sensitivity)[middle]
     # A stable sort: among equal blocks the first ones are chosen on every platform.
     return tuple(sorted(int(block) for block in middle[np.argsort(-scores, kind="stable")[:CHOSEN]]))
+
+
+def _at(refs: ReferenceStates, layers: Sequence[int]) -> ReferenceStates:
+    """States at some of their layers, by index: those of other layers would be scored for nothing."""
+
+    def part(side: States) -> States:
+        return {position: values[:, layers] for position, values in side.items()}
+
+    borderline = None if refs.borderline is None else refs.borderline[:, layers]
+    unsafe, safe, neutral = part(refs.unsafe), part(refs.safe), part(refs.neutral)
+    return replace(refs, unsafe=unsafe, safe=safe, neutral=neutral, borderline=borderline)
 
 
 def middle_half(blocks: int) -> NDArray[np.intp]:

@@ -15,7 +15,6 @@ from larf_curate.conversation.schemas import with_separator
 from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.errors import InputError, LarfCurateError, ModelError
-from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.devices import check_device, resolve_dtype, supports_flash_attention
 from larf_curate.models.hidden_states import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH, StateReader
 from larf_curate.models.source import (
@@ -91,7 +90,7 @@ def _load_reader(
     source: ModelSource, layers: tuple[int, ...], device: str, max_length: int, batch_tokens: int
 ) -> StateReader:
     config = load_config(source)
-    _check_layers(layers, num_layers(config, source), source.model_id)
+    check_layers(layers, num_layers(config, source), source.model_id)
     tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
 
     def load(attention: str | None) -> StateReader:
@@ -102,17 +101,18 @@ def _load_reader(
 
 
 def load_reader_with_head(
-    source: ModelSource, *, device: str, max_length: int = DEFAULT_MAX_LENGTH
+    source: ModelSource, layers: tuple[int, ...], *, device: str, max_length: int = DEFAULT_MAX_LENGTH
 ) -> tuple[StateReader, Any]:
-    """Load a complete model once, both to read states at all its blocks and to run it with its head.
+    """Load a complete model once, both to read states and to run it with its head.
 
     Args:
         source: The model.
+        layers: 0-based decoder blocks to read; later ones are run only for the head.
         device: A torch device.
         max_length: Longest conversation in tokens.
 
     Returns:
-        A reader of all blocks, and the causal language model that it shares its weights with.
+        A reader of these blocks, and the causal language model that it shares its weights with.
 
     Raises:
         ModelError: If the model cannot be loaded with its head.
@@ -123,8 +123,8 @@ def load_reader_with_head(
 
     def load(attention: str | None) -> tuple[StateReader, Any]:
         model = load_causal_lm(source, dtype, attention=attention).to(device)
-        layers, decoder = tuple(range(len(decoder_blocks(model)))), model.get_decoder()
-        reader = _reader(decoder, tokenizer, source, layers, _commit(model.config), max_length, DEFAULT_BATCH_TOKENS)
+        commit = _commit(model.config)
+        reader = _reader(model.get_decoder(), tokenizer, source, layers, commit, max_length, DEFAULT_BATCH_TOKENS)
         return reader, model
 
     return _with_fastest_attention(load, source, device)
@@ -160,6 +160,11 @@ def _reader(
     )
     reader.shortcuts = exact_shortcuts(reader)
     return reader
+
+
+def commit_of(source: ModelSource) -> str | None:
+    """Commit of a model's Hub id; None for a folder."""
+    return _commit(load_config(source))
 
 
 def _commit(config: Any) -> str | None:  # noqa: ANN401  any config of transformers
@@ -235,6 +240,11 @@ def _max_positions(config: Any, default: int) -> int:  # noqa: ANN401  any confi
     return getattr(config, "max_position_embeddings", None) or default
 
 
-def _check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
+def check_layers(layers: Sequence[int], count: int, model_id: str) -> None:
+    """Check that a model of ``count`` blocks has these layers, at least one.
+
+    Raises:
+        InputError: If it does not.
+    """
     if not layers or not all(0 <= layer < count for layer in layers):
         raise InputError(f"wanted layers from 0 to {count - 1} for {model_id}, got {list(layers)}")

@@ -1,20 +1,24 @@
 """Steps of building a profile: load and check the rows, load the model, read the states."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
-from larf_curate.conversation.templates import template_digest
+from larf_curate.conversation.templates import Tokenizer, template_digest
+from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.references import ReferenceSet, load_neutral
 from larf_curate.errors import ModelError, ProfileError
-from larf_curate.layers.choice import check_enough_rows
+from larf_curate.layers.choice import check_enough_rows, middle_half
 from larf_curate.models.adapters import refuse_adapter
+from larf_curate.models.devices import default_batch_tokens
 from larf_curate.models.hidden_states import DEFAULT_MAX_LENGTH, StateReader, is_out_of_memory
-from larf_curate.models.loading import load_reader, load_reader_with_head
+from larf_curate.models.identity import model_digest
+from larf_curate.models.loading import check_layers, commit_of, load_reader, load_reader_with_head, load_renderer
 from larf_curate.models.source import ModelSource, count_layers, load_tokenizer
 from larf_curate.models.template_dates import today, writes_dates
 from larf_curate.profile.checks import (
@@ -27,8 +31,9 @@ from larf_curate.profile.checks import (
 )
 from larf_curate.profile.provenance import describe, describe_neutral
 from larf_curate.profile.reference_states import read_sides, rows_by_side
+from larf_curate.profile.state_cache import StateCache
 from larf_curate.signals import DEFAULT_SIGNAL, SIGNALS
-from larf_curate.states import States
+from larf_curate.states import Position, States
 
 logger = logging.getLogger(__name__)
 
@@ -97,55 +102,137 @@ def fix_template(source: ModelSource) -> ModelSource:
     return replace(source, template_day=today(tokenizer)) if writes_dates(tokenizer) else source
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LoadedModel:
-    """A model on its device.
+def layers_to_read(source: ModelSource, layers: Sequence[int] | None, *, choose: bool) -> tuple[int, ...]:
+    """Blocks whose states a profile needs while it is built.
+
+    Args:
+        source: The model.
+        layers: Blocks that the user gave; None for none.
+        choose: Whether some are to be chosen, for which only the middle half of the model is read.
+
+    Raises:
+        ModelError: If the model's config cannot be loaded.
+        InputError: If the model does not have a given block.
+    """
+    count = count_layers(source)
+    if layers is None:
+        return tuple(map(int, middle_half(count))) if choose else tuple(range(count))
+    check_layers(layers, count, source.model_id)
+    return tuple(layers)
+
+
+@dataclass(kw_only=True, eq=False)
+class LazyModel:
+    """A model that is loaded when it is first run, and once for everything.
 
     Args:
         source: Which model, its dtype resolved.
-        reader: Reads states at the requested layers.
-        causal_lm: The model with its head, sharing the reader's weights; None if it was loaded without.
+        layers: 0-based decoder blocks to read.
+        device: A torch device.
+        max_length: Longest conversation in tokens.
+        head: Whether to load the head too, for gradients at the same weights. If the model's files lack it or it does
+            not fit into memory, the model is loaded without it, with a warning.
     """
 
     source: ModelSource
-    reader: StateReader
-    causal_lm: Any = None
+    layers: tuple[int, ...]
+    device: str
+    max_length: int
+    head: bool
 
-    @classmethod
-    def load(
-        cls, source: ModelSource, layers: Sequence[int] | None, *, device: str, max_length: int, head: bool
-    ) -> "LoadedModel":
-        """Load a model once.
-
-        Args:
-            source: The model, its dtype resolved.
-            layers: 0-based decoder blocks to read; None for all.
-            device: A torch device.
-            max_length: Longest conversation in tokens.
-            head: Whether to load the head too, for gradients at the same weights. If the model's files lack it or it
-                does not fit into memory, the model is loaded without it, with a warning.
+    @property
+    def reader(self) -> StateReader:
+        """Reads states at the layers.
 
         Raises:
-            ModelError: If the model cannot be loaded, or lacks a layer.
+            ModelError: If the model cannot be loaded.
         """
+        return self._loaded[0]
+
+    @property
+    def causal_lm(self) -> Any:  # noqa: ANN401  any model of transformers
+        """The model with its head, sharing the reader's weights; None if it was loaded without.
+
+        Raises:
+            ModelError: If the model cannot be loaded.
+        """
+        return self._loaded[1]
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Renders rows for the model, for which its weights are not needed."""
+        return load_renderer(self.source, max_length=self.max_length)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Digest of everything that the model's numbers depend on; None if it is unknown, so that none are cached."""
+        try:
+            return model_digest(self.source, self.device)
+        except OSError as error:
+            logger.warning("states are not cached, since the model's files cannot be read: %s", error)
+            return None
+
+    @cached_property
+    def _loaded(self) -> tuple[StateReader, Any]:
+        options: dict[str, Any] = {"device": self.device, "max_length": self.max_length}
         reason = ""
-        if head:
+        if self.head:
             try:
-                reader, causal_lm = load_reader_with_head(source, device=device, max_length=max_length)
-                return cls(source=source, reader=reader, causal_lm=causal_lm)
+                return load_reader_with_head(self.source, self.layers, **options)
             except (ModelError, RuntimeError) as error:
                 if not isinstance(error, ModelError) and not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
-        chosen = tuple(range(count_layers(source)) if layers is None else layers)
-        reader = load_reader(source, chosen, device=device, max_length=max_length)
+        reader = load_reader(self.source, self.layers, **options)
         if reason:  # only now, since a model that cannot be loaded at all raises its own error
             logger.warning("the model was loaded without its head, since %s", reason)
-        return cls(source=source, reader=reader)
+        return reader, None
 
 
-def read_profile(model: LoadedModel, rows: SourceRows) -> dict[str, Any]:
-    """Read the states of all rows.
+@dataclass(kw_only=True, eq=False)
+class CachedReader:
+    """Reads the states of rows as a `StateReader` does, those that were read before from the cache.
+
+    Args:
+        model: The model, which is loaded for the first states that are not cached.
+    """
+
+    model: LazyModel
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.renderer().tokenizer
+
+    def renderer(self) -> Renderer:
+        """The renderer of rows for the model."""
+        return self.model.renderer
+
+    def columns(self) -> Mapping[str, str] | None:
+        """Column names by role together with the input separator."""
+        return self.renderer().columns
+
+    def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+        """States of every turn of conversations that are always read together; see `StateReader`."""
+        cache = self._cache
+        if cache is None or not conversations:
+            return self.model.reader(conversations, positions)
+        if (stored := cache.load(conversations, positions)) is not None:
+            return stored
+        reader = self.model.reader
+        states = reader(conversations, positions)
+        # Otherwise memory ran out: smaller batches give other last digits.
+        if reader.batch_tokens == default_batch_tokens(reader.device.type):
+            cache.store(conversations, positions, states)
+        return states
+
+    @cached_property
+    def _cache(self) -> StateCache | None:
+        return StateCache(model=self.model.digest, layers=self.model.layers) if self.model.digest else None
+
+
+def read_profile(model: LazyModel, rows: SourceRows) -> dict[str, Any]:
+    """Read the states of all rows, from the cache as far as they are there.
 
     Args:
         model: The model.
@@ -157,14 +244,14 @@ def read_profile(model: LoadedModel, rows: SourceRows) -> dict[str, Any]:
     Raises:
         ReferenceSetError: If a row cannot be scored, or both sides of the references have the same states.
     """
-    reader = model.reader
+    reader = CachedReader(model=model)
     sides = rows_by_side(rows.references, rows.neutral, reader, match=rows.match_lengths)
     states: dict[str, States] = read_sides(reader, sides)
     check_states_differ(states)
     return {
-        "source": replace(model.source, revision=reader.revision or model.source.revision),
+        "source": replace(model.source, revision=commit_of(model.source) or model.source.revision),
         "template_digest": template_digest(reader.tokenizer),
-        "layers": reader.layers,
+        "layers": model.layers,
         "states": states,
         "references": describe(rows.references, sides),
         "neutral": describe_neutral(rows.neutral_name, rows.neutral),

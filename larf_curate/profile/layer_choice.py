@@ -2,17 +2,22 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
 
+from larf_curate.conversation.templates import template_digest
+from larf_curate.data.prompts import overrejection_prompts
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ModelError, ProfileError
 from larf_curate.layers import LayerReport, find_safety_layers
 from larf_curate.layers.choice import cumulative_share, middle_half
 from larf_curate.models.hidden_states import is_out_of_memory
 from larf_curate.models.loading import FORWARD_ERRORS
 from larf_curate.models.source import ModelSource, public_name
-from larf_curate.profile.building import LoadedModel
+from larf_curate.profile.building import LazyModel
+from larf_curate.profile.state_cache import ReportCache
 
 logger = logging.getLogger(__name__)
 # Recorded in profiles, whose digests depend on them: these and the reasons appended to them must not change.
@@ -20,7 +25,7 @@ ALONE = "separation of held-out references"
 BOTH = f"{ALONE} and what refusals depend on, equally"
 
 
-def find_sensitivity(model: LoadedModel) -> LayerReport | None:
+def find_sensitivity(model: LazyModel) -> LayerReport | None:
     """Measure by the gradient which blocks refusals depend on; None, with a warning, if that is impossible.
 
     A model that refuses nothing, has experts or quantised weights, or is too large for a gradient can be scored
@@ -39,12 +44,33 @@ def find_sensitivity(model: LoadedModel) -> LayerReport | None:
     return None
 
 
-def _sensitivity(model: LoadedModel) -> LayerReport | str:
-    """The report, or the reason why there is none."""
+def _sensitivity(model: LazyModel) -> LayerReport | str:
+    """The report, or the reason why there is none, from the cache if it was found before."""
+    cache = _cache_of(model)
+    if cache and (stored := cache.load()):
+        return stored
+    found = _find(model)
+    if cache and isinstance(found, LayerReport):
+        cache.store(found)
+    return found
+
+
+def _cache_of(model: LazyModel) -> ReportCache | None:
+    """Cached report of a model, its chat template, the prompts and the references; None if nothing is cached."""
+    if model.digest is None:
+        return None
+    source = model.source.record | {"model_id": public_name(model.source.model_id)}
+    dates = str(date.today()) if model.source.day else ""  # which the template of the prompts writes
+    texts = [overrejection_prompts(), ReferenceSet.load("builtin").digest]
+    return ReportCache(content=[model.digest, source, dates, template_digest(model.renderer.tokenizer), texts])
+
+
+def _find(model: LazyModel) -> LayerReport | str:
+    """Run the gradient."""
     if model.causal_lm is None:
         return "the model could not be loaded with its head"
     try:
-        return find_safety_layers(model.causal_lm, tokenizer=model.reader.tokenizer)
+        return find_safety_layers(model.causal_lm, tokenizer=model.renderer.tokenizer)
     except (ModelError, InputError) as error:
         return str(error).partition(": ")[0]
     except FORWARD_ERRORS as error:

@@ -26,7 +26,7 @@ from larf_curate.models.loading import load_reader
 from larf_curate.models.source import ModelSource, count_layers, identify, public_name
 from larf_curate.models.template_dates import writes_dates
 from larf_curate.profile import storage
-from larf_curate.profile.building import LoadedModel, SourceRows, fix_template, read_profile
+from larf_curate.profile.building import LazyModel, SourceRows, fix_template, layers_to_read, read_profile
 from larf_curate.profile.checks import MAX_DRIFT, MAX_QUANTISED_DRIFT, check_drift
 from larf_curate.profile.decided import DECIDED_SIDES, Decided, fit_with_decided, in_words
 from larf_curate.profile.layer_choice import check_report, choice_of, find_sensitivity, sensitivity_of
@@ -157,10 +157,15 @@ class SafetyProfile:
             check_report(layers, source, count_layers(source))
         # Converted to int: numpy integers could not be written as JSON.
         given = None if isinstance(layers, str | LayerReport) else tuple(dict.fromkeys(map(int, layers)))
-        # The gradient needs the head; the model is loaded with it at once rather than twice.
-        loaded = LoadedModel.load(source, given, device=device, max_length=max_length, head=auto)
+        lazy = LazyModel(
+            source=source,
+            layers=layers_to_read(source, given, choose=choose),
+            device=device,
+            max_length=max_length,
+            head=auto,  # for the gradient: the model is loaded with its head at once rather than twice
+        )
         profile = cls(
-            **read_profile(loaded, rows),
+            **read_profile(lazy, rows),
             choice={"by": "the user"},
             signal=signal,
             top_k=top_k,
@@ -169,8 +174,8 @@ class SafetyProfile:
         profile.fit(signal)  # raises now rather than at scoring if the references do not suit the signal
         if not choose:
             return profile
-        report = layers if isinstance(layers, LayerReport) else find_sensitivity(loaded)
-        best = profile.best_layers(report)
+        report = layers if isinstance(layers, LayerReport) else find_sensitivity(lazy)
+        best = profile.best_layers(report, blocks=count_layers(source))
         return replace(profile.at(best), choice=choice_of(report, best))
 
     @property
@@ -183,15 +188,20 @@ class SafetyProfile:
             return (self.signal,)
         return tuple(name for name in AXES if name != "compliance" or BORDERLINE in self.states)
 
-    def best_layers(self, report: LayerReport | None = None) -> tuple[int, ...]:
-        """Layers that ``auto`` chooses from a profile of all layers; see `larf_curate.layers.choice`.
+    def best_layers(self, report: LayerReport | None = None, *, blocks: int | None = None) -> tuple[int, ...]:
+        """Layers that ``auto`` chooses from a profile of the middle half of the model or of more layers.
 
         Args:
             report: A layer report; if it recommends a layer, it counts as much as separation.
+            blocks: Number of decoder blocks of the model; default: all are in the profile.
+
+        Returns:
+            Three layers in rising order; see `larf_curate.layers.choice`.
         """
         sensitivity = sensitivity_of(report)
         fits = [self._kind(name).fit for name in self.axes]
-        return best_layers(fits, self.references_for(), len(self.layers), sensitivity=sensitivity)
+        count = len(self.layers) if blocks is None else blocks
+        return best_layers(fits, self.references_for(), count, read=self.layers, sensitivity=sensitivity)
 
     def references_for(self, signal: str | None = None) -> ReferenceStates:
         """States that a signal is fitted to: of answers cut to equal length, if there are any and the signal uses them.

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from larf_curate.conversation.chat_template import Renderer
 from larf_curate.conversation.schemas import Row
+from larf_curate.conversation.templates import Tokenizer
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.data.prompts import overrejection_prompts
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import ReferenceSetError
-from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile.matching import match_lengths
+from larf_curate.profile.state_cache import groups
 from larf_curate.progress import progress
 from larf_curate.states import POSITIONS, Position, States, Vectors
 
@@ -26,12 +28,27 @@ BORDERLINE = "borderline"
 """Name of the prompts that sound harmful and are not; only their prompt states are read."""
 MATCHED = "_matched"
 """Suffix of the names of sides whose answers were cut to the length of their counterparts."""
-CHUNK_ROWS = 32
-"""Rows that are read between two updates of the progress bar."""
+
+
+class RowReader(Protocol):
+    """What reads the states of rows: a `StateReader`, or one with a cache."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    def renderer(self) -> Renderer:
+        """A renderer of rows for the model."""
+
+    def columns(self) -> Mapping[str, str] | None:
+        """Column names by role."""
+
+    def __call__(self, conversations: Sequence[Tokens], positions: Sequence[Position]) -> States:
+        """States of every turn; see `StateReader`."""
 
 
 def rows_by_side(
-    refs: ReferenceSet, neutral: Sequence[Row], reader: StateReader, *, match: bool
+    refs: ReferenceSet, neutral: Sequence[Row], reader: RowReader, *, match: bool
 ) -> dict[str, Sequence[Row]]:
     """The rows of every side.
 
@@ -55,23 +72,36 @@ def rows_by_side(
     return sides
 
 
-def read_sides(reader: StateReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
+def read_sides(reader: RowReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
     """Read the states of the rows of every side with one progress bar; see `read_states` for the errors.
 
-    Rows without a prompt are given the mean prompt state of the neutral rows that have one.
+    Of a side whose answers were cut, only the cut ones are read: the others have the states of the original side. Rows
+    without a prompt are given the mean prompt state of the neutral rows that have one.
     """
     count = sum(map(len, sides.values()))
     with progress(total=count, label="References", unit="row") as bar, logging_redirect_tqdm(tqdm_class=type(bar)):
-        states = {
-            side: read_states(reader, rows, side.removesuffix(MATCHED), bar, positions_of(side))
-            for side, rows in sides.items()
-        }
+        states: dict[str, States] = {}
+        for side, rows in sides.items():
+            original = side.removesuffix(MATCHED)
+            changed = [i for i, row in enumerate(rows) if side == original or row is not sides[original][i]]
+            chosen = [rows[i] for i in changed]
+            read = read_states(reader, chosen, original, bar, positions_of(side), numbers=changed)
+            states[side] = read if side == original else _replaced(states[original], changed, read)
+            bar.update(len(rows) - len(changed))
     neutral_prompts = states["neutral"]["prompt"]
     plain = _without_prompt(neutral_prompts)
     mean = 0.0 if plain.all() else neutral_prompts[~plain].mean(axis=0)
-    for side in states.values():
-        side["prompt"][_without_prompt(side["prompt"])] = mean
+    for found in states.values():
+        found["prompt"][_without_prompt(found["prompt"])] = mean
     return states
+
+
+def _replaced(states: States, rows: Sequence[int], others: States) -> States:
+    """A copy of states of shape (n, layers, d) in which some rows have others."""
+    copies = {position: values.copy() for position, values in states.items()}
+    for position, values in copies.items():
+        values[list(rows)] = others[position]
+    return copies
 
 
 def positions_of(side: str) -> Sequence[Position]:
@@ -85,11 +115,13 @@ def _without_prompt(prompts: Vectors) -> NDArray[np.bool_]:
 
 
 def read_states(
-    reader: StateReader,
+    reader: RowReader,
     rows: Sequence[Row],
     side: str,
     bar: "tqdm[Any] | None" = None,
     positions: Sequence[Position] = POSITIONS,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> States:
     """Read the states of the last turn of each reference.
 
@@ -99,6 +131,7 @@ def read_states(
         side: Name of the side in error messages.
         bar: A progress bar to advance by n.
         positions: Positions to read; the prompt is among them.
+        numbers: Numbers of the references in error messages; default: from 0 on.
 
     Returns:
         States of shape (n, layers, d) at these positions; NaN for the prompt of plain text, which has none.
@@ -106,12 +139,12 @@ def read_states(
     Raises:
         ReferenceSetError: If a row cannot be scored or its states are not finite.
     """
-    tokens = _tokens(reader, rows, side)
+    tokens = _tokens(reader, rows, side, range(len(rows)) if numbers is None else numbers)
     parts = []
-    for start in range(0, max(len(tokens), 1), CHUNK_ROWS):  # no rows give arrays of length 0
-        parts.append(reader(tokens[start : start + CHUNK_ROWS], positions))
+    for group in groups(tokens):
+        parts.append(reader(group, positions))
         if bar is not None:
-            bar.update(len(tokens[start : start + CHUNK_ROWS]))
+            bar.update(len(group))
     states: States = {position: np.concatenate([part[position] for part in parts]) for position in positions}
     for position, values in states.items():
         if not np.isfinite(values).all():
@@ -124,11 +157,11 @@ def read_states(
     return states
 
 
-def _tokens(reader: StateReader, rows: Sequence[Row], side: str) -> list[Tokens]:
+def _tokens(reader: RowReader, rows: Sequence[Row], side: str, numbers: Sequence[int]) -> list[Tokens]:
     """Tokenize references, with their last turn only; skipping one would shift the pairs, so it is an error."""
     tokens = []
-    for index, item in enumerate(reader.renderer()(rows)):
+    for number, item in zip(numbers, reader.renderer()(rows), strict=True):
         if item.tokens is None:
-            raise ReferenceSetError(f"{side} reference {index} cannot be scored: {item.reason}")
+            raise ReferenceSetError(f"{side} reference {number} cannot be scored: {item.reason}")
         tokens.append(replace(item.tokens, turns=item.tokens.turns[-1:]))
     return tokens

@@ -1,0 +1,88 @@
+"""What the numbers of a model depend on: the bytes of its files, and the software and hardware that run it."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from larf_curate.models.adapters import weights_of
+from larf_curate.models.devices import default_batch_tokens, supports_flash_attention
+from larf_curate.models.source import ModelSource, load_config
+from larf_curate.verification import remembered_sha256
+from larf_curate.version import __version__
+
+CODE = ("conversation", "layers", "models")
+"""Parts of this package whose code the numbers depend on."""
+
+
+def model_digest(source: ModelSource, device: str) -> str | None:
+    """Identify everything that a model's states depend on to the last bit, except the tokens.
+
+    Every byte of the model's files counts, unlike in `larf_curate.models.source.weights_digest`: an edit of a single
+    matrix must be noticed. A file is read once, and again only if it changes.
+
+    Args:
+        source: The model, its dtype resolved.
+        device: The torch device that runs it.
+
+    Returns:
+        A hex SHA-256; None if the commit of a Hub id is unknown, or code of a repository may run, perhaps of another
+        one than the model's.
+
+    Raises:
+        ModelError: If the config or the adapter cannot be loaded.
+        OSError: If a file cannot be read.
+    """
+    files = None if source.trust_remote_code else _files_digest(source)
+    if files is None:
+        return None
+    settings = {"dtype": source.dtype, "strip_prefix": source.strip_prefix, "files": files}
+    text = json.dumps({**settings, **_environment(source, device)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _files_digest(source: ModelSource) -> list[list[str]] | None:
+    """Digest of every file of a model and its adapter; the commit of a Hub id, or None if it is unknown."""
+    folder = Path(source.model_id)
+    commit = None if folder.is_dir() else getattr(load_config(source), "_commit_hash", None)
+    if commit is None and not folder.is_dir():
+        return None
+    found = [[source.model_id, commit]] if commit else _digests(folder)
+    return [*found, *(_digests(weights_of(source.adapter).parent) if source.adapter else [])]
+
+
+def _digests(folder: Path) -> list[list[str]]:
+    """Name and digest of the files in a folder, without hidden ones."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [[path.name, remembered_sha256(path)] for path in files]
+
+
+@cache
+def _code_digest() -> str:
+    """Digest of the code of this package that renders and runs conversations, which may change without its version."""
+    package = Path(__file__).parents[1]
+    files = sorted(path for name in CODE for path in (package / name).glob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _environment(source: ModelSource, device: str) -> dict[str, Any]:
+    """Versions and hardware, all of which can change the last digits."""
+    accelerator = torch.device(device)
+    name = torch.cuda.get_device_name(accelerator) if accelerator.type == "cuda" else accelerator.type
+    return {
+        "package": f"{__version__} {_code_digest()}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": name,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "batch_tokens": default_batch_tokens(accelerator.type),
+        "flash_attention": supports_flash_attention(device, source.dtype),
+    }
