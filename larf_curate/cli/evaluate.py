@@ -47,6 +47,12 @@ INPUTS = ("harmful", "safe", "held_out", "questions")
 @click.option("--base", help="Model before fine-tuning, under which the perplexity of answers is computed.")
 @click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
 @click.option("--refusal-label", default="REFUSAL", show_default=True, help="The classifier's label for refusals.")
+@click.option(
+    "--until-decided",
+    is_flag=True,
+    help="End each answer once --judge has decided: the same refusal rates in less time, without the shares of "
+    "off-topic and incoherent answers, for which answers must be complete.",
+)
 @options(PROMPTS)
 @json_option
 def evaluate(
@@ -58,6 +64,7 @@ def evaluate(
     base: str | None,
     classifier: str | None,
     refusal_label: str,
+    until_decided: bool,
     as_json: bool,
     **checks: Any,  # noqa: ANN401  the options of PROMPTS
 ) -> None:
@@ -76,9 +83,11 @@ def evaluate(
 
     if guard and classifier:
         raise click.UsageError("--guard and --classifier are two judges: use one")
-    suite = evaluation_suite(**checks)
+    _check_whole(until_decided, guard, classifier, further, base)
+    suite = replace(evaluation_suite(**checks), until_decided=until_decided)
     against = local_copy(against) if against else None
     earlier = suite.comparable(against) if against else {}
+    _check_whole(bool(further) and not all(report.has_whole_answers for report in earlier.values()), further)
     _check_same_length(against, suite.max_new_tokens)
     _check_output(output, [checks[name] for name in INPUTS], against)
     suite.check_output(output)
@@ -94,7 +103,7 @@ def evaluate(
     recorded = {name: public_name(value) if isinstance(value, str) else value for name, value in checks.items()}
     result = {
         "model": model,
-        "options": {**recorded, "judge": suite.judge_name},
+        "options": {**recorded, "judge": suite.judge_name, "until_decided": until_decided},
         **suite(loaded, tokenizer, output, name=model),
     }
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
@@ -118,6 +127,15 @@ def evaluate(
     for kind, shares in result["incoherence"].items():
         click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
     _echo_judges(result.get("judges", {}))
+
+
+def _check_whole(until_decided: bool, *readers: object) -> None:
+    """Check that nobody reads answers that end where the judge has decided, now or in an earlier evaluation."""
+    if until_decided and any(readers):
+        raise click.UsageError(
+            "--guard, --classifier, --second-judge and --base read complete answers, also those of --against: evaluate "
+            "without --until-decided"
+        )
 
 
 def _bars(earlier: dict[str, "RefusalReport"], reports: dict[str, "RefusalReport"]) -> dict[str, "RefusalReport"]:
@@ -172,6 +190,7 @@ def _incoherence(reports: dict[str, Any], base: str | None) -> dict[str, dict[st
     return {
         kind: incoherence(report.answers, perplexities(*loaded, report.prompts, report.answers) if loaded else None)
         for kind, report in reports.items()
+        if report.has_whole_answers
     }
 
 

@@ -58,6 +58,18 @@ def is_unfinished(answer: str) -> bool:
     return bool(answer.strip()) and not after_thought(answer).strip()
 
 
+def has_thought(answer: str) -> bool:
+    """Whether an answer holds a complete thought, with the marks of both its ends."""
+    start = _OPENS.search(answer)
+    return start is not None and _CLOSES.search(answer, start.end()) is not None
+
+
+def knows_thoughts(tokenizer: Any) -> bool:  # noqa: ANN401  any tokenizer of transformers
+    """Whether a mark of thoughts occurs in a tokenizer's chat template or among its added tokens."""
+    texts = [str(tokenizer.chat_template), *map(str, tokenizer.added_tokens_decoder.values())]
+    return any(_OPENS.search(text) or _CLOSES.search(text) for text in texts)
+
+
 def opened_thought(prompt: str) -> str:
     """The mark at the end of a rendered prompt that opens a thought, which then belongs to the answer; else empty."""
     found = _OPEN_AT_END.search(prompt)

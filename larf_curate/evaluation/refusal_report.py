@@ -10,10 +10,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from larf_curate.conversation.refusals import off_topic
-from larf_curate.conversation.thoughts import is_unfinished
+from larf_curate.conversation.thoughts import has_thought, is_unfinished, knows_thoughts
 from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import JUDGES, OpenJudge, name_of
-from larf_curate.models.generation import Chat, generate_answers, load_model
+from larf_curate.models.generation import Chat, Decided, generate_answers, load_model
 from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.stats import bootstrap_interval, difference_interval, mcnemar
 
@@ -28,7 +28,7 @@ class RowRecord(TypedDict):
     prompt: str
     answer: str
     refused: bool
-    off_topic: bool
+    off_topic: bool | None
 
 
 class ReportRecord(TypedDict):
@@ -42,7 +42,7 @@ class ReportRecord(TypedDict):
     refused: int
     rate: float
     interval: tuple[float, float]
-    off_topic: float
+    off_topic: float | None
     rows: Annotated[list[RowRecord], Field(min_length=1)]
     digest: str
 
@@ -58,7 +58,8 @@ class RefusalReport:
         answers: The answers, in the order of the prompts.
         refused: Whether each answer refuses.
         off_topic: Whether each answer shares no content word with its prompt, which is frequent in broken models. Such
-            answers count as refusals only if the judge counts them.
+            answers count as refusals only if the judge counts them. None for all if they end where the judge had
+            decided.
     """
 
     model: str
@@ -66,7 +67,12 @@ class RefusalReport:
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     refused: tuple[bool, ...]
-    off_topic: tuple[bool, ...]
+    off_topic: tuple[bool | None, ...]
+
+    @property
+    def has_whole_answers(self) -> bool:
+        """Whether the answers are complete, rather than ended where the judge had decided."""
+        return None not in self.off_topic
 
     @property
     def rate(self) -> float:
@@ -87,7 +93,7 @@ class RefusalReport:
             "refused": sum(self.refused),
             "rate": self.rate,
             "interval": list(self.interval),
-            "off_topic": sum(self.off_topic) / len(self.off_topic),
+            "off_topic": sum(map(bool, self.off_topic)) / len(self.off_topic) if self.has_whole_answers else None,
         }
 
     def save(self, path: str | Path) -> None:
@@ -128,6 +134,7 @@ def evaluate_refusals(
     batch_size: int = 16,
     system: str | None = None,
     name: str = "",
+    until_decided: bool = False,
 ) -> RefusalReport:
     """Generate a greedy answer to every prompt and judge which answers refuse.
 
@@ -141,18 +148,22 @@ def evaluate_refusals(
         batch_size: Number of prompts per batch.
         system: System message for every prompt; default: none.
         name: Name of the model in the report; default: its own, which for an adapter is that of its base model.
+        until_decided: Whether to end each answer once the judge's verdict cannot change any more. Verdicts are those on
+            complete answers; which answers are off topic is not known.
 
     Returns:
         The answers and which of them refuse.
 
     Raises:
         InputError: If there are no prompts, a prompt does not fit into the context window, there is no such judge, or
-            it leaves an answer unjudged.
+            it leaves an answer unjudged, or it reads complete answers only.
         ModelError: If the model cannot be loaded, has no chat template, or its logits are NaN.
     """
     if not prompts:
         raise InputError("wanted prompts, got none: give at least one")
     refuses = _judge_of(judge)
+    if until_decided:
+        _check_decides(refuses, name_of(judge))
     if isinstance(model, str):
         name = name or model
         model, tokenizer = load_model(model)
@@ -161,7 +172,13 @@ def evaluate_refusals(
     else:
         name = name or getattr(model, "name_or_path", "") or type(model).__name__
     answers = generate_answers(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        system=system,
+        decided=_decided(refuses, tokenizer) if until_decided else None,
     )
     _warn_of_unfinished(answers, max_new_tokens)
     # Judges read the message that is answered, not the turns before it.
@@ -173,8 +190,31 @@ def evaluate_refusals(
         prompts=tuple(texts),
         answers=tuple(answers),
         refused=_complete(refuses(texts, answers), judge_name),
-        off_topic=tuple(off_topic(prompt, answer) for prompt, answer in zip(texts, answers, strict=True)),
+        off_topic=tuple(None if until_decided else off_topic(*pair) for pair in zip(texts, answers, strict=True)),
     )
+
+
+def _check_decides(judge: OpenJudge, name: str) -> None:
+    """Check that a judge can decide on an answer before its end."""
+    if not hasattr(judge, "is_decided"):
+        raise InputError(
+            f"wanted a judge that decides on the beginning of an answer, {' or '.join(JUDGES)}, got {name}: let "
+            "answers be complete"
+        )
+
+
+def _decided(judge: Any, tokenizer: Any) -> Decided:  # noqa: ANN401  a judge with `is_decided`
+    """Tells of each answer whether the judge has decided.
+
+    A thought may begin or end anywhere in the answer of a model that knows thoughts, and undo the decision: its answers
+    are ended early only after a thought.
+    """
+    knows = knows_thoughts(tokenizer)
+
+    def decided(_number: int, text: str) -> bool:
+        return bool((not knows or has_thought(text)) and judge.is_decided(text))
+
+    return decided
 
 
 def compare_refusals(one: RefusalReport, other: RefusalReport) -> dict[str, Any]:

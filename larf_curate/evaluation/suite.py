@@ -28,6 +28,7 @@ class EvaluationSuite:
             `GuardJudge`, which would count every harmless answer as a refusal.
         max_new_tokens: Longest answer to a prompt in tokens.
         batch_size: Number of prompts per batch.
+        until_decided: Whether answers to prompts end where the judge has decided; see `evaluate_refusals`.
     """
 
     harmful: tuple[str, ...]
@@ -37,6 +38,7 @@ class EvaluationSuite:
     judge: str | OpenJudge = "phrases"
     max_new_tokens: int = 64
     batch_size: int = 32
+    until_decided: bool = False
 
     @property
     def judge_name(self) -> str:
@@ -123,6 +125,7 @@ class EvaluationSuite:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             name=name,
+            until_decided=self.until_decided,
         )
         report.save(path)
         return {"mean": report.rate, "interval": list(report.interval), "rows": len(prompts)}

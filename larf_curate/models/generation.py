@@ -1,16 +1,17 @@
 """Greedy generation of chat answers in left-padded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from larf_curate.conversation.templates import ChatTemplate
 from larf_curate.conversation.thoughts import AnswerDecoder, opened_thought
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.devices import resolve_device, resolve_dtype
+from larf_curate.models.shrinking_batch import decode_shrinking, left_padded
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
 from larf_curate.progress import progress
 
@@ -22,6 +23,8 @@ PROMPT_END = 16
 """Number of tokens at the end of a prompt that can hold the mark of a thought."""
 Chat = str | list[dict[str, str]]
 """A prompt: the user's text, or chat messages."""
+Decided = Callable[[int, str], bool]
+"""Takes the number of a prompt and the text of its answer so far; returns whether no more of it is needed."""
 
 
 def load_model(name: str, *, device: str | None = None) -> tuple[Any, Any]:
@@ -54,10 +57,11 @@ def generate_answers(
     max_new_tokens: int = 160,
     batch_size: int = 16,
     system: str | None = None,
+    decided: Decided | None = None,
 ) -> list[str]:
     """Generate greedy answers to prompts; batching changes an answer only by rounding.
 
-    Prompts of similar length share a batch.
+    Prompts of similar length share a batch, which an answer leaves when it ends.
 
     Args:
         model: A causal language model of transformers; its training mode is restored afterwards.
@@ -66,6 +70,8 @@ def generate_answers(
         max_new_tokens: Longest answer in tokens.
         batch_size: Number of prompts per batch.
         system: System message for every prompt; default: none.
+        decided: Takes the number of a prompt and its answer so far, and returns whether no more of it is needed;
+            default: answers are complete.
 
     Returns:
         The answers in the order of the prompts, without special tokens except the marks of thoughts. An answer whose
@@ -88,7 +94,9 @@ def generate_answers(
     try:
         for start in progress(range(0, len(order), batch_size), label="Answering", unit="batch"):
             rows = order[start : start + batch_size]
-            texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens)
+            # The answers of a batch are numbered by their place in it.
+            enough = decided and partial(_decided_in_batch, decided, rows)
+            texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens, enough)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
     finally:
@@ -134,12 +142,39 @@ def _check_window(model: Any, encoded: Sequence[list[int]], new: int) -> None:  
             )
 
 
-def _generate(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int) -> list[str]:  # noqa: ANN401
-    texts = AnswerDecoder(tokenizer)(_greedy(model, tokenizer, encoded, new).sequences.tolist())
+def _decided_in_batch(decided: Decided, rows: Sequence[int], place: int, text: str) -> bool:
+    return decided(rows[place], text)
+
+
+def _generate(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    encoded: Sequence[list[int]],
+    new: int,
+    decided: Decided | None,
+) -> list[str]:
+    """Answers to one batch of prompts."""
+    decoder = AnswerDecoder(tokenizer)
     thoughts = [opened_thought(tokenizer.decode(row[-PROMPT_END:])) for row in encoded]
-    return [thought + text.strip() for thought, text in zip(thoughts, texts, strict=True)]
+
+    def texts(places: Sequence[int], ids: Sequence[list[int]]) -> list[str]:
+        return [thoughts[place] + text.strip() for place, text in zip(places, decoder(ids), strict=True)]
+
+    def ended(places: Sequence[int], ids: Sequence[list[int]]) -> list[bool]:
+        said = zip(places, texts(places, ids), strict=True)
+        return [decided is not None and decided(place, text) for place, text in said]
+
+    found = decode_shrinking(
+        model,
+        encoded,
+        _config(model, tokenizer, new),
+        ended=None if decided is None else ended,
+        processors=LogitsProcessorList([_RaiseOnNan()]),
+    )
+    return texts(range(len(encoded)), found)
 
 
+@torch.no_grad()
 def generate_tokens(
     model: Any,  # noqa: ANN401  transformers has no types
     tokenizer: Any,  # noqa: ANN401
@@ -160,35 +195,24 @@ def generate_tokens(
     Raises:
         ModelError: If the logits are NaN, or no token ends an answer.
     """
-    output = _greedy(model, tokenizer, prompts, new, output_logits=True)
-    return output.sequences, torch.stack(output.logits, dim=1)
+    config = _config(model, tokenizer, new, return_dict_in_generate=True, output_logits=True)
+    ids, mask = left_padded(prompts, config.pad_token_id)
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_RaiseOnNan()]),
+    )
+    return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)
 
 
-@torch.no_grad()
-def _greedy(model: Any, tokenizer: Any, encoded: Sequence[list[int]], new: int, **options: bool) -> Any:  # noqa: ANN401
-    """Output of `generate`, with the new tokens alone as ``sequences``."""
+def _config(model: Any, tokenizer: Any, new: int, **options: bool) -> GenerationConfig:  # noqa: ANN401
+    """Options of greedy decoding."""
     stop = stop_ids(model, tokenizer)
     if not stop:
         raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    rows = [torch.tensor(row) for row in encoded]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=GenerationConfig(
-            max_new_tokens=new,
-            eos_token_id=stop,
-            pad_token_id=pad,
-            return_dict_in_generate=True,
-            **GREEDY,
-            **options,
-        ),
-        logits_processor=LogitsProcessorList([_RaiseOnNan()]),
-    )
-    output.sequences = output.sequences[:, ids.shape[1] :]
-    return output
+    return GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY, **options)
 
 
 class _RaiseOnNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types

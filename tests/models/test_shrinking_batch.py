@@ -1,0 +1,111 @@
+"""A batch that shrinks gives the answers of `generate` one by one, and runs no answer that has ended."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from larf_curate.models.generation import generate_answers
+from larf_curate.models.shrinking_batch import LEAVING, decode_shrinking
+from tests.fixtures.tiny import PROMPTS, byte_model, byte_tokenizer, tiny_model, word_tokenizer
+
+SHRINKING = ["Llama", "Qwen3", "Qwen3Moe", "Phi3", "GPTNeoX"]
+WINDOWED = ["Mistral", "Gemma2", "Gemma3Text"]
+OTHERS = ["Gemma4Text", "Mpt", "Mamba"]
+"""Whose batches stay as they are: with keys of other blocks, without explicit positions, with recurrent states."""
+NEW = 24
+
+
+def encoded():
+    tokenizer = word_tokenizer()
+    chats = ([{"role": "user", "content": prompt}] for prompt in [*PROMPTS, "kill"])
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+
+
+def one_by_one(model, prompts):
+    """New tokens of each prompt, decoded alone and without a cache."""
+    answers = []
+    for prompt in prompts:
+        answer = []
+        while len(answer) < NEW:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + answer]), use_cache=False).logits
+            answer.append(int(logits[0, -1].argmax()))
+        answers.append(answer)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "shrinks"),
+    [
+        *((name, {}, True) for name in SHRINKING),
+        *((name, {"sliding_window": window}, window > 8) for name in WINDOWED for window in (8, 64)),
+        *((name, {}, False) for name in OTHERS),
+    ],
+)
+def test_answers_equal_those_one_by_one_in_any_architecture(architecture, changes, shrinks):
+    model, prompts = tiny_model(architecture, norms=0.5, **changes), encoded()
+    calls = []
+    generate = model.generate
+    model.generate = lambda **options: calls.append(len(options["input_ids"])) or generate(**options)
+    lengths = [3, 24, 9, 12, 5, 24, 14, 7]
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=[999], pad_token_id=0, do_sample=False)
+    found = decode_shrinking(
+        model,
+        prompts,
+        config,
+        ended=lambda rows, ids: [len(new) == lengths[row] for row, new in zip(rows, ids, strict=True)],
+    )
+    whole = one_by_one(model, prompts)
+    assert len({token for answer in whole for token in answer}) > 8
+    assert found == [answer[:length] for answer, length in zip(whole, lengths, strict=True)]
+    assert (len(calls) > 1) is shrinks
+    assert calls == sorted(calls, reverse=True)
+
+
+def test_answers_end_with_a_token_that_ends_them():
+    model, prompts = tiny_model(), encoded()
+    whole = one_by_one(model, prompts)
+    stops = [whole[0][3], whole[1][9]]
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=stops, pad_token_id=0, do_sample=False)
+    ends = [min([*(answer.index(stop) + 1 for stop in stops if stop in answer), NEW]) for answer in whole]
+    assert len(set(ends)) > 2
+    assert decode_shrinking(model, prompts, config) == [answer[:end] for answer, end in zip(whole, ends, strict=True)]
+
+
+def test_rows_that_have_ended_are_not_run_any_more():
+    model, prompts = tiny_model(), encoded()
+    sizes = []
+    model.model.layers[0].register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=[63], pad_token_id=0, do_sample=False)
+
+    def ended(rows, ids):
+        return [len(new) == row + 1 for row, new in zip(rows, ids, strict=True)]  # the first after one token, and so on
+
+    found = decode_shrinking(model, prompts, config, ended=ended)
+    assert list(map(len, found)) == list(range(1, len(prompts) + 1))
+    assert sizes[0] == len(prompts) == 8
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 1
+    for step, size in enumerate(sizes):  # no more have stayed than the next removal takes
+        running = len(prompts) - step
+        assert running <= size < running + size / LEAVING + 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_answers_that_are_decided_are_beginnings_of_the_complete_ones(batch_size):
+    model, tokenizer = byte_model(dtype=torch.float32).eval(), byte_tokenizer()
+    prompts = ["How?", "Write a very long story about a dragon and its hoard of gold", "Say hello", "Why not"]
+    options = {"max_new_tokens": 40, "batch_size": batch_size}
+    whole = generate_answers(model, tokenizer, prompts, **options)
+    seen = {}
+
+    def decided(number, text):
+        seen.setdefault(number, []).append(text)
+        return len(text) >= 5 * (number + 1)
+
+    short = generate_answers(model, tokenizer, prompts, decided=decided, **options)
+    for number, (a, b) in enumerate(zip(short, whole, strict=True)):
+        assert b.startswith(a.rstrip("\ufffd"))
+        assert len(a) >= 5 * (number + 1) or a == b
+        assert len(seen[number]) < 40 or len(a) < 5 * (number + 1) or a == b
+    assert short != whole
