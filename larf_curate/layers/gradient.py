@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from larf_curate.errors import ModelError
+from larf_curate.layers.logits import logits_at
 from larf_curate.layers.openings import Openings
-from larf_curate.layers.replay import batched, last_logits
+from larf_curate.layers.replay import batched
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import projection_modules
 from larf_curate.models.hooks import forward_hooks
@@ -51,15 +52,13 @@ def block_gradients(subject: Subject, prompts: Sequence[list[int]], openings: Op
 
 def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings) -> Tensor:
     """Run one right-padded batch. It needs no mask: with causal attention no token attends to later padding."""
-    lengths = [len(text) for text in texts]
-    width, keep = max(lengths), max(lengths) - min(lengths) + openings.positions
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(subject.device)
+    starts = [row * ids.shape[1] + len(text) - openings.positions for row, text in enumerate(texts)]
+    index = torch.tensor(starts, device=ids.device).unsqueeze(1) + torch.arange(openings.positions, device=ids.device)
     total = torch.zeros(len(subject.blocks), len(texts), device=subject.device)
     with torch.enable_grad(), _accumulating(subject, total):
-        logits = subject.model(input_ids=ids, use_cache=False, **last_logits(subject.model, keep)).logits[:, -keep:]
-        ends = [length - width + keep for length in lengths]
-        read = torch.stack([row[end - openings.positions : end] for row, end in zip(logits, ends, strict=True)])
-        openings.log_odds(read).sum().backward()  # type: ignore[no-untyped-call]
+        logits = logits_at(subject.model, index.flatten(), input_ids=ids, use_cache=False)
+        openings.log_odds(logits.unflatten(0, index.shape)).sum().backward()  # type: ignore[no-untyped-call]
     return total
 
 

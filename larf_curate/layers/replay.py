@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from larf_curate.layers.logits import logits_at
 from larf_curate.layers.subject import Subject
 from larf_curate.models.hooks import forward_hooks
 from larf_curate.models.prefix_cache import cache_argument
@@ -49,7 +50,7 @@ class Pass:
 
     Args:
         batch: The texts.
-        logits: Logits at the last positions, shape (n, keep, vocabulary).
+        logits: Logits at the last positions, shape (n, keep, vocabulary); zeros where fewer of a text are computed.
         cache: Keys and values of all blocks, the shared prefix included.
     """
 
@@ -73,20 +74,25 @@ class Replay:
     Args:
         subject: The model.
         texts: Token ids of the texts.
-        keep: Number of positions at the end of each text whose logits are computed.
+        keep: Number of positions at the end of each text whose logits are computed: one number, or one for each text.
         batch_tokens: Most tokens per batch, padding included.
     """
 
     def __init__(
-        self, subject: Subject, texts: Sequence[list[int]], *, keep: int = 1, batch_tokens: int = BATCH_TOKENS
+        self,
+        subject: Subject,
+        texts: Sequence[list[int]],
+        *,
+        keep: int | Sequence[int] = 1,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         self.subject = subject
         self.texts = [list(text) for text in texts]
+        self._keep = [keep] * len(texts) if isinstance(keep, int) else list(keep)
         # Left padding between prefix and text needs explicit positions, and must not use up a sliding window.
         allows_gaps = _takes_position_ids(subject) and _sliding_window(subject) >= max(map(len, texts)) + MAX_NEW_TOKENS
-        self.prefix = _common_prefix(texts, keep) if allows_gaps else []
+        self.prefix = _common_prefix(texts, max(self._keep)) if allows_gaps else []
         self.batches = list(batched(texts, self.prefix, batch_tokens, subject.device))
-        self._keep = keep
         self._needs_early_blocks = _shares_keys(subject)
         self._prefix_record = _Record()
         self._records: list[_Record] = []
@@ -121,21 +127,26 @@ class Replay:
 
     def _run(self, batch: Batch, cache: DynamicCache, record: _Record, block: int | None) -> Tensor:
         blocks = self.subject.blocks
+        ends = (torch.arange(1, len(batch.rows) + 1) * batch.ids.shape[1]).tolist()
+        kept = [min(self._keep[row], batch.ids.shape[1]) for row in batch.rows]  # fewer of the prefix
+        indices = [
+            torch.arange(end - count, end, device=batch.ids.device) for end, count in zip(ends, kept, strict=True)
+        ]
         with _recorded(blocks, record) if block is None else _replayed(blocks, record, block, cache):
-            output = self.subject.model(
+            logits = logits_at(
+                self.subject.model,
+                torch.cat(indices),
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 position_ids=batch.positions,
                 use_cache=True,
                 **cache_argument(self.subject.model, cache),
-                **last_logits(self.subject.model, self._keep),
             )
         if block is None:
             length = batch.ids.shape[1]  # the prefix's keys and values are in a record of their own
             record.keys = [layer.keys[:, :, -length:] for layer in cache.layers]
             record.values = [layer.values[:, :, -length:] for layer in cache.layers]
-        logits: Tensor = output.logits[:, -self._keep :]
-        return logits
+        return _left_filled(torch.split(logits, kept))
 
 
 def _sliding_window(subject: Subject) -> float:
@@ -152,6 +163,12 @@ def _shares_keys(subject: Subject) -> bool:
 def _takes_position_ids(subject: Subject) -> bool:
     """Whether the model accepts explicit position ids, so that padding inside a text does not shift positions."""
     return "position_ids" in inspect.signature(subject.model.forward).parameters
+
+
+def _left_filled(rows: Sequence[Tensor]) -> Tensor:
+    """Stack matrices of different heights into one of shape (n, highest, width), with zeros above."""
+    highest = max(map(len, rows))
+    return torch.stack([row if len(row) == highest else pad(row, (0, 0, highest - len(row), 0)) for row in rows])
 
 
 def last_logits(model: nn.Module, count: int) -> dict[str, int]:

@@ -43,7 +43,7 @@ class NeutralLoss:
     def __post_init__(self) -> None:
         self._texts = _short_answers(self.subject)
         self._counts = [len(ids) - start - SKIPPED_TOKENS for ids, start in self._texts]
-        self._replay = Replay(self.subject, [ids for ids, _ in self._texts], keep=max(self._counts) + 1)
+        self._replay = Replay(self.subject, [ids for ids, _ in self._texts], keep=[count + 1 for count in self._counts])
         self._baseline = self._loss(None)
 
     def growth(self, block: int, alphas: Sequence[float]) -> float:

@@ -31,6 +31,22 @@ def test_passes_from_the_scaled_block_on_equal_whole_passes_text_by_text(archite
         torch.testing.assert_close(got[row], logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma2", "Mpt"])
+def test_the_head_runs_at_as_many_positions_of_each_text_as_are_asked_for(architecture):
+    subject = tiny_subject(architecture)
+    texts = subject.encode_prompts(PROMPTS, new_tokens=4)
+    counts = [1 + index % 4 for index in range(len(texts))]
+    runs = []
+    subject.model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, output: runs.append(output))
+    replay = Replay(subject, texts, keep=counts, batch_tokens=24)
+    got = replayed(replay, None)
+    assert sum(output.shape[:2].numel() for output in runs) == sum(counts) + min(counts[0], len(replay.prefix))
+    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        [want] = whole_passes(subject, [text], count)
+        torch.testing.assert_close(got[row][-count:], want, rtol=1e-4, atol=1e-4)
+        assert not got[row][:-count].any()
+
+
 def test_texts_that_share_nothing_or_everything_are_computed_too():
     subject = tiny_subject()
     for texts in ([[5, 6, 7], [8, 9], [10]], [[5, 6, 7]], [[5, 6, 7], [5, 6]]):
