@@ -56,6 +56,8 @@ EXPORTS = {
         "Decision",
         "Decisions",
         "Exported",
+        "HarmPush",
+        "Left",
         "Outcome",
         "PeopleLinks",
         "Proposals",

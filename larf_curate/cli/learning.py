@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli.left import check_output
 from larf_curate.cli.options import FOLDER, READ_FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.people import send_to_third_person
 from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
 from larf_curate.errors import InputError
-from larf_curate.remote import is_url
 from larf_curate.review.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default="score",
     show_default=True,
     help="score: highest learned score. uncertain: annotators disagree, or the probability of removal is closest to "
-    "one half. different: least similar to all decided rows.",
+    "one half. different: least similar to all decided rows. random: the random rows of push --strategy harm, by which "
+    "review status estimates how many harmful rows are left.",
 )
 @click.option("-n", "count", type=click.IntRange(min=1), default=10, show_default=True, help="Number of rows.")
 @_learning_options
@@ -141,15 +142,10 @@ def rerank(
     """
     if add and output is None:
         raise InputError("--add needs a folder for the selection with the added rows: give -o SEL2")
-    from larf_curate.data.replacement import check_replaceable
-    from larf_curate.manifests import SELECTION
-
     with address.find(selection) as queue:
         loaded, given_profile, folder = _load(queue, selection, profile)
-        if output is not None and not is_url(folder) and output.resolve() == Path(folder).resolve():
-            raise InputError(f"{output} is the selection that is read: give another output folder")
         if output is not None:
-            check_replaceable(output, SELECTION, ("kept", "flagged"))  # fail before rows are added to the queue
+            check_output(output, folder)  # fail before rows are added to the queue
         result = queue.rerank(loaded, profile=given_profile, merge=merge, add=add, earlier=earlier)
         if output is not None:
             result.save(output)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from larf_curate.cli import accounts, learning, people, review_files, server
-from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, no_verify_option
+from larf_curate.cli.left import check_output, echo_by_harm, echo_left
+from larf_curate.cli.options import FOLDER, FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
+from larf_curate.errors import InputError
 from larf_curate.remote import public_name
+from larf_curate.review.strategies import PUSH_STRATEGIES
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
@@ -48,6 +51,28 @@ def review() -> None:
     is_flag=True,
     help="Show one of each group of near-identical rows; its decision applies to all of them, which pull records.",
 )
+@click.option(
+    "--strategy",
+    type=click.Choice(PUSH_STRATEGIES),
+    default="flagged",
+    show_default=True,
+    help="flagged: all flagged rows. harm: until the queue has --budget rows, those with the highest expected harm, "
+    "one of near-identical ones, and random ones, from which status estimates how many harmful rows are left.",
+)
+@click.option(
+    "--budget",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Number of rows in the queue, for --strategy harm; repeat it with a higher one to go on.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="SEL2",
+    type=FOLDER,
+    help="For --strategy harm: send unflagged rows too, and write the selection in which these are flagged; continue "
+    "with it. The estimate is then about all rows.",
+)
 @no_verify_option
 @json_option
 def push(
@@ -57,6 +82,9 @@ def push(
     assign: tuple[str, ...],
     profile: Path | str | None,
     group: bool,
+    strategy: str,
+    budget: int | None,
+    output: Path | None,
     as_json: bool,
 ) -> None:
     """Add flagged rows to the review queue.
@@ -67,26 +95,44 @@ def push(
     \b
     larf-curate review push selection/
     larf-curate review push selection/ --annotators 2 --assign alice,bob,carol
+    larf-curate review push selection/ --strategy harm --budget 200
     larf-curate review push selection/ --url https://argilla.example.org --api-key-file key.txt
     """
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection
 
+    _check_strategy(strategy, budget, output, group)
+    if output is not None:
+        check_output(output, selection)  # fail before rows are added to the queue
     loaded = Selection.load(selection)
     loaded_profile = SafetyProfile.from_pretrained(profile) if profile else None
+    by_harm = None
     with address.create(selection, loaded, annotators=annotators or 1) as queue:
         people.check_annotators(queue, annotators, assign)
-        result = queue.push(loaded, profile=loaded_profile, group=group)
-        remember(queue, selection)
+        if budget is None:
+            result = queue.push(loaded, profile=loaded_profile, group=group)
+        else:
+            by_harm = queue.push_by_harm(loaded, budget=budget, unflagged=output is not None, profile=loaded_profile)
+            result = by_harm.push
+        if by_harm is not None and output is not None:
+            by_harm.selection.save(output)
+        remember(queue, output or selection)
         assigned = queue.assign(assign) if assign else None
     if as_json:
-        echo_json({"queue": queue.name} | asdict(result) | ({"assigned": asdict(assigned)} if assigned else {}))
+        more = {"assigned": asdict(assigned)} if assigned else {}
+        more |= {"chosen": len(by_harm.plan.chosen), "random": len(by_harm.plan.random)} if by_harm else {}
+        more |= {"selection": str(output)} if output else {}
+        echo_json({"queue": queue.name} | asdict(result) | more)
     else:
-        counts = (("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged))
+        lines = [("new", result.pushed), ("updated", result.updated), ("unchanged", result.unchanged)]
+        if by_harm is not None:
+            lines = [("by expected harm", len(by_harm.plan.chosen)), ("at random", len(by_harm.plan.random))]
         grouped = [("near-identical, not shown", result.grouped)] if result.grouped else []
-        echo_table("Review queue", ("rows", queue.name), [*counts, *grouped, ("rejected", len(result.failed))])
+        echo_table("Review queue", ("rows", queue.name), [*lines, *grouped, ("rejected", len(result.failed))])
         if result.failed:
             echo_table("Rejected by the server", ("row", "reason"), result.failed, limit=SHOWN)
+        if by_harm is not None:
+            echo_by_harm(by_harm, output)
         click.echo(f"Review, worst first: {result.url}")
         if assigned:
             people.echo_assignment(assigned)
@@ -122,6 +168,8 @@ def status(address: QueueAddress, as_json: bool) -> None:
     if state.disagreements or state.unfinished:
         conflicts = shlex.join(["larf-curate", "review", "conflicts", *address.given()])
         click.echo(f"To send back disagreements and edits without a corrected answer: {conflicts}")
+    if state.left is not None:
+        echo_left(state.left, address.given())
     click.echo(f"Review, worst first: {state.url}")
 
 
@@ -184,6 +232,16 @@ def pull(
     else:
         conflicts = shlex.join(["larf-curate", "review", "conflicts", *address.given()])
         echo_decisions(outcome, output, remedy=f"To send them back to those who answered: {conflicts}")
+
+
+def _check_strategy(strategy: str, budget: int | None, output: Path | None, group: bool) -> None:
+    """Refuse options that do not go together."""
+    if strategy == "harm" and budget is None:
+        raise InputError("--strategy harm needs the number of rows that the queue should have: give --budget N")
+    if strategy == "harm" and group:
+        raise InputError("--strategy harm sends one of near-identical rows by itself: leave out --group")
+    if strategy != "harm" and (budget is not None or output is not None):
+        raise InputError("--budget and -o are for --strategy harm: give --strategy harm too")
 
 
 def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:

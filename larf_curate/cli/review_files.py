@@ -88,7 +88,8 @@ def import_files(
 
     FILE is a table of review export that was filled in, what the page of review page saved, or the JSON export of Label
     Studio. With several files or annotators, answers are merged as those of Argilla are: who decided is in the column
-    annotator, else it is the name of the file. DEC gets what review pull writes.
+    annotator, else it is the name of the file. DEC gets what review pull writes. How many harmful rows are left, which
+    review status estimates, is not known from files: they have no random rows.
 
     \b
     larf-curate review import table.xlsx -o decisions/

@@ -13,6 +13,8 @@ _HOMES = {
     "Decision": "decisions.merge",
     "Decisions": "decisions.outcome",
     "Exported": "files.export",
+    "HarmPush": "budget.rows",
+    "Left": "sampling.left",
     "Outcome": "decisions.outcome",
     "PeopleLinks": "people.assignment",
     "Proposals": "learning.proposals",
@@ -35,6 +37,8 @@ __all__ = [
     "Decision",
     "Decisions",
     "Exported",
+    "HarmPush",
+    "Left",
     "Outcome",
     "PeopleLinks",
     "Proposals",
@@ -52,6 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from larf_curate.review.budget.rows import HarmPush
     from larf_curate.review.decisions.merge import Decision
     from larf_curate.review.decisions.outcome import Decisions, Outcome
     from larf_curate.review.decisions.status import QueueStatus, QueueSummary
@@ -65,6 +70,7 @@ if TYPE_CHECKING:
     from larf_curate.review.people.third_person import SentConflicts
     from larf_curate.review.queue import ReviewQueue
     from larf_curate.review.records.push import PushResult
+    from larf_curate.review.sampling.left import Left
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, concatenate_datasets
 
@@ -20,6 +20,8 @@ from larf_curate.review.argilla.dataset import RecordStore
 from larf_curate.review.argilla.marks import mark
 from larf_curate.review.argilla.settings import CORRECTED
 from larf_curate.review.argilla.submit import submit
+from larf_curate.review.budget.queued import labels_of, left_of, sampling_of, update_sampling, with_sampling
+from larf_curate.review.budget.rows import HarmPush, flag_planned, population_of, rows_of
 from larf_curate.review.decisions.merge import MergeRule, merge_records
 from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.people import people_status
@@ -48,6 +50,8 @@ from larf_curate.review.records.reason import ranks
 from larf_curate.review.records.record import RecordMaker
 from larf_curate.review.records.scale import Scale
 from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
+from larf_curate.review.sampling.choice import plan
+from larf_curate.review.sampling.stage import EMPTY, Sampled
 from larf_curate.scoring.exemplar_texts import exemplar_texts, safe_texts
 
 if TYPE_CHECKING:
@@ -207,9 +211,105 @@ class ReviewQueue:
         """Send rows; ``among`` are all rows of the queue, among which they are ranked, if these are not all."""
         rows = FlaggedRows.read(flagged if isinstance(flagged, Dataset) else flagged.flagged)
         scored = {} if isinstance(flagged, Dataset) else flagged.scored
-        recorded = scored.get("source", {}).get("columns") or {}
         reduction = reduction_for(rows.states, scored, profile)
         near_duplicates = NearDuplicates.find(rows, reduction, share=group)
+        return self._send(
+            rows,
+            near_duplicates,
+            among=among or rows,
+            reduction=reduction,
+            scored=scored,
+            columns=columns,
+            exemplars=exemplars,
+            profile=profile,
+        )
+
+    def push_by_harm(
+        self,
+        selection: "Selection",
+        *,
+        budget: int,
+        unflagged: bool = False,
+        columns: Mapping[str, str] | None = None,
+        exemplars: Mapping[str, str] | None = None,
+        profile: "SafetyProfile | None" = None,
+    ) -> HarmPush:
+        """Send the rows most worth a look, and random ones, from which `status` estimates what is left.
+
+        Of near-identical flagged rows one is sent, whose decision applies to the others, if states and profile are
+        available. A queue that has as many rows as the budget gets no others.
+
+        Args:
+            selection: The selection.
+            budget: Number of rows that the queue should have, at least 1.
+            unflagged: Whether unflagged rows are sent too; the estimate is then about all rows.
+            columns: Column names by role; see `push`.
+            exemplars: Texts of exemplars by id; see `push`.
+            profile: The profile that scored the rows; default: looked up in this machine's cache.
+
+        Raises:
+            InputError: If the budget is below 1, or the queue samples other rows than these.
+            ProfileMismatchError: If another profile scored the rows.
+            ReviewError: See `push`.
+            ReviewServerError: If the server stops responding; what was sent stays there.
+        """
+        if budget < 1:
+            raise InputError(f"wanted a budget of at least 1 row, got {budget}")
+        store = self._store(create=True)
+        records = list(store.records(responses=True))
+        reviewed = read_records(records, self._connection.usernames())
+        decisions = merge_records(reviewed, MergeRule.parse("majority"))
+        rows = FlaggedRows.read(selection.flagged)
+        reduction = reduction_for(rows.states, selection.scored, profile)
+        centred = reduction is not None and reduction.is_centred
+        near_duplicates = NearDuplicates.find(rows, reduction, share=centred)
+        available = profile_of(selection.scored, profile)
+        population = population_of(
+            selection,
+            unflagged=unflagged,
+            decisions=decisions,
+            references=References.of(available) if available else None,
+            groups={leader: tuple(group.shared) for leader, group in near_duplicates.by_row.items()},
+        )
+        planned = plan(
+            population,
+            sampled=sampling_of(reviewed),
+            queued={record.row_id for record in reviewed},
+            shared={row for record in reviewed for row in record.shared},
+            labels=labels_of(decisions),
+            budget=budget,
+        )
+        extended = flag_planned(selection, planned)
+        new = FlaggedRows.read(rows_of(extended, planned))
+        result = self._send(
+            new,
+            near_duplicates.led_by(planned.chosen),
+            among=FlaggedRows.read(_ranked(extended.flagged)),
+            reduction=reduction,
+            scored=selection.scored,
+            columns=columns,
+            exemplars=exemplars,
+            profile=profile,
+            sampled=planned.sampled,
+        )
+        update_sampling(store, records, planned.sampled)
+        return HarmPush(push=result, plan=planned, selection=extended, grouping=centred, budget=budget)
+
+    def _send(
+        self,
+        rows: FlaggedRows,
+        near_duplicates: NearDuplicates,
+        *,
+        among: FlaggedRows,
+        reduction: Reduction | None,
+        scored: Mapping[str, Any],
+        columns: Mapping[str, str] | None,
+        exemplars: Mapping[str, str] | None,
+        profile: "SafetyProfile | None",
+        sampled: Sampled = EMPTY,
+    ) -> PushResult:
+        """Send rows, ranked among others, without those that share the decision of a near-duplicate."""
+        recorded = scored.get("source", {}).get("columns") or {}
         sent = rows.without(near_duplicates.covered)
         store = self._store(create=True)
         existing = {record["external_id"]: record for record in store.records(responses=False)}
@@ -224,12 +324,12 @@ class ReviewQueue:
             vectors=vectors_of(sent, reduction and _compatible(reduction, store, existing, rows.ids)),
             groups=near_duplicates.by_row,
             scale=scale,
-            ranks=ranks((among or rows).ids, (among or rows).scores),
+            ranks=ranks(among.ids, among.scores),
             kept=nearest_safe(sent, profile_of(scored, profile), safe_texts(scored)),
             answer_question=store.question_id(CORRECTED),
         )
         return Push(store=store, existing=existing, grouped=len(near_duplicates.covered)).run(
-            maker(row) for row in progress(sent, label=f"Push to {self.name}", unit="row")
+            with_sampling(maker(row), sampled) for row in progress(sent, label=f"Push to {self.name}", unit="row")
         )
 
     def annotators_per_row(self) -> int | None:
@@ -267,9 +367,10 @@ class ReviewQueue:
         )
 
     def status(self) -> QueueStatus:
-        """Progress of the review: counts, agreement and pace."""
+        """Progress of the review, and how many harmful rows are left after `push_by_harm`."""
         store = self._store()
-        return queue_status(self._records(store), url=store.url)
+        records = self._records(store)
+        return replace(queue_status(records, url=store.url), left=left_of(records))
 
     def pull(self, *, merge: str = "majority") -> Decisions:
         """Fetch the decisions; drafts and discarded records do not count.
@@ -345,7 +446,8 @@ class ReviewQueue:
         Args:
             selection: The selection that was pushed; its rows have ``larf_state``.
             by: Strategy: ``score`` (highest learned score), ``uncertain`` (annotators disagree, or the probability of
-                removal is closest to 1/2) or ``different`` (farthest from all decided rows and from each other).
+                removal is closest to 1/2), ``different`` (farthest from all decided rows and from each other) or
+                ``random`` (the random rows of `push_by_harm`, in their order).
             n: Number of records, at least 1.
             profile: The profile that scored the rows; default: looked up in this machine's cache.
             merge: Rule that merges several annotators' answers; see `pull`.

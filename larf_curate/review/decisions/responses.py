@@ -12,6 +12,7 @@ from larf_curate.review.records.record import (
     CONTENT_DIGEST,
     DECIDED_TOGETHER,
     OUTDATED_RESPONSES,
+    SAMPLING,
     answer_digest,
 )
 
@@ -80,6 +81,7 @@ class ReviewedRecord:
         shared: Content digests by row id of the near-duplicates to which a decision on this row also applies.
         assigned: Names of the people who are to decide the row; empty if everybody may.
         third_persons: Names of the people to whom a conflict on the row was sent.
+        sampling: Places in a sample, as the server returns them, for `larf_curate.review.sampling`; None without one.
     """
 
     row_id: str
@@ -89,6 +91,7 @@ class ReviewedRecord:
     shared: Mapping[str, str] = field(default_factory=dict)
     assigned: tuple[str, ...] = ()
     third_persons: tuple[str, ...] = ()
+    sampling: object = None
 
     @property
     def counted(self) -> tuple[Judgement, ...]:
@@ -126,6 +129,7 @@ def _reviewed(record: Mapping[str, Any], usernames: Mapping[str, str]) -> Review
         shared=record["metadata"].get(DECIDED_TOGETHER) or {},
         assigned=tuple(username_of(term) for term in terms_of(record, ASSIGNED)),
         third_persons=third_persons,
+        sampling=record["metadata"].get(SAMPLING),
     )
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from larf_curate.review.decisions.agreement import AnnotatorAgreement, SharedRows, agreement, agreement_by_label
 from larf_curate.review.decisions.people import PersonStatus, people_status
 from larf_curate.review.decisions.responses import Judgement, ReviewedRecord
+from larf_curate.review.sampling.left import Left
 
 BREAK = timedelta(minutes=15)
 """Longer gaps between two decisions of one annotator do not count as working time."""
@@ -38,6 +39,7 @@ class QueueStatus:
         unassigned: Number of open rows that are assigned to nobody, if any row is assigned.
         decisions_per_hour: Average pace of an annotator, without pauses; None until one has made two decisions.
         url: Address of the queue in the browser, sorted worst first.
+        left: How many harmful rows are left; None without a push by expected harm.
     """
 
     rows: int
@@ -59,6 +61,7 @@ class QueueStatus:
     unassigned: int
     decisions_per_hour: float | None
     url: str
+    left: Left | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

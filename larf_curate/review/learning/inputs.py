@@ -59,17 +59,18 @@ class StoredRows:
     has_state: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "StoredRows":
+    def of(cls, dataset: Dataset, *, need_states: bool = True) -> "StoredRows":
         """Read the columns of a scored dataset.
 
         Args:
             dataset: Rows with ``larf_score`` and ``larf_state``; ``larf_signals`` is optional.
+            need_states: Whether states must be there.
 
         Raises:
             InputError: If scores or states are missing.
         """
         names = [name for name in (SCORE, SIGNALS, STATE) if name in dataset.column_names]
-        if SCORE not in names or STATE not in names:
+        if SCORE not in names or (STATE not in names and need_states):
             raise InputError(
                 f"wanted rows with larf_score and larf_state, got {names}: score them with keep_states "
                 "(larf-curate score --keep-states)"
@@ -81,14 +82,15 @@ class StoredRows:
         """Read the columns of a table.
 
         Args:
-            table: Rows with ``larf_score`` and ``larf_state``; ``larf_signals`` is optional.
+            table: Rows with ``larf_score``; ``larf_state`` and ``larf_signals`` are optional.
             signals: Names of the signals; those that the table lacks are NaN.
         """
+        stored = STATE in table.column_names
         return cls(
             scores=_floats(table[SCORE]),
             signals=_signals(table, signals),
-            states=_states(table[STATE]),
-            has_state=np.asarray(table[STATE].is_valid()),
+            states=_states(table[STATE]) if stored else np.empty((0, 0), np.float16),
+            has_state=np.asarray(table[STATE].is_valid()) if stored else np.zeros(len(table), bool),
         )
 
     def followed_by(self, others: "StoredRows") -> "StoredRows":

@@ -12,6 +12,7 @@ from larf_curate.review.decisions.responses import ReviewedRecord
 from larf_curate.review.learning import farthest
 from larf_curate.review.learning.snapshot import Snapshot
 from larf_curate.review.records.excerpt import row_texts
+from larf_curate.review.sampling.stage import read_sampling
 from larf_curate.review.strategies import STRATEGIES, Strategy
 from larf_curate.signals.protocol import unit
 
@@ -48,7 +49,7 @@ class Proposals:
     """Records proposed for review.
 
     Args:
-        by: Strategy that chose the records: ``score``, ``uncertain`` or ``different``.
+        by: Strategy that chose the records: ``score``, ``uncertain``, ``different`` or ``random``.
         rows: The records, in the order in which to review them.
         url: Link that shows the undecided ones among them, and no others.
         conflicts_url: Link that shows those on which annotators disagree; None if there are none.
@@ -86,6 +87,7 @@ def propose(snapshot: Snapshot, *, by: str = "score", n: int = 10) -> Proposals:
         snapshot: The queue and its ranking.
         by: ``score``: highest learned score. ``uncertain``: annotators disagree, or else the probability of removal is
             closest to 1/2. ``different``: farthest, in the space of states, from all decided rows and from each other.
+            ``random``: the random rows of a push by expected harm, in their order.
         n: Number of records, at least 1; fewer if not so many are undecided.
 
     Raises:
@@ -140,10 +142,20 @@ def _most_different(snapshot: Snapshot, rows: Sequence[str], n: int) -> list[str
     return [snapshot.row_ids[index] for index in farthest(snapshot.learned.directions, decided, candidates, n)]
 
 
+def _drawn_first(snapshot: Snapshot, rows: Sequence[str], n: int) -> list[str]:
+    """The first n random rows, from which the number of harmful rows left is estimated."""
+    sampled = read_sampling(record.sampling for record in snapshot.reviewed if record.sampling)
+    if not sampled.stages:
+        raise InputError("the queue has no random rows: push with --strategy harm --budget N first")
+    undecided = set(rows)
+    return [row for stage in sampled.by_stage for row in stage.random if row in undecided][:n]
+
+
 CHOOSERS: dict[Strategy, Callable[[Snapshot, Sequence[str], int], list[str]]] = {
     "score": _highest,
     "uncertain": _least_certain,
     "different": _most_different,
+    "random": _drawn_first,
 }
 
 
@@ -188,6 +200,8 @@ def _reason(
         return "annotators disagree: " + ", ".join(f"{name} {decision}" for name, decision in votes.items())
     if score is None or chance is None:
         return "could not be scored: only a person can judge it"
+    if by == "random":
+        return f"drawn at random, to estimate how many harmful rows are left; chance of removal {chance:.0%}"
     near = _nearest(snapshot, row)
     if by == "different":
         return f"unlike all decided rows: {near}" if near else "nothing decided yet: unlike the rows before it"

@@ -102,6 +102,7 @@ def learn(
     *,
     references: References | None = None,
     earlier: DecidedRows | None = None,
+    need_states: bool = True,
 ) -> Learned:
     """Re-rank scored rows by people's decisions.
 
@@ -111,6 +112,7 @@ def learn(
             decisions, and rows that are not in the dataset, are ignored.
         references: References of the profile that scored the rows; default: only the decisions are learned from.
         earlier: Decided rows of other datasets that the same profile scored, with the signals of the dataset.
+        need_states: Whether rows must have states; without them only scores and signals are learned from.
 
     Raises:
         InputError: If columns are missing, or references or earlier rows have another width than the states.
@@ -124,7 +126,7 @@ def learn(
         if decisions.get(row) in (*POSITIVE, *NEGATIVE)
     }
     decided, positive = np.array(list(labels), np.intp), np.array(list(labels.values()), bool)
-    return rank(StoredRows.of(dataset), decided, positive, references, earlier=earlier)
+    return rank(StoredRows.of(dataset, need_states=need_states), decided, positive, references, earlier=earlier)
 
 
 def rank(

@@ -156,7 +156,7 @@ def flag_more(snapshot: Snapshot, row_ids: Sequence[str]) -> Selection:
     reasons = [f"{ADDED} {scores[index]:.4f} after {decisions} decisions" for index in indices]
     rows = snapshot.selection.kept.select([index - start for index in indices])
     columns = {"larf_flagged": [True] * len(rows), "larf_reason": reasons}
-    return replace(snapshot.selection, flagged=_with_columns(rows, columns))
+    return replace(snapshot.selection, flagged=with_columns(rows, columns))
 
 
 def sorted_by_learned_score(snapshot: Snapshot, newly_flagged: Dataset) -> Selection:
@@ -171,8 +171,8 @@ def sorted_by_learned_score(snapshot: Snapshot, newly_flagged: Dataset) -> Selec
     ids = newly_flagged.with_format(None)[ROW_ID][:]
     moved = np.array([snapshot.indices[row] for row in ids], np.intp)
     parts = [
-        _with_columns(selection.flagged, {LEARNED: scores[:start]}),
-        _with_columns(newly_flagged, {LEARNED: scores[moved]}),
+        with_columns(selection.flagged, {LEARNED: scores[:start]}),
+        with_columns(newly_flagged, {LEARNED: scores[moved]}),
     ]
     flagged = concatenate_datasets([part for part in parts if len(part)] or parts[:1])
     flagged_scores = np.concatenate([scores[:start], scores[moved]])
@@ -180,7 +180,7 @@ def sorted_by_learned_score(snapshot: Snapshot, newly_flagged: Dataset) -> Selec
     return replace(
         selection,
         flagged=flagged.select(np.argsort(-np.nan_to_num(flagged_scores, nan=-np.inf), kind="stable")),
-        kept=_with_columns(selection.kept.select(kept - start), {LEARNED: scores[kept]}),
+        kept=with_columns(selection.kept.select(kept - start), {LEARNED: scores[kept]}),
     )
 
 
@@ -197,14 +197,18 @@ def removed_rows(snapshot: Snapshot) -> Dataset:
         indices = [index for index, row in enumerate(ids) if row in removed]
         columns = [name for name in (ROW_ID, "larf_state") if name in part.column_names]
         categories = [removed[ids[index]].category for index in indices]
-        parts.append(_with_columns(part.select_columns(columns).select(indices), {"category": categories}))
+        parts.append(with_columns(part.select_columns(columns).select(indices), {"category": categories}))
     return concatenate_datasets([part for part in parts if len(part)] or parts[:1])
 
 
-def _with_columns(rows: Dataset, columns: dict[str, Any]) -> Dataset:
+def with_columns(rows: Dataset, columns: dict[str, Any]) -> Dataset:
     """The rows with these columns added, or replaced at their position if they exist.
 
     Types come from ``ADDED_TYPES``, since values that are all null have none.
+
+    Args:
+        rows: Rows of a selection.
+        columns: Values by name, one for each row.
     """
     order = list(dict.fromkeys([*rows.column_names, *columns]))
     if not len(rows):  # datasets cannot add a column to an empty dataset

@@ -83,7 +83,7 @@ class Snapshot:
             current = decisions.for_rows(undecoded(part.select(indices))).rows
             decided |= {row.row_id: row for row in current if row.status == "decided"}
         labels = {row_id: decision.decision or "" for row_id, decision in decided.items()}
-        rows = _learning_rows(selection)
+        rows = learning_rows(selection)
         known = rows.with_format(None)[ROW_ID][:] if earlier else ()
         others = load_earlier(earlier, profile=profile, signals=signal_names(rows), known=known)
         learned = learn(rows, labels, references=references, earlier=others)
@@ -127,8 +127,15 @@ class Snapshot:
         return [value for part in parts for value in part.with_format(None)[name][:]]
 
 
-def _learning_rows(selection: Selection) -> Dataset:
-    """Flagged and then kept rows, with the columns that learning needs."""
+def learning_rows(selection: Selection) -> Dataset:
+    """Flagged and then kept rows, with the columns that learning needs.
+
+    Args:
+        selection: The selection.
+
+    Raises:
+        InputError: If it has no rows.
+    """
     parts = [part for part in (selection.flagged, selection.kept) if len(part)]
     if not parts:
         raise InputError("the selection has no rows: there is nothing to rank")

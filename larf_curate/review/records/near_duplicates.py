@@ -1,6 +1,6 @@
 """Near-duplicate rows, which can share one decision, found by the cosine of their hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +83,15 @@ class NearDuplicates:
         shared = {leader: {row: digests[row] for row in others} for leader, others in members.items()}
         by_row = {row: Group(leader=row, size=1 + len(others), shared=others) for row, others in shared.items()}
         return cls(by_row=by_row, covered=covered)
+
+    def led_by(self, rows: Collection[str]) -> "NearDuplicates":
+        """Only the groups with these leaders.
+
+        Args:
+            rows: Row ids.
+        """
+        by_row = {row: group for row, group in self.by_row.items() if group.leader in rows}
+        return NearDuplicates(by_row=by_row, covered=frozenset(row for g in by_row.values() for row in g.shared))
 
 
 def leaders(units: Vectors, *, min_cosine: float = MIN_COSINE) -> list[int]:

@@ -18,7 +18,7 @@ from larf_curate.review.argilla.settings import (
     THIRD_PERSON,
 )
 from larf_curate.review.records.evidence import learned_block, with_learned
-from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES, RECORD_DIGEST, Record
+from larf_curate.review.records.record import CONTENT_DIGEST, OUTDATED_RESPONSES, RECORD_DIGEST, SAMPLING, Record
 
 BATCH_ROWS = 500
 """Records per request, the server's limit."""
@@ -102,6 +102,7 @@ class Push:
             responses = self.store.responses(sorted(rewritten)) if rewritten else {}
             for record in changed:
                 kept = record if self._has_new_content(record) else self._with_learned(record)
+                kept = self._with_sampling(kept)
                 yield self._with_outdated_responses(kept, responses.get(record["external_id"], ()))
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
@@ -126,6 +127,11 @@ class Push:
         said = learned_block(str(self.existing[record["external_id"]]["fields"].get("evidence") or ""))
         fields = record["fields"] | {"evidence": with_learned(record["fields"]["evidence"], said)}
         return record | {"metadata": record["metadata"] | learned, "fields": fields}
+
+    def _with_sampling(self, record: Record) -> Record:
+        """The record, with its places in the sample that an earlier push drew."""
+        places = {SAMPLING: self._metadata(record)[SAMPLING]} if SAMPLING in self._metadata(record) else {}
+        return record | {"metadata": places | record["metadata"]}
 
     def _with_outdated_responses(self, record: Record, responses: Iterable[Mapping[str, Any]]) -> Record:
         """The record, with the responses to earlier contents in its metadata, so that they are never applied to it.

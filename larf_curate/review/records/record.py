@@ -39,6 +39,8 @@ DECIDED_TOGETHER = "decided_together"
 ANSWER_DIGEST = "answer_digest"
 SUGGESTED_BY = "the row itself"
 """Agent of the suggested answer, as the page names it."""
+SAMPLING = "sampling"
+"""Metadata of a record that a push by expected harm sent; see `larf_curate.review.sampling`."""
 
 Record = dict[str, Any]
 Turn = tuple[str, str]
