@@ -119,7 +119,7 @@ def push(
         remember(queue, output or selection)
         assigned = queue.assign(assign) if assign else None
     if as_json:
-        more = {"assigned": asdict(assigned)} if assigned else {}
+        more: dict[str, object] = {"assigned": asdict(assigned)} if assigned else {}
         more |= {"chosen": len(by_harm.plan.chosen), "random": len(by_harm.plan.random)} if by_harm else {}
         more |= {"selection": str(output)} if output else {}
         echo_json({"queue": queue.name} | asdict(result) | more)
