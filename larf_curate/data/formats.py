@@ -223,7 +223,8 @@ def _decompress(path: Path, target: Path, screen: TextScreen) -> None:
 
 def _cached_rows(folder: Path) -> Dataset | None:
     """Rows of the Arrow files of a folder, which all have the same features."""
-    files = sorted(folder.glob("*.arrow"))
+    # `datasets` keeps results of `shuffle` and `map` beside the rows, as cache-*.arrow.
+    files = sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))
     with silenced():
         parts = [Dataset.from_file(str(path)) for path in files]
     if not parts:

@@ -4,7 +4,8 @@ Only the positions that predict an answer's token go through the language-model 
 whole batch, (rows, tokens, vocabulary), would need more memory than all else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,8 +48,18 @@ class AnswerHead:
     def __init__(self, model: Any) -> None:  # noqa: ANN401  transformers has no types
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         # Prompt learning adds tokens around the decoder, which only peft's own forward knows.
+        self._measures = True
         learned_prompt = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
         self.splits = not learned_prompt and self._reproduces_logits()
+
+    @contextmanager
+    def unmeasured(self) -> Iterator[None]:
+        """Leave out what is only for metrics: entropies are 0, and no target is the most probable token."""
+        self._measures = False
+        try:
+            yield
+        finally:
+            self._measures = True
 
     def decode(self, **inputs: Any) -> Any:  # noqa: ANN401
         """The decoder's output for the inputs of the model, with ``last_hidden_state`` of shape (rows, tokens, d)."""
@@ -63,8 +74,8 @@ class AnswerHead:
             targets: Token ids, shape (n,).
         """
         project = partial(self._logits, output)
-        again = partial(checkpoint, _predict, project, use_reentrant=False)
-        predict = again if self._is_trained() else _stored(project)
+        again = partial(checkpoint, _predict, project, self._measures, use_reentrant=False)
+        predict = again if self._is_trained() else _stored(project, self._measures)
         parts = [
             predict(*few) for few in zip(torch.split(hidden, POSITIONS), torch.split(targets, POSITIONS), strict=True)
         ]
@@ -149,14 +160,15 @@ class _Stored(torch.autograd.Function):
     """`_predict` whose backward pass needs no logits: the gradient of each position is computed beforehand."""
 
     @staticmethod
-    def forward(ctx: Any, project: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(ctx: Any, project: Any, measures: bool, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
             logits = project(leaf)
         wide = _widened(logits.detach())
         log_probs = wide.log_softmax(-1)
-        probs = log_probs.exp()
-        found = _measured(wide, log_probs, probs, targets)
+        likely = log_probs.gather(1, targets[:, None])[:, 0]
+        probs = log_probs.exp_()
+        found = _measured(wide, likely, probs, targets) if measures else _unmeasured(likely)
         # d log p(target) / d logits = onehot(target) - p
         slope = probs.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probs[:, :1]))
         ctx.save_for_backward(torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0])
@@ -164,32 +176,39 @@ class _Stored(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: object) -> tuple[None, Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, slope: Tensor, *_: object) -> tuple[None, None, Tensor, None]:  # noqa: ANN401
         (gradient,) = ctx.saved_tensors
-        return None, (gradient * slope[:, None]).to(gradient.dtype), None
+        return None, None, (gradient * slope[:, None]).to(gradient.dtype), None
 
 
-def _stored(project: Any) -> Any:  # noqa: ANN401  a function
+def _stored(project: Any, measures: bool) -> Any:  # noqa: ANN401  a function
     def predict(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         if not (torch.is_grad_enabled() and hidden.requires_grad):
-            return _predict(project, hidden, targets)
-        found: tuple[Tensor, ...] = _Stored.apply(project, hidden, targets)  # type: ignore[no-untyped-call]
+            return _predict(project, measures, hidden, targets)
+        found: tuple[Tensor, ...] = _Stored.apply(project, measures, hidden, targets)  # type: ignore[no-untyped-call]
         return found
 
     return predict
 
 
-def _predict(project: Any, hidden: Tensor, targets: Tensor) -> Predictions:  # noqa: ANN401
+def _predict(project: Any, measures: bool, hidden: Tensor, targets: Tensor) -> Predictions:  # noqa: ANN401
     """`Predictions` at a few positions, from their logits."""
     wide = _widened(project(hidden))
     log_probs = wide.log_softmax(-1)
-    return _measured(wide, log_probs, log_probs.detach().exp(), targets)
+    likely = log_probs.gather(1, targets[:, None])[:, 0]
+    return _measured(wide.detach(), likely, log_probs.detach().exp(), targets) if measures else _unmeasured(likely)
 
 
-def _measured(logits: Tensor, log_probs: Tensor, probs: Tensor, targets: Tensor) -> Predictions:
-    """`Predictions` from logits, log-probabilities and probabilities of all tokens, each (n, vocabulary)."""
-    entropy = -torch.linalg.vecdot(probs, log_probs.detach())
-    return Predictions(log_probs.gather(1, targets[:, None])[:, 0], entropy, logits.detach().argmax(-1) == targets)
+def _measured(logits: Tensor, likely: Tensor, probs: Tensor, targets: Tensor) -> Predictions:
+    """`Predictions` from logits and probabilities, each (n, vocabulary), and log-probabilities of the targets."""
+    # The entropy is the mean of normalizer - logit: this needs no log-probabilities of all tokens.
+    normalizer = logits.gather(1, targets[:, None])[:, 0] - likely.detach()
+    return Predictions(likely, normalizer - torch.linalg.vecdot(probs, logits), logits.argmax(-1) == targets)
+
+
+def _unmeasured(likely: Tensor) -> Predictions:
+    zeros = torch.zeros_like(likely)
+    return Predictions(likely, zeros, zeros.bool())
 
 
 def _widened(logits: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class AnswerLossTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
-        if self.args.device.type not in ("cuda", "xpu") and self.accelerator.distributed_type not in SHARDED:
-            add_answer_head(self.model)
+        splits = self.args.device.type not in ("cuda", "xpu") and self.accelerator.distributed_type not in SHARDED
+        self._head = add_answer_head(self.model) if splits else None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -50,11 +50,15 @@ class AnswerLossTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         return sorted_by_length(batches), items
 
 
-def add_answer_head(model: Any) -> None:  # noqa: ANN401
-    """Replace the fused head that TRL has added to a model by one of learned positions, where `AnswerHead` can."""
+def add_answer_head(model: Any) -> AnswerHead | None:  # noqa: ANN401
+    """Replace the fused head that TRL has added to a model by one of learned positions, where `AnswerHead` can.
+
+    Returns:
+        That head; None if the model keeps TRL's.
+    """
     head = AnswerHead(model)
     if not head.splits:
-        return
+        return None
     fused = head.model.forward
 
     def forward(
@@ -76,6 +80,7 @@ def add_answer_head(model: Any) -> None:  # noqa: ANN401
     # `generate` validates its arguments against this signature.
     forward.__wrapped__ = type(head.model).forward  # type: ignore[attr-defined]
     head.model.forward = MethodType(forward, head.model)
+    return head
 
 
 def sorted_by_length(batches: list[Any]) -> list[Any]:

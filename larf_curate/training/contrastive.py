@@ -99,10 +99,20 @@ class ContrastiveRows:
         """
         return [self._row(position) for position in range(index * size, (index + 1) * size)]
 
-    def by_length(self, rows: Sequence[int], size: int) -> list[list[int]]:
-        """Split rows into parts of a size, the longest first, so that little is padded."""
-        ordered = sorted(rows, key=lambda row: -len(self.safe[row].ids) - len(self.unsafe[row].ids))
-        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    def by_length(self, rows: Sequence[int], tokens: int) -> list[list[int]]:
+        """Split rows into parts, the longest first, so that little is padded.
+
+        Args:
+            rows: Row numbers.
+            tokens: Number of tokens of a part with its padding, as `pairs` has them; a longer row has its own.
+        """
+        parts: list[list[int]] = []
+        for row in sorted(rows, key=self._length, reverse=True):
+            if parts and (len(parts[-1]) + 1) * self._length(parts[-1][0]) <= tokens:
+                parts[-1].append(row)
+            else:
+                parts.append([row])
+        return parts
 
     def sides(self, rows: Sequence[int]) -> tuple[Batch, Batch]:
         """The safe and the unsafe side of rows.
@@ -136,6 +146,10 @@ class ContrastiveRows:
             length = len(pair["input_ids"])
             mask[:length, :length] = pair["attention_mask"]
         return {**batch, "attention_mask": masks[:, None]}
+
+    def _length(self, row: int) -> int:
+        """Tokens of a row in `pairs`."""
+        return len(self.safe[row].ids) + 1 + len(self.unsafe[row].ids) - self.unsafe[row].start
 
     def _row(self, position: int) -> int:
         """Index of the row at a position of the endless sequence."""

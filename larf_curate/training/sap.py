@@ -16,7 +16,7 @@ V raises the useful loss in the harmful direction, so that the update turns away
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,7 @@ from larf_curate.training.margins import Margins
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import added_probes, frozen, global_norm, probe_blocks, shifted_weights
 from larf_curate.training.sap_config import SapConfig
+from larf_curate.training.shared_prefix import SharedPrefixes
 
 # isort: split
 from peft import PeftConfig  # importing sap_config has checked that it is installed
@@ -55,11 +56,15 @@ class SapTrainer(AnswerLossTrainer):
     use the unwrapped model, so that DDP's reducer sees only the ordinary backward pass. Sharded weights (FSDP,
     DeepSpeed) are rejected.
 
-    Contrastive rows are computed ``per_device_train_batch_size`` at a time, both answers to a prompt in one sequence
-    where the model's attention allows (`Margins`), and logits at learned positions only (`AnswerLossTrainer`).
+    As many contrastive rows are computed at a time as have no more tokens than a micro-batch, both answers to a prompt
+    in one sequence where the model's attention allows (`Margins`), and logits at learned positions only
+    (`AnswerLossTrainer`).
 
     Dropout draws the same masks at W', at W and in the ordinary pass. Evaluation runs without probes. Compared with
     SFT, a step needs memory for one more copy of the trainable weights and one of their gradient.
+
+    Up to the first probe, the pass for V at W and the ordinary pass are the same. They are computed once, for the first
+    micro-batch and for as many as have `SHARED_TOKENS` together, since what is kept of these is in memory at once.
 
     Every log entry has, averaged over its steps: ``sap/safety_loss``, ``sap/gradient_norm`` (of g),
     ``sap/probe_norm``, ``sap/probe_gradient_change`` (relative change of the probes' gradient from W to W'; near the
@@ -127,6 +132,11 @@ class SapTrainer(AnswerLossTrainer):
         self._margins = Margins(self._contrastive, bf16=bool(args.bf16))
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
+        self._devices = sorted({w.device.index for w in self.model.parameters() if w.device.type == "cuda"})
+        below = [blocks[number] for number in range(min(self._blocks) + 1)]
+        # A loss of the balance of experts reads all blocks; other losses than TRL's need a second pass.
+        whole = self.aux_loss_enabled or self.compute_loss_func or self.label_smoother or args.n_gpu > 1
+        self._prefixes = SharedPrefixes(self.model, below, self._devices, lambda: self._now(), enabled=not whole)
         # Of the steps since the last log entry: their time, and that of the parts that SFT has too.
         self._total_seconds = 0.0
         self._ordinary_seconds = 0.0
@@ -159,12 +169,17 @@ class SapTrainer(AnswerLossTrainer):
             self._probes = self._find_probes(model, *self._upcoming)
             self._upcoming = None
         middle = self._now()
-        with added_probes(self._blocks, self._probes):
+        with added_probes(self._blocks, self._probes), self._prefixes.next() as seconds:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         end = self._now()
         self._total_seconds += end - start
-        self._ordinary_seconds += end - middle
+        self._ordinary_seconds += end - middle + seconds
         return loss
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401  trl has no types
+        """The loss as in TRL; a training step starts from the prefix that it has in common with the pass for V."""
+        with self._prefixes.resumed():
+            return super().compute_loss(*args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the cost of SAP since the last log entry, and log."""
@@ -177,26 +192,25 @@ class SapTrainer(AnswerLossTrainer):
         self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
     ) -> dict[int, Tensor]:
         """The probes V of one optimizer step by block number, each of shape (d,); none if epsilon or beta is 0."""
+        self._prefixes.drop()  # those of a step that was interrupted
         if not (self.args.epsilon and self.args.beta):
             return {}
         unwrapped = self.accelerator.unwrap_model(model)
         unwrapped.train()
         weights = [weight for weight in unwrapped.parameters() if weight.requires_grad]
-        direction = self._harmful_direction(unwrapped, weights)
+        direction = self._harmful_direction(unwrapped, weights, max(batch["input_ids"].numel() for batch in batches))
         with shifted_weights(weights, direction, self.args.epsilon * global_norm(weights)):
-            with frozen(weights):
-                at_shifted = self._probe_gradient(unwrapped, batches, items)
+            at_shifted = self._probe_gradient(unwrapped, batches, items, weights)
         del direction  # frees one copy of the gradient before the next pass
-        with frozen(weights):
-            at_current = self._probe_gradient(unwrapped, batches, items)
+        at_current = self._probe_gradient(unwrapped, batches, items, weights, kept=self._prefixes.count(batches))
         change = [a - b for a, b in zip(at_shifted, at_current, strict=True)]
         self._log("probe_gradient_change", global_norm(change) / global_norm(at_current).clamp(min=1e-30))
         probes = self._step(change)
         self._log("probe_norm", global_norm(probes))
         return dict(zip(self._blocks, probes, strict=True))
 
-    def _harmful_direction(self, model: nn.Module, weights: list[Tensor]) -> list[Tensor]:
-        """The unit vector along g, one tensor per weight; zero if g is zero.
+    def _harmful_direction(self, model: nn.Module, weights: list[Tensor], tokens: int) -> list[Tensor]:
+        """The unit vector along g, one tensor per weight; zero if g is zero. ``tokens`` are computed at a time.
 
         If the model refuses with certainty, all -log sigmoid are near 0 and g underflows. The coefficients
         sigmoid(-margin) of the rows in g are therefore divided by the largest of them, which does not change the
@@ -207,8 +221,8 @@ class SapTrainer(AnswerLossTrainer):
         rows = self._contrastive.batch(index, self.args.contrastive_batch_size)
         direction = [torch.zeros_like(weight) for weight in weights]
         largest, losses = torch.tensor(-torch.inf), []
-        with self._same_dropout(model):
-            for part in self._contrastive.by_length(rows, self.args.per_device_train_batch_size):
+        with self._same_dropout(), self._unmeasured():
+            for part in self._contrastive.by_length(rows, tokens):
                 with self.compute_loss_context_manager():
                     margins = self._margins(model, part) / self.args.temperature
                 log_coefficients = functional.logsigmoid(-margins.detach())
@@ -230,16 +244,26 @@ class SapTrainer(AnswerLossTrainer):
         return [g.div_(norm.to(g.device)) if norm > 0 else g for g in direction]
 
     def _probe_gradient(
-        self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
+        self,
+        model: nn.Module,
+        batches: list[Mapping[str, Any]],
+        items: Tensor | int | None,
+        weights: list[Tensor],
+        kept: int = 0,
     ) -> list[Tensor]:
-        """Gradient of the useful loss by V at V = 0 over all micro-batches, averaged over the processes."""
+        """Gradient of the useful loss by V at V = 0 over all micro-batches, averaged over the processes.
+
+        The prefixes of the first ``kept`` micro-batches are kept.
+        """
         zeros = {n: _zeros(block, self._width) for n, block in self._blocks.items()}
         total = [torch.zeros_like(zero) for zero in zeros.values()]
-        with self._same_dropout(model), self._metrics_unchanged(), added_probes(self._blocks, zeros):
-            for batch in batches:
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, self._prepare_inputs(dict(batch)), num_items_in_batch=items)
-                gradient = torch.autograd.grad(loss, list(zeros.values()))
+        with self._same_dropout(), self._metrics_unchanged(), self._unmeasured():
+            for number, batch in enumerate(batches):
+                weightless = self._prefixes.keeping(weights) if number < kept else frozen(weights)
+                with weightless, added_probes(self._blocks, zeros):
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, self._prepare_inputs(dict(batch)), num_items_in_batch=items)
+                    gradient = torch.autograd.grad(loss, list(zeros.values()))
                 total = [t + g for t, g in zip(total, gradient, strict=True)]
         return self._mean(total)
 
@@ -259,11 +283,14 @@ class SapTrainer(AnswerLossTrainer):
         return [self.accelerator.reduce(tensor, reduction="mean") for tensor in tensors]
 
     @contextmanager
-    def _same_dropout(self, model: nn.Module) -> Iterator[None]:
+    def _same_dropout(self) -> Iterator[None]:
         """Restore the random state on exit, so that the next pass draws the same dropout masks."""
-        devices = sorted({w.device.index for w in model.parameters() if w.device.type == "cuda"})
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(self._devices):
             yield
+
+    def _unmeasured(self) -> AbstractContextManager[None]:
+        """Compute losses without what is only for metrics."""
+        return self._head.unmeasured() if self._head else nullcontext()
 
     @contextmanager
     def _metrics_unchanged(self) -> Iterator[None]:

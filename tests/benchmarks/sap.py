@@ -106,15 +106,16 @@ class Survey(SapTrainer):
         bare = self.accelerator.unwrap_model(model)
         bare.train()
         weights = [weight for weight in bare.parameters() if weight.requires_grad]
-        direction = self._harmful_direction(bare, weights)
+        direction = self._harmful_direction(bare, weights, max(batch["input_ids"].numel() for batch in batches))
         loss, plain = self._gradient(bare, batches, items, weights, {})
         self._line("no probe", "", "", loss, plain, direction, plain)
         for spec, epsilon in PROBES:
             blocks = decoder_blocks(self.model)
             self._blocks = {number: blocks[number] for number in probe_blocks(spec, len(blocks))}
             with shifted_weights(weights, direction, epsilon * global_norm(weights)):
-                there = self._probe_gradient(bare, batches, items)
-            change = [a - b for a, b in zip(there, self._probe_gradient(bare, batches, items), strict=True)]
+                there = self._probe_gradient(bare, batches, items, weights)
+            here = self._probe_gradient(bare, batches, items, weights)
+            change = [a - b for a, b in zip(there, here, strict=True)]
             for self.args.probe_step, self.args.beta in STEPS:
                 probes = dict(zip(self._blocks, self._step(change), strict=True))
                 loss, gradient = self._gradient(bare, batches, items, weights, probes)

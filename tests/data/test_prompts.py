@@ -118,3 +118,10 @@ def test_an_empty_prompt_and_a_missing_file_are_refused(tmp_path):
         load_prompts(tmp_path / "p.json")
     with pytest.raises(InputError, match="no files match"):
         load_prompts(tmp_path / "none.csv")
+
+
+def test_rows_that_were_shuffled_after_reading_are_read_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"{n} apples"}) for n in range(5)), encoding="utf-8")
+    shuffled = load_table(path).shuffle(seed=1)  # `datasets` keeps the order in a file of the cache
+    assert sorted(load_table(path)["prompt"]) == sorted(shuffled["prompt"])

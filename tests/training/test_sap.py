@@ -5,17 +5,17 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
 from trl import SFTConfig
 
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, MissingExtraError, ModelError, ReferenceSetError, TrainingError
-from larf_curate.training import SapConfig, SapTrainer, sap_lora, training_rows
+from larf_curate.training import SapConfig, SapTrainer, sap_lora, shared_prefix, training_rows
 from larf_curate.training.answer_loss import AnswerLossTrainer
 from larf_curate.training.callbacks import FiniteGuard
-from tests.fixtures.tiny import byte_model, byte_tokenizer
+from tests.fixtures.tiny import BYTES, byte_model, byte_tokenizer, tiny_model
 from tests.fixtures.training_rows import TRIPLES, tiny_rows
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
@@ -126,9 +126,10 @@ def reference_step(model, batches, *, epsilon, beta, step, rate):
 
 
 def probed_loss(model, batch, items, probe):
-    projection = model.model.layers[1].mlp.down_proj
+    projection = model.get_decoder().layers[1].mlp.down_proj
+    projection = getattr(projection, "base_layer", projection)
     projection.bias = torch.nn.Parameter(probe) if not isinstance(probe, torch.nn.Parameter) else probe
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     projection.bias = None
     return useful_loss(logits, batch["labels"], items)
 
@@ -138,9 +139,21 @@ def probe_gradient(model, batches, items):
     return torch.autograd.grad(sum(probed_loss(model, b, items, zero) for b in batches), zero)[0]
 
 
-@pytest.mark.parametrize(("step", "accumulation"), [("unit", 1), ("sign", 1), ("unit", 2)])
-def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypatch, step, accumulation):
-    model = exact_model()
+def exact_lora():
+    """In float64; all of its weights have gradients."""
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(exact_model(), lora, autocast_adapter_dtype=False).double()
+
+
+@pytest.mark.parametrize(
+    ("step", "accumulation", "kept", "checkpointing", "lora"),
+    [("unit", 1, 1, False, False), ("sign", 1, 1, False, True), ("unit", 2, 0, False, False),
+     ("unit", 2, 1, True, False), ("unit", 2, 2, False, True), ("unit", 2, 2, True, True)],
+)  # fmt: skip
+def test_one_step_equals_a_straightforward_autograd_reference(
+    tmp_path, monkeypatch, step, accumulation, kept, checkpointing, lora
+):
+    model = exact_lora() if lora else exact_model()
     expected = copy.deepcopy(model)
     subject = trainer(
         tmp_path,
@@ -151,14 +164,16 @@ def test_one_step_equals_a_straightforward_autograd_reference(tmp_path, monkeypa
         optim="sgd",
         max_grad_norm=0,
         lr_scheduler_type="constant",
+        activation_checkpointing=checkpointing,
     )
+    monkeypatch.setattr(subject._prefixes, "count", lambda _: kept)
     seen = {}
     gradient_at = subject._probe_gradient
 
-    def spy(bare, batches, items):
+    def spy(bare, batches, *args, **options):
         seen.setdefault("moved", weights_of(bare))
         seen["batches"] = batches
-        return gradient_at(bare, batches, items)
+        return gradient_at(bare, batches, *args, **options)
 
     monkeypatch.setattr(subject, "_probe_gradient", spy)
     subject.train()
@@ -182,7 +197,7 @@ def test_the_probe_makes_the_useful_loss_rise_in_the_harmful_direction(tmp_path)
     probe = subject._find_probes(model, [batch], items)[1]
     assert_same(before, weights_of(model))
     weights = [p for p in model.parameters() if p.requires_grad]
-    direction = subject._harmful_direction(model, weights)
+    direction = subject._harmful_direction(model, weights, 1)
     moved = copy.deepcopy(model)
     for weight, way in zip(moved.parameters(), direction, strict=True):
         weight.data += 1e-3 * way
@@ -197,7 +212,7 @@ def test_the_harmful_direction_survives_a_model_that_surely_refuses(tmp_path):
     weights = list(model.parameters())
     one_row = [t for t in TRIPLES if (log_prob(model, t[0], t[2]) - log_prob(model, t[0], t[1])) > 0]
     subject = trainer(tmp_path, model=model, temperature=1e-4, references=one_row[:1], contrastive_batch_size=1)
-    direction = subject._harmful_direction(model, weights)
+    direction = subject._harmful_direction(model, weights, 1)
     margin = log_prob(model, one_row[0][0], one_row[0][2]) - log_prob(model, one_row[0][0], one_row[0][1])
     assert functional.logsigmoid(margin / 1e-4) == 0  # the plain loss has no gradient here
     want = torch.cat([-g.flatten() for g in torch.autograd.grad(margin, weights)])
@@ -210,14 +225,47 @@ def test_the_harmful_direction_is_the_same_in_parts(tmp_path, swapped):
     model = exact_model()
     references = [(prompt, safe, unsafe) for prompt, unsafe, safe in TRIPLES] if swapped else TRIPLES
     found = []
-    for rows in (3, 2, 1):
-        subject = trainer(tmp_path, model=model, references=references, per_device_train_batch_size=rows)
-        direction = subject._harmful_direction(model, list(model.parameters()))
+    for tokens, parts in ((1000, 1), (2 * 67, 2), (1, 3)):
+        subject = trainer(tmp_path, model=model, references=references)
+        assert len(subject._contrastive.by_length(range(3), tokens)) == parts
+        direction = subject._harmful_direction(model, list(model.parameters()), tokens)
         found.append(torch.cat([part.flatten() for part in direction]))
         assert found[-1].norm() == pytest.approx(1)
         assert subject._metrics["train"]["sap/gradient_norm"][-1] > 0
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(found[2], found[0], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "checkpointing", "lora"), [(1, False, True), (4, False, False), (4, True, False), (4, True, True)]
+)
+def test_the_common_prefix_is_computed_once_with_the_same_dropout(
+    tmp_path, monkeypatch, accumulation, checkpointing, lora
+):
+    monkeypatch.setattr(shared_prefix, "SHARED_TOKENS", 80)  # rows have 36 or 37
+    adapter = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.2, task_type="CAUSAL_LM") if lora else None
+    options = {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": accumulation}
+    found, passes = [], []
+    for shared in (True, False):
+        model = byte_model(attention_dropout=0.1)
+        subject = trainer(tmp_path, model=model, peft_config=adapter, per_device_train_batch_size=1, **options)
+        assert subject._prefixes._works, "this architecture can resume"
+        subject._prefixes._works = shared
+        runs = []
+        subject.model.get_decoder().layers[1].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        subject.train()
+        found.append(weights_of(subject.model))
+        passes.append(len(runs))
+    assert passes[1] - passes[0] == 2 * min(accumulation, 2), "in two steps"
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_of_the_balance_of_experts_needs_whole_passes(tmp_path):
+    routed = tiny_model("Qwen3Moe", vocabulary=BYTES, output_router_logits=True, router_aux_loss_coef=0.5)
+    plain = byte_model()
+    batches = [{"input_ids": torch.ones(1, 9)}]
+    assert [trainer(tmp_path, model=model)._prefixes.count(batches) for model in (routed, plain)] == [0, 1]
 
 
 # --- what it must not disturb ----------------------------------------------------------------------------------------
@@ -322,11 +370,12 @@ def test_bfloat16_computation_trains_float32_weights(tmp_path):
 
 def test_the_cost_is_that_of_the_whole_step_however_its_micro_batches_differ(tmp_path, monkeypatch):
     subject = trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1)
-    first, second = (0.0, 6.0, 8.0), (10.0, 10.0, 14.0)  # start, after the probes, end of a micro-batch
+    prefixes = (1.0, 2.0, 3.0, 5.0)  # of both micro-batches, computed with the probes
+    first, second = (0.0, *prefixes, 6.0, 8.0), (10.0, 10.0, 14.0)  # start, after the probes, end of a micro-batch
     times = iter(first + second)
     monkeypatch.setattr(subject, "_now", lambda: next(times))
     subject.train()
-    assert subject.state.log_history[0]["sap/cost"] == pytest.approx((8 + 4) / (2 + 4))
+    assert subject.state.log_history[0]["sap/cost"] == pytest.approx((8 + 4) / ((1 + 2) + (2 + 4)))
 
 
 def test_logs_hold_norms_and_cost(tmp_path):
