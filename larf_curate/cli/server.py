@@ -10,6 +10,10 @@ import click
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.server import DEFAULT_PORT, WORKSPACE, EmbeddedServer
 
+OPEN_TO_OTHERS = (
+    "Other machines can sign in, and nothing is encrypted: whoever can read the network reads passwords, keys and "
+    "texts. Let in only the machines of reviewers (firewall); in other networks use an SSH tunnel, or a proxy with TLS."
+)
 home_option: Callable[..., Any] = click.option(
     "--home",
     envvar="LARF_CURATE_ARGILLA_HOME",
@@ -24,9 +28,14 @@ _port_option: Callable[..., Any] = click.option(
 @click.command()
 @home_option
 @_port_option
+@click.option(
+    "--host",
+    help="Address or name of this machine to listen on, for other machines; 0.0.0.0 for all addresses. Nothing is "
+    "encrypted: only in a trusted network.  [default: 127.0.0.1, this machine only]",
+)
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it runs until `down`.")
 @json_option
-def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
+def up(home: Path | None, port: int, host: str | None, detach: bool, as_json: bool) -> None:
     """Start the embedded Argilla server.
 
     Prints its URL and how to sign in. The first start installs Argilla 2.8.0 in an environment of its own and creates
@@ -34,8 +43,9 @@ def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
 
     \b
     larf-curate review up --detach
+    larf-curate review up --detach --host 0.0.0.0
     """
-    server = EmbeddedServer(home, port=port, say=_say)
+    server = EmbeddedServer(home, port=port, host=host, say=_say)
     # Terminating this command then stops the server too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server.start()
@@ -54,9 +64,10 @@ def up(home: Path | None, port: int, detach: bool, as_json: bool) -> None:
 def _show_started(server: EmbeddedServer, as_json: bool) -> None:
     """Print the URL and how to sign in."""
     file, owner, url = server.home.credentials, server.credentials.owner, server.url
+    public = server.status().public_urls
     if as_json:
         state = {"url": url, "username": owner.username, "credentials": str(file), "home": str(server.home.path)}
-        echo_json({**state, "already_running": not server.started_here})
+        echo_json({**state, "already_running": not server.started_here, "public_urls": public})
         return
     click.echo(f"Argilla {'is ready' if server.started_here else 'runs already'}: {url}")
     click.echo(f"  user      {owner.username}")
@@ -64,6 +75,9 @@ def _show_started(server: EmbeddedServer, as_json: bool) -> None:
         click.echo(f"  password  {owner.password}  (shown only once; stored with the API key in {file})")
     else:
         click.echo(f"  password  in {file}, with the API key")
+    if public:
+        click.echo(f"  colleagues, with an account of review user: {' or '.join(public)}")
+        _say(OPEN_TO_OTHERS)
 
 
 @click.command()

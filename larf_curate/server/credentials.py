@@ -17,6 +17,9 @@ from larf_curate.server.private_files import read_private, write_private
 REMEDY = "remove it, the next start creates new credentials"
 OWNER = "argilla"
 WORKSPACE = "argilla"
+MIN_PASSWORD = 15
+"""Minimum length of passwords if other machines can sign in: the minimum of NIST SP 800-63B for a password alone
+(https://pages.nist.gov/800-63-4/sp800-63b.html#passwordver); those created here have 20 random characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,12 @@ class Credentials:
             return replace(self, accounts=(*self.accounts, account))
         same = account.username
         return replace(self, accounts=tuple(account if a.username == same else a for a in self.accounts))
+
+
+def weak_passwords(credentials: Credentials) -> list[str]:
+    """Names of the accounts whose passwords are shorter than `MIN_PASSWORD` or have under 6 different characters."""
+    found = credentials.accounts
+    return [who.username for who in found if len(who.password) < MIN_PASSWORD or len(set(who.password)) < 6]
 
 
 def ensure_credentials(path: Path) -> Credentials:

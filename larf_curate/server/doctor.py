@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from larf_curate.errors import ReviewServerError
 from larf_curate.server import api, process
-from larf_curate.server.credentials import read_credentials
+from larf_curate.server.credentials import read_credentials, weak_passwords
 from larf_curate.server.environment import ServerEnvironment
 from larf_curate.server.home import ServerHome
 from larf_curate.server.inside import store, text_index
@@ -56,6 +56,7 @@ def run_checks(home: ServerHome, environment: Callable[[], ServerEnvironment], p
         "credentials": lambda: _credentials(home),
         "process": lambda: _process(home),
         "port": lambda: _port(home, port),
+        "network": lambda: _network(home),
         "database": lambda: _database(home),
         "search index": lambda: _search_index(home),
     }
@@ -173,6 +174,29 @@ def _port(home: ServerHome, port: int) -> Check:
                 "port", False, f"{port} is used by another program", "end it, or choose another port with --port"
             )
     return Check("port", True, f"{port} is free")
+
+
+def _network(home: ServerHome) -> Check:
+    state = process.find_process(home)
+    if state is None or not state.public_urls:
+        return Check("network", True, f"{'listens' if state else 'would listen'} on this machine's own address only")
+    found = f"other machines can sign in at {', '.join(state.public_urls)}, and nothing is encrypted"
+    if weak := weak_passwords(read_credentials(home.credentials)):
+        return Check("network", False, f"{found}; passwords of {', '.join(weak)} are short", "stop it with `down`")
+    if others := _other_users(home):
+        found = f"{found}; passwords of {', '.join(others)} were chosen on the page"
+    return Check("network", True, found)
+
+
+def _other_users(home: ServerHome) -> list[str]:
+    """Names of the users that the credentials file does not have: somebody created them on the page or by the API."""
+    known = {account.username for account in read_credentials(home.credentials).accounts}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(home.database))}?mode=ro", uri=True, timeout=30)) as connection:
+            users = {str(name) for (name,) in connection.execute("SELECT username FROM users")}
+    except sqlite3.DatabaseError:  # see `_database`
+        return []
+    return sorted(users - known)
 
 
 def _database(home: ServerHome) -> Check:

@@ -10,12 +10,15 @@ from types import TracebackType
 from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.server import api, process
 from larf_curate.server.accounts import USERNAME
+from larf_curate.server.addresses import LOOPBACK, Listening, parse_host
 from larf_curate.server.credentials import (
+    MIN_PASSWORD,
     WORKSPACE,
     Account,
     Credentials,
     ensure_credentials,
     read_credentials,
+    weak_passwords,
     write_credentials,
 )
 from larf_curate.server.doctor import Check, mend_search_index, run_checks
@@ -35,14 +38,16 @@ class ServerStatus:
     Args:
         running: Whether the server process runs.
         answering: Whether it responds to requests and accepts the owner's key.
-        url: URL of the server; None if it does not run.
+        url: URL of the server on this machine; None if it does not run.
         pid: Process id of the server; None if it does not run.
+        public_urls: URLs at which other machines reach it; empty if they cannot.
     """
 
     running: bool
     answering: bool
     url: str | None
     pid: int | None
+    public_urls: tuple[str, ...] = ()
 
 
 def _ignore(_line: str) -> None:
@@ -50,7 +55,7 @@ def _ignore(_line: str) -> None:
 
 
 class EmbeddedServer:
-    """A local Argilla server, bound to 127.0.0.1.
+    """A local Argilla server, by default on 127.0.0.1 only.
 
     Use it as a context manager, or call ``start`` and ``stop``: a started server keeps running when this process exits,
     until it is stopped.
@@ -58,8 +63,13 @@ class EmbeddedServer:
     Args:
         home: Folder of the data; by default ``argilla`` in ``$LARF_CURATE_HOME`` or the platform's data folder.
         port: Port to listen on; 0 takes any free port.
+        host: Address or name of this machine to listen on, ``0.0.0.0`` or ``::`` for all addresses; default: 127.0.0.1.
+            On others than those of the loopback interface, other machines can sign in, and nothing is encrypted.
         environments: Folder of the virtual environments; by default ``argilla-server`` beside the default home.
         say: Called with each line of progress of long steps.
+
+    Raises:
+        InputError: If the host is none of this machine.
     """
 
     def __init__(
@@ -67,11 +77,13 @@ class EmbeddedServer:
         home: str | Path | None = None,
         *,
         port: int = DEFAULT_PORT,
+        host: str | None = None,
         environments: str | Path | None = None,
         say: Callable[[str], None] = _ignore,
     ) -> None:
         self.home = ServerHome.at(home)
         self.port = port
+        self._listening = None if host is None else parse_host(host)
         self.new_credentials = False
         self._environments = environments
         self._say = say
@@ -127,8 +139,11 @@ class EmbeddedServer:
             URL of the server. If it was running already, its port may differ from the requested one.
 
         Raises:
-            ReviewServerError: If the server cannot be installed, its port is taken, or it does not respond in time.
+            ReviewServerError: If the server cannot be installed, its port is taken, or it does not respond in time; if
+                it runs already on another address than the host that was given; or if other machines could reach it
+                and the password of an account is short.
         """
+        listening = self._listening or Listening()
         self.home.make()
         python = self.environment.ensure(self._say)
         with locked(self.home.starting_lock, timeout=_START_TIMEOUT):
@@ -136,14 +151,16 @@ class EmbeddedServer:
             self.new_credentials = not self.home.database.exists()
             if (state := process.await_process(self.home)) is not None:
                 return self._adopt(state, credentials)
+            self._check_passwords(credentials, listening)
             self._say("starting Argilla")
             self._reap()  # an earlier process of this object may have been killed in the meantime
-            self._process = process.launch(python, self.home, self.port)
+            self._process = process.launch(python, self.home, self.port, listening)
             try:
                 started = process.wait_until_ready(
                     self.home,
                     process=self._process,
                     port=self.port,
+                    address=listening.address,
                     timeout=_START_TIMEOUT,
                     is_answering=lambda found: api.is_answering(found.url, credentials.owner),
                 )
@@ -157,6 +174,11 @@ class EmbeddedServer:
 
     def _adopt(self, state: process.ServerProcess, credentials: Credentials) -> str:
         """Wait for a server that a killed command left starting, or require that a started one answers."""
+        if self._listening is not None and self._listening.address != state.address:
+            raise ReviewServerError(
+                f"the server on {self.home.path} runs already on {state.address}, not on {self._listening.address}: "
+                "run `larf-curate review down` and start it again"
+            )
         if not state.listens:
             self._say("waiting for the server that is starting already")
             return process.wait_until_ready(
@@ -170,6 +192,15 @@ class EmbeddedServer:
                 "`larf-curate review down` and start it again"
             )
         return state.url
+
+    def _check_passwords(self, credentials: Credentials, listening: Listening) -> None:
+        """Require that passwords cannot be guessed if other machines reach the server."""
+        if listening.is_public and (weak := weak_passwords(credentials)):
+            raise ReviewServerError(
+                f"other machines could sign in with the passwords of {', '.join(weak)}, which are too short: stop the "
+                f"server, put at least {MIN_PASSWORD} random characters into {self.home.credentials} and give the "
+                f"account another api_key there, or start it without --host on {LOOPBACK}"
+            )
 
     @property
     def started_here(self) -> bool:
@@ -209,7 +240,8 @@ class EmbeddedServer:
         if state is None:
             return ServerStatus(running=False, answering=False, url=None, pid=None)
         answering = state.listens and api.is_answering(state.url, self.credentials.owner)
-        return ServerStatus(running=True, answering=answering, url=state.url, pid=state.pid)
+        public = tuple(state.public_urls)
+        return ServerStatus(running=True, answering=answering, url=state.url, pid=state.pid, public_urls=public)
 
     def doctor(self) -> list[Check]:
         """Diagnose the server, whether or not it runs; failed checks have a remedy."""

@@ -94,7 +94,9 @@ class ServerEnvironment:
         shutil.rmtree(self.path, ignore_errors=True)
         _run([str(self.base), "-m", "venv", str(self.path)], "make a virtual environment")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:", "--no-compile"]
-        pins = ["--require-hashes", "-r", str(_LOCK)]  # a file with another digest is not installed
+        # A file with another digest is not installed. Without dependencies: the lock has all packages, some of them in
+        # later versions than argilla-server declares, because of advisories.
+        pins = ["--require-hashes", "--no-deps", "-r", str(_LOCK)]
         _run([str(self.python), "-m", "pip", "install", *options, *pins], f"install argilla-server {SERVER_VERSION}")
         temporary = self._marker.with_suffix(".tmp")
         temporary.write_text(json.dumps({"argilla-server": SERVER_VERSION, "python": str(self.base)}), encoding="utf-8")

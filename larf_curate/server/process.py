@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field
 from larf_curate.errors import ReviewServerError
 from larf_curate.files import parse_json
 from larf_curate.records import STRICT, parse_record
+from larf_curate.server import addresses
+from larf_curate.server.addresses import Listening
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import is_locked
 from larf_curate.server.private_files import open_private, read_private
@@ -30,7 +32,9 @@ _FORWARDED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE",
 _HOME_TAKEN = 97
 _EXIT_REASONS = {  # by exit code of `inside.launch`
     _HOME_TAKEN: "another server already runs on this home: stop it with `larf-curate review down`",
-    98: "port {port} on 127.0.0.1 is taken by another program: end it or choose another with --port (0: any free one)",
+    98: "port {port} on {address} is taken by another program: end it or choose another with --port (0: any free one)",
+    99: "cannot listen on port {port} of {address}: choose a port above 1023 with --port, and an address with --host",
+    100: "its database was written by a newer version of Argilla: update larf-curate, or restore a backup",
 }
 
 
@@ -40,8 +44,9 @@ class ServerProcess:
 
     Args:
         pid: Process id.
-        port: Port that it listens on, on 127.0.0.1 only.
+        port: Port that it listens on.
         started: Seconds from the start of the machine to that of the process.
+        address: IP address that it listens on; servers of earlier versions do not record it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -49,17 +54,25 @@ class ServerProcess:
     pid: Annotated[int, Field(gt=1, lt=2**31)]
     port: Annotated[int, Field(gt=0, lt=2**16)]
     started: float
+    address: str = addresses.LOOPBACK
 
     @property
     def url(self) -> str:
-        """URL of the web interface and the API."""
-        return f"http://127.0.0.1:{self.port}"
+        """URL of the web interface and the API on this machine."""
+        return addresses.url(addresses.local_address(self.address), self.port)
+
+    @property
+    def public_urls(self) -> list[str]:
+        """URLs at which other machines reach it; empty if they cannot."""
+        if not addresses.is_public(self.address):
+            return []
+        return [addresses.url(address, self.port) for address in addresses.reachable(self.address)]
 
     @property
     def listens(self) -> bool:
         """Whether the process accepts connections on its port: only then it may be sent a key."""
         with suppress(psutil.Error):
-            connections = psutil.Process(self.pid).net_connections("tcp4")
+            connections = psutil.Process(self.pid).net_connections("tcp")
             return any(found.status == psutil.CONN_LISTEN and found.laddr.port == self.port for found in connections)
         return False
 
@@ -123,7 +136,7 @@ def _started(process: psutil.Process) -> float:
     return float(process.create_time() - boot_time)
 
 
-def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes]":
+def launch(python: Path, home: ServerHome, port: int, listening: Listening) -> "subprocess.Popen[bytes]":
     """Start the server process, which keeps running when this process exits.
 
     It reads secrets from files in the home: arguments are visible to other users, and child processes inherit the
@@ -133,6 +146,7 @@ def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes
         python: Interpreter of the server's virtual environment.
         home: Folder of the server.
         port: Port to listen on; 0 takes any free port.
+        listening: Where to listen.
 
     Returns:
         The process, which may still be starting.
@@ -141,9 +155,10 @@ def launch(python: Path, home: ServerHome, port: int) -> "subprocess.Popen[bytes
         os.replace(home.log, home.log.with_suffix(".log.1"))
     environment = {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
     command = [str(python), "-I", "-W", "ignore", "-c", _BOOTSTRAP, str(Path(__file__).parent)]
+    where = ["--port", str(port), "--address", listening.address, *(f"--name={name}" for name in listening.names)]
     with open(open_private(home.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         return subprocess.Popen(
-            [*command, "--home", str(home.path), "--port", str(port)],
+            [*command, "--home", str(home.path), *where],
             cwd=home.path,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -160,6 +175,7 @@ def wait_until_ready(
     is_answering: Callable[[ServerProcess], bool],
     process: "subprocess.Popen[bytes] | None" = None,
     port: int = 0,
+    address: str = addresses.LOOPBACK,
 ) -> ServerProcess:
     """Wait until the server of a home responds to requests.
 
@@ -169,6 +185,7 @@ def wait_until_ready(
         is_answering: Whether a server responds and accepts our key.
         process: The process that ``launch`` returned; None for a server that another process started.
         port: The requested port, for the error message.
+        address: The requested address, for the error message.
 
     Raises:
         ReviewServerError: If the process exits, or does not respond in time.
@@ -179,7 +196,7 @@ def wait_until_ready(
         locked = is_locked(home.running_lock)
         if code is not None and not (code == _HOME_TAKEN and locked):
             reason = _EXIT_REASONS.get(code, f"it exited with code {code} while starting: see {home.log}")
-            raise ReviewServerError(f"Argilla could not start: {reason.format(port=port)}")
+            raise ReviewServerError(f"Argilla could not start: {reason.format(port=port, address=address)}")
         if process is None and not locked:
             raise ReviewServerError(f"Argilla could not start: it exited while starting: see {home.log}")
         state = find_process(home)

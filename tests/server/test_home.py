@@ -6,6 +6,7 @@ import pytest
 from larf_curate.errors import ReviewServerError
 from larf_curate.server import EmbeddedServer
 from larf_curate.server import home as module
+from larf_curate.server.addresses import Listening
 from larf_curate.server.credentials import Account, ensure_credentials, read_credentials, write_credentials
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import is_locked, try_lock
@@ -97,7 +98,7 @@ def test_a_link_planted_after_the_check_is_not_followed_either(home, tmp_path):
     for act in (
         lambda: ensure_credentials(home.credentials),
         lambda: read_credentials(home.credentials),
-        lambda: launch(tmp_path / "no python", home, 0),
+        lambda: launch(tmp_path / "no python", home, 0, Listening()),
         lambda: try_lock(home.starting_lock),
         lambda: is_locked(home.running_lock),
     ):

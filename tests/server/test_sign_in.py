@@ -1,8 +1,10 @@
 import pytest
 import requests
 
-from larf_curate.server.inside.hosts import is_allowed
+from larf_curate.server.inside.hosts import allowed, is_allowed
 from larf_curate.server.inside.sign_in import FORGET_AFTER, FREE_ATTEMPTS, MAX_ENTRIES, MAX_PAUSE, Throttle
+
+LOOPBACK = allowed(["127.0.0.1"], public=False)
 
 
 class Clock:
@@ -83,7 +85,7 @@ def test_sixty_wrong_passwords_are_nearly_all_refused_unread_and_the_right_one_l
 
 
 @pytest.mark.parametrize(
-    ("host", "allowed"),
+    ("host", "answered"),
     [
         ("localhost", True),
         ("LocalHost:6900", True),
@@ -106,15 +108,49 @@ def test_sixty_wrong_passwords_are_nearly_all_refused_unread_and_the_right_one_l
         (":6900", False),
     ],
 )
-def test_only_names_of_this_machine_are_answered(argilla_server, host, allowed):
-    assert is_allowed([(b"accept", b"*/*"), (b"Host", host.encode())]) == allowed
+def test_only_names_of_this_machine_are_answered(argilla_server, host, answered):
+    assert is_allowed([(b"accept", b"*/*"), (b"Host", host.encode())], LOOPBACK) == answered
     for path in ("/", "/api/v1/status", "/api/v1/me"):
         answer = requests.get(argilla_server.url + path, headers={"Host": host}, timeout=60)
-        assert (answer.status_code != 400) == allowed
-        assert ("Invalid Host header" in answer.text) != allowed
+        assert (answer.status_code != 400) == answered
+        assert ("Invalid Host header" in answer.text) != answered
         assert "script-src" in answer.headers["Content-Security-Policy"]
 
 
 def test_no_host_and_two_hosts_are_refused():
-    assert not is_allowed([(b"accept", b"*/*")])
-    assert not is_allowed([(b"host", b"localhost"), (b"host", b"localhost")])
+    assert not is_allowed([(b"accept", b"*/*")], LOOPBACK)
+    assert not is_allowed([(b"host", b"localhost"), (b"host", b"localhost")], LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("192.0.2.7:6900", True),  # also addresses that a router or a container has for this machine
+        ("[2001:db8::1]:6900", True),
+        ("Box.Example.Org", True),
+        ("localhost:1", True),
+        ("evil.example", False),
+        ("box.example.org.evil.example", False),
+        ("192.0.2.7.evil.example", False),
+        ("192.0.2", False),
+        ("0xc0000207", False),
+        ("3221225991", False),
+        ("[192.0.2.7]", False),
+        ("2001:db8::1", False),
+        ("0.0.0.0:6900", False),
+        ("[::]:6900", False),
+        ("", False),
+    ],
+)
+def test_on_a_public_address_ip_addresses_and_the_names_that_were_given_are_answered(host, answered):
+    allows = allowed(["box.example.org", "192.0.2.8"], public=True)
+    assert is_allowed([(b"host", host.encode())], allows) == answered
+
+
+def test_the_header_of_a_proxy_does_not_make_a_guess_that_of_another_client(argilla_server):
+    account = argilla_server.add_user("forwarded")
+    for number in range(FREE_ATTEMPTS + 1):
+        form = {"username": account.username, "password": f"wrong{number}"}
+        headers = {"X-Forwarded-For": f"198.51.100.{number}", "Forwarded": f"for=198.51.100.{number}"}
+        answer = requests.post(f"{argilla_server.url}/api/v1/token", data=form, headers=headers, timeout=60)
+    assert answer.status_code == 429

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
+class NewerDatabaseError(Exception):
+    """The schema of the database is none of those that the installed version of Argilla knows."""
+
+
 def set_pragmas() -> None:
     """Make every connection use a write-ahead log: readers do not wait, and ``kill -9`` loses no committed response."""
     from sqlalchemy import event
@@ -27,6 +31,9 @@ def upgrade(path: Path) -> None:
 
     Args:
         path: The database; created if it does not exist.
+
+    Raises:
+        NewerDatabaseError: If a newer version of Argilla has migrated it; it is not changed.
     """
     from alembic import command
     from alembic.config import Config
@@ -36,8 +43,10 @@ def upgrade(path: Path) -> None:
     # Not `Config(ALEMBIC_CONFIG_FILE)`: with a file name, alembic replaces our logging configuration.
     config = Config()
     config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).parent / "alembic"))
-    head = ScriptDirectory.from_config(config).get_current_head()
-    current = _revision(path)
+    scripts = ScriptDirectory.from_config(config)
+    head, current = scripts.get_current_head(), _revision(path)
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise NewerDatabaseError
     if current not in (None, head):
         _copy(path, path.with_name(f"{path.name}.before-{head}"))
     if current != head:
