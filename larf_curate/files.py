@@ -92,7 +92,7 @@ def _home() -> Path | None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside it, which is renamed to ``path`` on success.
 
     Readers see the old file or the complete new one. On an error the temporary file is removed; a killed process leaves
@@ -100,6 +100,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is created if needed.
+        mode: Permissions of the file, less those of the umask; the temporary file has them from its first byte.
 
     Raises:
         OSError: If there is something else than a file of this name, such as a device.
@@ -108,7 +109,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # several processes may write the same file
     try:
-        with _locked(temporary):
+        with _locked(temporary, mode):
             yield temporary
             os.replace(temporary, path)  # atomic only within a file system: so the temporary file is in the same folder
     finally:
@@ -155,20 +156,20 @@ def place_first(temporary: Path, path: Path) -> bool:
 
 
 @contextmanager
-def _locked(temporary: Path) -> Iterator[None]:
+def _locked(temporary: Path, mode: int) -> Iterator[None]:
     """Create a temporary file with a lock, which ends with this process: others do not take it for abandoned."""
     if not fcntl:
         yield
         return
-    with _create_locked(temporary):
+    with _create_locked(temporary, mode):
         yield
 
 
-def _create_locked(temporary: Path) -> IO[bytes]:
+def _create_locked(temporary: Path, mode: int) -> IO[bytes]:
     """Create and lock a file that has been locked for as long as it has its name; the lock ends when it is closed."""
     new = temporary.with_suffix(".new")
     while True:
-        file = new.open("wb")
+        file = open(new, "wb", opener=lambda name, flags: os.open(name, flags, mode))
         try:
             with suppress(OSError):  # a file system without locks, where no file is taken for abandoned either
                 fcntl.flock(file, fcntl.LOCK_EX)

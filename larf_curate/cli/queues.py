@@ -299,11 +299,26 @@ def _folder_name(selection: Path | str) -> str:
     return public_name(selection) if is_url(selection) else str(Path(selection).resolve())
 
 
-def _record_file(name: str) -> Path:
-    """The file that records which folder was last pushed to a queue or exported."""
+def missing_selections(records: Iterable[Path]) -> list[str]:
+    """Folders that records of queues name, which are not on this machine.
+
+    Raises:
+        InputError: If a record is damaged.
+    """
+    found = [read_sealed(record, QueueRecord, remedy="remove it")["selection"] for record in records]
+    return [folder for folder in dict.fromkeys(found) if not is_url(folder) and not Path(folder).is_dir()]
+
+
+def records_folder() -> Path:
+    """The folder of the records which folder was last pushed to each queue."""
     from larf_curate.files import data_folder
 
-    return data_folder("queues") / f"{name}.json"
+    return data_folder("queues")
+
+
+def _record_file(name: str) -> Path:
+    """The file that records which folder was last pushed to a queue or exported."""
+    return records_folder() / f"{name}.json"
 
 
 def _read_merge(ctx: click.Context, param: click.Parameter, value: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli import accounts, learning, people, review_files, server
+from larf_curate.cli import accounts, backup, learning, people, review_files, server
 from larf_curate.cli.left import check_output, echo_by_harm, echo_left
 from larf_curate.cli.options import FOLDER, FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
@@ -265,5 +265,6 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
 
 
 # Defined in modules of their own, but commands of this group.
-for _command in (*review_files.commands, *learning.commands, *people.commands, *server.commands, *accounts.commands):
+_COMMANDS = (review_files, learning, people, server, backup, accounts)
+for _command in (command for module in _COMMANDS for command in module.commands):
     review.add_command(_command)

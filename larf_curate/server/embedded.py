@@ -11,6 +11,8 @@ from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.server import api, process
 from larf_curate.server.accounts import USERNAME
 from larf_curate.server.addresses import LOOPBACK, Listening, parse_host
+from larf_curate.server.archive import Manifest
+from larf_curate.server.backup import back_up
 from larf_curate.server.credentials import (
     MIN_PASSWORD,
     WORKSPACE,
@@ -25,6 +27,7 @@ from larf_curate.server.doctor import Check, mend_search_index, run_checks
 from larf_curate.server.environment import ServerEnvironment
 from larf_curate.server.home import ServerHome
 from larf_curate.server.locks import locked
+from larf_curate.server.restore import Restored, restore
 
 DEFAULT_PORT = 6900
 _START_TIMEOUT = 180.0  # seconds
@@ -65,7 +68,7 @@ class EmbeddedServer:
         port: Port to listen on; 0 takes any free port.
         host: Address or name of this machine to listen on, ``0.0.0.0`` or ``::`` for all addresses; default: 127.0.0.1.
             On others than those of the loopback interface, other machines can sign in, and nothing is encrypted.
-        environments: Folder of the virtual environments; by default ``argilla-server`` beside the default home.
+        environments: Folder of the virtual environments; by default ``argilla-server`` in the cache folder.
         say: Called with each line of progress of long steps.
 
     Raises:
@@ -257,6 +260,30 @@ class EmbeddedServer:
             ReviewServerError: If the databases cannot be read.
         """
         return mend_search_index(self.home)
+
+    def backup(self, path: str | Path, *, queues: Path) -> Manifest:
+        """Write the data of the home to one file, whether or not the server runs; see `back_up`.
+
+        Args:
+            path: File to write, with mode 0600: it has passwords, API keys and texts.
+            queues: Folder with the records of queues.
+
+        Returns:
+            What the backup has.
+        """
+        return back_up(self.home, Path(path), queues=queues)
+
+    def restore(self, path: str | Path, *, queues: Path) -> Restored:
+        """Restore a backup into this home, which must not exist or be empty; see `restore`.
+
+        Args:
+            path: File that `backup` wrote.
+            queues: Folder for the records of queues.
+
+        Returns:
+            What was restored; the server is not started.
+        """
+        return restore(Path(path), self.home, queues=queues)
 
     def add_user(
         self, username: str, *, role: str = "annotator", workspace: str = WORKSPACE, password: str | None = None

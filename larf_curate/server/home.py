@@ -93,6 +93,16 @@ class ServerHome:
         return self.path / "server.json"
 
     @property
+    def snapshot(self) -> Path:
+        """Folder with the copy of the database while a backup is written."""
+        return self.path / "backup.tmp"
+
+    @property
+    def backup_lock(self) -> Path:
+        """Lock held by a process that writes a backup."""
+        return self.path / "backup.lock"
+
+    @property
     def running_lock(self) -> Path:
         """Lock held by the server while it runs; the operating system releases it even after ``kill -9``."""
         return self.path / "running.lock"
