@@ -11,7 +11,7 @@ from larf_curate.cli.server import home_option
 from larf_curate.server import EmbeddedServer
 
 SECRET = (
-    "It has passwords, keys and all texts: whoever can read it can sign in. Keep it as safe as the server's folder."
+    "It has passwords, keys and all texts, and whoever can read it can sign in: keep it as safe as the server's folder."
 )
 
 

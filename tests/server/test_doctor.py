@@ -27,7 +27,7 @@ def failed(server):
 
 
 def test_a_healthy_home_passes_every_check(server, argilla_server):
-    names = ["environment", "home", "disk", "credentials", "process", "port", "database", "search index"]
+    names = ["environment", "home", "disk", "credentials", "process", "port", "network", "database", "search index"]
     assert [check.name for check in server.doctor()] == names
     assert failed(server) == {}
     assert failed(argilla_server) == {}
