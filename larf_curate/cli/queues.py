@@ -65,6 +65,18 @@ class QueueAddress:
         defaults = (None, DEFAULT_WORKSPACE)
         return [part for name, value in options.items() if value not in defaults for part in (name, str(value))]
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the server is the one that ``review up`` started."""
+        # A key in the environment belongs to another server.
+        return self.url is None and self.api_key_file is None and "ARGILLA_API_KEY" not in os.environ
+
+    def public_urls(self) -> tuple[str, ...]:
+        """URLs at which other machines reach the embedded server; empty if they cannot, or for another server."""
+        from larf_curate.server import EmbeddedServer
+
+        return EmbeddedServer(self.home).status().public_urls if self.is_embedded else ()
+
     def create(self, selection: Path | str, loaded: "Selection", *, annotators: int = 1) -> "ReviewQueue":
         """Connect to the queue for a selection, which may be a new one.
 
@@ -120,8 +132,7 @@ class QueueAddress:
         from larf_curate.review import ReviewQueue  # Argilla's client takes a second to import: not for --help
 
         url, key = self.url, _read_key(self.api_key_file) if self.api_key_file else None
-        # A key in the environment belongs to another server than the embedded one.
-        if url is None and key is None and "ARGILLA_API_KEY" not in os.environ:
+        if self.is_embedded:
             url, key = _embedded(self.home)
         return ReviewQueue(name, workspace=self.workspace, url=url, api_key=key, min_submitted=annotators)
 

@@ -153,8 +153,9 @@ def status(address: QueueAddress, as_json: bool) -> None:
     """
     with address.find() as queue:
         state = queue.status()
+    public = address.public_urls()
     if as_json:
-        echo_json({"queue": queue.name} | asdict(state))
+        echo_json({"queue": queue.name, **asdict(state), "public_urls": public})
         return
     echo_table("Review queue", ("", queue.name), _status_lines(state))
     people.echo_people(state, address)
@@ -171,6 +172,8 @@ def status(address: QueueAddress, as_json: bool) -> None:
     if state.left is not None:
         echo_left(state.left, address.given())
     click.echo(f"Review, worst first: {state.url}")
+    if public:
+        click.echo(f"Other machines can sign in at {' or '.join(public)}, and nothing is encrypted.")
 
 
 @review.command("list")
