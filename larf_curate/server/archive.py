@@ -40,12 +40,14 @@ class Member:
     Args:
         bytes: Its size.
         sha256: Hex SHA-256 of its content.
+        modified: When it was last modified, in nanoseconds since 1970; records of queues are ordered by it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    modified: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ def _add(archive: zipfile.ZipFile, name: str, file: Path, advance: Callable[[int
             digest.update(chunk)
             size += len(chunk)
             advance(1)
-    return Member(size, digest.hexdigest())
+        modified = os.fstat(source.fileno()).st_mtime_ns
+    return Member(size, digest.hexdigest(), modified)
 
 
 def is_archive(path: Path) -> bool:

@@ -125,6 +125,7 @@ def _unpack(archive: zipfile.ZipFile, manifest: Manifest, folder: Path) -> None:
             extract(archive, name, member, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        os.utime(folder / name, ns=(member.modified, member.modified))
 
 
 def _check_content(made: ServerHome, manifest: Manifest, source: Path) -> None:
@@ -146,6 +147,7 @@ def _place_records(records: Iterable[Path], queues: Path) -> tuple[list[Path], l
         content, target = read_json(record), queues / record.name
         if not target.exists():
             write_first_json(target, content)
+            shutil.copystat(record, target)  # the queue that was last pushed to is the one with the latest time
         (placed if read_json(target) == content else differing).append(target)
     return placed, differing
 

@@ -66,7 +66,8 @@ def rewritten(path, change, source=BACKUP):
     for name in manifest["files"]:
         if manifest["files"][name] is None:
             content = files[name]
-            manifest["files"][name] = {"bytes": len(content), "sha256": archive.hashlib.sha256(content).hexdigest()}
+            digest = archive.hashlib.sha256(content).hexdigest()
+            manifest["files"][name] = {"bytes": len(content), "sha256": digest, "modified": 0}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for name, content in files.items():
             new.writestr(name, content)
@@ -299,6 +300,7 @@ def test_records_of_queues_go_with_it_and_existing_ones_stay(server, tmp_path, q
     dataset = dataset_of(server)
     record = {"queue": "kept-review", "selection": str(tmp_path / "selection")}
     write_sealed(queues / f"{dataset}.json", record)
+    os.utime(queues / f"{dataset}.json", ns=(0, 1_700_000_000_123_456_789))
     write_sealed(queues / "11111111-1111-1111-1111-111111111111.json", record)  # of another server
     server.backup(tmp_path / "b.zip", queues=queues)
     with zipfile.ZipFile(tmp_path / "b.zip") as written:
@@ -307,6 +309,7 @@ def test_records_of_queues_go_with_it_and_existing_ones_stay(server, tmp_path, q
     restored = EmbeddedServer(tmp_path / "first").restore(tmp_path / "b.zip", queues=new)
     assert restored.queues == (new / f"{dataset}.json",)
     assert (new / f"{dataset}.json").read_bytes() == (queues / f"{dataset}.json").read_bytes()
+    assert (new / f"{dataset}.json").stat().st_mtime_ns == 1_700_000_000_123_456_789  # its place among other queues
     assert not (tmp_path / "first" / "queues").exists()
 
     write_sealed(new / f"{dataset}.json", record | {"selection": "/theirs"})

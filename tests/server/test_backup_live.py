@@ -74,11 +74,11 @@ def submitted(made):
 
 @pytest.fixture(scope="module")
 def reviewed(tmp_path_factory):
-    """A running server with a pushed selection; its queue has the default name."""
+    """A running server with a pushed selection."""
     here = tmp_path_factory.mktemp("here")
     selection(questions(ROWS), flagged=ROWS).save(here / "selection")
     with EmbeddedServer(here / "argilla", port=0) as server:
-        run("push", here / "selection", home=here)
+        run("push", here / "selection", "--name", "larf-review", home=here)
         yield here, server
 
 
