@@ -72,7 +72,8 @@ def test_sixty_wrong_passwords_are_nearly_all_refused_unread_and_the_right_one_l
     answers = [sign_in(argilla_server, "guessed", f"wrong{number}") for number in range(60)]
     statuses = [answer.status_code for answer in answers]
     assert statuses[:FREE_ATTEMPTS] == [401] * FREE_ATTEMPTS
-    assert statuses[FREE_ATTEMPTS] == 429
+    # The first, or a later one where a busy machine takes longer for an attempt than the first pauses last.
+    assert 429 in statuses[FREE_ATTEMPTS : FREE_ATTEMPTS + 4]
     assert statuses.count(401) < 15  # one more for each second, then two, that the sixty take
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers if answer.status_code == 429)
     assert sign_in(argilla_server, "bystander", other.password).status_code == 201
