@@ -56,7 +56,7 @@ COMMANDS = {
 
 FINISH = {"score --shard": COMMANDS["score"]}
 """What is run after a command to complete its results."""
-QUICKEST = ("profile", "score", "score --num-proc 2", "score --shard", "select", "report", "publish")
+QUICKEST = ("profile", "score", "score --shard", "select", "report", "publish")
 """Commands that are killed in the default run."""
 
 

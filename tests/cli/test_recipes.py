@@ -88,6 +88,7 @@ def check_equal(here):
         assert (here / "scored" / name).read_bytes() == (here / "plain" / name).read_bytes(), name
 
 
+@at_length
 def test_slurm(here):
     script, submission = blocks("Slurm", "bash")
     (here / "score.sbatch").write_text(script)

@@ -19,6 +19,7 @@ from larf_curate.scoring.reasons import first_reasons
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
+from tests.fixtures.long import at_length
 from tests.fixtures.fresh_process import CONTEXT, start
 from tests.fixtures.models import six_pairs
 
@@ -57,7 +58,7 @@ def read(path, column):
     return pq.read_table(path)[column].to_pylist()
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGSEGV", pytest.param("SIGKILL", marks=at_length)])
 def test_rows_that_end_a_worker_are_set_aside_by_number_and_all_others_are_scored(data, scorer, tmp_path, caplog, name):
     deadly, out = (7, 8, 47), tmp_path / "out"
     source = open_source(str(data(*deadly)))
@@ -102,7 +103,9 @@ def test_a_single_process_that_a_row_ended_is_resumed_without_the_row(data, scor
     assert not (out / ".journal").exists()
 
 
-@pytest.mark.parametrize("deadly", [(0,), (20,), (20, 21)])
+@pytest.mark.parametrize(
+    "deadly", [pytest.param((0,), marks=at_length), (20,), pytest.param((20, 21), marks=at_length)]
+)
 def test_a_file_whose_every_row_crashes_is_set_aside(data, scorer, tmp_path, deadly):
     folder = tmp_path / "files"
     folder.mkdir()
@@ -116,6 +119,7 @@ def test_a_file_whose_every_row_crashes_is_set_aside(data, scorer, tmp_path, dea
     assert [row for row, status in enumerate(statuses(out)) if status == "crashed"] == list(deadly)
 
 
+@at_length
 def test_several_workers_never_score_in_the_process_itself(data, scorer, tmp_path):
     rows = tmp_path / "few.jsonl"
     rows.write_text("".join(data(7).read_text().splitlines(keepends=True)[:15]))
@@ -123,6 +127,7 @@ def test_several_workers_never_score_in_the_process_itself(data, scorer, tmp_pat
     assert [row for row, status in enumerate(statuses(tmp_path / "out")) if status == "crashed"] == [7]
 
 
+@at_length
 def test_many_adjacent_rows_are_set_aside_while_others_can_be_scored(data, scorer, tmp_path):
     source = open_source(str(data(*range(36, 60))))
     manifest = score_source(source, scorer, tmp_path / "out", num_proc=2, guard=DeadlyGuard("deadly"))
@@ -130,6 +135,7 @@ def test_many_adjacent_rows_are_set_aside_while_others_can_be_scored(data, score
     assert statuses(tmp_path / "out") == ["ok"] * 36 + ["crashed"] * 24
 
 
+@at_length
 def test_a_model_that_always_crashes_is_an_error_and_no_status_of_rows_however_often_it_is_resumed(
     data, scorer, tmp_path
 ):

@@ -358,8 +358,9 @@ def score_file(data, scorer, out, num_proc=1, limit=None):
     score_source(source, scorer, out, resume=True, num_proc=num_proc)
 
 
+@at_length
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=at_length)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_after_kills_at_random_moments_every_row_is_there_once(how, data, scorer, tmp_path):
     out, log, chance = tmp_path / "out", tmp_path / "log", random.Random(how)
     halves = []

@@ -462,6 +462,7 @@ def test_shares_at_once_also_of_the_same_number_give_the_plain_run(s3, data, sco
     check_is_plain(s3, url, data, scorer, tmp_path)
 
 
+@at_length
 @pytest.mark.slow
 def test_a_row_that_ends_the_process_is_set_aside_on_another_machine(s3, data, scorer, tmp_path):
     url, log, guard = "s3://bucket/out", tmp_path / "log", DeadlyGuard("answer 33.")

@@ -24,6 +24,7 @@ from larf_curate.models.hidden_states import StateReader
 from larf_curate.profile import SafetyProfile
 from larf_curate.scoring.exemplars import ExemplarIndex
 from larf_curate.scoring.scorer import LarfScorer
+from tests.fixtures.long import at_length
 from tests.fixtures.models import PROFILE, six_pairs
 
 LAYERS = (1, 3)
@@ -491,7 +492,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["map", "score"])
+@pytest.mark.parametrize("how", ["map", pytest.param("score", marks=at_length)])
 def test_two_runs_at_once_with_one_profile_keep_their_own_settings(own_caches, profile, tiny_llama, how):
     here = own_caches.parent
     profile.save_pretrained(here / "profile")
