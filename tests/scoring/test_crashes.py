@@ -19,8 +19,8 @@ from larf_curate.scoring.reasons import first_reasons
 from larf_curate.scoring.run import score_source
 from larf_curate.scoring.scorer import LarfScorer
 from tests.fixtures.deadly import DeadlyGuard
-from tests.fixtures.long import at_length
 from tests.fixtures.fresh_process import CONTEXT, start
+from tests.fixtures.long import at_length
 from tests.fixtures.models import six_pairs
 
 ROWS = 60
