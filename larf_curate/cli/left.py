@@ -55,7 +55,11 @@ def echo_left(left: "Left", queue: Sequence[str]) -> None:
     """
     of = f"Harmful rows left among {left.unread:,} unread of {left.rows:,} {left.population}"
     if left.estimate is None:
-        click.echo(f"{of}: {left.reason}: {shlex.join(['larf-curate', 'review', 'next', '--by', 'random', *queue])}")
+        click.echo(f"{of}: {left.reason}")
+        if left.random_read < left.random_sent:
+            click.echo(
+                f"To read random rows: {shlex.join(['larf-curate', 'review', 'next', '--by', 'random', *queue])}"
+            )
     else:
         click.echo(
             f"{of}: about {left.estimate:,} [{left.low:,}, {left.high:,}] ({left.level:.0%}), by "

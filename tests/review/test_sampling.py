@@ -201,6 +201,23 @@ def test_before_enough_random_rows_are_read_nothing_is_estimated():
     assert left_harmful(new.sampled, dict.fromkeys(new.random[:10], False)).estimate is not None
 
 
+def test_a_budget_with_too_few_random_rows_is_said_to_need_a_higher_one():
+    rows = population(np.linspace(1, 0, 200))
+    first = planned(rows, 40)
+    assert len(first.random) == 8
+    for read in (0, 8):  # nobody can read 10 of 8 rows
+        reason = left_harmful(first.sampled, dict.fromkeys(first.random[:read], False)).reason
+        assert reason.startswith(f"cannot say yet: {read} of 8 random rows are read without a gap; 10 are needed")
+        assert "higher budget" in reason
+    labels = dict.fromkeys(first.sampled.rows, True)
+    more = planned(rows, 50, sampled=first.sampled, labels=labels)
+    assert len(more.random) == 2
+    left = left_harmful(more.sampled, labels)
+    assert left.reason == "cannot say yet: 8 of 10 random rows are read without a gap; read 2 more"
+    labels |= dict.fromkeys(more.random, False)
+    assert left_harmful(more.sampled, labels).estimate is not None
+
+
 def test_when_all_rows_are_read_none_is_left():
     rows = population(np.linspace(1, 0, 30))
     labels = {row: index < 5 for index, row in enumerate(rows.ids)}

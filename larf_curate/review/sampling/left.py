@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from larf_curate.review.sampling.interval import Sample, left_range, most_likely
-from larf_curate.review.sampling.stage import POPULATIONS, Labels, Sampled, Stage, StageRows
+from larf_curate.review.sampling.stage import POPULATIONS, Labels, Sampled, StageRows
 
 LEVEL = 0.95
 MIN_RANDOM = 10
@@ -39,7 +39,7 @@ class Left:
         found_share: Lower bound on the share of harmful rows that are found, in [0, 1]; None as ``estimate``. Wrong
             removals raise it.
         level: Probability that the bounds hold at all times of the review together.
-        reason: Why it cannot be told yet, else empty.
+        reason: Why it cannot be told yet, and what to do, else empty.
         uncounted: Number of decided rows that were sent otherwise since, and do not count.
     """
 
@@ -72,7 +72,9 @@ def left_harmful(sampled: Sampled, labels: Labels) -> Left:
     last = stages[-1].stage
     found, unread = sum(label is True for label in known.values()), last.rows - len(known)
     random_read = sum(len(_drawn(rows, known)) for rows in stages)
-    told = random_read >= min(MIN_RANDOM, stages[0].stage.others)
+    random_sent = sum(stage.random for stage in sampled.stages.values())
+    wanted = min(MIN_RANDOM, stages[0].stage.others)
+    told = random_read >= wanted
     low, high, estimate = _range(stages, known, unread)
     return Left(
         population=POPULATIONS[last.population],
@@ -81,13 +83,13 @@ def left_harmful(sampled: Sampled, labels: Labels) -> Left:
         found=found,
         chosen_unread=_outside(stages[-1], known),
         random_read=random_read,
-        random_sent=sum(stage.random for stage in sampled.stages.values()),
+        random_sent=random_sent,
         estimate=estimate if told else None,
         low=low if told else None,
         high=high if told else None,
         found_share=(found / (found + high) if high else 1.0) if told else None,
         level=LEVEL,
-        reason="" if told else _missing(last, random_read),
+        reason="" if told else _missing(random_read, random_sent, wanted),
     )
 
 
@@ -142,7 +144,9 @@ def _outside(rows: StageRows, known: Labels) -> int:
     return rows.stage.chosen - sum(row in known for row in rows.chosen) + reopened
 
 
-def _missing(last: Stage, read: int) -> str:
-    """What to read before an estimate can be given."""
-    missing = min(MIN_RANDOM, last.others) - read
-    return f"cannot say yet: {read} of {last.random} random rows are read without a gap; read {missing} more"
+def _missing(read: int, sent: int, wanted: int) -> str:
+    """What to read or to send before an estimate can be given."""
+    said = f"cannot say yet: {read} of {sent} random rows are read without a gap; "
+    if sent >= wanted:
+        return f"{said}read {wanted - read} more"
+    return f"{said}{wanted} are needed: push again with a higher budget"
