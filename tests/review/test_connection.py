@@ -1,6 +1,7 @@
 """Which servers are reached through a proxy: never one on this machine, whose API key the proxy would learn."""
 
 import json
+import logging
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
@@ -69,6 +70,15 @@ def test_messages_have_no_password_of_the_address(address, shown):
     assert shown in str(error.value)
     assert "SEC" not in str(error.value)
     assert "RET" not in str(error.value)
+
+
+def test_a_connection_leaves_the_log_handlers_of_the_caller_as_they_are(monkeypatch):
+    own = logging.NullHandler()
+    for handlers in ([], [own]):  # with none, Argilla's client adds one
+        monkeypatch.setattr(logging.root, "handlers", list(handlers))
+        with serving(ANSWERS) as (port, _):
+            Connection(f"http://127.0.0.1:{port}", KEY, workspace="argilla", timeout=5).close()
+        assert logging.root.handlers == handlers
 
 
 def test_the_password_of_the_address_is_sent_and_not_shown():

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import logging
 import os
 import socket
 import time
@@ -58,7 +59,7 @@ class Connection:
             )
         _check_format(self.api_url, key)
         _check_server(self.api_url, key, timeout)
-        with translate_errors(self.api_url):
+        with translate_errors(self.api_url), _same_log_handlers():
             self.client = rg.Argilla(
                 api_url=self.api_url, api_key=key, timeout=timeout, retries=1, trust_env=not is_local(self.api_url)
             )
@@ -174,6 +175,17 @@ def _full_address(host: str) -> str:
         return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
         return host
+
+
+@contextmanager
+def _same_log_handlers() -> Iterator[None]:
+    """Take back the handler that Argilla's client adds to the root logger: how warnings look is the caller's choice."""
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in logging.root.handlers if handler not in before]:
+            logging.root.removeHandler(handler)
 
 
 def _check_format(url: str, key: str) -> None:
