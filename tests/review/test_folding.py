@@ -40,6 +40,7 @@ def test_the_page_opens_at_the_scored_exchange_and_no_text_is_lost():
     said = html.unescape(record["fields"]["evidence"]).split("\n\n")[1]
     assert said.startswith("Scored: answer 5 of 7, “turn 9 of many words")
     assert "to “turn 8 of many words" in said
+    assert said.endswith("An edit replaces answer 7, not this one")  # its box has the last answer
     shown = row_texts([record], {record["external_id"]})[record["external_id"]]
     assert shown.startswith("turn 8 of many words <b>&x")
     assert "details" not in shown

@@ -50,7 +50,10 @@ def scored_answer(row: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -> S
     index = answers[number - 1]
     asked = next((text for role, text in reversed(turns[:index]) if role == "user"), "")
     request = f" to “{_quoted(asked)}”" if asked else ""
-    return ScoredAnswer(index=index, said=f"Scored: answer {number} of {of}, “{_quoted(turns[index][1])}”{request}")
+    # The corrected answer replaces the last one: without a word, an edit of this one would land there.
+    edited = f". An edit replaces answer {of}, not this one" if number < of else ""
+    said = f"Scored: answer {number} of {of}, “{_quoted(turns[index][1])}”{request}{edited}"
+    return ScoredAnswer(index=index, said=said)
 
 
 def opening(turns: Sequence[tuple[str, str]], index: int | None) -> tuple[int, int]:
