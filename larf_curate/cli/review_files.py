@@ -60,7 +60,9 @@ def export(selection: Path | str, output: Path, as_json: bool) -> None:
             f"{counted(len(result.cut), 'row')} with a longer text than a cell holds, which is shown in part "
             "(.jsonl and .parquet have it all)"
         )
-    echo_next("review", "import", result.path, "-o", "decisions")
+    # Tasks come back as another file, which Label Studio exports.
+    filled_in = "export.json" if result.config else result.path
+    echo_next("review", "import", filled_in, "-o", "decisions")
 
 
 @click.command("import")
@@ -100,13 +102,22 @@ def import_files(
     from larf_curate.scoring.selection import Selection
 
     with no_progress_bars():
-        loaded = Selection.load(selection or remembered_as(FILES, "review import FILE -o DEC --selection SEL"))
+        selection = selection or _last_exported(silent=as_json)
+        loaded = Selection.load(selection)
         outcome = import_decisions(files, loaded, merge=merge).apply(loaded)
         outcome.save(output)
     if as_json:
-        echo_json({"decisions": public_name(output), "counts": outcome.counts})
+        echo_json({"decisions": public_name(output), "counts": outcome.counts, "selection": public_name(selection)})
     else:
         echo_decisions(outcome, output)
+
+
+def _last_exported(*, silent: bool) -> Path | str:
+    """The selection last exported from this machine, which is told: it need not be that of the files."""
+    folder = remembered_as(FILES, "review import FILE -o DEC --selection SEL")
+    if not silent:
+        click.echo(f"Selection {public_name(folder)}, the one last exported from this machine", err=True)
+    return folder
 
 
 @click.command()

@@ -504,13 +504,18 @@ def test_the_commands_export_and_import_and_name_what_comes_next(tmp_path, own_c
     )
     assert "Next: larf-curate review import review.xlsx -o decisions" in run("export", "selection", "--to", "xlsx")
     assert "may hold decisions" in run("export", "selection", "--to", "review.xlsx", code=2)
-    assert "label-studio.xml" in run("export", "selection", "--to", "label-studio")
+    tasks = run("export", "selection", "--to", "label-studio")
+    assert "label-studio.xml" in tasks
+    assert "import export.json" in tasks  # not the tasks, which have no decisions
     assert json.loads(run("export", "selection", "--to", "t.jsonl", "--json"))["rows"] == 6
     fill_in(tmp_path / "review.xlsx", {row: {"decision": "remove"} for row in ids(selected)})
-    assert "Next: larf-curate publish decisions" in run("import", "review.xlsx", "-o", "decisions")
+    told = run("import", "review.xlsx", "-o", "decisions")
+    assert "Selection selection, the one last exported from this machine" in told.replace(f"{tmp_path}/", "")
+    assert "Next: larf-curate publish decisions" in told
     assert Decisions.load("decisions").counts == {"remove": 6}
-    counts = json.loads(run("import", "review.xlsx", "-o", "decisions", "--selection", "selection", "--json"))["counts"]
-    assert counts["removed"] == 6
+    result = json.loads(run("import", "review.xlsx", "-o", "decisions", "--json"))  # and nothing besides
+    assert (result["counts"]["removed"], result["selection"].split("/")[-1]) == (6, "selection")
+    assert "last exported" not in run("import", "review.xlsx", "-o", "decisions", "--selection", "selection")
     assert "did you mean" in run("import", str(table(tmp_path, selected, {0: {"decision": "kep"}})), "-o", "d", code=2)
 
 

@@ -200,7 +200,7 @@ def _check_known(answers: Sequence[_Answer], selection: Selection, digests: Mapp
     if places:
         raise InputError(
             f"{len(places)} decisions are on rows that the selection does not have, in {_listed(places)}: give the "
-            "selection that was exported, or correct the ids"
+            "selection that was exported (--selection), or correct the ids"
         )
 
 
