@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from larf_curate.remote import public_name
@@ -76,7 +76,7 @@ def echo_json(value: Mapping[str, Any]) -> None:
 def echo_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int | None = None
 ) -> None:
-    """Print a table; cells are never interpreted as markup, and control characters are replaced.
+    """Print a table; cells are never cut nor interpreted as markup, and control characters are replaced.
 
     Args:
         title: Title of the table.
@@ -85,10 +85,15 @@ def echo_table(
         limit: Most rows printed; the number of the others is printed below the table. Default: all are printed.
     """
     rows = list(rows)
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
-    for row in rows[:limit]:
-        table.add_row(*(Text(visible(str(cell))) for cell in row))
-    Console().print(table)
+    console = Console()
+    shown = [[Text(visible(str(cell))) for cell in row] for row in rows[:limit]]
+    headed = (Column(name, overflow="fold") for name in columns)
+    table = Table(*headed, title=title, title_justify="left", title_style="bold")
+    # Names to copy stay on one line, unless they would leave no room for the rest.
+    table.columns[0].no_wrap = all(row[0].cell_len <= console.width // 3 for row in shown)
+    for row in shown:
+        table.add_row(*row)
+    console.print(table)
     if limit is not None and len(rows) > limit:
         click.echo(f"and {len(rows) - limit:,} more")
 

@@ -314,6 +314,17 @@ def test_a_chat_template_that_is_not_text_is_refused(tmp_path):
     assert "wanted a text file in UTF-8" in " ".join(result.output.split())
 
 
+def test_tables_cut_nothing_and_keep_names_on_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names, ids = ("alpaca-3b19aa", "a-name-of-20-letters"), [f"{i:032x}" for i in range(40, 43)]
+    echo_table("T", ("queue", "a", "b", "c"), [(name, *ids) for name in names])
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    lines = [cells for cells in lines if len(cells) == 4]
+    assert [cells[0] for cells in lines if cells[0]] == list(names)
+    for column, whole in enumerate(ids, start=1):
+        assert "".join(cells[column] for cells in lines) == whole * 2
+
+
 def test_a_long_table_ends_with_the_number_of_rows_not_shown(capsys):
     echo_table("Numbers", ("number",), [(i,) for i in range(100, 125)], limit=20)
     shown = capsys.readouterr().out
