@@ -18,6 +18,7 @@ from larf_curate.review.strategies import PUSH_STRATEGIES
 
 if TYPE_CHECKING:
     from larf_curate.review import QueueStatus
+    from larf_curate.review.decisions.agreement import AnnotatorAgreement
 
 SHOWN = 20  # rows of a table
 
@@ -262,9 +263,16 @@ def _status_lines(state: "QueueStatus") -> list[tuple[str, object]]:
         ("drafts", state.drafts),
         ("discarded", state.discards),
         ("answers to an earlier text", state.outdated),
-        *([(state.agreement.name.replace("_", " "), f"{state.agreement.value:.3f}")] if state.agreement else []),
+        *([(state.agreement.name.replace("_", " "), _coefficient(state.agreement))] if state.agreement else []),
         ("decisions per hour and annotator", "-" if pace is None else f"{pace:.0f}"),
     ]
+
+
+def _coefficient(found: "AnnotatorAgreement") -> str:
+    """The coefficient of all rows; a dash for what too few rows cannot tell, as in the tables of people and labels."""
+    from larf_curate.review.decisions.agreement import MIN_ROWS
+
+    return f"{found.value:.3f}" if found.rows >= MIN_ROWS else "-"
 
 
 # Defined in modules of their own, but commands of this group.

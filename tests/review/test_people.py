@@ -299,6 +299,7 @@ def test_push_assigns_and_status_and_links_tell_each_person(argilla_server, acco
             decide(queue, person, {row: "remove" if place < 4 and person == max(people) else "keep"})
     shown = run(argilla_server, "status", *name).stdout
     assert "People, and their agreement with the others" in shown
+    assert "alpha│-" in shown.replace(" ", "")  # of 4 rows, it would be arbitrary for all as for each
     state = json.loads(run(argilla_server, "status", *name, "--json").stdout)
     assert [(p["name"], p["assigned"], p["left"], p["answered"]) for p in state["people"]] == [
         (person, 16, 0, 16) for person in ("alice", "bob", "dan")
