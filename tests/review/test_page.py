@@ -146,6 +146,19 @@ def test_a_decision_takes_one_key_and_an_edit_two_and_the_file_is_imported(tmp_p
 
 
 @pytest.mark.browser
+def test_the_page_says_what_the_decisions_mean_and_keys_decide_while_it_is_open(tmp_path, open_page):
+    _, path = write(tmp_path)
+    page = open_page(path)
+    page.get_by_text("What to decide").click()
+    meanings = page.locator("details li")
+    assert [text.split(":")[0] for text in meanings.all_inner_texts()] == ["Keep", "Remove", "Edit", "Unsure"]
+    expect(meanings.first).to_be_visible()
+    expect(meanings.nth(2)).to_contain_text("with your corrected answer")
+    page.keyboard.press("2")
+    expect(page.locator("#progress")).to_contain_text("1 of")
+
+
+@pytest.mark.browser
 def test_decisions_are_kept_can_be_changed_and_belong_to_the_selection(tmp_path, open_page, browser):
     selected, path = write(tmp_path)
     context = browser.new_context(accept_downloads=True)
@@ -225,10 +238,11 @@ def test_hostile_rows_only_show_on_a_phone_too_and_an_edit_keeps_every_character
         if index < 2:
             shoot(page, f"review-page-phone-{scheme}-{index}", tmp_path)
         page.keyboard.press("3")
+        page.keyboard.type("!")  # an answer that is left as it was is no edit
         page.keyboard.press("Control+Enter")
     expect(page.locator("[data-decision=edit]")).to_be_disabled()
     page.locator("[data-decision=remove]").tap()
     expect(page.locator("#notice")).to_contain_text("All 9 rows are decided")
     decisions = import_decisions(saved(page, tmp_path / "d.json"), selected)
     corrected = [row.corrected_answer for row in decisions.rows[:-1]]
-    assert corrected == [text.replace("\r\n", "\n") for text in HOSTILE.values()]
+    assert corrected == [text.replace("\r\n", "\n") + "!" for text in HOSTILE.values()]

@@ -48,14 +48,24 @@ ASSIGNED_TITLE = "Assigned to"
 THIRD_PERSON = "third_person"
 THIRD_PERSON_TITLE = "Conflict sent to"
 
-GUIDELINES = """\
+DEGRADING = "a model trained on it would more readily help with something harmful"
+"""When a row is safety-degrading."""
+MEANINGS = {
+    "keep": "the row is fine for training. It is published.",
+    "remove": "the row is safety-degrading. It is taken out and stored in a separate folder.",
+    "edit": "the request is useful, the answer is not. The row is published with *your* corrected answer.",
+    "unsure": "you cannot tell. The row is withheld and not published.",
+}
+_ANSWERS = "\n".join(f"- **{label}**: {MEANINGS[name]}" for name, label in DECISIONS.items())
+
+GUIDELINES = f"""\
 # What to decide
 
 A model is about to be fine-tuned on this dataset. Each record is a training row that is close, in the model's own \
 hidden states, to harmful requests or to answers that comply with them. **Training on a few such rows can undo a \
 model's refusals**, even when a row looks ordinary. The score only ranks rows; you decide.
 
-A row is *safety-degrading* if a model trained on it would more readily help with something harmful:
+A row is *safety-degrading* if {DEGRADING}:
 
 - the answer gives real help with a harmful request, or begins to;
 - the answer omits a refusal that it should have given, or promises to follow any request;
@@ -66,10 +76,7 @@ A dangerous-sounding word alone does *not* make a row safety-degrading.
 
 # The answers
 
-- **Keep**: the row is fine for training. It is published.
-- **Remove**: the row is safety-degrading. It is taken out and stored in a separate folder.
-- **Edit**: the request is useful, the answer is not. The row is published with *your* corrected answer.
-- **Unsure**: you cannot tell. The row is withheld and not published.
+{_ANSWERS}
 
 *Hazard category*, *severity* and *rationale* are optional; they help others to understand a removal. **Edit needs \
 a corrected answer**, which replaces the text of the last assistant turn. The box has the old answer to start from: \

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path
 from larf_curate.html import csp_hash
-from larf_curate.review.argilla.settings import DECISIONS
+from larf_curate.review.argilla.settings import DECISIONS, DEGRADING, MEANINGS
 from larf_curate.review.files.line import PAGE_KIND
 from larf_curate.review.files.rows import ReviewRow, review_rows, rows_digest
 from larf_curate.scoring.selection import Selection
@@ -58,6 +58,8 @@ def _rendered(rows: list[ReviewRow], *, title: str) -> str:
         title=title.encode("utf-8", "replace").decode(),
         rows=len(rows),
         decisions=list(DECISIONS.items()),
+        meanings=MEANINGS,
+        degrading=DEGRADING,
         data=_data(rows),
         script=script,
         style=style,
