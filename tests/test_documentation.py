@@ -13,6 +13,7 @@ import textwrap
 import threading
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -198,6 +199,17 @@ def test_the_tutorial_runs_as_it_is_but_for_the_server(tiny_llama, own_caches, t
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 222
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "curated" / "provenance.json").exists()
+
+
+def test_links_on_a_page_are_pointed_elsewhere_except_in_code(monkeypatch):
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "hooks")  # where mkdocs imports from
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="quick.md"))
+    link, moved = "[code](../README.md)", f"[code]({import_module('docs.hooks.site').REPOSITORY}/README.md)"
+    code = f"    {link}\n\n```\n{link}\n```\n`{link}`"
+    text = f"{link}\n\n{code}\n\n{link}\n"
+    found = import_module("docs.hooks.site").on_page_markdown(text, page, None, None)
+    assert found == f"{moved}\n\n{code}\n\n{moved}\n"
 
 
 @pytest.mark.slow

@@ -52,5 +52,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{REPOSITORY}/{path}"
 
     # Code is left as it is: fences, indented blocks and spans.
-    parts = re.split(r"(^```.*?^```|^    .*$|`[^`\n]+`)", markdown, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"(^```.*?^```|^    [^\n]*$|`[^`\n]+`)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(part if index % 2 else LINK.sub(target, part) for index, part in enumerate(parts))
