@@ -17,7 +17,15 @@ from larf_curate.progress import progress
 
 UNLIMITED = 1 << 30
 """Context window of a model whose config does not limit its positions."""
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+}
 """All set explicitly, since options that are not set are taken from the model's own generation config."""
 PROMPT_END = 16
 """Number of tokens at the end of a prompt that can hold the mark of a thought."""
@@ -212,7 +220,7 @@ def _config(model: Any, tokenizer: Any, new: int, **options: bool) -> Generation
     if not stop:
         raise ModelError("neither the model nor its tokenizer defines a token that ends an answer: set eos_token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    return GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **GREEDY, **options)
+    return GenerationConfig(max_new_tokens=new, eos_token_id=stop, pad_token_id=pad, **{**GREEDY, **options})
 
 
 class _RaiseOnNan(LogitsProcessor):  # type: ignore[misc]  # transformers has no types

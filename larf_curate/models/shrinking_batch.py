@@ -1,7 +1,7 @@
 """Greedy decoding of a batch that shrinks: answers that have ended leave it, and with them their forward passes."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -16,6 +16,10 @@ from larf_curate.models.prefix_cache import cache_argument
 
 LEAVING = 4
 """The batch shrinks once one row in so many has ended: each time, the keys and values of the others are copied."""
+RELATIVE = ("begin_suppress_tokens", "exponential_decay_length_penalty", "guidance_scale")
+"""Options of `generate` that count from the beginning of a call; a model's generation config may set them."""
+PROBE = [1, 2, 3, 4]
+"""Token ids that show whether padding changes what follows."""
 Ended = Callable[[Sequence[int], Sequence[list[int]]], Sequence[bool]]
 """Takes numbers of prompts and their new tokens so far; returns for each whether it needs no more."""
 
@@ -43,21 +47,46 @@ def decode_shrinking(
     Returns:
         New token ids of each prompt, with the token that ends them.
     """
-    batch = _Batch(model, prompts, config)
-    while batch.rows:
-        batch.run(ended, processors)
-    return [batch.found[row] for row in range(len(prompts))]
+    found: dict[int, list[int]] = {}
+    for group in _groups(model, prompts, config):
+        batch = _Batch(model, {row: prompts[row] for row in group}, config)
+        while batch.rows:
+            batch.run(ended, processors)
+        found |= batch.found
+    return [found[row] for row in range(len(prompts))]
+
+
+def _groups(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> Iterable[Sequence[int]]:  # noqa: ANN401
+    """Numbers of prompts that share a batch: those of one length if the model's states depend on padding."""
+    lengths = list(map(len, prompts))
+    recurrent = len(set(lengths)) > 1 and getattr(model, "_is_stateful", False)
+    if not recurrent or _ignores_padding(model, config.pad_token_id):
+        return [range(len(prompts))]
+    return [[row for row, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+
+
+def _ignores_padding(model: Any, value: int) -> bool:  # noqa: ANN401
+    """Whether a prompt's logits are the same, up to rounding, with padding before it."""
+
+    def logits(prompts: Sequence[list[int]]) -> Tensor:
+        ids, mask = (part.to(model.device) for part in left_padded(prompts, value))
+        found: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, -1].float()
+        return found
+
+    alone = logits([PROBE])
+    return torch.allclose(logits([PROBE, PROBE * 2]), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
 
 
 class _Batch:
     """Rows that have not ended, with their keys and values."""
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, prompts: Mapping[int, list[int]], config: GenerationConfig) -> None:  # noqa: ANN401
         self._model, self._config = model, config
-        self._ids, self._mask = (part.to(model.device) for part in left_padded(prompts, config.pad_token_id))
+        padded = left_padded(list(prompts.values()), config.pad_token_id)
+        self._ids, self._mask = (part.to(model.device) for part in padded)
         self._start = self._ids.shape[1]
         self._cache = _selectable_cache(model, self._start + config.max_new_tokens)
-        self.rows = list(range(len(prompts)))
+        self.rows = list(prompts)
         self.found: dict[int, list[int]] = {}
 
     def run(self, ended: Ended | None, processors: LogitsProcessorList | None) -> None:
@@ -120,9 +149,12 @@ def _selectable_cache(model: Any, length: int) -> DynamicCache | None:  # noqa: 
         length: Most tokens of a row.
 
     Returns:
-        None for models with recurrent states, without explicit positions, or with a window that is shorter than a row:
-        there the batch stays as it is.
+        None for models with recurrent states, without explicit positions, with a window that is shorter than a row, or
+        whose generation config has a cache of its own or options that are `RELATIVE`: there the batch stays as it is.
     """
+    own = getattr(model, "generation_config", None)
+    if any(getattr(own, name, None) is not None for name in ("cache_implementation", *RELATIVE)):
+        return None
     if getattr(model, "_is_stateful", False) or "position_ids" not in inspect.signature(model.forward).parameters:
         return None
     cache = DynamicCache(config=model.config)

@@ -62,6 +62,28 @@ def test_answers_equal_those_one_by_one_in_any_architecture(architecture, change
     assert calls == sorted(calls, reverse=True)
 
 
+def test_prompts_of_different_lengths_are_apart_where_padding_changes_states():
+    model, prompts = tiny_model("RecurrentGemma", norms=0.5), encoded()
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=[999], pad_token_id=0, do_sample=False)
+    assert decode_shrinking(model, prompts, config) == one_by_one(model, prompts)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"use_cache": False}, {"cache_implementation": "static"}, {"return_dict_in_generate": True},
+     {"begin_suppress_tokens": list(range(4, 40))}, {"exponential_decay_length_penalty": (5, 1.5)}],
+    ids=lambda own: next(iter(own)),
+)  # fmt: skip
+def test_options_of_the_models_own_give_the_answers_of_one_batch(own):
+    model, tokenizer = tiny_model(norms=0.5), word_tokenizer()
+    model.generation_config.update(**own)
+    model.generation_config.eos_token_id = [12, 31]
+    options = {"max_new_tokens": NEW, "batch_size": 8}
+    whole = [generate_answers(model, tokenizer, [prompt], **options)[0] for prompt in PROMPTS]
+    assert generate_answers(model, tokenizer, PROMPTS, **options) == whole
+    assert len({len(answer.split()) for answer in whole}) > 3
+
+
 def test_answers_end_with_a_token_that_ends_them():
     model, prompts = tiny_model(), encoded()
     whole = one_by_one(model, prompts)
