@@ -16,6 +16,7 @@ HEADS = {
     "GPTNeoX": {},
     "Qwen3Moe": {"experts_implementation": "eager"},
     "Gemma3nText": {"final_logit_softcapping": 1.5},
+    "Gemma4Text": {"final_logit_softcapping": 1.5},
     "Bloom": {},
     "Mamba": {},
 }
@@ -100,6 +101,18 @@ def test_a_model_that_changes_logits_by_other_means_is_read_as_a_whole():
     assert unhooked.splits
     whole = model.forward
     model.forward = lambda *args, **options: _shifted(whole(*args, **options))
+    assert not AnswerHead(model).splits
+    torch.testing.assert_close(AnswerLikelihood(model)(labels(), **ROWS), plain_log_probs(model, labels()).sum(1))
+
+
+def test_a_head_that_needs_more_than_states_is_read_as_a_whole(monkeypatch):
+    model = tiny_model()
+    whole = type(model).forward
+
+    def forward(self, *, attention_mask, **inputs):
+        return whole(self, attention_mask=attention_mask, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
     assert not AnswerHead(model).splits
     torch.testing.assert_close(AnswerLikelihood(model)(labels(), **ROWS), plain_log_probs(model, labels()).sum(1))
 
