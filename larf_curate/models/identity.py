@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from larf_curate.version import __version__
 
 CODE = ("conversation", "layers", "models")
 """Parts of this package whose code the numbers depend on."""
+SETTINGS = ("ONEDNN_", "DNNL_", "MKL_", "CUBLAS_", "NVIDIA_TF32_")
+"""Beginnings of the names of environment variables by which libraries of linear algebra round otherwise."""
 
 
 def model_digest(source: ModelSource, device: str) -> str | None:
@@ -42,7 +45,7 @@ def model_digest(source: ModelSource, device: str) -> str | None:
         return None
     settings = {"dtype": source.dtype, "strip_prefix": source.strip_prefix, "files": files}
     text = json.dumps({**settings, **_environment(source, device)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _files_digest(source: ModelSource) -> list[list[str]] | None:
@@ -56,9 +59,20 @@ def _files_digest(source: ModelSource) -> list[list[str]] | None:
 
 
 def _digests(folder: Path) -> list[list[str]]:
-    """Name and digest of the files in a folder, without hidden ones."""
+    """Name and digest of the files in a folder, without hidden ones, and of those below it that an index names."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [[path.name, remembered_sha256(path)] for path in files]
+    indices = [path for path in files if path.name.endswith(".index.json")]
+    named = {folder / name for path in indices for name in _shards(path)}
+    every = [*files, *sorted(path for path in named - set(files) if path.is_file())]
+    return [[str(path.relative_to(folder)), remembered_sha256(path)] for path in every]
+
+
+def _shards(index: Path) -> set[str]:
+    """Files of weights that an index names; none if it is damaged, which loading reports."""
+    try:
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()
 
 
 @cache
@@ -83,6 +97,8 @@ def _environment(source: ModelSource, device: str) -> dict[str, Any]:
         "device": name,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "precision": torch.get_float32_matmul_precision(),
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
         "batch_tokens": default_batch_tokens(accelerator.type),
         "flash_attention": supports_flash_attention(device, source.dtype),
     }

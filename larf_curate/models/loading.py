@@ -55,9 +55,14 @@ def load_reader(
         InputError: If it does not have these layers.
     """
     check_device(device)
+    limit_threads()
+    return _load_reader(source, layers, device, max_length, batch_tokens)
+
+
+def limit_threads() -> None:
+    """Let a worker process compute with its share of the cores; see `worker_threads`."""
     if threads := worker_threads():
         torch.set_num_threads(threads)
-    return _load_reader(source, layers, device, max_length, batch_tokens)
 
 
 def load_renderer(
@@ -118,6 +123,7 @@ def load_reader_with_head(
         ModelError: If the model cannot be loaded with its head.
     """
     check_device(device)
+    limit_threads()
     forget_reader()  # two models might not fit into memory
     tokenizer, dtype = load_tokenizer(source), getattr(torch, resolve_dtype(source.dtype, device))
 

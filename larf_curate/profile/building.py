@@ -18,7 +18,14 @@ from larf_curate.models.adapters import refuse_adapter
 from larf_curate.models.devices import default_batch_tokens
 from larf_curate.models.hidden_states import DEFAULT_MAX_LENGTH, StateReader, is_out_of_memory
 from larf_curate.models.identity import model_digest
-from larf_curate.models.loading import check_layers, commit_of, load_reader, load_reader_with_head, load_renderer
+from larf_curate.models.loading import (
+    check_layers,
+    commit_of,
+    limit_threads,
+    load_reader,
+    load_reader_with_head,
+    load_renderer,
+)
 from larf_curate.models.source import ModelSource, count_layers, load_tokenizer
 from larf_curate.models.template_dates import today, writes_dates
 from larf_curate.profile.checks import (
@@ -166,6 +173,7 @@ class LazyModel:
     @cached_property
     def digest(self) -> str | None:
         """Digest of everything that the model's numbers depend on; None if it is unknown, so that none are cached."""
+        limit_threads()  # on which the numbers depend, before the model is loaded
         try:
             return model_digest(self.source, self.device)
         except OSError as error:

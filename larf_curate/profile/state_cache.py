@@ -10,18 +10,20 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from larf_curate.conversation.truncation import Tokens
 from larf_curate.errors import InputError
 from larf_curate.files import atomic_path, cache_home, is_temporary
 from larf_curate.layers.report import LayerReport
+from larf_curate.records import STRICT, parse_record, read_sealed, write_sealed
 from larf_curate.states import Position, States, Vectors
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ MIN_ROWS, MAX_ROWS = 8, 32
 BOUNDARY = 16
 """One row in so many ends a group, by its content: a row more or less changes its own group and no later one."""
 DIGEST = "digest"
+REMEDY = "remove it"
 
 
 def state_folder() -> Path:
@@ -83,7 +86,7 @@ class StateCache:
         path = self._path(group, positions)
         try:
             states = _read(path)
-            os.utime(path)  # used now
+            _note_use(path)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
@@ -104,6 +107,16 @@ class StateCache:
         return state_folder() / f"{_digest(content).hex()}.safetensors"
 
 
+class ReportRecord(TypedDict):
+    """A file of `ReportCache`: the report, and the name of the file, which says what the report is of."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    key: str
+    report: dict[str, Any]
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportCache:
     """The report of what a model's refusals depend on, by everything that it depends on.
@@ -116,11 +129,15 @@ class ReportCache:
 
     def load(self) -> LayerReport | None:
         """The stored report; None, with a warning if the file is damaged, if there is none."""
-        if not self._path.exists():
-            return None
+        path = self._path
         try:
-            report = LayerReport.load(self._path)
-            os.utime(self._path)  # used now
+            if not path.exists():
+                return None
+            record = read_sealed(path, ReportRecord, remedy=REMEDY)
+            if record["key"] != path.stem:
+                raise InputError(f"{path} was renamed: {REMEDY}")
+            report = parse_record(record["report"], LayerReport, path=path, remedy=REMEDY)
+            _note_use(path)
         except (OSError, InputError) as error:
             logger.warning("a cached layer report is damaged and is computed again: %s", error)
             return None
@@ -129,11 +146,17 @@ class ReportCache:
     def store(self, report: LayerReport) -> None:
         """Store a report."""
         with _tolerating():
-            report.save(self._path)
+            write_sealed(self._path, {"key": self._path.stem, "report": asdict(report)})
 
     @property
     def _path(self) -> Path:
         return state_folder() / f"{_digest(self.content).hex()}.json"
+
+
+def _note_use(path: Path) -> None:
+    """Let a file count as used now, unless it cannot be changed."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 @contextmanager
@@ -168,7 +191,7 @@ def _sum(name: str, states: States) -> str:
     """Hex SHA-256 of states, and of the name of their file: one that was renamed holds the states of other rows."""
     digest = hashlib.sha256(name.encode())
     for position, values in sorted(states.items()):
-        digest.update(f"{position} {values.shape}".encode() + values.tobytes())
+        digest.update(f"{position} {values.dtype} {values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
 
 

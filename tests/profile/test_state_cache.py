@@ -1,10 +1,12 @@
 """Reference states that were read before are not read again, and give the same profile to the last bit."""
 
+import json
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from safetensors.torch import load_file, save_file
 
@@ -129,6 +131,48 @@ def test_an_edit_of_one_weight_is_noticed(model, read):
     assert read
 
 
+def test_weights_in_a_folder_below_are_noticed(model, read):
+    (model / "parts").mkdir()
+    part = (model / "model.safetensors").rename(model / "parts" / "a.safetensors")
+    weights = load_file(part)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "parts/a.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = build(model)
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 0.5
+    save_file(weights, part, metadata={"format": "pt"})
+    read.clear()
+    assert build(model).digest != before.digest
+    assert read
+
+
+def test_settings_of_linear_algebra_are_read_again(model, read, monkeypatch):
+    build(model)
+    read.clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("MKL_CBWR", "COMPATIBLE")
+        build(model)
+    assert read
+    read.clear()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        build(model)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert read
+
+
+def test_states_of_a_worker_are_those_of_its_number_of_threads(model, read, monkeypatch):
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr("larf_curate.models.loading.worker_threads", lambda: threads + 1)
+        build(model)
+    torch.set_num_threads(threads)
+    read.clear()
+    build(model)
+    assert read
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -139,12 +183,16 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def retype(path):
+    path.write_bytes(path.read_bytes().replace(b"F32", b"I32"))
+
+
 def exchange(path):
     other = next(each for each in sorted(path.parent.glob("*.safetensors")) if each != path)
     path.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize("damage", [flip, cut, exchange, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [flip, cut, retype, exchange, lambda path: path.write_bytes(b"")])
 def test_damaged_files_are_told_and_computed_again(model, read, damage, caplog):
     whole = build(model)
     read.clear()
@@ -167,6 +215,19 @@ def test_a_cache_that_cannot_be_written_is_told_and_does_not_matter(model, caplo
     state_folder().write_text("a file in its place")
     assert build(model).digest == whole.digest
     assert "cannot be cached" in caplog.text
+
+
+def test_a_cache_of_somebody_else_is_read(model, read, caplog, monkeypatch):
+    whole = build(model)
+    read.clear()
+
+    def fail(*_args):
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(os, "utime", fail)
+    assert build(model).digest == whole.digest
+    assert not read
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("reason", ["code of others", "smaller batches"])
@@ -223,6 +284,18 @@ def test_a_damaged_layer_report_is_told_and_computed_again(tmp_path, caplog):
     report.write_text(report.read_text().replace('"refused": ', '"refused": 1'))
     assert build(folder, **{**HARMFUL, "layers": "auto"}).digest == first.digest
     assert "layer report is damaged" in caplog.text
+
+
+def test_an_exchanged_layer_report_is_told_and_computed_again(tmp_path, caplog):
+    folders = [refusing_model(tmp_path / name, block=block) for name, block in (("one", 4), ("other", 2))]
+    choices = [build(folder, **{**HARMFUL, "layers": "auto"}).choice for folder in folders]
+    assert choices[0]["most_sensitive"] != choices[1]["most_sensitive"]
+    one, other = state_folder().glob("*.json")
+    text = one.read_text()
+    one.write_text(other.read_text())
+    other.write_text(text)
+    assert [build(folder, **{**HARMFUL, "layers": "auto"}).choice for folder in folders] == choices
+    assert caplog.text.count("layer report is damaged") == 2
 
 
 def test_only_the_middle_half_is_read_to_choose_layers(model, monkeypatch, read):
