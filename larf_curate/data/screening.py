@@ -151,7 +151,7 @@ def check_parquet(path: Path, folder: Path) -> int:
     file, size, start, largest = pq.ParquetFile(path), ExpandedSize(folder), 0, 0
     most = max(FREE_EXPANSION, MAX_EXPANSION * path.stat().st_size)
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    if any(group.total_byte_size > group.num_rows * MAX_ROW_BYTES for group in groups):
+    if any(group.total_byte_size > max(group.num_rows, 1) * MAX_ROW_BYTES for group in groups):
         raise ValueError(f"its rows are larger than {MAX_ROW_BYTES >> 20} MiB on average")
     for batch in map(_decoded, file.iter_batches(batch_size=PARQUET_ROWS)):
         size.add(batch.nbytes)

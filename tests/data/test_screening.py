@@ -92,3 +92,8 @@ def test_fewer_rows_of_a_parquet_file_are_decoded_together_if_they_are_large(tmp
     pq.write_table(pa.table({"text": shared}), tmp_path / "a.parquet")
     rows = check_parquet(tmp_path / "a.parquet", tmp_path)
     assert wanted[0] < rows < wanted[1] if isinstance(wanted, tuple) else rows == wanted
+
+
+def test_a_parquet_file_without_rows_is_read(tmp_path):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
+    assert check_parquet(tmp_path / "rows.parquet", tmp_path) >= 2

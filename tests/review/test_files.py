@@ -6,10 +6,12 @@ import json
 import random
 import shutil
 import subprocess
+import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import openpyxl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -443,6 +445,131 @@ def annotated(tasks, answers, person=1):
         annotation |= {"updated_at": "2026-03-09T22:16:08.728378Z"}
         exported.append({"id": number, "data": task["data"], "annotations": [annotation] if results else []})
     return exported
+
+
+@pytest.mark.parametrize(
+    ("annotations", "told"),
+    [
+        ([{"result": [{"from_name": "choice", "value": {"choices": ["remove"]}}]}], "answers named choice, wanted one"),
+        ([101], "annotations without content"),
+        ({"1": {"result": []}}, "annotations without content"),
+    ],
+)
+def test_label_studio_annotations_that_would_be_lost_are_refused(tmp_path, annotations, told):
+    selected = chosen()
+    tasks = json.loads(export_review(selected, tmp_path / "tasks.json").path.read_text())
+    (tmp_path / "export.json").write_text(json.dumps([tasks[0] | {"annotations": annotations}, *tasks[1:]]))
+    with pytest.raises(InputError, match=f"export.json, task 1: .*{told}"):
+        import_decisions(tmp_path / "export.json", selected)
+
+
+def test_an_answer_of_label_studio_cannot_change_which_row_it_is_about(tmp_path):
+    selected = chosen()
+    tasks = json.loads(export_review(selected, tmp_path / "tasks.json").path.read_text())
+    results = [
+        {"from_name": name, "value": {"choices": [text]}}
+        for name, text in {"decision": "remove", ROW: ids(selected)[1]}.items()
+    ]
+    (tmp_path / "export.json").write_text(json.dumps([tasks[0] | {"annotations": [{"result": results}]}]))
+    (decision,) = import_decisions(tmp_path / "export.json", selected).rows
+    assert (decision.row_id, decision.decision) == (ids(selected)[0], "remove")
+
+
+def test_keys_of_objects_are_read_in_any_case_and_misspelt_ones_are_refused(tmp_path):
+    selected = chosen()
+    rows = [{ROW: row[ROW_ID], DIGEST: content_digest(row)} for row in selected.flagged]
+    write_cells(tmp_path / "a.jsonl", [row | {"Decision": "remove"} for row in rows])
+    assert import_decisions(tmp_path / "a.jsonl", selected).counts == {"remove": len(rows)}
+    write_cells(tmp_path / "a.jsonl", [row | {"desicion": "remove"} for row in rows])
+    with pytest.raises(InputError, match="line 1: has desicion, wanted decision"):
+        import_decisions(tmp_path / "a.jsonl", selected)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_without_decisions_is_told(tmp_path, ending, caplog):
+    selected = chosen()
+    maria = table(tmp_path, selected, {}, "maria.csv")
+    export_review(selected, tmp_path / f"ben{ending}")
+    assert import_decisions([maria, tmp_path / f"ben{ending}"], selected).counts == {"keep": 6}
+    assert f"no decision in the file: ben{ending}" in caplog.text
+    assert "maria" not in caplog.text
+
+
+def repacked(path, part, change):
+    """A workbook of which the XML of a part is another one."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts[part] = change(parts[part])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+def with_row(number, cell):
+    """A change of a sheet that adds a row with a cell."""
+    row = f'<row r="{number}"><c r="{cell}{number}" t="inlineStr"><is><t>x</t></is></c></row></sheetData>'
+    return lambda sheet: sheet.replace(b"</sheetData>", row.encode())
+
+
+ENTITIES = b"".join(b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 20) for i in range(8))
+LAUGHS = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaaaaaaaa">' + ENTITIES + b"]><worksheet>&i;</worksheet>"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("xl/worksheets/sheet1.xml", with_row(1_048_576, "A"), "1,048,576 rows and 10 columns: delete"),
+        ("xl/worksheets/sheet1.xml", lambda sheet: sheet + b" " * 2**27, "it expands to"),
+        ("xl/worksheets/sheet1.xml", lambda sheet: LAUGHS, "cannot read"),
+        ("xl/worksheets/sheet1.xml", lambda sheet: b"<x", "cannot read"),
+        ("xl/workbook.xml", lambda sheet: b"<x", "cannot read"),
+        ("xl/workbook.xml", lambda sheet: b"<x/>", "no sheet with cells"),
+        ("xl/styles.xml", lambda sheet: b"<x/>", "cannot read"),
+    ],
+)
+def test_workbooks_that_are_damaged_or_would_take_all_memory_are_refused(tmp_path, part, change, told):
+    selected = chosen()
+    path = export_review(selected, tmp_path / "table.xlsx").path
+    with pytest.raises(InputError, match=told):
+        import_decisions(repacked(path, part, change), selected)
+
+
+def test_a_stray_cell_far_to_the_right_costs_nothing(tmp_path):
+    selected = chosen()
+    path = export_review(selected, tmp_path / "table.xlsx").path
+    repacked(path, "xl/worksheets/sheet1.xml", with_row(3_000, "XFD"))
+    assert not import_decisions(path, selected).rows
+
+
+def test_workbooks_with_wrong_bytes_are_refused_or_read(tmp_path):
+    selected, random_ = chosen(), random.Random(0)
+    content = export_review(selected, tmp_path / "table.xlsx").path.read_bytes()
+    refused = 0
+    for _ in range(30):
+        damaged = bytearray(content)
+        for _ in range(5):
+            damaged[random_.randrange(len(damaged))] = random_.randrange(256)
+        (tmp_path / "table.xlsx").write_bytes(damaged)
+        try:
+            import_decisions(tmp_path / "table.xlsx", selected)
+        except InputError:
+            refused += 1
+    assert refused > 10
+
+
+def test_a_parquet_file_of_rows_without_values_is_refused(tmp_path):
+    nothing = pa.nulls(5_000_000, pa.string())
+    pq.write_table(pa.table({ROW: nothing, DIGEST: nothing, "decision": nothing}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="5,000,000 rows, wanted at most"):
+        import_decisions(tmp_path / "a.parquet", chosen())
+
+
+def test_a_parquet_file_that_expands_to_all_memory_is_refused(tmp_path):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int32()), ["x" * 70_000_000])
+    pq.write_table(pa.table({ROW: texts, DIGEST: ["a", "b"], "decision": ["keep", "keep"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="larger than 64 MiB"):
+        import_decisions(tmp_path / "a.parquet", chosen())
 
 
 def test_label_studio_tasks_come_back_as_its_export(tmp_path):

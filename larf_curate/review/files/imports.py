@@ -78,6 +78,9 @@ def _answers(paths: Iterable[Path]) -> list[_Answer]:
         raise InputError(f"{_listed(problems)}: correct {'it' if len(problems) == 1 else 'them'} and import again")
     answers = [_Answer(line, _judgement(line, path.stem)) for path, line in lines if _is_filled_in(line)]
     _warn_of_unused(answers)
+    used = {path for path, line in lines if _is_filled_in(line)}
+    if unused := [path.name for path in dict.fromkeys(paths) if path not in used]:
+        _warn({"no decision in the file": unused})
     return answers
 
 

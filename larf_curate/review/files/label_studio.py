@@ -30,6 +30,10 @@ CONFIG = f"""\
 """Labeling configuration: paste it into the project's settings, Labeling Interface, Code."""
 
 
+ASKED = ("decision", "corrected_answer", "comment")
+"""Names of what it asks for; other answers are of another configuration."""
+
+
 def tasks(rows: Iterable[ReviewRow]) -> list[dict[str, Any]]:
     """One task per row, whose data comes back with its annotations."""
     return [
@@ -59,17 +63,30 @@ def annotation_lines(task: Mapping[str, Any], place: str) -> Iterator[Line]:
         place: Where it is, for messages.
     """
     data = {name: str(task["data"].get(name) or "") for name in (ROW, DIGEST, *SHOWN)}
-    annotations = [item for item in task.get("annotations") or [] if isinstance(item, dict)]
+    annotations = task.get("annotations") or []
+    if not isinstance(annotations, list) or not all(isinstance(item, dict) for item in annotations):
+        yield Line(place=place, cells=data, problem="has annotations without content, wanted the export as JSON")
+        return
     for annotation in annotations:
-        answers = dict(_answers(annotation.get("result")))
+        found = dict(_answers(annotation.get("result")))
+        answers = {name: found[name] for name in ASKED if name in found}
+        discarded = bool(annotation.get("was_cancelled"))
         yield Line(
             place=place,
-            cells=data | answers | {"annotator": _name(annotation.get("completed_by"))},
+            cells=data
+            | {name: answers[name] for name in ASKED if name in answers}
+            | {"annotator": _name(annotation.get("completed_by"))},
             time=parse_time(annotation.get("updated_at") or annotation.get("created_at")),
-            discarded=bool(annotation.get("was_cancelled")),
+            discarded=discarded,
+            problem=_unknown(found) if found and not answers and not discarded else "",
         )
     if not annotations:
         yield Line(place=place, cells=data)
+
+
+def _unknown(answers: Iterable[str]) -> str:
+    got = ", ".join(answers)[:80]
+    return f"has answers named {got}, wanted one named decision: use the labeling configuration of review export"
 
 
 def _answers(results: object) -> Iterator[tuple[str, str]]:
@@ -79,7 +96,8 @@ def _answers(results: object) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             found = value.get("choices", value.get("text"))
             texts = found if isinstance(found, list) else [found]
-            yield str(result.get("from_name")), "\n".join(str(text) for text in texts if text is not None)
+            name = str(result.get("from_name"))
+            yield name, "\n".join(str(text) for text in texts if text is not None)
 
 
 def _name(person: object) -> str:

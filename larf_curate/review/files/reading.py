@@ -4,31 +4,29 @@ import csv
 import io
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larf_curate.data.screening import check_parquet
 from larf_curate.errors import InputError
-from larf_curate.extras import require
 from larf_curate.files import check_readable, parse_json
 from larf_curate.review.files import label_studio
-from larf_curate.review.files.cells import from_ooxml, unescape, unescape_id
+from larf_curate.review.files.header import WANTED, cell_text, column, garbled, is_garbled, read_header
 from larf_curate.review.files.line import DIGEST, PAGE_KIND, READ, ROW, SHOWN, Line, parse_time
+from larf_curate.review.files.workbook import workbook_lines
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 2**31
 """Maximum size of a file that is read."""
+MAX_LINES = 2**22
+"""Most rows of a Parquet file: rows without values take memory and no space."""
 DELIMITERS = ",;\t"
-GARBLED_MARK = "\u00ef\u00bb\u00bf"
-"""The byte order mark of UTF-8, read as Windows-1252."""
-WANTED = (ROW, DIGEST, "decision")
-"""Columns that a table must have."""
 
 
 def read_lines(path: str | Path) -> list[Line]:
@@ -62,36 +60,20 @@ def _from_csv(path: Path) -> Iterator[Line]:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
             first = next(rows)
-            header = _header(first, path)
+            header = read_header(first, path)
             for number, cells in enumerate(rows, 2):
                 if any(cells):
                     line = _table_line(header, cells, f"{path.name}, row {number}")
-                    yield _garbled(line) if _is_garbled(first) else line
+                    yield garbled(line) if is_garbled(first) else line
         except csv.Error as error:
             raise InputError(f"{path} is no complete CSV file ({error}): save it again from the spreadsheet") from error
 
 
 def _table_line(header: Sequence[str], cells: Sequence[str], place: str) -> Line:
-    texts = {name: _text(name, cell) for name, cell in zip(header, cells, strict=False) if name in (*READ, *SHOWN)}
+    texts = {name: cell_text(name, cell) for name, cell in zip(header, cells, strict=False) if name in (*READ, *SHOWN)}
     differ = len(cells) != len(header)
     problem = f"has {len(cells)} cells, wanted {len(header)}" if differ else ""
     return Line(place=place, cells=texts, problem=problem)
-
-
-def _is_garbled(header: Sequence[object]) -> bool:
-    """Whether a program has opened a CSV file in UTF-8 as Windows-1252: its byte order mark is then three letters."""
-    return str(header[0] if header else "").startswith(GARBLED_MARK)
-
-
-def _garbled(line: Line) -> Line:
-    """A line of such a file; its texts are as they were if they are ASCII."""
-    wrong = [name for name in READ if not line[name].isascii()]
-    problem = f"{wrong[0]} may be garbled: a program opened the CSV file as Windows-1252, wanted UTF-8" if wrong else ""
-    return replace(line, cells={name: line[name] for name in READ}, problem=line.problem or problem)
-
-
-def _text(column: str, cell: str) -> str:
-    return unescape_id(cell) if column == ROW else unescape(cell)
 
 
 def _decoded(path: Path) -> str:
@@ -121,9 +103,9 @@ def _delimiter(text: str, path: Path) -> str:
     """The delimiter with which the first row has the columns that are needed."""
     headers = {mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []) for mark in DELIMITERS}
     for mark, header in headers.items():
-        if set(WANTED) <= set(map(_column, header)):
+        if set(WANTED) <= set(map(column, header)):
             return mark
-    _header(max(headers.values(), key=len), path)
+    read_header(max(headers.values(), key=len), path)
     raise AssertionError("the columns are there after all")
 
 
@@ -137,30 +119,6 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _column(name: object) -> str:
-    """The name of a column as it was exported, whatever the case and spaces."""
-    text = str(name if name is not None else "").removeprefix("\ufeff").removeprefix(GARBLED_MARK)
-    return "_".join(text.strip(' "').lower().split())
-
-
-def _header(names: Sequence[object], path: Path) -> list[str]:
-    """The names of the columns.
-
-    Raises:
-        InputError: If one is missing or twice there.
-    """
-    header = [_column(name) for name in names]
-    if missing := [name for name in WANTED if name not in header]:
-        got = ", ".join(name for name in header if name)[:200] or "none"
-        raise InputError(
-            f"{path.name} has no column {' and no column '.join(missing)} (columns: {got}): give a file that review "
-            "export or the review page wrote, with its first row"
-        )
-    if twice := [name for name in READ if header.count(name) > 1]:
-        raise InputError(f"{path.name} has the column {twice[0]} twice: remove one of them")
-    return header
-
-
 def _from_jsonl(path: Path) -> Iterator[Line]:
     for number, text in enumerate(_decoded(path).split("\n"), 1):
         if text.strip():
@@ -169,26 +127,32 @@ def _from_jsonl(path: Path) -> Iterator[Line]:
 
 def _object_line(value: object, place: str) -> Line:
     """A line of an object whose keys are the columns; numbers become texts, as of the user who annotated."""
-    if not isinstance(value, dict) or not set(WANTED) - {"decision"} <= set(value):
+    value = {column(name): cell for name, cell in value.items()} if isinstance(value, dict) else {}
+    if not set(WANTED) - {"decision"} <= set(value):
         raise InputError(f"wanted {ROW} and {DIGEST} in {place}, got none: give a file that review export wrote")
     found = {name: value[name] for name in (*READ, *SHOWN) if value.get(name) is not None}
     wrong = [name for name, cell in found.items() if isinstance(cell, bool | float | dict | list)]
     problem = f"wanted a text in {wrong[0]}, got {json.dumps(found[wrong[0]])[:40]}" if wrong else ""
+    near = [] if "decision" in value else get_close_matches("decision", value, 1)
+    problem = f"has {near[0]}, wanted decision" if near else problem
     return Line(place=place, cells={name: str(cell) for name, cell in found.items()}, problem=problem)
 
 
 def _from_parquet(path: Path) -> Iterator[Line]:
+    if (rows := pq.read_metadata(path).num_rows) > MAX_LINES:
+        raise InputError(f"{path.name} has {rows:,} rows, wanted at most {MAX_LINES:,}: give one that was exported")
     schema = pq.read_schema(path)
-    header = _header(schema.names, path)
+    header = read_header(schema.names, path)
     names = {name: schema.names[header.index(name)] for name in (*READ, *SHOWN) if name in header}
-    rows = pq.read_table(path, columns=list(names.values())).to_pylist()
-    for number, row in enumerate(rows, 1):
+    try:
+        check_parquet(path, path.parent)
+        table = pq.read_table(path, columns=list(names.values())).to_pylist()
+    except ValueError as error:
+        raise InputError(f"cannot read {path} ({error}): give a file that was exported") from error
+    for number, row in enumerate(table, 1):
         line = _object_line({name: row[given] for name, given in names.items()}, f"{path.name}, row {number}")
-        yield Line(
-            place=line.place,
-            cells={name: _text(name, cell) for name, cell in line.cells.items()},
-            problem=line.problem,
-        )
+        cells = {name: cell_text(name, cell) for name, cell in line.cells.items()}
+        yield Line(place=line.place, cells=cells, problem=line.problem)
 
 
 def _from_json(path: Path) -> Iterator[Line]:
@@ -224,64 +188,12 @@ def _page_lines(saved: Mapping[str, Any], path: Path) -> Iterator[Line]:
         )
 
 
-def _from_xlsx(path: Path) -> Iterator[Line]:
-    openpyxl = require("openpyxl", extra="xlsx")
-    try:
-        book = openpyxl.load_workbook(path)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {path} ({error}): save it again as an XLSX workbook") from error
-    sheets = [sheet for sheet in book.worksheets if _has_columns(sheet)]
-    if len(sheets) > 1:
-        names = ", ".join(sheet.title for sheet in sheets)
-        raise InputError(f"{path.name} has {len(sheets)} sheets with decisions ({names}): keep one of them")
-    sheet = sheets[0] if sheets else book.worksheets[0]
-    rows = sheet.iter_rows()
-    first = [cell.value for cell in next(rows, ())]
-    header = _header(first, path)
-    _check_unmerged(sheet, header, path)
-    for number, cells in enumerate(rows, 2):
-        if any(cell.value is not None for cell in cells):
-            line = _sheet_line(header, cells, f"{path.name}, row {number}")
-            yield _garbled(line) if _is_garbled(first) else line
-
-
-def _has_columns(sheet: Any) -> bool:  # noqa: ANN401  a sheet of openpyxl
-    first = next(sheet.iter_rows(max_row=1, values_only=True), ())
-    return set(WANTED) <= set(map(_column, first))
-
-
-def _check_unmerged(sheet: Any, header: Sequence[str], path: Path) -> None:  # noqa: ANN401  a sheet of openpyxl
-    """Refuse merged cells in the columns that are read: they hold one value for several rows or columns."""
-    for merged in sheet.merged_cells.ranges:
-        if any(name in READ for name in header[merged.min_col - 1 : merged.max_col]):
-            raise InputError(
-                f"{path.name} has merged cells ({merged.coord}), which hold one value for several cells: unmerge them "
-                "and fill in each"
-            )
-
-
-def _sheet_line(header: Sequence[str], cells: Sequence[Any], place: str) -> Line:
-    """A line of a sheet; a cell that is a formula, an error or a date is no text."""
-    texts, problem = {}, ""
-    for name, cell in zip(header, cells, strict=False):
-        if name not in (*READ, *SHOWN) or cell.value is None:
-            continue
-        if isinstance(cell.value, str) and (cell.data_type == "s" or name in SHOWN):
-            texts[name] = _text(name, from_ooxml(cell.value))
-        elif isinstance(cell.value, int) and not isinstance(cell.value, bool):
-            texts[name] = str(cell.value)
-        elif name in READ:
-            kinds = {"f": "a formula", "e": "an error", "d": "a date", "n": "a number", "b": "a truth value"}
-            problem = f"{name} is {kinds.get(cell.data_type, 'no text')} ({str(cell.value)[:40]}), wanted text"
-    return Line(place=place, cells=texts, problem=problem)
-
-
 _READERS: dict[str, Callable[[Path], Iterator[Line]]] = {
     ".csv": _from_csv,
     ".tsv": _from_csv,
     ".txt": _from_csv,
     ".jsonl": _from_jsonl,
     ".parquet": _from_parquet,
-    ".xlsx": _from_xlsx,
+    ".xlsx": workbook_lines,
     ".json": _from_json,
 }
