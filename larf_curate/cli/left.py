@@ -69,6 +69,9 @@ def echo_left(left: "Left", queue: Sequence[str]) -> None:
         click.echo(
             f"The upper bound counts {counted(left.chosen_unread, 'unread row')} sent by expected harm: read these next"
         )
+    if left.random_missing:
+        rows = counted(left.random_missing, "random row")
+        click.echo(f"The upper bound counts {rows} missing in the queue: rejected by the server, or deleted there")
     if left.uncounted:
         click.echo(
             f"{counted(left.uncounted, 'decision')} on rows that were sent otherwise since do not count: repeat "

@@ -271,16 +271,18 @@ class ReviewQueue:
             references=References.of(available) if available else None,
             groups={leader: tuple(group.shared) for leader, group in near_duplicates.by_row.items()},
         )
+        queued = {record.row_id for record in reviewed}
         planned = plan(
             population,
             sampled=sampling_of(reviewed),
-            queued={record.row_id for record in reviewed},
+            queued=queued,
             shared={row for record in reviewed for row in record.shared},
             labels=labels_of(decisions),
             budget=budget,
         )
-        extended = flag_planned(selection, planned)
-        new = FlaggedRows.read(rows_of(extended, planned))
+        extended = flag_planned(selection, planned, queued if unflagged else ())
+        # Random rows first and in their order: what is sent before a server stops is then a sample without a gap.
+        new = FlaggedRows.read(rows_of(extended, planned)).first(planned.random)
         result = self._send(
             new,
             near_duplicates.led_by(planned.chosen),

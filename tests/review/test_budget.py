@@ -8,9 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from larf_curate.cli import main
-from larf_curate.errors import InputError
+from larf_curate.errors import InputError, ReviewServerError
 from larf_curate.review import ReviewQueue
+from larf_curate.review.argilla.dataset import RecordStore
+from larf_curate.review.budget.queued import sampling_of
 from larf_curate.review.budget.rows import RANDOM_REASON
+from larf_curate.review.decisions.responses import read_records
 from larf_curate.review.records.record import SAMPLING
 from larf_curate.scoring.selection import Selection
 from tests.fixtures.review_rows import fake_profile, questions, selection, with_profile
@@ -153,3 +156,58 @@ def test_random_rows_are_proposed_only_after_a_push_by_expected_harm(queue):
     assert queue.status().left is None
     with pytest.raises(InputError, match="push with --strategy harm"):
         queue.propose(chosen, by="random", profile=PROFILE)
+
+
+def test_a_push_that_the_server_interrupts_and_a_deleted_row_leave_an_estimate(
+    queue, key, argilla_server, monkeypatch, tmp_path
+):
+    chosen, truth = chosen_of()
+    monkeypatch.setattr("larf_curate.review.records.push.BATCH_ROWS", 10)
+    upsert = RecordStore.upsert
+    calls = []
+
+    def stops(store, body):
+        calls.append(body)
+        if len(calls) == 3:
+            raise ReviewServerError("the server is down")
+        upsert(store, body)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "upsert", stops)
+        with pytest.raises(ReviewServerError):
+            queue.push_by_harm(chosen, budget=60, profile=PROFILE)
+    assert len(queue.row_ids()) == 20
+    queue.push_by_harm(chosen, budget=60, profile=PROFILE)
+    assert len(queue.row_ids()) == 60
+    decide(queue, truth, queue.row_ids(), key)
+    left = queue.status().left
+    assert (left.unread, left.random_read, left.random_missing) == (20, 20, 0)
+    assert left.low <= sum(truth.values()) - left.found <= left.high < left.unread
+    records = records_of(queue)
+    sampled = sampling_of(read_records(records.values(), {}))
+    lost = sampled.by_stage[0].random[2]
+    store = queue._store()
+    store._connection.send("DELETE", f"/api/v1/datasets/{store.dataset_id}/records?ids={records[lost]['id']}", None)
+    after = queue.status().left
+    assert (after.random_read, after.random_missing) == (19, 1)
+    assert left.high < after.high < after.unread
+    (tmp_path / "key").write_text(argilla_server.api_key)
+    server = ("--name", queue.name, "--url", argilla_server.url, "--api-key-file", str(tmp_path / "key"))
+    result = CliRunner().invoke(main, ["review", "status", *server])
+    assert "The upper bound counts 1 random row missing in the queue" in result.output
+
+
+def test_rows_that_an_earlier_push_sent_are_flagged_in_the_selection_of_the_next(queue, key):
+    chosen, truth = chosen_of(200, 20)
+    queue.push_by_harm(chosen, budget=60, unflagged=True, profile=PROFILE)  # its selection is lost
+    again = queue.push_by_harm(chosen, budget=80, unflagged=True, profile=PROFILE)
+    records = records_of(queue)
+    assert set(records) <= set(again.selection.flagged["larf_row_id"])
+    unflagged = sorted(set(records) - set(chosen.flagged["larf_row_id"]))
+    reasons = dict(zip(again.selection.flagged["larf_row_id"], again.selection.flagged["larf_reason"], strict=True))
+    by_stage = sampling_of(read_records(records.values(), {})).by_stage
+    drawn = {row for stage in by_stage for row in stage.random}
+    assert {row for row in unflagged if reasons[row] == RANDOM_REASON} == drawn.intersection(unflagged)
+    decide(queue, dict.fromkeys(records, True), records, key)
+    outcome = queue.pull().apply(again.selection)
+    assert set(outcome.removed["larf_row_id"]) == set(records)

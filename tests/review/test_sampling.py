@@ -226,6 +226,58 @@ def test_when_all_rows_are_read_none_is_left():
     assert (left.unread, left.found, left.estimate, left.low, left.high, left.found_share) == (0, 5, 0, 0, 0, 1.0)
 
 
+def without_rows(sampled, lost):
+    """The sample when records of these rows are not in the queue."""
+    return replace(sampled, rows={row: places for row, places in sampled.rows.items() if row not in lost})
+
+
+def test_a_random_row_that_is_missing_does_not_end_the_sample():
+    rows = population(np.linspace(1, 0, 400))
+    new = planned(rows, 300)
+    labels = {row: index % 4 == 0 for index, row in enumerate([*new.chosen, *new.random])}
+    whole, lost = left_harmful(new.sampled, labels), new.random[3]
+    gap = left_harmful(without_rows(new.sampled, {lost}), {row: labels[row] for row in labels if row != lost})
+    assert (gap.random_read, gap.random_missing, gap.unread) == (59, 1, whole.unread + 1)
+    assert gap.low <= whole.low < whole.high < gap.high <= whole.high + 6
+    labels = dict.fromkeys(rows.ids, False)
+    again = planned(rows, 400, sampled=without_rows(new.sampled, {lost}), labels=labels)
+    assert lost in (*again.chosen, *again.random)
+    all_read = left_harmful(again.sampled, labels)
+    assert (all_read.unread, all_read.estimate, all_read.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("which", ["harmful", "any"])
+def test_missing_random_rows_leave_the_truth_in_the_interval(which):
+    covered = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        sampled, truth, drawn = one_sample(rng)
+        lost = {row for row in drawn[:-1] if rng.random() < 0.1 and (which == "any" or truth[row])}
+        read = [row for row in drawn if row not in lost]
+        looks = [
+            left_harmful(without_rows(sampled, lost), {row: truth[row] for row in read[:n]}) for n in (20, 60, 150)
+        ]
+        left = [sum(truth.values()) - sum(truth[row] for row in read[:n]) for n in (20, 60, 150)]
+        covered.append(all(look.low <= number <= look.high for look, number in zip(looks, left, strict=True)))
+    assert np.mean(covered) >= 0.9
+
+
+def test_a_push_that_ended_early_is_a_smaller_sample_and_the_next_goes_on():
+    rows, truth = simulated(np.random.default_rng(3))
+    first = planned(rows, 100)
+    sent = without_rows(first.sampled, {*first.random[12:], *first.chosen})
+    labels = {row: bool(truth[row]) for row in first.random[:12]}
+    early = left_harmful(sent, labels)
+    assert (early.random_read, early.random_missing) == (12, 0)
+    assert early.estimate is not None
+    second = planned(rows, 100, sampled=sent, labels=labels)
+    assert len(second.chosen) + len(second.random) == 88
+    labels |= {row: bool(truth[row]) for row in (*second.chosen, *second.random)}
+    after = left_harmful(second.sampled, labels)
+    assert after.random_read == 12 + len(second.random)
+    assert after.low <= sum(truth.values()) - after.found <= after.high
+
+
 def test_without_harmful_rows_the_bound_falls_as_random_rows_are_read():
     rows = population(np.linspace(1, 0, 500))
     new = planned(rows, 400)

@@ -81,19 +81,21 @@ def _chances(rows: Dataset, decisions: Iterable[Decision], references: Reference
     return np.where(known, chances, chances[known].mean() if known.any() else 0.5)
 
 
-def flag_planned(selection: Selection, planned: Plan) -> Selection:
+def flag_planned(selection: Selection, planned: Plan, queued: Collection[str] = ()) -> Selection:
     """The selection, with the unflagged rows that are sent moved to the flagged ones, with a reason each.
 
     Args:
         selection: The selection.
         planned: Rows to send.
+        queued: Ids of rows that earlier pushes sent, which are flagged too, should their selection not have been saved.
     """
-    sent, chosen = {*planned.chosen, *planned.random}, set(planned.chosen)
+    sent = {*planned.chosen, *planned.random, *queued}
+    random = {row for stage in planned.sampled.by_stage for row in stage.random}
     ids = list(read_column(selection.kept, ROW_ID))
     moved = [index for index, row in enumerate(ids) if row in sent]
     if not moved:
         return selection
-    reasons = [CHOSEN_REASON if ids[index] in chosen else RANDOM_REASON for index in moved]
+    reasons = [RANDOM_REASON if ids[index] in random else CHOSEN_REASON for index in moved]
     columns = {"larf_flagged": [True] * len(moved), "larf_reason": reasons}
     flagged = with_columns(selection.kept.select(moved), columns)
     stay = np.setdiff1d(np.arange(len(ids)), moved)

@@ -1,6 +1,6 @@
 """The flagged rows of a push, read once."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +57,24 @@ class FlaggedRows:
         """Number of rows."""
         return len(self.ids)
 
+    def first(self, ids: Sequence[str]) -> "FlaggedRows":
+        """All rows, those with these ids first and in this order."""
+        places = {row: place for place, row in enumerate(ids)}
+        order = sorted(range(len(self)), key=lambda index: places.get(self.ids[index], len(places)))
+        return self._at(order)
+
     def without(self, ids: Collection[str]) -> "FlaggedRows":
         """All rows except those with these ids."""
         if not ids:
             return self
-        kept = [index for index, row in enumerate(self.ids) if row not in ids]
-        states = None if self.states is None else self.states[kept]
+        return self._at([index for index, row in enumerate(self.ids) if row not in ids])
+
+    def _at(self, indices: list[int]) -> "FlaggedRows":
         return FlaggedRows(
-            ids=[self.ids[index] for index in kept],
-            scores=self.scores[kept],
-            states=states,
-            rows=self.rows.select(kept),
+            ids=[self.ids[index] for index in indices],
+            scores=self.scores[indices],
+            states=None if self.states is None else self.states[indices],
+            rows=self.rows.select(indices),
         )
 
     def digests(self, ids: Collection[str]) -> dict[str, str]:

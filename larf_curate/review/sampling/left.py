@@ -7,7 +7,7 @@ https://arxiv.org/abs/2108.12746.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -33,6 +33,8 @@ class Left:
         chosen_unread: Number of unread rows that were sent for their expected harm; the upper bound counts them all.
         random_read: Number of random rows read without a gap, on which the estimate rests.
         random_sent: Number of random rows sent with them.
+        random_missing: Number of random rows that are not in the queue: the server rejected them, or they were deleted
+            there. The upper bound counts them as harmful and the lower one as harmless.
         estimate: Estimated number of harmful rows among the unread; None if it cannot be told yet.
         low: Lower bound; None as ``estimate``.
         high: Upper bound; None as ``estimate``.
@@ -56,6 +58,7 @@ class Left:
     found_share: float | None
     level: float
     reason: str
+    random_missing: int = 0
     uncounted: int = 0
 
 
@@ -71,10 +74,11 @@ def left_harmful(sampled: Sampled, labels: Labels) -> Left:
     stages = _usable(sampled, known)
     last = stages[-1].stage
     found, unread = sum(label is True for label in known.values()), last.rows - len(known)
-    random_read = sum(len(_drawn(rows, known)) for rows in stages)
+    drawn = [row for rows in stages for row in _drawn(rows, known)]
+    random_read = len(drawn) - drawn.count(None)
     random_sent = sum(stage.random for stage in sampled.stages.values())
-    wanted = min(MIN_RANDOM, stages[0].stage.others)
-    told = random_read >= wanted
+    wanted = min(MIN_RANDOM, stages[0].stage.others) - drawn.count(None)
+    told = not unread or random_read >= wanted
     low, high, estimate = _range(stages, known, unread)
     return Left(
         population=POPULATIONS[last.population],
@@ -90,16 +94,19 @@ def left_harmful(sampled: Sampled, labels: Labels) -> Left:
         found_share=(found / (found + high) if high else 1.0) if told else None,
         level=LEVEL,
         reason="" if told else _missing(random_read, random_sent, wanted),
+        random_missing=sum(rows.random.count(None) for rows in sampled.by_stage),
     )
 
 
 def _range(stages: Sequence[StageRows], known: Labels, unread: int) -> tuple[int, int, int]:
     """Lower and upper bound, and the estimate."""
-    fewest = {row: label is True for row, label in known.items()}
-    most = {row: label is not False for row, label in known.items()}
+    # A random row that is missing is read, as far as the sample goes, and nobody knows its label.
+    fewest = {None: False} | {row: label is True for row, label in known.items()}
+    most = {None: True} | {row: label is not False for row, label in known.items()}
     low, _ = left_range([_sample(rows, fewest) for rows in stages], unread, alpha=1 - LEVEL)
     samples = [_sample(rows, most) for rows in stages]
     _, high = left_range(samples, unread, alpha=1 - LEVEL)
+    high = min(high + sum(_drawn(rows, most).count(None) for rows in stages), unread)  # such a row is left after all
     estimate = most_likely(samples, unread, share_outside=_share_of_chosen(stages[-1], most))
     # Of the unread rows at most a share WRONG of the harmless would be removed, and of the harmful be kept, by mistake.
     high = min(math.ceil(high / (1 - WRONG)), unread)
@@ -107,7 +114,7 @@ def _range(stages: Sequence[StageRows], known: Labels, unread: int) -> tuple[int
     return low, high, min(max(estimate, low), high)
 
 
-def _share_of_chosen(rows: StageRows, known: Mapping[str, bool]) -> float:
+def _share_of_chosen(rows: StageRows, known: Mapping[str | None, bool]) -> float:
     """Assumed share of harmful rows among unread chosen ones: that of read ones, and at first that of the others."""
     drawn = _drawn(rows, known)
     others = (sum(known[row] for row in drawn) + 0.5) / (len(drawn) + 1)
@@ -117,28 +124,28 @@ def _share_of_chosen(rows: StageRows, known: Mapping[str, bool]) -> float:
 
 def _usable(sampled: Sampled, known: Labels) -> tuple[StageRows, ...]:
     """The stages up to the first whose random rows are not all read: later ones go on from a complete sample."""
-    complete = [len(_drawn(rows, known)) >= rows.stage.random for rows in sampled.by_stage]
+    complete = [len(_drawn(rows, known)) == len(rows.random) for rows in sampled.by_stage]
     return sampled.by_stage[: complete.index(False) + 1] if False in complete else sampled.by_stage
 
 
-def _drawn(rows: StageRows, known: Labels) -> list[str]:
-    """The random rows of a stage that are read, up to the first that is not."""
-    return list(takewhile(known.__contains__, rows.random))
+def _drawn(rows: StageRows, known: Container[str | None]) -> list[str | None]:
+    """The random rows of a stage that are read or missing, up to the first that is unread."""
+    return list(takewhile(lambda row: row is None or row in known, rows.random))
 
 
-def _sample(rows: StageRows, known: Mapping[str, bool]) -> Sample:
+def _sample(rows: StageRows, known: Mapping[str | None, bool]) -> Sample:
     """What is known of the rows that were not chosen in a stage."""
     drawn = _drawn(rows, known)
     return Sample(
         rows=rows.stage.others,
         read=len(drawn),
         harmful=sum(known[row] for row in drawn),
-        found=sum(known.get(row, False) for row in rows.others),
+        found=sum(known.get(row, False) for row in rows.others) + known[None] * drawn.count(None),
         outside=_outside(rows, known),
     )
 
 
-def _outside(rows: StageRows, known: Labels) -> int:
+def _outside(rows: StageRows, known: Container[str | None]) -> int:
     """Number of unread rows that were chosen in a stage, or that were decided before it and have changed since."""
     reopened = sum(row not in known for row in rows.earlier)
     return rows.stage.chosen - sum(row in known for row in rows.chosen) + reopened

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -51,14 +50,15 @@ class StageRows:
 
     Args:
         stage: The stage.
-        random: Ids of its random rows, in their order, up to the first that is not in the queue.
+        random: Ids of its random rows, in their order, up to the last that is in the queue; None for one before it that
+            is not: it was rejected by the server, or deleted there.
         chosen: Ids of its chosen rows.
         others: Ids of all other rows that were unread: random ones, and those that were sent later.
         earlier: Ids of the rows that were decided before it.
     """
 
     stage: Stage
-    random: tuple[str, ...]
+    random: tuple[str | None, ...]
     chosen: tuple[str, ...]
     others: tuple[str, ...]
     earlier: tuple[str, ...]
@@ -115,12 +115,11 @@ def _stage_rows(stage: Stage, rows: Mapping[str, Mapping[str, int]], first: Mapp
     name = str(stage.number)
     places = {row: held[name] for row, held in rows.items() if name in held}
     by_place = {place: row for row, place in places.items() if place > 0}
-    drawn = takewhile(by_place.__contains__, range(1, stage.others + 1))
     outside = [row for row in rows if row not in places]
     later = (row for row in outside if first[row] > stage.number)
     return StageRows(
         stage=stage,
-        random=tuple(by_place[place] for place in drawn),
+        random=tuple(map(by_place.get, range(1, max(by_place, default=0) + 1))),
         chosen=tuple(row for row, place in places.items() if not place),
         others=(*(row for row, place in places.items() if place), *later),
         earlier=tuple(row for row in outside if first[row] < stage.number),
