@@ -342,6 +342,8 @@ class ReviewQueue:
     def assign(self, people: Sequence[str]) -> Assignment:
         """Assign the open rows that lack people, evenly; nobody loses a row, so it can be repeated with more people.
 
+        Open rows of people whose account was deleted go to others, if the key of the queue is that of an owner.
+
         Each row gets as many people as must decide it, near-duplicates the same ones where possible, and each person a
         link that shows theirs. It does not restrict anybody: who opens the whole queue sees all rows, and answers of
         people to whom a row is not assigned count too.
@@ -357,7 +359,9 @@ class ReviewQueue:
         store = self._store()
         check_people(people, self._connection.reviewers(), self._connection.workspace)
         records = list(store.records(responses=True))
-        return assign(store, records, read_records(records, self._connection.usernames()), people)
+        reviewed = read_records(records, self._connection.usernames())
+        departed = self._connection.departed(name for record in reviewed for name in record.assigned)
+        return assign(store, records, reviewed, people, departed=departed)
 
     def links(self) -> PeopleLinks:
         """The links of people: to their open rows, and to the conflicts that were sent to them."""

@@ -741,3 +741,36 @@ def test_an_edit_that_leaves_the_answer_as_it_was_is_no_edit(tmp_path, caplog):
         third: answers[third],
     }
     assert first in outcome.withheld[ROW_ID][:]
+
+
+def test_answers_that_are_lost_when_a_folder_is_written_again_are_told(tmp_path, caplog):
+    selected = chosen()
+    first = ids(selected)[:4]
+    queue = from_a_queue(selected, {row: {"decision": "remove", "annotator": "ann"} for row in first})
+    queue.save(tmp_path / "decisions")
+    queue.save(tmp_path / "decisions")
+    assert not caplog.text
+    both = [*answers_for(selected).items()][2:]
+    files = decided(selected, tmp_path / "table.csv", dict(both))
+    files.save(tmp_path / "decisions")
+    assert "has answers of ann to 4 rows that are not among the decisions which replace it now" in caplog.text
+    assert Decisions.load(tmp_path / "decisions").counts == {"edit": 1, "pending": 4, "unsure": 1}
+    caplog.clear()
+    more = decided(selected, tmp_path / "more.csv", answers_for(selected))
+    more.save(tmp_path / "decisions")
+    assert not caplog.text
+
+
+def test_folders_whose_earlier_decisions_cannot_be_read_are_replaced(tmp_path, caplog):
+    selected = chosen()
+    outcome = from_a_queue(selected, answers_for(selected))
+    outcome.save(tmp_path / "decisions")
+    (tmp_path / "decisions" / "decisions.parquet").write_bytes(b"PAR1")
+    outcome.save(tmp_path / "decisions")
+    assert Decisions.load(tmp_path / "decisions").counts == {
+        "edit": 1,
+        "keep": 1,
+        "pending": 2,
+        "remove": 1,
+        "unsure": 1,
+    }

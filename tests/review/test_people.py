@@ -141,6 +141,19 @@ def test_a_row_that_somebody_discards_goes_to_somebody_else(make_queue, argilla_
     assert assigned(queue)[record["external_id"]] == {"alice", "bob"}
 
 
+def test_open_rows_of_a_deleted_account_go_to_others(make_queue, argilla_server):
+    argilla_server.add_user("leaver")
+    queue = make_queue("leaver", min_submitted=2)
+    queue.push(selection(questions(12), flagged=9))
+    queue.assign(["leaver", *PEOPLE[:2]])
+    assert any("leaver" in people for people in assigned(queue).values())
+    connection = queue._connection
+    (gone,) = [name for name, user in connection.usernames().items() if user == "leaver"]
+    connection.request("DELETE", f"/api/v1/users/{gone}")
+    queue.assign(PEOPLE[:2])
+    assert all(set(people) == set(PEOPLE[:2]) for people in assigned(queue).values())
+
+
 def test_people_without_an_account_in_the_workspace_are_refused(make_queue, argilla_server, accounts):
     queue = make_queue("refused", min_submitted=2)
     queue.push(selection())

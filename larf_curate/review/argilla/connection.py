@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +83,11 @@ class Connection:
         """Names of the users who can open the queues of the workspace: its members and the server's owners."""
         owners = [user for user in self._all_users() if user["role"] == "owner"]
         return sorted({user["username"] for user in [*self._members(), *owners]})
+
+    def departed(self, names: Iterable[str]) -> set[str]:
+        """Those names that no account has any more; none if the key's owner may not list all accounts."""
+        known = {user["username"] for user in self._all_users()}
+        return set(names) - known if known else set()
 
     def as_user(self, username: str) -> "Connection":
         """A connection on behalf of another user, with the key that the server shows to owners and admins.

@@ -33,6 +33,7 @@ from larf_curate.manifests import DECISIONS, VERSION, check_shards, read_manifes
 from larf_curate.records import write_sealed
 from larf_curate.remote import local_copy, naming_urls
 from larf_curate.review.decisions.merge import Decision
+from larf_curate.review.decisions.replaced import warn_of_lost
 from larf_curate.scoring.selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,8 @@ class Outcome:
     def save(self, folder: str | Path) -> None:
         """Write ``kept/``, ``removed/``, ``withheld/`` and Parquet files; ``decisions.json`` is written last.
 
-        The files are ``decisions.parquet`` and, if the rows have states, ``states.parquet``.
+        The files are ``decisions.parquet`` and, if the rows have states, ``states.parquet``. A warning tells which
+        answers an earlier outcome in the folder has and this one has not.
 
         Args:
             folder: Folder to write, or its URL; an earlier outcome in it is replaced.
@@ -201,6 +203,7 @@ class Outcome:
         Raises:
             InputError: If the folder has results of another kind, or other Parquet files where these are written.
         """
+        warn_of_lost(folder, self.decisions.rows)
         parts = {name: getattr(self, name) for name in PARTS}
         files = {"decisions.parquet": self.decisions.to_dataset()}
         files |= {} if self.states is None else {STATES_FILE: self.states}

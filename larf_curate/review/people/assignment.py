@@ -6,7 +6,7 @@ opens the queue without the filter sees all rows, and answers of anybody in the 
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from larf_curate.errors import InputError
@@ -54,8 +54,10 @@ def assign(
     records: Sequence[Mapping[str, Any]],
     reviewed: Sequence[ReviewedRecord],
     people: Sequence[str],
+    *,
+    departed: Collection[str] = (),
 ) -> Assignment:
-    """Assign the open rows that lack people; nobody loses a row.
+    """Assign the open rows that lack people; nobody loses a row who has an account.
 
     Who has answered a row already counts as one of its people.
 
@@ -64,6 +66,7 @@ def assign(
         records: All its records, as returned by the server.
         reviewed: The same records with their judgements.
         people: Names of the people among whom to choose.
+        departed: Names of people whose account was deleted: their open rows lack somebody.
 
     Raises:
         InputError: If there are too few people for the queue, or a name is there twice or cannot be in a link.
@@ -71,6 +74,10 @@ def assign(
     per_row = store.min_submitted
     _check_number(people, per_row)
     groups = {record["external_id"]: (record["metadata"] or {}).get(CLUSTER) for record in records}
+    reviewed = [
+        record if record.done else replace(record, assigned=tuple(n for n in record.assigned if n not in departed))
+        for record in reviewed
+    ]
     rows = [_assignable(record, groups.get(record.row_id), people, per_row) for record in reviewed]
     chosen = choose(rows, people)
     wanted = {row: {term_of(name) for name in names} for row, names in chosen.items()}
