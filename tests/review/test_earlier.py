@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
 
@@ -10,6 +12,7 @@ from larf_curate.columns import content_digest
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.review import Decision, Decisions
 from larf_curate.review.learning.earlier import load_earlier
+from tests.fixtures.decisions_folder import reseal
 from tests.fixtures.review_rows import questions, selection, with_profile
 
 PROFILE = "ab" * 32
@@ -75,4 +78,30 @@ def test_a_changed_file_of_states_is_refused(chosen, tmp_path):
     folder = saved(tmp_path / "d", chosen)
     (folder / "states.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="states.parquet was changed"):
+        load_earlier([folder], profile=PROFILE, signals=(), known=())
+
+
+def column_of(name, values):
+    return lambda table: table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (column_of("larf_row_id", ["a", "b", "c"]), "other rows than those that were decided"),
+        (lambda table: pa.concat_tables([table, table]), "other rows"),
+        (lambda table: table.slice(1), "other rows"),
+        (lambda table: table.drop_columns(["larf_state"]), "no column larf_state"),
+        (lambda table: table.drop_columns(["larf_row_id"]), "no column larf_row_id"),
+        (column_of("larf_state", [1.0, 2.0, 3.0]), "no lists"),
+        (column_of("larf_state", [[float("nan")] * 8] * 3), "no finite numbers"),
+        (column_of("larf_state", [["a"]] * 3), "no finite numbers"),
+        (column_of("larf_state", [[1.0], [1.0, 2.0], [1.0]]), "several lengths"),
+    ],
+)
+def test_states_of_other_rows_are_refused_though_the_folder_was_sealed_again(chosen, tmp_path, change, told):
+    folder = saved(tmp_path / "d", chosen)
+    pq.write_table(change(pq.read_table(folder / "states.parquet")), folder / "states.parquet")
+    reseal(folder, "decisions.json")
+    with pytest.raises(InputError, match=told):
         load_earlier([folder], profile=PROFILE, signals=(), known=())

@@ -94,3 +94,18 @@ def test_folded_texts_are_only_text_and_within_the_limits(text):
     before = [m["content"] for m in messages if is_folded(m["content"])]
     assert {tag for content in before for tag in re.findall("<[^>]*>", content)} <= TAGS
     assert "".join(text for content in before for text in unfolded(content)).startswith(text * 20)
+
+
+@pytest.mark.parametrize("number", [1, 2, 100, 101, 150, 151, 225, 300, 349, 350, 400, 449, 450])
+def test_the_scored_answer_of_a_very_long_conversation_is_shown(number):
+    turns = [(role, f"{role} {n}") for n in range(1, 451) for role in ("user", "assistant")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    row = {"messages": messages, "larf_status": "ok", "larf_turn": f"{number}/450"}
+    shown = shown_turns(row, None)
+    assert ("assistant", f"assistant {number}") in shown
+    assert ("user", f"user {number}") in shown
+    assert [turn for turn in shown if turn[0] != "note"] == [turn for turn in turns if turn in set(shown)]
+    assert shown[0] == turns[0]
+    assert shown[-1] == turns[-1]
+    omitted = sum(int(text.split()[1].replace(",", "")) for role, text in shown if role == "note")
+    assert omitted == len(turns) - sum(role != "note" for role, _ in shown) == 500

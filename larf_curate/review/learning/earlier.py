@@ -5,14 +5,16 @@ decided there are further rows of the regression; only the scale of scores and s
 """
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from larf_curate.columns import ROW_ID
+from larf_curate.columns import ROW_ID, SCORE, STATE
 from larf_curate.errors import InputError, ProfileMismatchError
 from larf_curate.review.decisions.folder import DecisionsFolder
 from larf_curate.review.decisions.outcome import STATES_FILE
@@ -59,6 +61,11 @@ def _read(folder: DecisionsFolder, profile: str | None, signals: Sequence[str], 
             "import the decisions again"
         )
     table = pq.read_table(folder.path / STATES_FILE)
+    if problem := _problem(table, folder):
+        raise InputError(
+            f"{folder.name}/{STATES_FILE} {problem}: pull or import the decisions again, from the selection that was "
+            "reviewed"
+        )
     ids = table[ROW_ID].to_pylist()
     if left_out := sum(row in seen for row in ids):
         logger.warning(
@@ -71,6 +78,24 @@ def _read(folder: DecisionsFolder, profile: str | None, signals: Sequence[str], 
     seen.update(ids)
     positive = np.array([folder.decided[row].decision in POSITIVE for row in chosen], bool)
     return DecidedRows(rows=StoredRows.of_table(table, signals), positive=positive)
+
+
+def _problem(table: pa.Table, folder: DecisionsFolder) -> str:
+    """Why states are not those of the decided rows; empty if they are."""
+    if missing := [name for name in (ROW_ID, SCORE, STATE) if name not in table.column_names]:
+        return f"has no column {missing[0]}"
+    if Counter(table[ROW_ID].to_pylist()) != Counter(folder.decided.keys()):
+        return "has other rows than those that were decided"
+    states = table[STATE]
+    if not pa.types.is_list(states.type) and not pa.types.is_fixed_size_list(states.type):
+        return f"has no lists in {STATE}"
+    values, widths = pc.list_flatten(states), pc.list_value_length(states)
+    if (
+        not pa.types.is_floating(values.type)
+        or not pc.all(pc.is_finite(values.cast(pa.float32())), min_count=0).as_py()
+    ):
+        return f"has values in {STATE} that are no finite numbers"
+    return "" if len(widths.drop_null().unique()) <= 1 else f"has lists of several lengths in {STATE}"
 
 
 def _check_same_profile(folder: DecisionsFolder, profile: str | None) -> None:

@@ -167,14 +167,14 @@ def shown_turns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> li
         columns: Column names by role, if the format cannot be recognised.
 
     Returns:
-        Role and text of at most ``MAX_TURNS + 1`` turns with little more than ``MAX_ROW_CHARACTERS`` in total; notes
-        state what is omitted.
+        Role and text of at most ``MAX_TURNS + 2`` turns, those around the scored answer among them, with little more
+        than ``MAX_ROW_CHARACTERS`` in total; notes state what is omitted.
     """
     try:
         turns = display_turns(row, columns)
     except ConversationError:
         turns = [("row", _as_json(row))]
-    turns = _without_middle_turns(turns)
+    turns = _without_middle_turns(turns, scored_answer(row, turns).index)
     total = sum(len(text) for _, text in turns)
     limit = MAX_ROW_CHARACTERS if total <= MAX_ROW_CHARACTERS else MAX_ROW_CHARACTERS // len(turns)
     return [(role, truncate_middle(text, limit)) for role, text in turns]
@@ -199,14 +199,23 @@ def chat_field(turns: list[Turn], opened: int | None = None) -> list[dict[str, s
     ]
 
 
-def _without_middle_turns(turns: list[Turn]) -> list[Turn]:
-    """Replace the middle of a conversation of more than ``MAX_TURNS`` turns by a note."""
+def _without_middle_turns(turns: list[Turn], scored: int | None) -> list[Turn]:
+    """Replace turns of a conversation of more than ``MAX_TURNS`` by notes: neither its ends nor those by its score."""
     missing = len(turns) - MAX_TURNS
     if missing <= 0:
         return turns
-    half = MAX_TURNS // 2
-    note = ("note", f"[… {missing:,} messages not shown here; the row itself is complete …]")
-    return [*turns[:half], note, *turns[half + missing :]]
+    half, quarter = MAX_TURNS // 2, MAX_TURNS // 4
+    if scored is None or scored < half or scored >= half + missing:
+        return [*turns[:half], _note(missing), *turns[half + missing :]]
+    start = min(max(scored - quarter, quarter), quarter + missing)
+    before, after = start - quarter, quarter + missing - start
+    middle = turns[start : start + half]
+    notes = [[_note(count)] if count else [] for count in (before, after)]
+    return [*turns[:quarter], *notes[0], *middle, *notes[1], *turns[start + half + after :]]
+
+
+def _note(missing: int) -> Turn:
+    return ("note", f"[… {missing:,} messages not shown here; the row itself is complete …]")
 
 
 def _as_json(row: Mapping[str, Any]) -> str:
