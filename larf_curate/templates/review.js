@@ -146,10 +146,17 @@ function closeEditor() {
   element("decisions").hidden = false;
 }
 
+// As the import compares: it does not count an edit that leaves the answer as it was.
+const compared = (text) => text.replaceAll("\r\n", "\n").trim();
+
 function submitEdit() {
   const corrected = element("corrected").value;
   if (!corrected.trim()) {
     tell("An edit needs the corrected answer.");
+    return;
+  }
+  if (compared(corrected) === compared(data.rows[current].answer)) {
+    tell("This is the answer as it was. Correct it, or press Escape and decide otherwise.");
     return;
   }
   tell("");
