@@ -307,7 +307,8 @@ class EmbeddedServer:
             raise InputError(f"wanted a user name of 1 to 64 letters, digits and . _ - @, got {username[:80]!r}")
         url, credentials = self.url, self.credentials
         account = credentials.account(username)
-        if account is None:
+        known = {user["username"] for user in api.list_users(url, credentials.owner)}
+        if account is None or username not in known:  # deleted on the server since: created again
             account = Account.random(username, role=role)
             account = replace(account, password=password or account.password)
             key = api.create_user(url, credentials.owner, account)

@@ -141,7 +141,7 @@ def test_a_row_that_somebody_discards_goes_to_somebody_else(make_queue, argilla_
     assert assigned(queue)[record["external_id"]] == {"alice", "bob"}
 
 
-def test_open_rows_of_a_deleted_account_go_to_others(make_queue, argilla_server):
+def test_open_rows_of_a_deleted_account_go_to_others(make_queue, argilla_server, accounts):
     argilla_server.add_user("leaver")
     queue = make_queue("leaver", min_submitted=2)
     queue.push(selection(questions(12), flagged=9))

@@ -136,7 +136,7 @@ def test_a_selection_takes_the_tokens_of_its_worst_rows_along(profile, tmp_path)
     (want,) = explain(profile, [own], device="cpu")
     assert [token["text"] for token in first] == [token.text for token in want.tokens]
     assert_allclose([token["weight"] for token in first], [token.weight for token in want.tokens], atol=1e-3)
-    assert "Tokens that pulled the score" in evidence(selection.flagged[1])
+    assert "Tokens: orange raises the score" in evidence(selection.flagged[1])
     assert second
     assert "larf_tokens" not in selection.kept.column_names
     with pytest.raises(ProfileMismatchError, match="another profile"):

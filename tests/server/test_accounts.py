@@ -14,7 +14,7 @@ from larf_curate.cli.accounts import commands
 from larf_curate.cli.accounts_file import read_accounts
 from larf_curate.errors import InputError
 from larf_curate.server.accounts import AccountEntry, check_entries
-from tests.fixtures.server_client import owner_of
+from tests.fixtures.server_client import Client, owner_of
 
 GROUP = click.Group("review", commands={command.name: command for command in commands})
 STRONG = "correct-horse-7"
@@ -196,3 +196,13 @@ def test_the_same_accounts_are_read_from_each_kind_of_file(tmp_path):
         "workspaces": ("north", "south"),
         "password": STRONG,
     }
+
+
+def test_an_account_that_was_deleted_on_the_server_is_created_again(argilla_server):
+    old = argilla_server.add_user("returning")
+    owner = Client(argilla_server.url, argilla_server.api_key)
+    (user,) = [user for user in owner.send("GET", "/users")["items"] if user["username"] == "returning"]
+    owner.send("DELETE", f"/users/{user['id']}")
+    new = argilla_server.add_user("returning")
+    assert new.api_key != old.api_key
+    assert Client(argilla_server.url, new.api_key).send("GET", "/me")["username"] == "returning"

@@ -188,6 +188,7 @@ def test_a_push_and_a_submit_that_a_kill_cut_off_are_completed_by_running_them_a
     assert all(check.ok for check in server.doctor())
 
 
+@at_length
 def test_a_search_after_kills_in_the_middle_of_pushes_finds_every_stored_record(server):
     made = make_collection(server, fields={"text": "text"})
     records = [{"external_id": str(i), "fields": {"text": f"number {i}"}} for i in range(1000)]
