@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from larf_curate.cli.options import read_columns
+from larf_curate.cli.options import FiniteRange, read_columns
 from larf_curate.evaluation.judges import JUDGES
 from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS
 
@@ -38,6 +38,8 @@ RECIPE = (
     click.option("--epsilon", default=2e-5, type=NON_NEGATIVE, show_default=True,
                  help="SAP: distance of the move in the harmful direction, in units of the weights' norm."),
     click.option("--beta", default=0.05, type=NON_NEGATIVE, show_default=True, help="SAP: size of the probe step."),
+    click.option("--safe-cosine", default=-1.0, type=FiniteRange(-1, 1, max_open=True), show_default=True,
+                 help="SAP: least cosine of the gradient and that of the safety loss; -1 as in the paper: any."),
     click.option("--probe-step", type=click.Choice(PROBE_STEPS), default="sign", show_default=True,
                  help="SAP: move every coordinate by beta, or all probes together by a norm of beta."),
     click.option("--probe-blocks", default="auto", show_default=True,

@@ -75,6 +75,7 @@ class Recipe:
             keeping them: less memory, up to half more time, the same result.
         epsilon: SAP only; see `SapConfig`.
         beta: SAP only; see `SapConfig`.
+        safe_cosine: SAP only; see `SapConfig`.
         probe_step: SAP only; see `SapConfig`.
         probe_blocks: SAP only; see `SapConfig`.
         refusals: SAP only; see `SapConfig`. The default here is ``own``, which kept more refusals in a comparison.
@@ -103,6 +104,7 @@ class Recipe:
     gradient_checkpointing: bool = False
     epsilon: float = 2e-5
     beta: float = 0.05
+    safe_cosine: float = -1.0
     probe_step: str = "sign"
     probe_blocks: str = "auto"
     refusals: str = "own"
@@ -326,7 +328,7 @@ def _micro_batch(share: int, longest: int) -> int:
 
 def _sap(recipe: Recipe) -> dict[str, Any]:
     """The recipe's options that only `SapConfig` has."""
-    names = ("epsilon", "beta", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
+    names = ("epsilon", "beta", "safe_cosine", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
     return {name: getattr(recipe, name) for name in names}
 
 

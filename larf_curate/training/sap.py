@@ -35,6 +35,7 @@ from larf_curate.training.contrastive import ContrastiveRows, References, paired
 from larf_curate.training.margins import Margins
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import added_probes, frozen, global_norm, probe_blocks, shifted_weights
+from larf_curate.training.safe_gradient import turn
 from larf_curate.training.sap_config import SapConfig
 from larf_curate.training.shared_prefix import SharedPrefixes
 
@@ -66,9 +67,14 @@ class SapTrainer(AnswerLossTrainer):
     Up to the first probe, the pass for V at W and the ordinary pass are the same. They are computed once, for the first
     micro-batch and for as many as have `SHARED_TOKENS` together, since what is kept of these is in memory at once.
 
+    With `SapConfig.safe_cosine`, the step goes away from harm in another way, which is not in the paper: before the
+    gradient of the useful loss is clipped and used, its cosine with g is raised to a least one (`turn`). With
+    ``beta=0`` this replaces the probes and their two passes.
+
     Every log entry has, averaged over its steps: ``sap/safety_loss``, ``sap/gradient_norm`` (of g),
     ``sap/probe_norm``, ``sap/probe_gradient_change`` (relative change of the probes' gradient from W to W'; near the
-    resolution of the dtype it is rounding noise) and ``sap/cost`` (time of the steps divided by that of their ordinary
+    resolution of the dtype it is rounding noise), ``sap/safe_cosine`` (of the gradient and g, before it is turned) and
+    ``sap/cost`` (time of the steps divided by that of their ordinary
     part).
 
     Args:
@@ -132,6 +138,7 @@ class SapTrainer(AnswerLossTrainer):
         self._margins = Margins(self._contrastive, bf16=bool(args.bf16))
         self._upcoming: tuple[list[Mapping[str, Any]], Tensor | int | None] | None = None
         self._probes: dict[int, Tensor] = {}
+        self._direction: list[Tensor] = []
         self._devices = sorted({w.device.index for w in self.model.parameters() if w.device.type == "cuda"})
         below = [blocks[number] for number in range(min(self._blocks) + 1)]
         # A loss of the balance of experts reads all blocks; other losses than TRL's need a second pass.
@@ -172,9 +179,18 @@ class SapTrainer(AnswerLossTrainer):
         with added_probes(self._blocks, self._probes), self._prefixes.next() as seconds:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         end = self._now()
+        if self._direction and self.accelerator.sync_gradients:  # all micro-batches are in the gradient
+            self._turn_gradient()
+            self._total_seconds += self._now() - end
         self._total_seconds += end - start
         self._ordinary_seconds += end - middle + seconds
         return loss
+
+    def _turn_gradient(self) -> None:
+        """Raise the cosine of the gradient and g, if it is too low; both are the same in all processes."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self._log("safe_cosine", turn(weights, self._direction, self.args.safe_cosine))
+        self._direction = []
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401  trl has no types
         """The loss as in TRL; a training step starts from the prefix that it has in common with the pass for V."""
@@ -191,14 +207,22 @@ class SapTrainer(AnswerLossTrainer):
     def _find_probes(
         self, model: nn.Module, batches: list[Mapping[str, Any]], items: Tensor | int | None
     ) -> dict[int, Tensor]:
-        """The probes V of one optimizer step by block number, each of shape (d,); none if epsilon or beta is 0."""
+        """The probes V of one optimizer step by block number, each of shape (d,); none if epsilon or beta is 0.
+
+        Keeps the unit vector along g, if the gradient is to be turned.
+        """
         self._prefixes.drop()  # those of a step that was interrupted
-        if not (self.args.epsilon and self.args.beta):
+        probed = self.args.epsilon and self.args.beta
+        if not probed and self.args.safe_cosine == -1:
             return {}
         unwrapped = self.accelerator.unwrap_model(model)
         unwrapped.train()
         weights = [weight for weight in unwrapped.parameters() if weight.requires_grad]
         direction = self._harmful_direction(unwrapped, weights, max(batch["input_ids"].numel() for batch in batches))
+        if self.args.safe_cosine > -1:
+            self._direction = direction
+        if not probed:
+            return {}
         with shifted_weights(weights, direction, self.args.epsilon * global_norm(weights)):
             at_shifted = self._probe_gradient(unwrapped, batches, items, weights)
         del direction  # frees one copy of the gradient before the next pass

@@ -34,6 +34,8 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         beta: Size of the probe step; 0 is plain SFT.
         probe_step: Step from a gradient to a probe: ``sign`` or ``unit``.
         probe_blocks: Decoder blocks with a probe: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
+        safe_cosine: Least cosine between g and the gradient that the optimizer follows, in [-1, 1); a gradient with a
+            lower one is turned by as little as possible (`turn`). -1 turns none, as in the paper.
         temperature: Temperature of the contrastive loss. The higher, the more equally contrastive rows are weighted; at
             1 the row whose refusal is least certain outweighs the others.
         refusals: Refusals that the unsafe answers are contrasted with: ``given``, those of the references, or ``own``,
@@ -68,6 +70,13 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         metadata={
             "help": "Decoder blocks (0-based) with a probe: 'auto' for the middle third (blocks 11 to 20 of 32 "
             "in the paper), a range '11-20', a list '3,9' (the SAP authors' code), or the layers of a LayerReport."
+        },
+    )
+    safe_cosine: float = field(
+        default=-1.0,
+        metadata={
+            "help": "Least cosine between the gradient of the safety loss and the gradient that the optimizer follows, "
+            "which is turned if its own is lower; with beta=0 in place of probes. -1, as in the paper: none is turned."
         },
     )
     temperature: float = field(
@@ -112,12 +121,12 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         for name in ("epsilon", "beta"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"wanted {name} >= 0, got {getattr(self, name)}: 0 turns SAP off")
+        if not -1 <= self.safe_cosine < 1:
+            raise InputError(f"wanted safe_cosine from -1 to below 1, got {self.safe_cosine}: -1 turns no gradient")
         for name in ("temperature", "contrastive_batch_size", "contrastive_max_length"):
             if not getattr(self, name) > 0:
                 raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
-        for name, choices in (("probe_step", PROBE_STEPS), ("refusals", REFUSALS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        self._check_choices()
         if self.fp16:
             raise InputError("SAP does not support fp16, in which small gradients underflow: use bf16=True or float32")
         if getattr(self, "activation_checkpointing", True) is None:
@@ -126,3 +135,8 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         super().__post_init__()
         if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise InputError("SAP needs gradients of the probes: set use_reentrant=False for activation checkpointing")
+
+    def _check_choices(self) -> None:
+        for name, choices in (("probe_step", PROBE_STEPS), ("refusals", REFUSALS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")

@@ -30,6 +30,7 @@ SETTINGS = {
     "sft": {"method": "sft"},
     "sft, checkpointing": {"method": "sft", "gradient_checkpointing": True},
     "sap": {"method": "sap", "refusals": "given"},
+    "sap, turned gradient": {"method": "sap", "refusals": "given", "beta": 0.0, "safe_cosine": 0.2},
 }
 
 

@@ -29,6 +29,7 @@ def train(folder, world, rank):
         epsilon=1e-2,
         beta=0.1,
         probe_step="unit",
+        safe_cosine=0.8,
         learning_rate=1e-2,
         optim="sgd",
         logging_steps=1,

@@ -1,5 +1,6 @@
 import copy
 import importlib
+import math
 import sys
 
 import pytest
@@ -105,7 +106,7 @@ def log_prob(model, prompt, answer):
     return sum(logs[len(before) + i - 1, token] for i, token in enumerate(after))
 
 
-def reference_step(model, batches, *, epsilon, beta, step, rate):
+def reference_step(model, batches, *, epsilon, beta, step, rate, cosine=-1.0):
     """One SAP step with SGD, written from the paper's formulas; the probe is a bias of block 1's down projection."""
     weights = [p for p in model.parameters() if p.requires_grad]
     loss = -sum(functional.logsigmoid(log_prob(model, p, s) - log_prob(model, p, u)) for p, u, s in TRIPLES) / 3
@@ -120,9 +121,21 @@ def reference_step(model, batches, *, epsilon, beta, step, rate):
     change = there - here
     probe = beta * (change.sign() if step == "sign" else change / change.norm())
     loss = sum(probed_loss(model, b, items, probe) for b in batches)
-    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+    gradients = turned(torch.autograd.grad(loss, weights), [direction / norm for direction in g], cosine)
+    for weight, gradient in zip(weights, gradients, strict=True):
         weight.data -= rate * gradient
     return norm, moved, probe
+
+
+def turned(gradients, direction, cosine):
+    """By the angle: the part across the direction stays, and the part along it grows to the cosine."""
+    flat, way = (torch.cat([part.flatten() for part in parts]) for parts in (gradients, direction))
+    across = flat - (flat @ way) * way
+    if torch.cosine_similarity(flat, way, dim=0) < cosine:
+        flat = across + across.norm() / math.tan(math.acos(cosine)) * way
+    return [
+        part.reshape(g.shape) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
+    ]
 
 
 def probed_loss(model, batch, items, probe):
@@ -146,12 +159,12 @@ def exact_lora():
 
 
 @pytest.mark.parametrize(
-    ("step", "accumulation", "kept", "checkpointing", "lora"),
-    [("unit", 1, 1, False, False), ("sign", 1, 1, False, True), ("unit", 2, 0, False, False),
-     ("unit", 2, 1, True, False), ("unit", 2, 2, False, True), ("unit", 2, 2, True, True)],
+    ("step", "accumulation", "kept", "checkpointing", "lora", "cosine"),
+    [("unit", 1, 1, False, False, -1.0), ("sign", 1, 1, False, True, 0.5), ("unit", 2, 0, False, False, 0.5),
+     ("unit", 2, 1, True, False, -1.0), ("unit", 2, 2, False, True, -1.0), ("unit", 2, 2, True, True, 0.5)],
 )  # fmt: skip
 def test_one_step_equals_a_straightforward_autograd_reference(
-    tmp_path, monkeypatch, step, accumulation, kept, checkpointing, lora
+    tmp_path, monkeypatch, step, accumulation, kept, checkpointing, lora, cosine
 ):
     model = exact_lora() if lora else exact_model()
     expected = copy.deepcopy(model)
@@ -160,6 +173,7 @@ def test_one_step_equals_a_straightforward_autograd_reference(
         model=model,
         max_steps=1,
         probe_step=step,
+        safe_cosine=cosine,
         gradient_accumulation_steps=accumulation,
         optim="sgd",
         max_grad_norm=0,
@@ -178,12 +192,33 @@ def test_one_step_equals_a_straightforward_autograd_reference(
     monkeypatch.setattr(subject, "_probe_gradient", spy)
     subject.train()
     assert len(seen["batches"]) == accumulation
-    norm, moved, probe = reference_step(expected, seen["batches"], epsilon=1e-2, beta=0.1, step=step, rate=1e-2)
+    options = {"epsilon": 1e-2, "beta": 0.1, "step": step, "rate": 1e-2, "cosine": cosine}
+    norm, moved, probe = reference_step(expected, seen["batches"], **options)
     logged = subject.state.log_history[0]
     assert logged["sap/gradient_norm"] == pytest.approx(norm.item(), rel=1e-9)
     for name, value in moved.state_dict().items():
         torch.testing.assert_close(seen["moved"][name], value, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(subject._probes[1], probe, rtol=1e-8, atol=1e-10)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_without_probes_the_gradient_is_turned_and_no_pass_is_added_but_the_contrastive_one(
+    tmp_path, monkeypatch, lora
+):
+    model = exact_lora() if lora else exact_model()
+    expected = copy.deepcopy(model)
+    options = {"optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
+    subject = trainer(tmp_path, model=model, max_steps=1, beta=0.0, safe_cosine=0.5, **options)
+    seen, losses = [], []
+    find, compute = subject._find_probes, subject.compute_loss
+    monkeypatch.setattr(subject, "_find_probes", lambda m, batches, n: seen.extend(batches) or find(m, batches, n))
+    monkeypatch.setattr(subject, "compute_loss", lambda *a, **k: losses.append(1) or compute(*a, **k))
+    subject.train()
+    assert len(losses) == 2, "one pass of each micro-batch"
+    reference_step(expected, seen, epsilon=1e-2, beta=0.0, step="unit", rate=1e-2, cosine=0.5)
+    assert subject.state.log_history[0]["sap/safe_cosine"] < 0.5
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-11)
 

@@ -13,6 +13,8 @@ from larf_curate.training import SapConfig
         ({"epsilon": -1}, "wanted epsilon >= 0, got -1"),
         ({"beta": float("nan")}, "wanted beta >= 0, got nan"),
         ({"beta": float("inf")}, "wanted beta >= 0, got inf"),
+        ({"safe_cosine": 1.0}, "wanted safe_cosine from -1 to below 1, got 1.0"),
+        ({"safe_cosine": float("nan")}, "wanted safe_cosine from -1 to below 1, got nan"),
         ({"temperature": 0}, "wanted temperature > 0, got 0"),
         ({"contrastive_batch_size": 0}, "wanted contrastive_batch_size > 0, got 0"),
         ({"contrastive_max_length": -1}, "wanted contrastive_max_length > 0, got -1"),
