@@ -22,7 +22,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from larf_curate.cli.queues import remember, remembered
+from larf_curate.cli.pushed import remember, remembered
 from larf_curate.data import tables
 from larf_curate.data.prompts import load_prompts
 from larf_curate.demo.run import SETTINGS, read_settings

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from larf_curate.cli.output import echo_json, json_option
-from larf_curate.cli.queues import missing_selections, records_folder
+from larf_curate.cli.pushed import missing_selections, records_folder
 from larf_curate.cli.server import home_option
 from larf_curate.server import EmbeddedServer
 

@@ -12,7 +12,8 @@ from larf_curate.cli.left import check_output
 from larf_curate.cli.options import FOLDER, READ_FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.people import send_to_third_person
-from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
+from larf_curate.cli.pushed import remember, remembered
+from larf_curate.cli.queues import QueueAddress, merge_option, queue_options
 from larf_curate.errors import InputError
 from larf_curate.review.strategies import STRATEGIES
 

@@ -11,7 +11,8 @@ from larf_curate.cli import accounts, backup, learning, people, review_files, se
 from larf_curate.cli.left import check_output, echo_by_harm, echo_left
 from larf_curate.cli.options import FOLDER, FOLDER_OR_URL, READ_FOLDER, no_verify_option
 from larf_curate.cli.output import echo_decisions, echo_json, echo_next, echo_table, json_option
-from larf_curate.cli.queues import QueueAddress, merge_option, queue_options, remember, remembered
+from larf_curate.cli.pushed import remember, remembered
+from larf_curate.cli.queues import QueueAddress, merge_option, queue_options
 from larf_curate.errors import InputError
 from larf_curate.remote import public_name
 from larf_curate.review.strategies import PUSH_STRATEGIES

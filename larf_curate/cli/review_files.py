@@ -6,7 +6,8 @@ import click
 
 from larf_curate.cli.options import FOLDER_OR_URL, READ_FOLDER, NewPath, no_verify_option
 from larf_curate.cli.output import counted, echo_decisions, echo_json, echo_next, json_option
-from larf_curate.cli.queues import FILES, merge_option, remember_as, remembered_as
+from larf_curate.cli.pushed import FILES, remember_as, remembered_as
+from larf_curate.cli.queues import merge_option
 from larf_curate.remote import public_name
 
 FORMATS = {

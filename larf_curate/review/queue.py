@@ -1,6 +1,5 @@
 """ReviewQueue: push flagged rows to Argilla, pull people's decisions, and learn from them."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -27,7 +26,7 @@ from larf_curate.review.decisions.outcome import Decisions
 from larf_curate.review.decisions.people import people_status
 from larf_curate.review.decisions.responses import ReviewedRecord, read_records
 from larf_curate.review.decisions.status import QueueStatus, QueueSummary, queue_status
-from larf_curate.review.identity import Identity, check_same
+from larf_curate.review.identity import Identity
 from larf_curate.review.learning import References
 from larf_curate.review.learning.proposals import CONFLICT, Conflicts, Proposals, disagreements, propose
 from larf_curate.review.learning.rerank import (
@@ -41,6 +40,7 @@ from larf_curate.review.learning.rerank import (
 from larf_curate.review.learning.snapshot import Snapshot
 from larf_curate.review.people.assignment import Assignment, PeopleLinks, assign, check_people, person_links
 from larf_curate.review.people.third_person import SentConflicts, send, third_person_link
+from larf_curate.review.preparation import DATASETS, IDENTITY, compatible, prepare
 from larf_curate.review.records.excerpt import row_texts
 from larf_curate.review.records.flagged_rows import FlaggedRows
 from larf_curate.review.records.near_duplicates import NearDuplicates
@@ -48,7 +48,6 @@ from larf_curate.review.records.nearest import nearest_safe
 from larf_curate.review.records.push import Push, PushResult
 from larf_curate.review.records.reason import ranks
 from larf_curate.review.records.record import RecordMaker
-from larf_curate.review.records.scale import Scale
 from larf_curate.review.records.vectors import Reduction, reduction_for, vectors_of
 from larf_curate.review.sampling.choice import plan
 from larf_curate.review.sampling.stage import EMPTY, Sampled
@@ -57,10 +56,6 @@ from larf_curate.scoring.exemplar_texts import exemplar_texts, safe_texts
 if TYPE_CHECKING:
     from larf_curate.profile import SafetyProfile
     from larf_curate.scoring.selection import Selection
-
-logger = logging.getLogger(__name__)
-IDENTITY, DATASETS, SCALE = "identity", "datasets", "scale"
-"""Keys of what is noted about a queue on the server."""
 
 
 class ReviewQueue:
@@ -315,7 +310,7 @@ class ReviewQueue:
         sent = rows.without(near_duplicates.covered)
         store = self._store(create=True)
         existing = {record["external_id"]: record for record in store.records(responses=False)}
-        scale = _prepared(store, self.name, Identity.of(scored), rows, existing)
+        scale = prepare(store, self.name, Identity.of(scored), rows, existing)
         store.add_missing_properties()
         maker = RecordMaker(
             columns=recorded if columns is None else with_separator(columns, recorded.get(SEPARATOR)),
@@ -323,7 +318,7 @@ class ReviewQueue:
             signal=scored.get("profile", {}).get("signal"),
             split=scored.get("source", {}).get("split"),
             exemplars=exemplar_texts(scored) if exemplars is None else exemplars,
-            vectors=vectors_of(sent, reduction and _compatible(reduction, store, existing, rows.ids)),
+            vectors=vectors_of(sent, reduction and compatible(reduction, store, existing, rows.ids)),
             groups=near_duplicates.by_row,
             scale=scale,
             ranks=ranks(among.ids, among.scores),
@@ -569,59 +564,6 @@ class ReviewQueue:
         return found
 
 
-def _prepared(
-    store: RecordStore, name: str, identity: Identity | None, rows: FlaggedRows, existing: Mapping[str, object]
-) -> Scale:
-    """Refuse rows of another profile, note whose rows the queue has, and return the scale of its bars.
-
-    The scale is that of the first push: with another one for each, all records would have to be sent again.
-    """
-    notes, replaces_all = store.notes(), set(existing) <= set(rows.ids)
-    if not replaces_all:
-        check_same(name, Identity.from_json(notes.get(IDENTITY)), identity)
-    scale = None if replaces_all and not _same_profile(notes, identity) else Scale.from_json(notes.get(SCALE))
-    changed: dict[str, object] = {}
-    if scale is None:
-        scale = Scale.of(rows.rows)
-        changed[SCALE] = scale.to_json()
-    if identity and replaces_all:
-        changed |= {IDENTITY: identity.to_json(), DATASETS: [identity.dataset]}
-    elif identity and identity.dataset not in notes.get(DATASETS, [identity.dataset]):
-        changed[DATASETS] = sorted({*notes[DATASETS], identity.dataset})
-        logger.warning("the queue %s now has rows of %s", name, ", ".join(sorted({*notes[DATASETS], identity.dataset})))
-    if any(notes.get(key) != value for key, value in changed.items()):
-        store.note(**changed)
-    return scale
-
-
 def _ranked(rows: Dataset) -> Dataset:
     """What rows are ranked by."""
     return rows.select_columns([ROW_ID, SCORE])
-
-
-def _same_profile(notes: Mapping[str, object], identity: Identity | None) -> bool:
-    known = Identity.from_json(notes.get(IDENTITY))
-    return known is None or identity is None or known.profile == identity.profile
-
-
-def _compatible(
-    reduction: Reduction, store: RecordStore, existing: Mapping[str, object], row_ids: Sequence[str]
-) -> Reduction | None:
-    """The reduction if its vectors can be compared with those in the queue after this push, else None."""
-    space = store.vector_space()
-    if space is not None and space.dimensions != reduction.dimensions:
-        raise ReviewError(
-            f"the queue's vectors have {space.dimensions} dimensions, those of these rows {reduction.dimensions}: "
-            "they were scored with another model; push them to a queue of another name"
-        )
-    replaces_all = set(existing) <= set(row_ids)
-    if space is None or (space.name != reduction.name and replaces_all):
-        store.set_vector_space(reduction.name, reduction.dimensions)
-    elif space.name != reduction.name:
-        logger.warning(
-            "find similar will leave these rows out: the queue's vectors were made with another profile (%s, not %s)",
-            space.name or "none",
-            reduction.name,
-        )
-        return None
-    return reduction
