@@ -194,11 +194,8 @@ def list_queues(address: QueueAddress, as_json: bool) -> None:
     if as_json:
         echo_json({"queues": [asdict(queue) for queue in found]})
         return
-    columns = ("queue", "dataset", "profile", "model", "rows", "done", "pending")
-    lines = [
-        (q.name, ", ".join(q.datasets) or "-", q.profile or "-", q.model or "-", q.rows, q.done, q.pending)
-        for q in found
-    ]
+    columns = ("queue", "dataset", "profile", "done")
+    lines = [(q.name, ", ".join(q.datasets) or "-", q.profile or "-", f"{q.done:,} of {q.rows:,}") for q in found]
     echo_table(f"Review queues on {server.server_url}", columns, lines)
 
 

@@ -218,6 +218,14 @@ def test_a_budget_with_too_few_random_rows_is_said_to_need_a_higher_one():
     assert left_harmful(more.sampled, labels).estimate is not None
 
 
+def test_when_all_rows_were_sent_and_none_is_read_nothing_is_estimated():
+    rows = population(np.linspace(0, 1, 30))
+    sampled = planned(rows, 60).sampled
+    left = left_harmful(sampled, {})
+    assert (left.estimate, left.reason) == (None, "cannot say yet: no row is decided")
+    assert left_harmful(sampled, {rows.ids[0]: True}).estimate is not None
+
+
 def test_when_all_rows_are_read_none_is_left():
     rows = population(np.linspace(1, 0, 30))
     labels = {row: index < 5 for index, row in enumerate(rows.ids)}

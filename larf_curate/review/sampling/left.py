@@ -78,7 +78,7 @@ def left_harmful(sampled: Sampled, labels: Labels) -> Left:
     random_read = len(drawn) - drawn.count(None)
     random_sent = sum(stage.random for stage in sampled.stages.values())
     wanted = min(MIN_RANDOM, stages[0].stage.others) - drawn.count(None)
-    told = not unread or random_read >= wanted
+    told = not unread or (bool(known) and random_read >= wanted)
     low, high, estimate = _range(stages, known, unread)
     return Left(
         population=POPULATIONS[last.population],
@@ -153,6 +153,8 @@ def _outside(rows: StageRows, known: Container[str | None]) -> int:
 
 def _missing(read: int, sent: int, wanted: int) -> str:
     """What to read or to send before an estimate can be given."""
+    if wanted <= read:
+        return "cannot say yet: no row is decided"
     said = f"cannot say yet: {read} of {sent} random rows are read without a gap; "
     if sent >= wanted:
         return f"{said}read {wanted - read} more"
