@@ -18,13 +18,15 @@ from larf_curate.errors import ModelError
 from larf_curate.layers.logits import logits_at
 from larf_curate.layers.openings import Openings
 from larf_curate.layers.replay import batched
+from larf_curate.layers.shared_prefix import sharing_prefix
 from larf_curate.layers.subject import Subject
+from larf_curate.models.attention import float32_attention
 from larf_curate.models.blocks import projection_modules
 from larf_curate.models.hooks import forward_hooks
 from larf_curate.progress import progress
 from larf_curate.stats import Floats
 
-BATCH_TOKENS = 256
+BATCH_TOKENS = 512
 """Tokens per batch: larger ones are no faster on a CPU, and the backward pass needs memory in proportion."""
 
 
@@ -56,7 +58,7 @@ def _gradients(subject: Subject, texts: Sequence[list[int]], openings: Openings)
     starts = [row * ids.shape[1] + len(text) - openings.positions for row, text in enumerate(texts)]
     index = torch.tensor(starts, device=ids.device).unsqueeze(1) + torch.arange(openings.positions, device=ids.device)
     total = torch.zeros(len(subject.blocks), len(texts), device=subject.device)
-    with torch.enable_grad(), _accumulating(subject, total):
+    with torch.enable_grad(), float32_attention(), sharing_prefix(subject.blocks, ids), _accumulating(subject, total):
         logits = logits_at(subject.model, index.flatten(), input_ids=ids, use_cache=False)
         openings.log_odds(logits.unflatten(0, index.shape)).sum().backward()  # type: ignore[no-untyped-call]
     return total

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -134,6 +134,11 @@ class StateReader:
         """Device of the model."""
         return next(self.model.parameters()).device
 
+    @cached_property
+    def _blocks(self) -> nn.ModuleList:
+        """Decoder blocks, which take as long to find as a small batch takes to run."""
+        return decoder_blocks(self.model)
+
     @torch.inference_mode()
     def _read(
         self, conversations: Sequence[Tokens], positions: Sequence[Position], on_read: Callable[[int], object]
@@ -218,7 +223,7 @@ class StateReader:
                 )
             found[layer] = {position: gather(output, position) for position in positions}
 
-        blocks = decoder_blocks(self.model)
+        blocks = self._blocks
         deepest = blocks[max(self.layers)]
         trimmed = trimmed_to(deepest, gather.token_indices(positions)) if "trim" in self.shortcuts else nullcontext()
         past = prefix.for_batch(len(batch))

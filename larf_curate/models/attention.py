@@ -1,0 +1,33 @@
+"""Attention in float32 where PyTorch's is slow in half precision."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+
+class float32_attention(TorchFunctionMode):  # noqa: N801  used as a function
+    """Inside a ``with`` block, attention is computed in float32, and its result has the dtype of the query again.
+
+    On CPUs, the backward pass of bfloat16 attention over fewer than some 200 tokens takes several times as long.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        given = dict(kwargs or {})
+        if function is not scaled_dot_product_attention or args[0].device.type != "cpu":
+            return function(*args, **given)
+        wide = {name: _float32(value) for name, value in given.items()}
+        return function(*map(_float32, args), **wide).to(args[0].dtype)
+
+
+def _float32(value: Any) -> Any:  # noqa: ANN401
+    is_half = isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < 4
+    return value.float() if is_half else value
