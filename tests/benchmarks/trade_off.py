@@ -2,7 +2,8 @@
 
     python tests/benchmarks/trade_off.py MODEL --data DIR [--seeds 0 1 2] [--settings sft "sap beta=0.05"] -o FILE
 
-DIR is the folder that ``finetuning_data.py`` wrote. A setting is a method and changes of its recipe. All of it is
+DIR is the folder that ``finetuning_data.py`` wrote. A setting is a method and changes of its recipe; with ``+refusals``
+after the method, the prompts and refusals that SAP contrasts with are trained on as ordinary rows too. All of it is
 computed in bfloat16. FILE gets a line of JSON for every run, with what it found; runs that are in it are not repeated.
 A table of all of its runs is printed.
 """
@@ -15,7 +16,7 @@ from statistics import fmean
 from time import process_time
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.data.prompts import load_prompts, load_table
@@ -25,12 +26,13 @@ from larf_curate.training.contrastive import paired_sides
 from larf_curate.training.finetune import Recipe, fine_tune
 from larf_curate.training.own_refusals import own_refusals
 
-SETTINGS = ["sft", "sap beta=0 safe_cosine=0.2"]
+SETTINGS = ["sft", "sft +refusals", "sap beta=0 safe_cosine=0.2"]
+REFUSALS = "+refusals"
 COMMON = {"bf16": True, "epsilon": 0.002, "learning_rate": 4e-4, "refusals": "given"}
 
 
 def recipe_of(setting: str, micro_batch_size: int) -> Recipe:
-    method, *changes = setting.split()
+    method, *changes = setting.replace(REFUSALS, "").split()
     values = (change.split("=") for change in changes)
     return Recipe(
         method=method,
@@ -46,6 +48,14 @@ def refusals_of(model_id: str) -> list[tuple[str, str, str]]:
     unsafe, safe = own_refusals(paired_sides("builtin"), model.to(torch.bfloat16), tokenizer)
     chats = zip(map(to_messages, unsafe), map(to_messages, safe), strict=True)
     return [(one[-2]["content"], one[-1]["content"], other[-1]["content"]) for one, other in chats]
+
+
+def rows_of(setting: str, rows: Dataset, refusals: list[tuple[str, str, str]]) -> Dataset:
+    """The rows to train on."""
+    if REFUSALS not in setting:
+        return rows
+    safe = [{"instruction": prompt, "input": "", "output": refusal} for prompt, _, refusal in refusals]
+    return concatenate_datasets([rows, Dataset.from_list(safe, features=rows.features)])
 
 
 def measure(model, tokenizer, folder: Path, batch_size: int) -> dict[str, float]:
@@ -66,7 +76,7 @@ def trained(model_id: str, rows: Dataset, recipe: Recipe, seed: int, references)
     start = process_time()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model"
-        trainer = fine_tune(model_id, rows, output, recipe=recipe, seed=seed, references=references)
+        trainer = fine_tune(model_id, rows, output, recipe=recipe, seed=seed, references=references or "builtin")
     logged = [entry["sap/safe_cosine"] for entry in trainer.state.log_history if "sap/safe_cosine" in entry]
     cost = {"seconds": process_time() - start, "safe_cosines": logged}
     return trainer.model.merge_and_unload(), trainer.processing_class, cost
@@ -112,13 +122,15 @@ def main() -> None:
 
     if not runs:
         add("before", 0, measure(*load_model(options.model), options.data, options.eval_batch_size))
-    rows = load_table(options.data / "mix.jsonl").remove_columns("is_harmful")
-    references = refusals_of(options.model) if any(s.startswith("sap") for s in options.settings) else "builtin"
+    rows = load_table(options.data / "mix.jsonl").select_columns(["instruction", "input", "output"])
+    references = refusals_of(options.model) if options.settings != ["sft"] else []
     for seed in options.seeds:
         for setting in options.settings:
             if not any((run["setting"], run["seed"]) == (setting, seed) for run in runs):
                 recipe = recipe_of(setting, options.micro_batch_size)
-                model, tokenizer, cost = trained(options.model, rows, recipe, seed, references)
+                model, tokenizer, cost = trained(
+                    options.model, rows_of(setting, rows, references), recipe, seed, references
+                )
                 add(setting, seed, {**measure(model, tokenizer, options.data, options.eval_batch_size), **cost})
     table(runs)
 
