@@ -1,6 +1,7 @@
 """A trainer that computes logits of learned positions only, with the losses and gradients of ``trl.SFTTrainer``."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from larf_curate.conversation.training_rows import IGNORED
+from larf_curate.models.attention import float32_attention
 from larf_curate.models.likelihood import AnswerHead
 from larf_curate.training.sap_config import SapConfig  # noqa: F401  its import checks that these are installed
 
@@ -38,6 +40,16 @@ class AnswerLossTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         super().__init__(*args, **options)
         splits = self.args.device.type not in ("cuda", "xpu") and self.accelerator.distributed_type not in SHARDED
         self._head = add_answer_head(self.model) if splits else None
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """TRL's context of a forward pass, and attention that is fast in bfloat16 on CPUs.
+
+        What gradient checkpointing computes again runs outside of it, and has to be the same.
+        """
+        stack: ExitStack = super().compute_loss_context_manager()
+        if not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            stack.enter_context(float32_attention())
+        return stack
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -78,8 +78,23 @@ def test_bfloat16_and_checkpointed_activations_train_alike(tmp_path):
     )
     for one, other in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    mixed = trained(AnswerLossTrainer, tmp_path, model, bf16=True)
-    assert mixed.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=0.02)
+    for on in (False, True):
+        mixed = trained(AnswerLossTrainer, tmp_path, model, bf16=True, activation_checkpointing=on)
+        assert mixed.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_attention_on_cpus_is_in_float32_except_where_blocks_are_computed_again(tmp_path, checkpointed):
+    trainer = trained(
+        AnswerLossTrainer, tmp_path, tiny_model(vocabulary=BYTES), bf16=True, activation_checkpointing=checkpointed
+    )
+    query, key, value = (torch.randn(1, 2, 9, 8, dtype=torch.bfloat16) for _ in range(3))
+    attention = functional.scaled_dot_product_attention
+    with trainer.compute_loss_context_manager():
+        got = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    wide = attention(query.float(), key.float(), value.float(), is_causal=True).bfloat16()
+    assert torch.equal(got, attention(query, key, value, is_causal=True) if checkpointed else wide)
+    assert not torch.equal(wide, attention(query, key, value, is_causal=True))
 
 
 def test_no_logits_of_a_whole_batch_are_made(tmp_path):
