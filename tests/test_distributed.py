@@ -58,13 +58,17 @@ def data(tmp_path, monkeypatch):
     return path
 
 
+TOKEN = "of this test"
+"""Ray reads it once in a process, so that all clusters that tests start have it."""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A cluster of two cores, whose processes have another cache, as on another machine."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patched.setenv("RAY_AUTH_TOKEN", "of this test")
+        patched.setenv("RAY_AUTH_TOKEN", TOKEN)
         patched.setenv("RAY_worker_niceness", "0")  # 15 would wait long on a busy machine
         patched.setenv("LARF_CURATE_HOME", str(tmp_path_factory.mktemp("other")))
         ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
@@ -224,8 +228,9 @@ def test_the_arguments_of_a_scorer_construct_its_like(scorer):
 
 @at_length
 @on_ray
-def test_actors_put_their_shards_into_a_store(data, scorer, tmp_path, s3):
+def test_actors_put_their_shards_into_a_store(data, scorer, tmp_path, s3, monkeypatch):
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     ray.shutdown()  # of actors that do not know the server
     score_with_ray(open_source(str(data)), scorer, "s3://bucket/out", actors=2)
     score_source(open_source(str(data)), scorer, tmp_path / "plain")
