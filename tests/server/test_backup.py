@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import closing
+from contextlib import closing, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -362,7 +362,8 @@ def killed(arguments, home, delay):
     command = [sys.executable, "-m", "larf_curate", "review", *map(str, arguments)]
     environment = {**os.environ, "LARF_CURATE_HOME": str(home)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        time.sleep(delay)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
         process.kill()
         output = process.communicate()[0].decode()
         assert process.returncode in (0, -signal.SIGKILL), output
@@ -393,6 +394,9 @@ def test_killed_backups_leave_the_older_one_and_killed_restores_nothing(server, 
     assert not list(tmp_path.glob(".b.zip.*"))
 
     new, unfinished = EmbeddedServer(tmp_path / "new"), 0
+    start = time.monotonic()
+    assert not killed(("restore", target, "--home", tmp_path / "whole"), tmp_path, 60)
+    seconds = min(time.monotonic() - start, 6)
     for _ in range(KILLS):
         killed(("restore", target, "--home", new.home.path), tmp_path, rng.uniform(0.3, 1) * seconds)
         unfinished += (tmp_path / ".new.restoring").exists()
