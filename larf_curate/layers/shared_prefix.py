@@ -43,10 +43,19 @@ def sharing_prefix(blocks: nn.ModuleList, ids: Tensor) -> Iterator[None]:
     prefix = int((ids == ids[0]).all(dim=0).long().cumprod(0).sum())
     with ExitStack() as stack:
         for module in blocks.modules():
-            if len(ids) > 1 and prefix and type(module) in (nn.Linear, Conv1D):
+            if len(ids) > 1 and prefix and _is_plain(module):
                 module.forward = _shared(module, ids.shape, prefix)
                 stack.callback(delattr, module, "forward")
         yield
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear layer as PyTorch computes it.
+
+    Others keep their own computation: accelerate's hooks replace the forward method of a module that it has placed on
+    a device, and quantised weights are tensors of a class of their own, with products of their own.
+    """
+    return type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module) and type(module.weight) is nn.Parameter
 
 
 def _shared(module: nn.Module, shape: torch.Size, prefix: int) -> Any:  # noqa: ANN401

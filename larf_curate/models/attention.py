@@ -24,11 +24,12 @@ class float32_attention(TorchFunctionMode):  # noqa: N801  used as a function
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         given = dict(kwargs or {})
-        if function is not scaled_dot_product_attention or args[0].device.type != "cpu":
+        query = args[0] if args else given.get("query")
+        if function is not scaled_dot_product_attention or query is None or query.device.type != "cpu":
             return function(*args, **given)
         wide = {name: _float32(value) for name, value in given.items()}
         with torch.autocast("cpu", enabled=False):
-            return function(*map(_float32, args), **wide).to(args[0].dtype)
+            return function(*map(_float32, args), **wide).to(query.dtype)
 
 
 def _float32(value: Any) -> Any:  # noqa: ANN401

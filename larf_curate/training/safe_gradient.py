@@ -28,13 +28,16 @@ def turn(weights: Sequence[Tensor], direction: Sequence[Tensor], cosine: float) 
     Returns:
         The cosine before, a scalar; 0 if a gradient is zero.
     """
-    pairs = [(w.grad, d) for w, d in zip(weights, direction, strict=True) if w.grad is not None]
-    size = global_norm([gradient for gradient, _ in pairs])
-    along = torch.stack([(gradient * d).sum().to(size) for gradient, d in pairs]).sum()
-    across = (size**2 - along**2).clamp(min=0).sqrt()
-    missing = cosine / math.sqrt(1 - cosine**2) * across - along
+    gradients = [torch.zeros_like(d) if w.grad is None else w.grad for w, d in zip(weights, direction, strict=True)]
+    size = global_norm(gradients)
+    if size == 0:
+        return size
+    pairs = list(zip(gradients, direction, strict=True))
+    along = torch.stack([(gradient.to(size.dtype) * d).sum().to(size) for gradient, d in pairs]).sum().item()
+    # The norm of what is left: a difference of squares has no digits where gradient and direction are nearly opposite.
+    left = [torch.linalg.vector_norm(gradient - along * d.to(size.dtype)).to(size) for gradient, d in pairs]
+    missing = cosine / math.sqrt(1 - cosine**2) * global_norm(left).item() - along
     if missing > 0:
-        for weight, d in zip(weights, direction, strict=True):
-            step = missing.to(d) * d
-            weight.grad = step if weight.grad is None else weight.grad.add_(step)
-    return along / size.clamp(min=torch.finfo(size.dtype).tiny)
+        for weight, gradient, d in zip(weights, gradients, direction, strict=True):
+            weight.grad = gradient.add_(d, alpha=missing)
+    return along / size

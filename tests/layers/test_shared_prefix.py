@@ -2,6 +2,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import nn
 from torch.nn.functional import linear
 
 from larf_curate.layers import shared_prefix
@@ -59,12 +61,53 @@ def test_the_linear_layers_of_blocks_compute_the_common_tokens_once_and_are_as_b
     assert not any("forward" in vars(module) for module in subject.model.modules())
 
 
+class Packed(torch.Tensor):
+    """Weights like those of torchao: of a dtype that they are not stored in, and with a product of their own."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if "matmul" in getattr(function, "__name__", ""):
+            raise NotImplementedError
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if function is linear else found
+
+
+def test_linear_layers_with_weights_of_another_kind_keep_their_own_product():
+    subject = tiny_subject()
+    for module in subject.blocks.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.detach().as_subclass(Packed))
+    with subject.frozen():
+        want = embedding_gradients(subject)
+        got = embedding_gradients(subject, sharing_prefix(subject.blocks, IDS))
+    torch.testing.assert_close(got, want)
+
+
+class Doubling(ModelHook):
+    def post_forward(self, module, output):
+        return 2 * output
+
+
+def test_hooks_of_accelerate_still_run_and_stay():
+    subject = tiny_subject()
+    hooked = subject.blocks[1].mlp.down_proj
+    add_hook_to_module(hooked, Doubling())
+    own = hooked.forward
+    with subject.frozen():
+        want = embedding_gradients(subject)
+        got = embedding_gradients(subject, sharing_prefix(subject.blocks, IDS))
+    torch.testing.assert_close(got, want)
+    assert hooked.forward is own
+
+
 def test_attention_in_half_precision_is_computed_in_float32():
     query, key, value = (torch.randn(2, 3, 9, 8, dtype=torch.bfloat16) for _ in range(3))
     mask = torch.zeros(2, 1, 9, 9, dtype=torch.bfloat16).masked_fill(torch.rand(2, 1, 9, 9) < 0.3, -9)
     attention = torch.nn.functional.scaled_dot_product_attention
     with float32_attention():
         got = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        named = torch.nn.functional.scaled_dot_product_attention(query=query, key=key, value=value, attn_mask=mask)
+    assert torch.equal(named, got)
     want = attention(query.float(), key.float(), value.float(), attn_mask=mask.float())
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, want.bfloat16())

@@ -46,3 +46,26 @@ def test_a_weight_without_a_gradient_gets_one():
     way = torch.full((7,), 7**-0.5, dtype=torch.float64)
     turn(weights, [way[:4].reshape(2, 2), way[4:]], 0.95)
     assert torch.cosine_similarity(gradient_of(weights), way, dim=0).item() == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("cosine", [0.2, 0.9])
+@pytest.mark.parametrize(("dtype", "before", "accuracy"), [(torch.float32, -0.9999, 1e-5), (torch.bfloat16, -0.9, 1e-2)])
+def test_the_cosine_is_reached_from_nearly_the_opposite(dtype, before, accuracy, cosine):
+    torch.manual_seed(0)
+    way, across = torch.linalg.qr(torch.randn(20_000, 2, dtype=torch.float64))[0].T
+    gradient, way = ((before * way + (1 - before**2) ** 0.5 * across).to(dtype), way.to(dtype))
+    weight = torch.zeros_like(gradient)
+    weight.grad = gradient.clone()
+    assert turn([weight], [way], cosine).item() == pytest.approx(before, abs=3e-4 if accuracy > 1e-3 else 1e-6)
+    found = weight.grad.double()
+    assert torch.cosine_similarity(found, way.double(), dim=0).item() == pytest.approx(cosine, abs=accuracy)
+    left = found - (found @ way.double()) * way.double()
+    assert (left.norm() / across.norm()).item() == pytest.approx((1 - before**2) ** 0.5, rel=accuracy)
+
+
+@pytest.mark.parametrize("gradient", [None, torch.zeros(3), torch.full((3,), 1e-30)])
+def test_a_gradient_without_a_norm_is_left_as_it_is(gradient):
+    weight = torch.zeros(3)
+    weight.grad = None if gradient is None else gradient.clone()
+    assert turn([weight], [torch.tensor([0.6, 0.0, 0.8])], 0.3) == 0
+    assert weight.grad is None if gradient is None else torch.equal(weight.grad, gradient)
