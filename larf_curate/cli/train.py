@@ -7,7 +7,16 @@ import click
 
 from larf_curate.cli.options import FOLDER
 from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
-from larf_curate.cli.training_options import DATA, NATURAL, RECIPE, load_rows, make_recipe, options, training_module
+from larf_curate.cli.training_options import (
+    DATA,
+    NATURAL,
+    RECIPE,
+    check_sap_options,
+    load_rows,
+    make_recipe,
+    options,
+    training_module,
+)
 from larf_curate.training.choices import TRAINING_METHODS
 
 LABELS = {
@@ -57,6 +66,7 @@ def train(
     \b
     larf-curate train decisions/ --model org/model -o tuned/ --method sap
     """
+    check_sap_options([method])
     fine_tune = training_module().fine_tune
     rows = load_rows(dataset, split)
     trained = fine_tune(

@@ -1,13 +1,14 @@
 """Options that ``train``, ``evaluate`` and ``verify`` share, and what is made of their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from larf_curate.cli.options import FiniteRange, read_columns
 from larf_curate.evaluation.judges import JUDGES
-from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS
+from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS, SAP_FIELDS
 
 Command = Callable[..., Any]
 
@@ -39,7 +40,8 @@ RECIPE = (
                  help="SAP: distance of the move in the harmful direction, in units of the weights' norm."),
     click.option("--beta", default=0.05, type=NON_NEGATIVE, show_default=True, help="SAP: size of the probe step."),
     click.option("--safe-cosine", default=-1.0, type=FiniteRange(-1, 1, max_open=True), show_default=True,
-                 help="SAP: least cosine of the gradient and that of the safety loss; -1 as in the paper: any."),
+                 help="SAP: turn gradients until their cosine with that of the safety loss is at least this; with "
+                 "--beta 0 instead of probes, else beside them. -1, as in the paper, turns none."),
     click.option("--probe-step", type=click.Choice(PROBE_STEPS), default="sign", show_default=True,
                  help="SAP: move every coordinate by beta, or all probes together by a norm of beta."),
     click.option("--probe-blocks", default="auto", show_default=True,
@@ -109,6 +111,22 @@ def make_recipe(method: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
         "micro_batch_size": values["micro_batch_size"] or 0,
     }
     return Recipe(method=method, **{**values, **chosen})
+
+
+def check_sap_options(methods: Sequence[str]) -> None:
+    """Refuse options of SAP on the command line of a command that does not train with it.
+
+    Raises:
+        UsageError: If there are any.
+    """
+    context = click.get_current_context()
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in (*SAP_FIELDS, "references")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given and "sap" not in methods:
+        raise click.UsageError(f"{', '.join(given)} belong to SAP: add --method sap, or leave them out")
 
 
 def evaluation_suite(

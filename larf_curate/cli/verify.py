@@ -13,6 +13,7 @@ from larf_curate.cli.training_options import (
     POSITIVE_INT,
     PROMPTS,
     RECIPE,
+    check_sap_options,
     evaluation_suite,
     formatted,
     make_recipe,
@@ -88,6 +89,7 @@ def verify(
     larf-curate verify scored/ --model org/model -o runs/ --arm top:larf_score --arm bottom:larf_score --arm random
     larf-curate verify scored/ --model org/model -o fifths/ --quantiles 5 --signal larf_score --signal harmful
     """
+    check_sap_options(methods)
     from larf_curate.conversation.schemas import with_separator
     from larf_curate.files import write_json
     from larf_curate.scoring.folder import Scored

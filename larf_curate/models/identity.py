@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _environment(source: ModelSource, device: str) -> dict[str, Any]:
         "package": f"{__version__} {_code_digest()}",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "peft": _peft_version() if source.adapter else None,
         "device": name,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -102,3 +104,11 @@ def _environment(source: ModelSource, device: str) -> dict[str, Any]:
         "batch_tokens": default_batch_tokens(accelerator.type),
         "flash_attention": supports_flash_attention(device, source.dtype),
     }
+
+
+def _peft_version() -> str | None:
+    """Version of PEFT, which merges adapters; None if it is not installed, which loading reports."""
+    try:
+        return version("peft")
+    except PackageNotFoundError:
+        return None

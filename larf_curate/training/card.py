@@ -9,12 +9,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from larf_curate.models.source import public_name
 from larf_curate.version import __version__
 
-METHODS = {
-    "sft": "supervised fine-tuning (SFT)",
-    "sap": "Safety-Aware Probing (SAP, [arXiv 2505.16737](https://arxiv.org/abs/2505.16737)), which turns updates away "
-    "from the direction in which the weights would lose their refusals",
-}
-"""Training methods in words."""
+SFT = "supervised fine-tuning (SFT)"
+SAP = "Safety-Aware Probing (SAP, [arXiv 2505.16737](https://arxiv.org/abs/2505.16737))"
+PROBED = "which turns updates away from the direction in which the weights would lose their refusals"
+TURNED = (
+    "with every gradient turned, if needed, until its cosine with that of SAP's safety loss is at least {safe_cosine}, "
+    "which is not part of that paper"
+)
 LOADING = {
     "peft": """from peft import AutoPeftModelForCausalLM
 
@@ -69,7 +70,7 @@ def model_card(record: Mapping[str, Any], *, rows: int, steps: int) -> ModelCard
     )
     text = TEXT.format(
         name=name,
-        method=METHODS[recipe["method"]],
+        method=_method(recipe),
         version=__version__,
         steps=f"{steps:,} step{'' if steps == 1 else 's'}",
         rows=f"{rows:,}",
@@ -78,3 +79,13 @@ def model_card(record: Mapping[str, Any], *, rows: int, steps: int) -> ModelCard
         settings=json.dumps({**recipe, "seed": record["seed"]}, indent=2),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """The training method in words: of SAP, only what was done."""
+    if recipe["method"] == "sft":
+        return SFT
+    turned = TURNED.format(**recipe) if recipe["safe_cosine"] > -1 else ""
+    if recipe["epsilon"] and recipe["beta"]:
+        return f"{SAP}, {PROBED}{', and ' if turned else ''}{turned}"
+    return f"{SFT} without the probes of {SAP}{', but ' if turned else ''}{turned}"

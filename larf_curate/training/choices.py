@@ -17,3 +17,14 @@ REFUSALS: tuple[Refusals, ...] = get_args(Refusals)
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"]
 """Optimizers by their names in transformers: AdamW keeps two numbers per trained weight, the last two hardly any."""
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+SAP_FIELDS = (
+    "epsilon",
+    "beta",
+    "safe_cosine",
+    "probe_step",
+    "probe_blocks",
+    "refusals",
+    "contrastive_batch_size",
+)
+"""Fields of a recipe that only SAP has."""

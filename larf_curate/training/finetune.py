@@ -27,10 +27,10 @@ from larf_curate.training.answer_loss import AnswerLossTrainer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBar
 from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete
-from larf_curate.training.choices import OPTIMIZERS, TRAINING_METHODS
+from larf_curate.training.choices import OPTIMIZERS, SAP_FIELDS, TRAINING_METHODS
 from larf_curate.training.contrastive import References
 from larf_curate.training.sap import SapTrainer, loading_errors
-from larf_curate.training.sap_config import SapConfig
+from larf_curate.training.sap_config import SapConfig, check_step
 
 # isort: split
 from peft import LoraConfig  # importing sap has checked that these two are installed
@@ -126,6 +126,7 @@ class Recipe:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise InputError(f"wanted a torch dtype such as float32, got {self.dtype!r}")
+        check_step(self)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"wanted a batch size that the micro-batch size divides, got {self.batch_size} and "
@@ -140,10 +141,11 @@ class Recipe:
     def identity(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """What a recorded recipe has to have in common with another for the same results, up to rounding.
 
-        Fields that an earlier version did not record have their defaults.
+        Fields that an earlier version did not record have their defaults, as have those of SAP in another method.
         """
         recipe = cls(**{**recorded, "lora_targets": tuple(recorded["lora_targets"])}).to_dict()
-        return {name: value for name, value in recipe.items() if name not in EQUIVALENT}
+        unused = EQUIVALENT if recipe["method"] == "sap" else (*EQUIVALENT, *SAP_FIELDS)
+        return {name: value for name, value in recipe.items() if name not in unused}
 
 
 class TrainingRecord(TypedDict):
@@ -227,7 +229,8 @@ def fine_tune(
     trainer.add_callback(TrainingBar())
     with quiet(), redirect_stdout(sys.stderr):  # stdout is for the command's result
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output))
+    with quiet():
+        trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
         card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
@@ -328,8 +331,7 @@ def _micro_batch(share: int, longest: int) -> int:
 
 def _sap(recipe: Recipe) -> dict[str, Any]:
     """The recipe's options that only `SapConfig` has."""
-    names = ("epsilon", "beta", "safe_cosine", "probe_step", "probe_blocks", "refusals", "contrastive_batch_size")
-    return {name: getattr(recipe, name) for name in names}
+    return {name: getattr(recipe, name) for name in SAP_FIELDS}
 
 
 def _lora(recipe: Recipe) -> LoraConfig | None:

@@ -349,7 +349,7 @@ class SapTrainer(AnswerLossTrainer):
         # A move by less than half the resolution of a weight is mostly rounded away, but weights along which g is large
         # move several times as far as epsilon. So the limit is a rule of thumb below the resolution, which lets the
         # recommended 0.002 pass in bfloat16 (resolution 0.008).
-        if 0 < args.epsilon < resolution / 8:
+        if args.beta and 0 < args.epsilon < resolution / 8:
             warnings.warn(
                 f"epsilon={args.epsilon} is below the resolution of this model's arithmetic ({resolution:.1e}), so the "
                 "probes follow rounding noise: load float32 weights with bf16=False, or set epsilon to about 0.002",

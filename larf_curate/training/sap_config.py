@@ -1,6 +1,7 @@
 """Configuration of `SapTrainer`, and the LoRA configuration of the SAP authors' code."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from larf_curate.errors import InputError
 from larf_curate.extras import require
@@ -29,9 +30,9 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
     With bf16, set ``epsilon`` to about 0.002: only the direction of the difference matters, not its size.
 
     Args:
-        epsilon: Distance by which the weights are moved in the harmful direction, in units of their norm; 0 is plain
-            SFT.
-        beta: Size of the probe step; 0 is plain SFT.
+        epsilon: Distance by which the weights are moved in the harmful direction, in units of their norm; 0 for no
+            probes.
+        beta: Size of the probe step; 0 for no probes.
         probe_step: Step from a gradient to a probe: ``sign`` or ``unit``.
         probe_blocks: Decoder blocks with a probe: ``auto``, a range ``11-20``, a list ``3,9`` or block numbers.
         safe_cosine: Least cosine between g and the gradient that the optimizer follows, in [-1, 1); a gradient with a
@@ -118,15 +119,10 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         Raises:
             InputError: If one is out of range, or fp16 or reentrant checkpointing is requested.
         """
-        for name in ("epsilon", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"wanted {name} >= 0, got {getattr(self, name)}: 0 turns SAP off")
-        if not -1 <= self.safe_cosine < 1:
-            raise InputError(f"wanted safe_cosine from -1 to below 1, got {self.safe_cosine}: -1 turns no gradient")
-        for name in ("temperature", "contrastive_batch_size", "contrastive_max_length"):
+        check_step(self)
+        for name in ("temperature", "contrastive_max_length"):
             if not getattr(self, name) > 0:
                 raise InputError(f"wanted {name} > 0, got {getattr(self, name)}")
-        self._check_choices()
         if self.fp16:
             raise InputError("SAP does not support fp16, in which small gradients underflow: use bf16=True or float32")
         if getattr(self, "activation_checkpointing", True) is None:
@@ -136,7 +132,20 @@ class SapConfig(SFTConfig):  # type: ignore[misc]  # trl has no types
         if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise InputError("SAP needs gradients of the probes: set use_reentrant=False for activation checkpointing")
 
-    def _check_choices(self) -> None:
-        for name, choices in (("probe_step", PROBE_STEPS), ("refusals", REFUSALS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+
+def check_step(options: Any) -> None:  # noqa: ANN401  a `SapConfig` or a recipe
+    """Validate the options of a SAP step.
+
+    Raises:
+        InputError: If one is out of range.
+    """
+    for name in ("epsilon", "beta"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise InputError(f"wanted {name} >= 0, got {getattr(options, name)}: 0 for no probes")
+    if not -1 <= options.safe_cosine < 1:
+        raise InputError(f"wanted safe_cosine from -1 to below 1, got {options.safe_cosine}: -1 turns no gradient")
+    if not options.contrastive_batch_size > 0:
+        raise InputError(f"wanted contrastive_batch_size > 0, got {options.contrastive_batch_size}")
+    for name, choices in (("probe_step", PROBE_STEPS), ("refusals", REFUSALS)):
+        if getattr(options, name) not in choices:
+            raise InputError(f"wanted {name} {' or '.join(map(repr, choices))}, got {getattr(options, name)!r}")

@@ -63,7 +63,8 @@ def test_errors_and_warnings_are_shown_though_quiet(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_shows_one_bar_and_nothing_of_its_libraries(tiny_llama, tmp_path):
+@pytest.mark.parametrize("rank", ["8", "0"])
+def test_training_shows_one_bar_and_nothing_of_its_libraries(tiny_llama, tmp_path, rank):
     tiny_rows().to_json(tmp_path / "rows.jsonl")
     command = [sys.executable, "-m", "larf_curate", "train", tmp_path / "rows.jsonl"]
     command += [
@@ -77,6 +78,8 @@ def test_training_shows_one_bar_and_nothing_of_its_libraries(tiny_llama, tmp_pat
         "2",
         "--batch-size",
         "2",
+        "--lora-rank",
+        rank,
     ]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

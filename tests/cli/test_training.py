@@ -113,6 +113,35 @@ def test_an_evaluation_replaces_an_earlier_one_but_not_that_which_it_is_compared
         invoke(evaluate, "none", "-o", tmp_path / "out", *prompts, "--against", tmp_path / "out")
 
 
+@pytest.mark.parametrize("command", [train, verify])
+def test_options_of_sap_are_refused_without_it(tmp_path, command):
+    options = ["--model", "none", "-o", tmp_path / "out", "--method", "sft", "--safe-cosine", 0.2, "--references", "a"]
+    result = CliRunner().invoke(command, [str(part) for part in [tmp_path, *options]])
+    assert result.exit_code == 2
+    assert "--safe-cosine, --references belong to SAP: add --method sap" in result.stderr
+
+
+def test_verify_adds_a_turned_gradient_to_runs_of_sft(start, tmp_path):
+    write_scored(tmp_path / "scored", scored_rows())
+    (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
+    command = [
+        tmp_path / "scored", "--model", start, "-o", tmp_path / "runs", "--arm", "all", "--seeds", 1, "--max-steps", 1,
+        "--batch-size", 4, "--harmful", tmp_path / "harmful.json", "--limit", 1, "--max-new-tokens", 2,
+    ]  # fmt: skip
+    invoke(verify, *command)
+    before = (tmp_path / "runs/all+sft/seed-0/result.json").read_bytes()
+    turned = ["--method", "sft", "--method", "sap", "--beta", 0, "--safe-cosine", 0.2, "--refusals", "given"]
+    invoke(verify, *command, *turned)
+    assert (tmp_path / "runs/all+sft/seed-0/result.json").read_bytes() == before
+    recipe = json.loads((tmp_path / "runs/verify.json").read_text())["recipes"]["sap"]
+    assert (recipe["beta"], recipe["safe_cosine"]) == (0, 0.2)
+    assert "cosine with that of SAP's safety loss is at least 0.2" in (
+        (tmp_path / "runs/all+sap/seed-0/model/README.md").read_text()
+    )
+    with pytest.raises(InputError, match="another sap recipe"):
+        invoke(verify, *command, *turned, "--safe-cosine", 0.3)
+
+
 def test_the_size_of_micro_batches_is_left_to_the_run_unless_it_is_given():
     values = {"lora_targets": "q_proj, v_proj", "batch_size": 8, "micro_batch_size": None}
     recipe = make_recipe("sft", values)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from larf_curate.conversation.truncation import Tokens, Turn
 from larf_curate.data.references import ReferenceSet
-from larf_curate.models import source
+from larf_curate.models import identity, source
 from larf_curate.models.hidden_states import StateReader
 from larf_curate.models.loading import forget_reader
 from larf_curate.profile import SafetyProfile, layer_choice, state_cache
@@ -142,6 +144,21 @@ def test_weights_in_a_folder_below_are_noticed(model, read):
     save_file(weights, part, metadata={"format": "pt"})
     read.clear()
     assert build(model).digest != before.digest
+    assert read
+
+
+def test_the_version_of_peft_counts_for_an_adapter_alone(model, read, monkeypatch, tmp_path):
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    for options in ({}, {"adapter": str(tmp_path / "adapter")}):
+        build(model, **options)
+    read.clear()
+    monkeypatch.setattr(identity, "version", lambda _name: "0.0.1")
+    build(model)
+    assert not read
+    build(model, adapter=str(tmp_path / "adapter"))
     assert read
 
 

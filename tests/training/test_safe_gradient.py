@@ -49,7 +49,9 @@ def test_a_weight_without_a_gradient_gets_one():
 
 
 @pytest.mark.parametrize("cosine", [0.2, 0.9])
-@pytest.mark.parametrize(("dtype", "before", "accuracy"), [(torch.float32, -0.9999, 1e-5), (torch.bfloat16, -0.9, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "before", "accuracy"), [(torch.float32, -0.9999, 1e-5), (torch.bfloat16, -0.9, 1e-2)]
+)
 def test_the_cosine_is_reached_from_nearly_the_opposite(dtype, before, accuracy, cosine):
     torch.manual_seed(0)
     way, across = torch.linalg.qr(torch.randn(20_000, 2, dtype=torch.float64))[0].T

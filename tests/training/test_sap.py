@@ -493,6 +493,11 @@ def test_a_step_too_fine_for_the_weights_warns(tmp_path):
         trainer(tmp_path, model=byte_model(dtype=torch.bfloat16), epsilon=2e-5)
 
 
+def test_the_step_of_probes_does_not_matter_without_probes(tmp_path, recwarn):
+    trainer(tmp_path, model=byte_model(dtype=torch.bfloat16), epsilon=2e-5, beta=0.0, safe_cosine=0.2)
+    assert not [warning for warning in recwarn if "below the resolution" in str(warning.message)]
+
+
 def test_probe_blocks_beyond_the_model_are_refused(tmp_path):
     with pytest.raises(InputError, match="wanted blocks of 0 to 2"):
         trainer(tmp_path, probe_blocks="1-3")
