@@ -68,7 +68,9 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]  # transformers has no
     ) -> None:
         """Open the bar."""
         if state.is_world_process_zero:
-            self._bar = progress(label="Training", unit="step", total=state.max_steps, done=state.global_step)
+            self._bar = progress(
+                label="Training", unit="step", total=max(state.max_steps, state.global_step), done=state.global_step
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -47,6 +47,15 @@ def last_complete(folder: Path) -> str | None:
     return None
 
 
+def steps_of(checkpoint: str | Path) -> int:
+    """Number of optimizer steps of a complete checkpoint.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+    """
+    return read_record(Path(checkpoint) / "trainer_state.json", TrainerState, remedy=REMEDY)["global_step"]
+
+
 def is_complete(checkpoint: Path, step: int) -> bool:
     """Whether a checkpoint's weights, optimizer state and trainer state are readable.
 
@@ -55,7 +64,7 @@ def is_complete(checkpoint: Path, step: int) -> bool:
         step: Number of steps that the trainer state, which is written last, must have.
     """
     try:
-        if read_record(checkpoint / "trainer_state.json", TrainerState, remedy=REMEDY)["global_step"] != step:
+        if steps_of(checkpoint) != step:
             return False
         # A missing shard of a large model would not be noticed by looking only at the files that exist.
         listed = {

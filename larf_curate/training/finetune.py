@@ -26,7 +26,7 @@ from larf_curate.records import STRICT, read_sealed, write_sealed
 from larf_curate.training.answer_loss import AnswerLossTrainer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBar
 from larf_curate.training.card import model_card
-from larf_curate.training.checkpoints import last_complete
+from larf_curate.training.checkpoints import last_complete, steps_of
 from larf_curate.training.choices import OPTIMIZERS, SAP_FIELDS, TRAINING_METHODS
 from larf_curate.training.contrastive import References
 from larf_curate.training.sap import SapTrainer, loading_errors
@@ -211,8 +211,7 @@ def fine_tune(
     checkpoint = _checkpoint(Path(output), identity, resume=resume)
     longest = max(map(len, table["input_ids"]))
     options = _options(recipe, str(output), seed, save_steps, longest)
-    steps = math.ceil(len(table) * recipe.epochs / recipe.batch_size)
-    options["max_steps"] = min(steps, recipe.max_steps) if recipe.max_steps else -1
+    options |= _length(recipe, len(table), checkpoint)
     if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size or 0 < recipe.max_steps < FEW_STEPS:
         options["warmup_steps"] = 0  # the first step of a warm-up has rate 0 and is lost, too much of a short run
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
@@ -235,6 +234,16 @@ def fine_tune(
         card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
         card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
     return trainer
+
+
+def _length(recipe: Recipe, rows: int, checkpoint: str | None) -> dict[str, Any]:
+    """How long to train, as options of ``trl.SFTConfig``: not at all if the checkpoint is the end of the run."""
+    steps = math.ceil(recipe.epochs * math.ceil(rows / recipe.batch_size))
+    steps = min(steps, recipe.max_steps or steps)
+    if checkpoint and steps_of(checkpoint) >= steps:
+        logger.warning("%s is the end of this training run: nothing is left to train", checkpoint)
+        return {"num_train_epochs": 0}  # with a number of steps, transformers would take one more
+    return {"max_steps": steps if recipe.max_steps else -1}
 
 
 def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
@@ -268,7 +277,10 @@ def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> s
     """
     path, found = folder / RECORD, last_complete(folder)
     if not resume and any(folder.glob("checkpoint-*")):
-        raise InputError(f"{folder} holds checkpoints of an earlier training run: resume it, or use a new folder")
+        raise InputError(
+            f"{folder} holds checkpoints of an earlier training run: continue it with --resume (resume=True), or use a "
+            "new folder"
+        )
     known: Any = read_sealed(path, TrainingRecord, remedy="use a new folder") if found else identity
     ours, theirs = ({**record, **Recipe.identity(record["recipe"]), "recipe": None} for record in (identity, known))
     if changed := [key for key in ours if theirs.get(key) != ours[key]]:

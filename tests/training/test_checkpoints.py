@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 RECIPE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "max_length": 128}
+OTHERS = ("lora_rank", "optimizer", "max_steps")
 
 
 def rows(count=12, first=0):
@@ -35,10 +36,7 @@ def lora(trainer):
 
 
 def train(start, folder, table=None, **options):
-    recipe = Recipe(
-        **RECIPE
-        | {name: options.pop(name) for name in [*options] if name in RECIPE or name in ("lora_rank", "optimizer")}
-    )
+    recipe = Recipe(**RECIPE | {name: options.pop(name) for name in [*options] if name in RECIPE or name in OTHERS})
     return fine_tune(start, table or rows(), folder, recipe=recipe, references=TRIPLES, save_steps=1, **options)
 
 
@@ -149,7 +147,7 @@ def test_a_folder_with_files_of_others_is_not_trained_into(start, tmp_path, name
 
 
 def test_a_new_training_does_not_mix_with_old_checkpoints(start, stopped):
-    with pytest.raises(InputError, match="checkpoints of an earlier training run: resume it, or use a new folder"):
+    with pytest.raises(InputError, match="checkpoints of an earlier training run: continue it with --resume"):
         train(start, stopped)
     for path in stopped.glob("checkpoint-*"):
         shutil.rmtree(path)
@@ -170,3 +168,18 @@ def test_weights_that_a_step_breaks_are_found_before_they_are_saved(start, tmp_p
     with pytest.raises(TrainingError, match=r"not finite after step 1; there is no checkpoint yet"):
         train(start, tmp_path, learning_rate=3e38)
     assert not list(Path(tmp_path).rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("ends", [{"epochs": 2, "max_steps": 4}, {"epochs": 1.3}])
+def test_a_finished_training_is_not_trained_on_when_it_is_resumed(start, tmp_path, caplog, ends):
+    whole = train(start, tmp_path, **ends)
+    again = train(start, tmp_path, resume=True, **ends)
+    assert whole.state.global_step == again.state.global_step == 4  # in the middle of the second epoch
+    assert "nothing is left to train" in caplog.text
+    for name, value in lora(whole).items():
+        assert torch.equal(value, lora(again)[name]), name
+
+
+def test_a_limit_above_the_number_of_steps_changes_nothing(start, tmp_path):
+    steps = [train(start, tmp_path / str(n), rows(5), epochs=2, max_steps=n).state.global_step for n in (0, 100)]
+    assert steps == [4, 4]  # two in each epoch, the second with one row
