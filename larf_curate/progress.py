@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 FILE_SECONDS: Final = 10.0
 """Seconds between two lines of a bar in a file, such as the log of a job; in a terminal, it is redrawn in place."""
 _hidden = False
+_part = ""
 
 
 def progress(
@@ -33,7 +34,7 @@ def progress(
     """
     return tqdm(
         items,
-        desc=label,
+        desc=f"{_part}: {label}" if _part else label,
         unit=unit,
         total=total,
         initial=done,
@@ -41,6 +42,18 @@ def progress(
         disable=_hidden,
         mininterval=0.1 if sys.stderr.isatty() else FILE_SECONDS,
     )
+
+
+@contextmanager
+def part_of_run(name: str) -> Iterator[None]:
+    """Begin the labels of all bars inside a ``with`` block with the name of a part; nested names follow each other."""
+    global _part
+    before = _part
+    _part = f"{before}, {name}" if before else name
+    try:
+        yield
+    finally:
+        _part = before
 
 
 @contextmanager

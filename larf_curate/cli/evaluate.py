@@ -95,6 +95,7 @@ def evaluate(
         suite = replace(suite, judge=named_judge(f"guard:{guard}"))
     if classifier:
         suite = replace(suite, judge=ClassifierJudge.load(classifier, refusal_label=refusal_label))
+    suite.check_judges(earlier)
     if suite.judge_name in further or len(set(further)) < len(further):
         raise click.UsageError("wanted each judge once: --second-judge adds to the first")
     judges = {name: named_judge(name) for name in further}
@@ -127,6 +128,7 @@ def evaluate(
     for kind, shares in result["incoherence"].items():
         click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
     _echo_judges(result.get("judges", {}))
+    click.echo(f"Written to {output}")
 
 
 def _check_whole(until_decided: bool, *readers: object) -> None:

@@ -1,15 +1,13 @@
 """``larf-curate score``: score a dataset and write it to a folder."""
 
-import shlex
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from larf_curate.cli.interruption import resumable
 from larf_curate.cli.options import (
     EXISTING_FOLDER,
     FOLDER_OR_URL,
@@ -20,7 +18,6 @@ from larf_curate.cli.options import (
     source_options,
 )
 from larf_curate.cli.output import counted, echo_json, echo_next, echo_table, json_option
-from larf_curate.remote import public_name
 
 if TYPE_CHECKING:
     from larf_curate.data.sources import Source
@@ -170,12 +167,12 @@ def score(
     )
     judge = GuardScorer(guard, columns=scorer.columns, device=device) if guard else None
     if share:
-        with _resumable(output):
+        with resumable(lambda: f"what was scored stays in {output}"):
             status = score_share(source, scorer, output, index=share[0], count=share[1], num_proc=num_proc, guard=judge)
         _print_share(source.share(*share), share, output, status, as_json=as_json)
         return
     run = partial(score_with_ray, **on_ray) if engine == "ray" else partial(score_source, num_proc=num_proc)
-    with _resumable(output):
+    with resumable(lambda: f"what was scored stays in {output}"):
         manifest = run(source, scorer, output, resume=resume, guard=judge)
     # Files store a status per row but no reason: the first rows without a score are read again for it.
     reasons = first_reasons(source, output, scorer)
@@ -202,25 +199,6 @@ def _search_of(scorer: "LarfScorer") -> dict[str, Any]:
     """How the nearest exemplars were found, if they were searched."""
     index = scorer.exemplars
     return {} if index is None else {"exemplar_search": {"kind": index.kind, "recall": index.recall}}
-
-
-class InterruptedRunError(click.ClickException):
-    """A run that the user has interrupted; exit code as of a process that this signal ended."""
-
-    exit_code = 130
-
-
-@contextmanager
-def _resumable(output: Path | str) -> Iterator[None]:
-    """Say on Ctrl-C how to continue."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        arguments = [public_name(part) for part in sys.argv[1:]]
-        arguments += [] if {"--resume", "--shard"} & {part.partition("=")[0] for part in arguments} else ["--resume"]
-        command = shlex.join(["larf-curate", *arguments])
-        kept = f"interrupted; what was scored stays in {output}"
-        raise InterruptedRunError(f"{kept}. Continue with: {command}") from error
 
 
 def _check_engine(engine: str, on_ray: Mapping[str, object], num_proc: int, share: tuple[int, int] | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from larf_curate.cli.interruption import resumable
 from larf_curate.cli.options import FOLDER
 from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.cli.training_options import (
@@ -22,13 +23,16 @@ from larf_curate.training.choices import TRAINING_METHODS
 LABELS = {
     "output": "written to",
     "method": "method",
+    "rows": "rows trained on",
     "steps": "steps",
     "loss": "loss of the last step",
-    "seconds_per_step": "seconds of a step",
+    "seconds_per_step": "seconds of the last step",
     "peak_memory_mb": "peak memory, MB",
-    "sap/cost": "SAP's step against its plain part, times",
+    "sap/cost": "SAP's last step against its plain part, times",
 }
 """What the printed figures are."""
+NOT_SAVED = "nothing was saved, since there is no checkpoint yet: --save-steps 50 writes one every 50 steps"
+"""What becomes of a training run that is interrupted early."""
 
 
 @click.command()
@@ -69,19 +73,21 @@ def train(
     check_sap_options([method])
     fine_tune = training_module().fine_tune
     rows = load_rows(dataset, split)
-    trained = fine_tune(
-        model,
-        rows,
-        output,
-        recipe=make_recipe(method, recipe),
-        seed=seed,
-        references=references,
-        columns=columns,
-        save_steps=save_steps,
-        resume=resume,
-    )
+    with resumable(lambda: _saved(output), otherwise=NOT_SAVED):
+        trained = fine_tune(
+            model,
+            rows,
+            output,
+            recipe=make_recipe(method, recipe),
+            seed=seed,
+            references=references,
+            columns=columns,
+            save_steps=save_steps,
+            resume=resume,
+        )
     history = [entry for entry in trained.state.log_history if "seconds_per_step" in entry]
-    result = {"output": str(output), "method": method, "steps": trained.state.global_step, **_last_metrics(history)}
+    done = {"rows": len(trained.train_dataset), "steps": trained.state.global_step}
+    result = {"output": str(output), "method": method, **done, **_last_metrics(history)}
     if not trained.is_world_process_zero():  # under DDP, one process prints for all
         return
     if as_json:
@@ -89,6 +95,14 @@ def train(
     else:
         echo_table("Trained", ("", ""), [(LABELS[key], _formatted(value)) for key, value in result.items()])
         echo_next("evaluate", output, "-o", "evaluation")
+
+
+def _saved(output: Path) -> str:
+    """The last checkpoint of an interrupted run, in words; empty if there is none."""
+    from larf_curate.training.checkpoints import last_complete
+
+    checkpoint = last_complete(output)
+    return f"the last checkpoint is {checkpoint}" if checkpoint else ""
 
 
 def _formatted(value: object) -> str:

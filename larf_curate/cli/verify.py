@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from larf_curate.cli.interruption import resumable
 from larf_curate.cli.options import EXISTING_FOLDER, FOLDER
 from larf_curate.cli.output import echo_json, echo_table, json_option
 from larf_curate.cli.training_options import (
@@ -110,7 +111,7 @@ def verify(
         chosen = quantile_arms(quantiles, signals or ("larf_score",), length_matched=length_matched)
     checks = {name: value for name, value in others.items() if name in option_names(PROMPTS)}
     recipe = {name: value for name, value in others.items() if name not in checks}
-    results = training.Experiment(
+    experiment = training.Experiment(
         model=model,
         scored=data.rows,
         folder=output,
@@ -122,7 +123,9 @@ def verify(
         removed=removed,
         columns=with_separator(columns, data.separator),
         references=references,
-    ).run()
+    )
+    with resumable(lambda: f"complete runs stay in {output}", flag=""):
+        results = experiment.run()
     table = results.table()
     write_json(output / "table.json", table)
     by_name = {arm.name: arm for arm in results.arms}

@@ -1,6 +1,7 @@
 """Evaluation suite of a model: refusals of harmful and of safe prompts, held-out loss and exact match."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from larf_curate.errors import InputError
 from larf_curate.evaluation.judges import GuardJudge, OpenJudge, name_of
 from larf_curate.evaluation.refusal_report import RefusalReport, evaluate_refusals
 from larf_curate.evaluation.task_metrics import exact_match, held_out_loss
+from larf_curate.progress import part_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,27 @@ class EvaluationSuite:
                 # McNemar's test needs pairs: rates on other prompts could differ because of the prompts.
                 if reports[name].prompts != prompts:
                     raise InputError(
-                        f"{folder} was evaluated on other {name} prompts: evaluate both models on the same set"
+                        f"{folder} was evaluated on other {name} prompts ({len(reports[name].prompts)} there, "
+                        f"{len(prompts)} here): evaluate both models on the same set, with the same --limit"
                     )
         return reports
+
+    def check_judges(self, earlier: Mapping[str, RefusalReport]) -> None:
+        """Check that the answers of an earlier evaluation have been judged by the same judge.
+
+        Args:
+            earlier: Its reports by kind; see `comparable`.
+
+        Raises:
+            InputError: If they have not.
+        """
+        for kind, report in earlier.items():
+            wanted = "phrases" if kind == "safe" and isinstance(self.judge, GuardJudge) else self.judge_name
+            if report.judge != wanted:
+                raise InputError(
+                    f"the {kind} prompts of the earlier evaluation were judged by {report.judge}, wanted {wanted}: use "
+                    "one judge for both"
+                )
 
     def check_output(self, folder: Path) -> None:
         """Check that the files that are written replace none but those of an earlier evaluation.
@@ -99,11 +119,14 @@ class EvaluationSuite:
         result: dict[str, Any] = {}
         for kind, prompts in (("harmful", self.harmful), ("safe", self.safe)):
             if prompts:
-                result[kind] = self._refusals(model, tokenizer, prompts, folder / f"{kind}.json", name)
+                with part_of_run(f"{kind} prompts"):
+                    result[kind] = self._refusals(model, tokenizer, prompts, folder / f"{kind}.json", name)
         if self.held_out is not None:
             result["held_out_loss"] = held_out_loss(model, tokenizer, self.held_out).to_dict()
         if self.questions:
-            result["exact_match"] = exact_match(model, tokenizer, self.questions, batch_size=self.batch_size).to_dict()
+            with part_of_run("questions"):
+                measured = exact_match(model, tokenizer, self.questions, batch_size=self.batch_size)
+            result["exact_match"] = measured.to_dict()
         return result
 
     def _refusals(

@@ -1,6 +1,6 @@
 """Greedy decoding in batches, stopping each answer as soon as it is decided whether it refuses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,12 @@ class _ActiveAnswers:
 
 
 def decode(
-    subject: Subject, passes: Sequence[Pass], refuses: RefusalDetector, *, new_tokens: int
+    subject: Subject,
+    passes: Sequence[Pass],
+    refuses: RefusalDetector,
+    *,
+    new_tokens: int,
+    advance: Callable[[int], object] | None = None,
 ) -> list[DecodedAnswer]:
     """Decode answers to prompts greedily.
 
@@ -60,19 +65,24 @@ def decode(
         passes: Forward passes over n prompts, with the logits of their last token.
         refuses: Detects refusals.
         new_tokens: Longest answer in tokens.
+        advance: Called with the number of further answers that are complete or known to refuse; default: nothing.
 
     Returns:
         n answers, in the order of the prompts. Refusals are the same as if all answers had been decoded completely.
     """
     answers: dict[int, DecodedAnswer] = {}
     for group in _group_passes(passes):
-        answers |= _decode(subject, _merge_passes(group), refuses, new_tokens)
+        answers |= _decode(subject, _merge_passes(group), refuses, new_tokens, advance)
     return [answers[row] for row in sorted(answers)]
 
 
 @torch.no_grad()
 def _decode(
-    subject: Subject, state: _ActiveAnswers, refuses: RefusalDetector, new_tokens: int
+    subject: Subject,
+    state: _ActiveAnswers,
+    refuses: RefusalDetector,
+    new_tokens: int,
+    advance: Callable[[int], object] | None,
 ) -> dict[int, DecodedAnswer]:
     ids: dict[int, list[int]] = {row: [] for row in state.rows}
     answers: dict[int, DecodedAnswer] = {}
@@ -89,6 +99,8 @@ def _decode(
             answers[row] = DecodedAnswer(ids[row], refused)
             if not refused and not ended:
                 undecided.append(position)
+        if advance:
+            advance(len(state.rows) - len(undecided))
         if not undecided:
             break
         state.keep(undecided)

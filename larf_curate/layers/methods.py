@@ -21,6 +21,7 @@ from larf_curate.layers.replay import Replay
 from larf_curate.layers.separation import measure_separation
 from larf_curate.layers.subject import Subject
 from larf_curate.models.blocks import scaled
+from larf_curate.progress import progress
 from larf_curate.stats import Floats, mean_interval, percentile_interval
 
 NEW_TOKENS = 32
@@ -187,7 +188,8 @@ def _prepare(task: Task) -> tuple[list[list[int]], Openings, int]:
 
 
 def _decode_answers(task: Task, replay: Replay, new_tokens: int) -> list[DecodedAnswer]:
-    return decode(task.subject, list(replay()), task.refuses, new_tokens=new_tokens)
+    with progress(total=len(task.prompts), label="Answers to prompts", unit="prompt") as bar:
+        return decode(task.subject, list(replay()), task.refuses, new_tokens=new_tokens, advance=bar.update)
 
 
 def _count_refusals(answers: Sequence[DecodedAnswer], model: str) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,11 @@ class CachedReader:
     """
 
     model: LazyModel
+    cached: int = field(default=0, init=False)
+
+    def remark(self) -> str:
+        """How many rows were read from the cache, in words; empty if none were."""
+        return f"{self.cached} from the cache" if self.cached else ""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -226,6 +231,7 @@ class CachedReader:
         if cache is None or not conversations:
             return self.model.reader(conversations, positions)
         if (stored := cache.load(conversations, positions)) is not None:
+            self.cached += len(conversations)
             return stored
         reader = self.model.reader
         states = reader(conversations, positions)
@@ -254,7 +260,7 @@ def read_profile(model: LazyModel, rows: SourceRows) -> dict[str, Any]:
     """
     reader = CachedReader(model=model)
     sides = rows_by_side(rows.references, rows.neutral, reader, match=rows.match_lengths)
-    states: dict[str, States] = read_sides(reader, sides)
+    states: dict[str, States] = read_sides(reader, sides, remark=reader.remark)
     check_states_differ(states)
     return {
         "source": replace(model.source, revision=commit_of(model.source) or model.source.revision),

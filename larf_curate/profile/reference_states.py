@@ -1,6 +1,6 @@
 """Reading the states of references and neutral rows, every one of which must be scorable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,11 +72,18 @@ def rows_by_side(
     return sides
 
 
-def read_sides(reader: RowReader, sides: Mapping[str, Sequence[Row]]) -> dict[str, States]:
+def read_sides(
+    reader: RowReader, sides: Mapping[str, Sequence[Row]], *, remark: Callable[[], str] = str
+) -> dict[str, States]:
     """Read the states of the rows of every side with one progress bar; see `read_states` for the errors.
 
     Of a side whose answers were cut, only the cut ones are read: the others have the states of the original side. Rows
     without a prompt are given the mean prompt state of the neutral rows that have one.
+
+    Args:
+        reader: Reads the model.
+        sides: Rows by side; see `rows_by_side`.
+        remark: Called after each side for what the bar shows besides the rows.
     """
     count = sum(map(len, sides.values()))
     with progress(total=count, label="References", unit="row") as bar, logging_redirect_tqdm(tqdm_class=type(bar)):
@@ -87,6 +94,7 @@ def read_sides(reader: RowReader, sides: Mapping[str, Sequence[Row]]) -> dict[st
             chosen = [rows[i] for i in changed]
             read = read_states(reader, chosen, original, bar, positions_of(side), numbers=changed)
             states[side] = read if side == original else _replaced(states[original], changed, read)
+            bar.set_postfix_str(remark(), refresh=False)
             bar.update(len(rows) - len(changed))
     neutral_prompts = states["neutral"]["prompt"]
     plain = _without_prompt(neutral_prompts)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from larf_curate.evaluation.suite import EvaluationSuite
 from larf_curate.files import sha256
 from larf_curate.models.generation import load_model
 from larf_curate.models.source import ModelSource, identify, load_tokenizer, weights_digest
+from larf_curate.progress import part_of_run
 from larf_curate.records import STRICT, read_sealed, record_digest, write_sealed
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
 from larf_curate.training.contrastive import References
@@ -115,12 +117,14 @@ class Experiment:
         self._check_identity()
         if not self._is_complete(self.folder / BASE):
             model, tokenizer = load_model(self.model)
-            self._write_result(self.folder / BASE, self.checks(model, tokenizer, self.folder / BASE))
+            with part_of_run("base"):
+                found = self.checks(model, tokenizer, self.folder / BASE)
+            self._write_result(self.folder / BASE, found)
             del model  # free its memory for the training runs
-        for arm in self.arms:
-            for recipe in self.recipes:
-                for seed in self.seeds:
-                    self._run(arm, recipe, seed, chosen[arm, seed], tokens)
+        runs = list(product(self.arms, self.recipes, self.seeds))
+        for number, (arm, recipe, seed) in enumerate(runs, 1):
+            with part_of_run(f"{number}/{len(runs)} {self._run_name(arm, recipe)} seed {seed}"):
+                self._run(arm, recipe, seed, chosen[arm, seed], tokens)
         return ExperimentResults.read(
             self.folder, [self._run_name(a, r) for a in self.arms for r in self.recipes], self.seeds
         )

@@ -6,6 +6,7 @@ from typing import Any
 from larf_curate.conversation.refusals import KeywordJudge
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.models.generation import generate_answers
+from larf_curate.progress import part_of_run
 from larf_curate.training.contrastive import Sides
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def own_refusals(sides: Sides, model: Any, tokenizer: Any) -> Sides:  # noqa: AN
         InputError: If a prompt and its answer do not fit into the context window.
     """
     prompts = [to_messages(row)[:-1] for row in sides[0]]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
+    with part_of_run("refusals for SAP"):
+        answers = generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
     verdicts = KeywordJudge()([prompt[-1]["content"] for prompt in prompts], answers)
     refused = [index for index, verdict in enumerate(verdicts) if verdict]
     share = f"{len(refused)} of {len(prompts)} reference prompts"

@@ -8,6 +8,8 @@ from larf_curate.cli.train import train
 from larf_curate.cli.training_options import make_recipe
 from larf_curate.cli.verify import verify
 from larf_curate.errors import InputError
+from larf_curate.training import finetune
+from larf_curate.training.callbacks import FiniteGuard
 from tests.fixtures.scored_folder import write_scored
 from tests.fixtures.training_rows import scored_rows
 
@@ -29,7 +31,7 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
     quick = ["--epochs", 1, "--batch-size", 4, "--micro-batch-size", 4, "--max-length", 128]
     output = invoke(train, tmp_path / "rows.jsonl", "--model", start, "-o", tmp_path / "tuned", *quick, "--json")
     trained = json.loads(output)
-    assert trained["steps"] == 2
+    assert (trained["rows"], trained["steps"]) == (8, 2)
     assert trained["sap/cost"] > 1
     asked = ["--harmful", tmp_path / "harmful.json", "--limit", 3, "--max-new-tokens", 4]
     invoke(evaluate, start, "-o", tmp_path / "before", *asked)
@@ -69,6 +71,9 @@ def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start,
     command = [tmp_path / "none", "-o", tmp_path / "after", "--harmful", tmp_path / "two.json", *asked]
     with pytest.raises(InputError, match="evaluated on other harmful prompts"):
         invoke(evaluate, *command, "--against", tmp_path / "before")
+    same = [tmp_path / "none", "-o", tmp_path / "after", "--harmful", tmp_path / "one.json", *asked]
+    with pytest.raises(InputError, match="harmful prompts of the earlier .* judged by phrases, wanted larf"):
+        invoke(evaluate, *same, "--judge", "larf", "--against", tmp_path / "before")
     judges = ["--guard", "a", "--classifier", "b"]
     result = CliRunner().invoke(evaluate, [str(part) for part in [*command, *judges]])
     assert "two judges: use one" in result.stderr
@@ -148,3 +153,24 @@ def test_the_size_of_micro_batches_is_left_to_the_run_unless_it_is_given():
     assert recipe.micro_batch_size == 0
     assert make_recipe("sft", {**values, "micro_batch_size": 4}).micro_batch_size == 4
     assert recipe.lora_targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(1, "the last checkpoint is OUT/checkpoint-1. Continue with: larf-curate train rows.jsonl --resume"),
+     (0, "nothing was saved, since there is no checkpoint yet: --save-steps 50 writes one")],
+)  # fmt: skip
+def test_an_interrupted_training_says_how_to_continue(start, tmp_path, monkeypatch, steps, said):
+    class Interrupt(FiniteGuard):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                raise KeyboardInterrupt
+
+    scored_rows(8).to_json(tmp_path / "rows.jsonl")
+    monkeypatch.setattr(finetune, "FiniteGuard", Interrupt)
+    monkeypatch.setattr("sys.argv", ["larf-curate", "train", "rows.jsonl"])
+    options = ["--method", "sft", "--batch-size", 4, "--max-length", 128, "--save-steps", steps]
+    command = [tmp_path / "rows.jsonl", "--model", start, "-o", tmp_path / "out", *options]
+    result = CliRunner().invoke(train, [str(part) for part in command])
+    assert result.exit_code == 130
+    assert said.replace("OUT", str(tmp_path / "out")) in result.stderr

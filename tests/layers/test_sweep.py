@@ -52,7 +52,10 @@ def test_every_cell_equals_reloading_scaling_and_generating_prompt_by_prompt(arc
 def test_answers_stop_at_the_decision_and_their_text_is_that_of_greedy_decoding():
     subject = tiny_subject()
     texts = subject.encode_prompts(PROMPTS, new_tokens=32)
-    answers = decode(subject, list(Replay(subject, texts)()), RefusalDetector(("sorry",)), new_tokens=32)
+    done: list[int] = []
+    refuses = RefusalDetector(("sorry",))
+    answers = decode(subject, list(Replay(subject, texts)()), refuses, new_tokens=32, advance=done.append)
+    assert sum(done) == len(answers)
     for text, answer in zip(texts, answers, strict=True):
         ids = torch.tensor([text])
         whole = subject.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32)

@@ -72,13 +72,15 @@ def build_elsewhere(monkeypatch, folder, model, **changes):
         return build(model, **changes)
 
 
-def test_a_profile_is_built_twice_from_one_load_and_is_the_same(model, loads, read):
+def test_a_profile_is_built_twice_from_one_load_and_is_the_same(model, loads, read, capsys):
     first = build(model)
+    assert "from the cache" not in capsys.readouterr().err
     assert loads == ["AutoModel"]
     count = len(read)
     again = build(model)
     assert (len(loads), len(read)) == (1, count)
     assert again.digest == first.digest
+    assert f"{count} from the cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"signal": "larf_centred"}, {"signal": "harmful"}, {"top_k": 2}])
