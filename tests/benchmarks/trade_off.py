@@ -98,7 +98,8 @@ def table(runs: list[dict]) -> None:
         seeds = ", ".join(f"{run['harmful']:.1%}" for run in runs if run["setting"] == setting)
         lost = loss = ""
         if sft and setting != "before":
-            lost = f"{base - found['harmful']:.1%}, {(base - found['harmful']) / (base - sft['harmful']):.0%}"
+            share = (base - found["harmful"]) / (base - sft["harmful"]) if base != sft["harmful"] else float("nan")
+            lost = f"{base - found['harmful']:.1%}, {share:.0%}"
             loss = f", {found['held_out_loss'] / sft['held_out_loss'] - 1:+.1%}"
         print(f"| {setting} | {seeds} | {lost} | {found['safe']:.0%} | {found['held_out_loss']:.3f}{loss} |")
 

@@ -53,6 +53,8 @@ def measure(options: argparse.Namespace) -> None:
     changes = {**sizes, "bf16": options.bf16, **SETTINGS[options.setting]}
     if options.bf16 and changes["method"] == "sap":
         changes["epsilon"] = 0.002
+    if "micro_batch_size" in changes:
+        changes["micro_batch_size"] = min(changes["micro_batch_size"], options.batch)
     with tempfile.TemporaryDirectory() as folder:
         start = process_time()
         trainer = finetune.fine_tune(
