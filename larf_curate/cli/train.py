@@ -23,7 +23,7 @@ from larf_curate.training.choices import TRAINING_METHODS
 LABELS = {
     "output": "written to",
     "method": "method",
-    "rows": "rows trained on",
+    "rows": "rows",
     "steps": "steps",
     "loss": "loss of the last step",
     "seconds_per_step": "seconds of the last step",
