@@ -215,6 +215,7 @@ def fine_tune(
     if len(table) * recipe.epochs < FEW_STEPS * recipe.batch_size or 0 < recipe.max_steps < FEW_STEPS:
         options["warmup_steps"] = 0  # the first step of a warm-up has rate 0 and is lost, too much of a short run
     common = {"train_dataset": table, "processing_class": tokenizer, "peft_config": _lora(recipe)}
+    _warn_if_sft(recipe)
     trainer: Any
     with quiet(), no_progress_bars(), loading_errors():
         if recipe.method == "sap":
@@ -234,6 +235,15 @@ def fine_tune(
         card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
         card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
     return trainer
+
+
+def _warn_if_sft(recipe: Recipe) -> None:
+    """Warn of SAP without both of its steps."""
+    if recipe.method == "sap" and recipe.safe_cosine == -1 and not (recipe.epsilon and recipe.beta):
+        logger.warning(
+            "SAP with neither probes (epsilon and beta above 0) nor a turned gradient (safe_cosine above -1) does what "
+            "SFT does: set one, or the method sft"
+        )
 
 
 def _length(recipe: Recipe, rows: int, checkpoint: str | None) -> dict[str, Any]:

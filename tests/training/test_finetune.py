@@ -112,6 +112,15 @@ def test_every_layer_that_is_named_for_the_lora_must_be_there(start, tmp_path):
         fine_tune(start, scored_rows(8), tmp_path, recipe=replace(QUICK, lora_targets=("q_proj", "nope")))
 
 
+@pytest.mark.slow
+def test_sap_that_does_what_sft_does_is_told(start, tmp_path, caplog):
+    for cosine in (0.0, -1.0):
+        assert "does what SFT does" not in caplog.text
+        recipe = replace(QUICK, method="sap", beta=0.0, safe_cosine=cosine, refusals="given", max_steps=1)
+        fine_tune(start, scored_rows(4), tmp_path / str(cosine), recipe=recipe, references=TRIPLES)
+    assert "does what SFT does" in caplog.text
+
+
 def test_the_start_is_not_overwritten(start):
     with pytest.raises(InputError, match="holds the model to start from"):
         fine_tune(start, scored_rows(8), start, recipe=QUICK)
