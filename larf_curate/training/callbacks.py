@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from larf_curate.errors import TrainingError
@@ -63,6 +64,9 @@ class CostCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 class TrainingBar(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Shows the optimizer steps as one progress bar, with the loss of the last one; of several processes, one does."""
 
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
@@ -76,7 +80,7 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]  # transformers has no
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Advance the bar."""
-        if state.is_world_process_zero:
+        if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
@@ -88,14 +92,12 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]  # transformers has no
         **kwargs: object,
     ) -> None:
         """Show the loss."""
-        if state.is_world_process_zero and logs and "loss" in logs:
+        if self._bar is not None and logs and "loss" in logs:
             self._bar.set_postfix_str(f"loss {float(logs['loss']):.3g}", refresh=False)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Close the bar."""
-        if state.is_world_process_zero:
+    def close(self) -> None:
+        """Close the bar, also of a run that was interrupted, so that what is said then has a line of its own."""
+        if self._bar is not None:
             self._bar.close()
 
 

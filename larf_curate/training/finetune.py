@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -226,8 +226,8 @@ def fine_tune(
             )
     _check_targets(trainer.model, recipe)
     trainer.remove_callback(PrinterCallback)  # it prints every log entry, of which the bar shows the loss
-    trainer.add_callback(TrainingBar())
-    with quiet(), redirect_stdout(sys.stderr):  # stdout is for the command's result
+    trainer.add_callback(bar := TrainingBar())
+    with quiet(), closing(bar), redirect_stdout(sys.stderr):  # stdout is for the command's result
         trainer.train(resume_from_checkpoint=checkpoint)
     with quiet():
         trainer.save_model(str(output))

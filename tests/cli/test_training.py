@@ -173,4 +173,4 @@ def test_an_interrupted_training_says_how_to_continue(start, tmp_path, monkeypat
     command = [tmp_path / "rows.jsonl", "--model", start, "-o", tmp_path / "out", *options]
     result = CliRunner().invoke(train, [str(part) for part in command])
     assert result.exit_code == 130
-    assert said.replace("OUT", str(tmp_path / "out")) in result.stderr
+    assert f"\nError: interrupted; {said.replace('OUT', str(tmp_path / 'out'))}" in result.stderr
