@@ -12,8 +12,11 @@ from tests.fixtures.training_rows import TRIPLES, tiny_rows
 pytestmark = pytest.mark.slow
 SCRIPT = """
 import os, sys
+import torch.distributed
 from tests.training.test_ddp import train
 train(sys.argv[1], int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
+torch.distributed.barrier()  # a process that ends first can abort the other
+torch.distributed.destroy_process_group()
 """
 
 
