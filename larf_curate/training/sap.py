@@ -74,8 +74,7 @@ class SapTrainer(AnswerLossTrainer):
     Every log entry has, averaged over its steps: ``sap/safety_loss``, ``sap/gradient_norm`` (of g),
     ``sap/probe_norm``, ``sap/probe_gradient_change`` (relative change of the probes' gradient from W to W'; near the
     resolution of the dtype it is rounding noise), ``sap/safe_cosine`` (of the gradient and g, before it is turned) and
-    ``sap/cost`` (time of the steps divided by that of their ordinary
-    part).
+    ``sap/cost`` (time of the steps divided by that of their ordinary part).
 
     Args:
         model: Model, or its folder or Hub id.
