@@ -11,6 +11,7 @@ from larf_curate.conversation.templates import ChatTemplate
 from larf_curate.conversation.thoughts import AnswerDecoder, opened_thought
 from larf_curate.errors import ConversationError, InputError, ModelError
 from larf_curate.models.devices import resolve_device, resolve_dtype
+from larf_curate.models.output_head import contiguous_head
 from larf_curate.models.shrinking_batch import decode_shrinking, left_padded
 from larf_curate.models.source import ModelSource, load_causal_lm, load_tokenizer
 from larf_curate.progress import progress
@@ -205,12 +206,13 @@ def generate_tokens(
     """
     config = _config(model, tokenizer, new, return_dict_in_generate=True, output_logits=True)
     ids, mask = left_padded(prompts, config.pad_token_id)
-    output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([_RaiseOnNan()]),
-    )
+    with contiguous_head(model):
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_RaiseOnNan()]),
+        )
     return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)
 
 

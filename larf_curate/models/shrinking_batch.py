@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from larf_curate.models.output_head import contiguous_head
 from larf_curate.models.prefix_cache import cache_argument
 
 LEAVING = 4
@@ -50,8 +51,9 @@ def decode_shrinking(
     found: dict[int, list[int]] = {}
     for group in _groups(model, prompts, config):
         batch = _Batch(model, {row: prompts[row] for row in group}, config)
-        while batch.rows:
-            batch.run(ended, processors)
+        with contiguous_head(model):
+            while batch.rows:
+                batch.run(ended, processors)
         found |= batch.found
     return [found[row] for row in range(len(prompts))]
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig
 
 from larf_curate.models.generation import generate_answers
@@ -92,6 +94,29 @@ def test_answers_end_with_a_token_that_ends_them():
     ends = [min([*(answer.index(stop) + 1 for stop in stops if stop in answer), NEW]) for answer in whole]
     assert len(set(ends)) > 2
     assert decode_shrinking(model, prompts, config) == [answer[:end] for answer, end in zip(whole, ends, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_of_frozen_weights_gets_no_slice_of_the_states(dtype):
+    model, prompts = tiny_model().to(dtype), encoded()
+    expected = one_by_one(model, prompts)
+    model.requires_grad_(False)  # as of a merged adapter
+    strides = []
+
+    class Record(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is linear and args[1] is model.lm_head.weight:
+                strides.append(args[0].is_contiguous() and len(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=[63], pad_token_id=0, do_sample=False)
+    with Record():
+        found = decode_shrinking(model, prompts, config)
+    assert strides[0] == len(prompts)
+    assert all(strides)
+    assert not model.lm_head._forward_pre_hooks
+    if dtype == torch.float32:
+        assert found == expected
 
 
 def test_rows_that_have_ended_are_not_run_any_more():
