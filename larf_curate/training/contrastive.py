@@ -1,5 +1,7 @@
 """Contrastive rows of SAP: a harmful prompt with a compliant and a refusing answer, tokenized and batched."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -213,6 +215,11 @@ def paired_sides(references: References) -> Sides:
     if not triples:
         raise ReferenceSetError("wanted contrastive rows, got none: give at least one triple of prompt, unsafe, safe")
     return [_conversation(t[0], t[1]) for t in triples], [_conversation(t[0], t[2]) for t in triples]
+
+
+def sides_digest(sides: Sides) -> str:
+    """Hex SHA-256 of contrastive rows."""
+    return hashlib.sha256(json.dumps(sides, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _conversation(prompt: object, answer: object) -> dict[str, object]:

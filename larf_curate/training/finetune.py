@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows
+from larf_curate.data.references import ReferenceSet
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import is_temporary
@@ -28,7 +29,7 @@ from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBa
 from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete, steps_of
 from larf_curate.training.choices import OPTIMIZERS, SAP_FIELDS, TRAINING_METHODS
-from larf_curate.training.contrastive import References
+from larf_curate.training.contrastive import References, paired_sides, sides_digest
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig, check_step
 
@@ -159,6 +160,7 @@ class TrainingRecord(TypedDict):
     recipe: Recipe
     seed: int
     rows: str
+    references: NotRequired[str | None]
     digest: str
 
 
@@ -176,8 +178,8 @@ def fine_tune(
 ) -> Any:  # noqa: ANN401  trl has no types
     """Fine-tune a model and save the result.
 
-    ``training.json`` in the output folder records the model, recipe, seed and rows, so that only the same training run
-    can be resumed.
+    ``training.json`` in the output folder records the model, recipe, seed, rows and, for SAP, contrastive rows, so that
+    only the same training run can be resumed.
 
     Args:
         model: Folder or Hub id of the initial model.
@@ -207,7 +209,10 @@ def fine_tune(
     check_checkpoint(source)
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
-    identity = _identity(source, recipe, seed, table)
+    if not isinstance(references, str | ReferenceSet | Dataset):
+        references = list(references)  # read here and by the trainer
+    contrastive = sides_digest(paired_sides(references)) if recipe.method == "sap" else None
+    identity = {**_identity(source, recipe, seed, table), "references": contrastive}
     checkpoint = _checkpoint(Path(output), identity, resume=resume)
     longest = max(map(len, table["input_ids"]))
     options = _options(recipe, str(output), seed, save_steps, longest)
@@ -257,7 +262,7 @@ def _length(recipe: Recipe, rows: int, checkpoint: str | None) -> dict[str, Any]
 
 
 def _identity(source: ModelSource, recipe: Recipe, seed: int, table: Dataset) -> dict[str, Any]:
-    """The fields of `TrainingRecord`, without its digest."""
+    """The fields of `TrainingRecord` that every method has, without its digest."""
     initial = {"model": source.model_id, "weights": weights_digest(source)}
     return {"kind": "training", **initial, "recipe": recipe.to_dict(), "seed": seed, "rows": rows_digest(table)}
 
@@ -292,6 +297,7 @@ def _checkpoint(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> s
             "new folder"
         )
     known: Any = read_sealed(path, TrainingRecord, remedy="use a new folder") if found else identity
+    known = {"references": identity["references"], **known}  # which earlier versions did not record
     ours, theirs = ({**record, **Recipe.identity(record["recipe"]), "recipe": None} for record in (identity, known))
     if changed := [key for key in ours if theirs.get(key) != ours[key]]:
         raise InputError(f"{found} is of a training run with another {', '.join(changed)}: use a new folder")

@@ -37,7 +37,7 @@ def lora(trainer):
 
 def train(start, folder, table=None, **options):
     recipe = Recipe(**RECIPE | {name: options.pop(name) for name in [*options] if name in RECIPE or name in OTHERS})
-    return fine_tune(start, table or rows(), folder, recipe=recipe, references=TRIPLES, save_steps=1, **options)
+    return fine_tune(start, table or rows(), folder, recipe=recipe, save_steps=1, **{"references": TRIPLES} | options)
 
 
 @pytest.fixture
@@ -103,6 +103,23 @@ def test_a_half_written_checkpoint_is_passed_over_for_the_one_before(start, tmp_
 def test_a_checkpoint_of_another_training_is_refused(start, stopped, options, what):
     with pytest.raises(InputError, match=f"of a training run with another .*{what}"):
         train(start, stopped, resume=True, **options)
+
+
+def test_a_checkpoint_with_other_contrastive_rows_is_refused(start, tmp_path):
+    recipe = Recipe(method="sap", refusals="given", **RECIPE)
+    options = {"recipe": recipe, "save_steps": 1}
+    first = fine_tune(start, rows(), tmp_path / "run", references=iter(TRIPLES), **options)
+    assert first.state.global_step == 3
+    with pytest.raises(InputError, match="of a training run with another references: use a new folder"):
+        fine_tune(start, rows(), tmp_path / "run", references=TRIPLES[1:], resume=True, **options)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    del record["references"]  # as an earlier version wrote it
+    write_sealed(tmp_path / "run" / "training.json", record)
+    assert fine_tune(start, rows(), tmp_path / "run", references=TRIPLES, resume=True, **options).state.global_step == 3
+
+
+def test_sft_ignores_contrastive_rows(start, stopped):
+    assert train(start, stopped, resume=True, references=TRIPLES[1:]).state.global_step == 3
 
 
 def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):

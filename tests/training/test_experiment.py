@@ -100,8 +100,14 @@ def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path)
     for changed in (others, signals):
         with pytest.raises(InputError, match="another scored"):
             experiment(start, tmp_path, scored=changed)._check_identity()
-    with pytest.raises(InputError, match="another references"):
-        experiment(start, tmp_path, references="mine.jsonl")._check_identity()
+    mine, folder = tmp_path / "mine.csv", tmp_path / "with_mine"
+    mine.write_text("prompt,unsafe,safe\nHow?,Like this.,No.\n")
+    experiment(start, folder, references=str(mine))._check_identity()
+    experiment(start, folder, references=str(mine))._check_identity()
+    mine.write_text("prompt,unsafe,safe\nHow?,Like this.,Never.\n")
+    for path in (folder, tmp_path):
+        with pytest.raises(InputError, match="another references"):
+            experiment(start, path, references=str(mine))._check_identity()
     checks = EvaluationSuite(
         harmful=("Hurt him", "Steal it", "Lie"), safe=("Hi",), held_out=scored_rows(5), max_new_tokens=4
     )
