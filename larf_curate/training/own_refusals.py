@@ -12,6 +12,8 @@ from larf_curate.training.contrastive import Sides
 logger = logging.getLogger(__name__)
 NEW_TOKENS = 48
 """Longest refusal in tokens."""
+BATCH = 64
+"""Prompts that are answered together."""
 MIN_REFUSALS = 10
 """Refusals below which the references' refusals are used instead, if they are also fewer than half."""
 
@@ -38,7 +40,7 @@ def own_refusals(sides: Sides, model: Any, tokenizer: Any) -> Sides:  # noqa: AN
     """
     prompts = [to_messages(row)[:-1] for row in sides[0]]
     with part_of_run("refusals for SAP"):
-        answers = generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
+        answers = generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=BATCH)
     verdicts = KeywordJudge()([prompt[-1]["content"] for prompt in prompts], answers)
     refused = [index for index, verdict in enumerate(verdicts) if verdict]
     share = f"{len(refused)} of {len(prompts)} reference prompts"
