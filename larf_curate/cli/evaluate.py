@@ -47,12 +47,6 @@ INPUTS = ("harmful", "safe", "held_out", "questions")
 @click.option("--base", help="Model before fine-tuning, under which the perplexity of answers is computed.")
 @click.option("--classifier", help="Judge with this text classifier: folder or Hub id.")
 @click.option("--refusal-label", default="REFUSAL", show_default=True, help="The classifier's label for refusals.")
-@click.option(
-    "--until-decided",
-    is_flag=True,
-    help="End each answer once --judge has decided: the same refusal rates in less time, without the shares of "
-    "off-topic and incoherent answers, for which answers must be complete.",
-)
 @options(PROMPTS)
 @json_option
 def evaluate(
@@ -64,7 +58,6 @@ def evaluate(
     base: str | None,
     classifier: str | None,
     refusal_label: str,
-    until_decided: bool,
     as_json: bool,
     **checks: Any,  # noqa: ANN401  the options of PROMPTS
 ) -> None:
@@ -83,8 +76,8 @@ def evaluate(
 
     if guard and classifier:
         raise click.UsageError("--guard and --classifier are two judges: use one")
-    _check_whole(until_decided, guard, classifier, further, base)
-    suite = replace(evaluation_suite(**checks), until_decided=until_decided)
+    suite = evaluation_suite(**checks)
+    _check_whole(suite.until_decided, guard, classifier, further, base)
     against = local_copy(against) if against else None
     earlier = suite.comparable(against) if against else {}
     _check_whole(bool(further) and not all(report.has_whole_answers for report in earlier.values()), further)
@@ -104,7 +97,7 @@ def evaluate(
     recorded = {name: public_name(value) if isinstance(value, str) else value for name, value in checks.items()}
     result = {
         "model": model,
-        "options": {**recorded, "judge": suite.judge_name, "until_decided": until_decided},
+        "options": {**recorded, "judge": suite.judge_name},
         **suite(loaded, tokenizer, output, name=model),
     }
     reports = {kind: RefusalReport.load(output / f"{kind}.json") for kind in ("harmful", "safe") if kind in result}
@@ -122,8 +115,8 @@ def evaluate(
         return
     echo_table("Evaluation", ("metric", "mean", "95 % interval", "rows"), _metric_rows(result))
     for kind, change in result.get("against", {}).items():
-        low, high = change["interval"]
-        text = f"{kind}: {change['change']:+.1%} against {change['models'][0]} ({low:+.1%} to {high:+.1%})"
+        points, low, high = (f"{100 * value:+.1f}" for value in (change["change"], *change["interval"]))
+        text = f"{kind}: {points} points against {change['models'][0]} ({low} to {high})"
         click.echo(f"{text}, McNemar p = {change['p_value']:.2g}")
     for kind, shares in result["incoherence"].items():
         click.echo(f"{kind}: {shares['incoherent']:.1%} of the answers are incoherent")
@@ -229,13 +222,13 @@ def _echo_judges(judges: dict[str, Any]) -> None:
 def _metric_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """One table row per metric that was measured."""
     names = {
-        "harmful": "harmful prompts refused",
-        "safe": "safe prompts refused",
-        "held_out_loss": "held-out loss",
-        "exact_match": "questions answered correctly",
+        "harmful": ("harmful prompts refused", ".1%"),
+        "safe": ("safe prompts refused", ".1%"),
+        "held_out_loss": ("held-out loss", ".3f"),
+        "exact_match": ("questions answered correctly", ".1%"),
     }
     return [
-        (text, f"{r['mean']:.3f}", f"{r['interval'][0]:.3f} to {r['interval'][1]:.3f}", str(r["rows"]))
-        for key, text in names.items()
+        (text, f"{r['mean']:{form}}", f"{r['interval'][0]:{form}} to {r['interval'][1]:{form}}", str(r["rows"]))
+        for key, (text, form) in names.items()
         if (r := result.get(key))
     ]

@@ -80,6 +80,9 @@ PROMPTS = (
     click.option("--max-new-tokens", default=160, type=POSITIVE_INT, show_default=True,
                  help="Longest answer to a prompt in tokens; questions get 256."),
     click.option("--eval-batch-size", default=16, type=POSITIVE_INT, show_default=True, help="Prompts per batch."),
+    click.option("--until-decided", is_flag=True,
+                 help="End each answer once --judge has decided: the same refusal rates in less time, without the "
+                 "shares of off-topic and incoherent answers, for which answers must be complete."),
 )  # fmt: skip
 
 
@@ -142,6 +145,7 @@ def evaluation_suite(
     judge: str,
     max_new_tokens: int,
     eval_batch_size: int,
+    until_decided: bool,
 ) -> Any:  # noqa: ANN401
     """An evaluation suite from the values of the PROMPTS options."""
     from larf_curate.data.prompts import load_prompts
@@ -157,6 +161,7 @@ def evaluation_suite(
         judge=judge,
         max_new_tokens=max_new_tokens,
         batch_size=eval_batch_size,
+        until_decided=until_decided,
     )
 
 

@@ -8,6 +8,7 @@ from larf_curate.cli.train import train
 from larf_curate.cli.training_options import make_recipe
 from larf_curate.cli.verify import verify
 from larf_curate.errors import InputError
+from larf_curate.evaluation.refusal_report import RefusalReport
 from larf_curate.training import finetune
 from larf_curate.training.callbacks import FiniteGuard
 from tests.fixtures.scored_folder import write_scored
@@ -50,15 +51,21 @@ def test_commands_train_and_evaluate_and_compare(start, tmp_path):
 def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     write_scored(tmp_path / "scored", scored_rows())
     (tmp_path / "harmful.json").write_text('["Hurt him", "Steal it"]')
-    output = invoke(
-        verify, tmp_path / "scored", "--model", start, "-o", tmp_path / "runs", "--arm", "top:refusal", "--arm", "all",
+    command = [
+        tmp_path / "scored", "--model", start, "--arm", "top:refusal", "--arm", "all",
         "--seeds", 1, "--rows", 8, "--epochs", 1, "--batch-size", 4, "--micro-batch-size", 4, "--max-length", 128,
         "--harmful", tmp_path / "harmful.json", "--limit", 2, "--max-new-tokens", 4,
-    )  # fmt: skip
+    ]  # fmt: skip
+    output = invoke(verify, *command, "-o", tmp_path / "runs")
     assert "top:refusal" in output
     table = json.loads((tmp_path / "runs/table.json").read_text())
     assert [row["rows"] for row in table] == [None, 8, 24]
     assert (tmp_path / "runs/refusals.png").exists()
+    invoke(verify, *command, "-o", tmp_path / "short", "--until-decided")
+    assert json.loads((tmp_path / "short/table.json").read_text()) == table
+    reports = list((tmp_path / "short").rglob("harmful.json"))
+    assert len(reports) == len(table)
+    assert not any(RefusalReport.load(path).has_whole_answers for path in reports)
 
 
 def test_an_evaluation_on_other_prompts_is_found_before_the_model_answers(start, tmp_path):
