@@ -62,7 +62,8 @@ def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     assert [row["rows"] for row in table] == [None, 8, 24]
     assert (tmp_path / "runs/refusals.png").exists()
     invoke(verify, *command, "-o", tmp_path / "short", "--until-decided")
-    assert json.loads((tmp_path / "short/table.json").read_text()) == table
+    other = json.loads((tmp_path / "short/table.json").read_text())
+    assert [row | {"seconds_per_step": 0} for row in other] == [row | {"seconds_per_step": 0} for row in table]
     reports = list((tmp_path / "short").rglob("harmful.json"))
     assert len(reports) == len(table)
     assert not any(RefusalReport.load(path).has_whole_answers for path in reports)
