@@ -106,7 +106,7 @@ def training_module() -> Any:  # noqa: ANN401  a module
 
 def make_recipe(method: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
     """A recipe from the values of the RECIPE options."""
-    from larf_curate.training.finetune import PROJECTIONS, Recipe
+    from larf_curate.training.recipe import PROJECTIONS, Recipe
 
     targets = values["lora_targets"]
     chosen = {

@@ -27,7 +27,8 @@ from larf_curate.records import STRICT, read_sealed, record_digest, write_sealed
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
 from larf_curate.training.contrastive import References, paired_sides, sides_digest
 from larf_curate.training.findings import ANSWERS, BASE, RESULT, ExperimentResults, read_arm, run_folder
-from larf_curate.training.finetune import Recipe, fine_tune
+from larf_curate.training.finetune import fine_tune
+from larf_curate.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 IDENTITY = "verify.json"

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import psutil
 import torch
 from datasets import Dataset
+from larf_curate.training.recipe import Recipe
 from trl import SFTTrainer
 
 from larf_curate.data import load_rows
@@ -58,7 +59,7 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = process_time()
         trainer = finetune.fine_tune(
-            options.model, rows(options.steps * options.batch), folder, recipe=finetune.Recipe(**changes)
+            options.model, rows(options.steps * options.batch), folder, recipe=Recipe(**changes)
         )
         seconds = process_time() - start
     logged = [entry for entry in trainer.state.log_history if "seconds_per_step" in entry]
