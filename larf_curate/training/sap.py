@@ -13,7 +13,7 @@ One step, with W the trainable weights and V the probes, vectors added to the ou
 V raises the useful loss in the harmful direction, so that the update turns away from it.
 """
 
-import warnings
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,6 +44,8 @@ from peft import PeftConfig  # importing sap_config has checked that it is insta
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
 
 
 class SapTrainer(AnswerLossTrainer):
@@ -349,10 +351,11 @@ class SapTrainer(AnswerLossTrainer):
         # move several times as far as epsilon. So the limit is a rule of thumb below the resolution, which lets the
         # recommended 0.002 pass in bfloat16 (resolution 0.008).
         if args.beta and 0 < args.epsilon < resolution / 8:
-            warnings.warn(
-                f"epsilon={args.epsilon} is below the resolution of this model's arithmetic ({resolution:.1e}), so the "
-                "probes follow rounding noise: load float32 weights with bf16=False, or set epsilon to about 0.002",
-                stacklevel=3,
+            logger.warning(
+                "epsilon=%s is below the resolution of this model's arithmetic (%.1e), so the probes follow rounding "
+                "noise: set it to about 0.002 (--epsilon), or compute in float32 (dtype float32, without bf16)",
+                args.epsilon,
+                resolution,
             )
 
 
