@@ -171,7 +171,8 @@ class SafetyProfile:
             top_k=top_k,
             max_length=max_length,
         )
-        profile.fit(signal)  # raises now rather than at scoring if the references do not suit the signal
+        # Raises now rather than at scoring if the references do not suit the signal, for which one layer is enough.
+        profile.at(profile.layers[:1]).fit(signal)
         if not choose:
             return profile
         report = layers if isinstance(layers, LayerReport) else find_sensitivity(lazy)

@@ -4,8 +4,9 @@
 
 Every build runs in a process of its own, in turn, with an empty cache, or with that of the build with ``auto`` before
 it for "another signal", "other references" (the second half of the built-in ones instead of the first) and "20 neutral
-rows more". Seconds are those of the processor without imports, which other work disturbs least; figures are medians
-over the repeats. Rows are those that the model has read.
+rows more". "All references" are the built-in ones, as by default; the other builds have half of them. Seconds are those
+of the processor without imports, which other work disturbs least; figures are medians over the repeats. Rows are those
+that the model has read.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 COLD = ("named", "auto")
+DEFAULTS = ("all references, named", "all references, auto")
 WARM = ("again", "another signal", "other references", "20 neutral rows more")
 
 
@@ -44,14 +46,18 @@ def measure(options):
     whole = ReferenceSet.load("builtin")
     half = len(whole.unsafe) // 2
     part = slice(half, None) if options.setting == "other references" else slice(0, half)
+    named = [int(layer) for layer in options.layers.split(",")]
     changes = {
-        "named": {"layers": [int(layer) for layer in options.layers.split(",")]},
+        "named": {"layers": named},
+        DEFAULTS[0]: {"layers": named},
         "another signal": {"signal": "larf"},
         "20 neutral rows more": {"neutral": list(load_rows("neutral")) + more(20)},
     }
     references = ReferenceSet(
         unsafe=whole.unsafe[part], safe=whole.safe[part], labels=whole.labels[part], source="half of the built-in ones"
     )
+    if options.setting in DEFAULTS:
+        references = whole
     start = time.process_time()
     built = SafetyProfile.build(
         options.model, references, dtype=options.dtype, device="cpu", **changes.get(options.setting, {})
@@ -81,25 +87,29 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--layers", default="17,18,19")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--setting", choices=[*COLD, *WARM], help=argparse.SUPPRESS)
+    parser.add_argument("--setting", choices=[*COLD, *WARM, *DEFAULTS], help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.setting:
         measure(options)
         return
-    found = {setting: [] for setting in (*COLD, *WARM)}
+    found = {setting: [] for setting in (*COLD, *WARM, *DEFAULTS)}
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as home:
             found["named"].append(run(options, "named", empty))
             for setting in ("auto", *WARM):
                 found[setting].append(run(options, setting, home))
+        for setting in DEFAULTS:
+            with tempfile.TemporaryDirectory() as empty:
+                found[setting].append(run(options, setting, empty))
     assert all(again["digest"] == first["digest"] for again, first in zip(found["again"], found["auto"], strict=True))
-    base = median(each["seconds"] for each in found["named"])
+    base = {name: median(each["seconds"] for each in found[name]) for name in ("named", DEFAULTS[0])}
     print("| build | seconds | × named layers | rows read | loads of the model |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for setting, runs in found.items():
         seconds = median(each["seconds"] for each in runs)
-        print(f"| {setting} | {seconds:.1f} | {seconds / base:.2f} | {runs[-1]['rows']} | {runs[-1]['loads']} |")
+        ratio = seconds / base[DEFAULTS[0] if setting in DEFAULTS else "named"]
+        print(f"| {setting} | {seconds:.1f} | {ratio:.2f} | {runs[-1]['rows']} | {runs[-1]['loads']} |")
     if options.output:
         options.output.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
