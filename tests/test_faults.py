@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from larf_curate.training.recipe import Recipe
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -50,6 +49,7 @@ from larf_curate.training.checkpoints import is_complete
 from larf_curate.training.experiment import IDENTITY, Identity
 from larf_curate.training.findings import ANSWERS, RESULT, ExperimentResults, read_result
 from larf_curate.training.finetune import TrainingRecord
+from larf_curate.training.recipe import Recipe
 from tests.fixtures.decisions_folder import scored_record, selection_record, write_decisions, write_selection
 from tests.fixtures.review_rows import fake_profile
 from tests.fixtures.scored_folder import write_scored

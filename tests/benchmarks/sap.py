@@ -21,7 +21,6 @@ from statistics import median
 
 import torch
 from datasets import Dataset
-from larf_curate.training.recipe import Recipe
 
 from larf_curate.conversation.training_rows import training_rows
 from larf_curate.data import load_rows
@@ -29,6 +28,7 @@ from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.source import ModelSource, load_tokenizer
 from larf_curate.training.finetune import fine_tune
 from larf_curate.training.probes import added_probes, global_norm, probe_blocks, shifted_weights
+from larf_curate.training.recipe import Recipe
 from larf_curate.training.sap import SapTrainer
 from larf_curate.training.sap_config import SapConfig, sap_lora
 

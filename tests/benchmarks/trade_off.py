@@ -17,7 +17,6 @@ from time import process_time
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from larf_curate.training.recipe import Recipe
 
 from larf_curate.conversation.schemas import to_messages
 from larf_curate.data.prompts import load_prompts, load_table
@@ -26,6 +25,7 @@ from larf_curate.models.generation import load_model
 from larf_curate.training.contrastive import paired_sides
 from larf_curate.training.finetune import fine_tune
 from larf_curate.training.own_refusals import own_refusals
+from larf_curate.training.recipe import Recipe
 
 SETTINGS = ["sft", "sft +refusals", "sap beta=0 safe_cosine=0.2"]
 REFUSALS = "+refusals"

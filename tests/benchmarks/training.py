@@ -22,12 +22,12 @@ import matplotlib.pyplot as plt
 import psutil
 import torch
 from datasets import Dataset
-from larf_curate.training.recipe import Recipe
 from trl import SFTTrainer
 
 from larf_curate.data import load_rows
 from larf_curate.training import finetune
 from larf_curate.training.callbacks import peak_memory_mb
+from larf_curate.training.recipe import Recipe
 
 PERIOD = 0.1
 """Seconds between two looks at the memory of a process."""

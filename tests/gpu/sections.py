@@ -251,10 +251,10 @@ def gradient(options):
 def training(options):
     """Seconds and memory of a step of SFT and of SAP, and what SAP's costs against its plain part."""
     from datasets import Dataset
-    from larf_curate.training.recipe import Recipe
 
     from larf_curate.data import load_rows
     from larf_curate.training.finetune import fine_tune
+    from larf_curate.training.recipe import Recipe
 
     steps, batch, length = (2, 2, 64) if options.tiny else (6, 16, 256)
     packaged = load_rows("neutral")[: steps * batch]

@@ -1,9 +1,9 @@
 """Steps of SFT and SAP on the GPU against the CPU."""
 
 import pytest
-from larf_curate.training.recipe import Recipe
 
 from larf_curate.training.finetune import fine_tune
+from larf_curate.training.recipe import Recipe
 from tests.fixtures.gpu import needs_gpu
 from tests.fixtures.training_rows import TRIPLES, scored_rows
 

@@ -1,7 +1,7 @@
 import pytest
-from larf_curate.training.recipe import Recipe
 
 from larf_curate.training.card import model_card
+from larf_curate.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from larf_curate.training.recipe import Recipe
 from transformers import TrainerCallback
 
 from larf_curate.errors import InputError, TrainingError
@@ -13,6 +12,7 @@ from larf_curate.records import write_sealed
 from larf_curate.training import finetune
 from larf_curate.training.checkpoints import is_complete, last_complete
 from larf_curate.training.finetune import fine_tune
+from larf_curate.training.recipe import Recipe
 from tests.fixtures.tiny import byte_model
 from tests.fixtures.training_rows import TRIPLES
 

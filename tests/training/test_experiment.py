@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from larf_curate.training.recipe import Recipe
 
 from larf_curate.errors import InputError
 from larf_curate.evaluation.suite import EvaluationSuite
@@ -8,6 +7,7 @@ from larf_curate.files import read_json
 from larf_curate.records import write_sealed
 from larf_curate.training import experiment as verify_module
 from larf_curate.training.arms import Arm, signal_values
+from larf_curate.training.recipe import Recipe
 from tests.fixtures.training_rows import scored_rows
 
 # peft 0.21 reads a name that transformers 5.23 deprecates

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from larf_curate.training.recipe import Recipe
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from larf_curate.errors import InputError, ModelError
 from larf_curate.training import finetune
 from larf_curate.training.finetune import fine_tune
+from larf_curate.training.recipe import Recipe
 from tests.fixtures.tiny import byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES, scored_rows
 
