@@ -23,4 +23,4 @@ def contiguous_head(model: Any) -> AbstractContextManager[None]:  # noqa: ANN401
 
 
 def _copied(_module: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (given[0].contiguous(), *given[1:])
+    return tuple(part.contiguous() for part in given)  # none of a head that is called with keywords

@@ -119,6 +119,17 @@ def test_the_head_of_frozen_weights_gets_no_slice_of_the_states(dtype):
         assert found == expected
 
 
+def test_a_head_may_be_called_with_a_keyword():
+    model, prompts = tiny_model(), encoded()
+    expected = one_by_one(model, prompts)
+    head, call = model.lm_head, type(model.lm_head).__call__
+    model.get_output_embeddings = lambda: head
+    del model.lm_head
+    object.__setattr__(model, "lm_head", lambda states: call(head, input=states))
+    config = GenerationConfig(max_new_tokens=NEW, eos_token_id=[999], pad_token_id=0, do_sample=False)
+    assert decode_shrinking(model, prompts, config) == expected
+
+
 def test_rows_that_have_ended_are_not_run_any_more():
     model, prompts = tiny_model(), encoded()
     sizes = []
