@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from larf_curate.conversation.training_rows import IGNORED, UNLIMITED
 from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError, ReferenceSetError
 
-References: TypeAlias = ReferenceSet | Dataset | str | Iterable[tuple[str, str, str]]
+References: TypeAlias = ReferenceSet | Dataset | str | Path | Iterable[tuple[str, str, str]]
 """A reference set, a name for `ReferenceSet.load`, a dataset with columns prompt, unsafe and safe, or such triples."""
 
 Sides: TypeAlias = tuple[list[Row], list[Row]]
@@ -188,13 +189,18 @@ def _pair(safe: ContrastiveAnswer, unsafe: ContrastiveAnswer) -> Batch:
     }
 
 
+def reusable(references: References) -> References:
+    """References that can be read several times: those of an iterator as a list."""
+    return list(references) if isinstance(references, Iterator) else references
+
+
 def paired_sides(references: References) -> Sides:
     """The unsafe and the safe conversations of references, paired by index.
 
     Raises:
-        ReferenceSetError: If there are none, or not equally many on both sides.
+        ReferenceSetError: If there are none, not equally many on both sides, or something else than triples.
     """
-    if isinstance(references, str):
+    if isinstance(references, str | Path):
         references = ReferenceSet.load(references)
     if isinstance(references, ReferenceSet):
         if not references.same_size:
@@ -214,12 +220,23 @@ def paired_sides(references: References) -> Sides:
     triples = list(references)
     if not triples:
         raise ReferenceSetError("wanted contrastive rows, got none: give at least one triple of prompt, unsafe, safe")
+    for index, row in enumerate(triples):
+        if not isinstance(row, tuple | list) or len(row) != 3:
+            raise ReferenceSetError(
+                f"contrastive row {index}: wanted a triple of prompt, unsafe and safe, got {_kind(row)}: give triples, "
+                "a Dataset with these columns, or the name of a file"
+            )
     return [_conversation(t[0], t[1]) for t in triples], [_conversation(t[0], t[2]) for t in triples]
 
 
 def sides_digest(sides: Sides) -> str:
     """Hex SHA-256 of contrastive rows."""
     return hashlib.sha256(json.dumps(sides, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _kind(row: object) -> str:
+    """A row in words, without its texts."""
+    return f"{type(row).__name__} of {len(row)}" if isinstance(row, Sized) else type(row).__name__
 
 
 def _conversation(prompt: object, answer: object) -> dict[str, object]:

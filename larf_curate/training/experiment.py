@@ -25,7 +25,7 @@ from larf_curate.models.source import ModelSource, identify, load_tokenizer, wei
 from larf_curate.progress import part_of_run
 from larf_curate.records import STRICT, read_sealed, record_digest, write_sealed
 from larf_curate.training.arms import Arm, Indices, choose, signal_values
-from larf_curate.training.contrastive import References, paired_sides, sides_digest
+from larf_curate.training.contrastive import References, paired_sides, reusable, sides_digest
 from larf_curate.training.findings import ANSWERS, BASE, RESULT, ExperimentResults, read_arm, run_folder
 from larf_curate.training.finetune import fine_tune
 from larf_curate.training.recipe import Recipe
@@ -104,6 +104,7 @@ class Experiment:
             raise InputError(f"wanted each arm only once, got {', '.join(names)}")
         if not 0 <= self.removed < 1:
             raise InputError(f"wanted removed as a share from 0 to below 1, got {self.removed}")
+        object.__setattr__(self, "references", reusable(self.references))  # every run reads them
 
     def run(self) -> "ExperimentResults":
         """Carry out the missing runs, then read the results of all runs.
@@ -180,19 +181,18 @@ class Experiment:
             "removed": self.removed,
             "scored": rows_digest(self.scored.remove_columns([n for n in BULKY if n in self.scored.column_names])),
             "columns": dict(self.columns or {}),
-            "references": self._named_references(),
+            "references": self._identified_references(),
             "prompts": _digest([self.checks.harmful, self.checks.safe, self.checks.questions]),
             "held_out": None if self.checks.held_out is None else rows_digest(self.checks.held_out),
             "judge": self.checks.judge_name,
             "max_new_tokens": self.checks.max_new_tokens,
         }
 
-    def _named_references(self) -> str:
-        """Name of the contrastive rows and, unless they are packaged, their digest."""
-        if self.references == "builtin":
+    def _identified_references(self) -> str:
+        """``builtin``, or the digest of the contrastive rows, however they are given."""
+        if isinstance(self.references, str) and self.references == "builtin":
             return "builtin"
-        name = self.references if isinstance(self.references, str) else type(self.references).__name__
-        return f"{name} {sides_digest(paired_sides(self.references))}"
+        return sides_digest(paired_sides(self.references))
 
     def _check_identity(self) -> None:
         """Record the experiment's identity in ``verify.json``, or compare it with the one recorded there."""

@@ -15,7 +15,6 @@ from transformers import PrinterCallback
 from typing_extensions import TypedDict
 
 from larf_curate.conversation.training_rows import rows_digest, training_rows
-from larf_curate.data.references import ReferenceSet
 from larf_curate.data.tables import no_progress_bars
 from larf_curate.errors import InputError, ModelError
 from larf_curate.files import is_temporary
@@ -27,7 +26,7 @@ from larf_curate.training.callbacks import CostCallback, FiniteGuard, TrainingBa
 from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete, steps_of
 from larf_curate.training.choices import SAP_FIELDS
-from larf_curate.training.contrastive import References, paired_sides, sides_digest
+from larf_curate.training.contrastive import References, paired_sides, reusable, sides_digest
 from larf_curate.training.recipe import PROJECTIONS, Recipe
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig
@@ -105,8 +104,7 @@ def fine_tune(
     check_checkpoint(source)
     length = min(recipe.max_length, window_of(load_config(source)))
     table = training_rows(rows, tokenizer, max_length=length, columns=columns)
-    if not isinstance(references, str | ReferenceSet | Dataset):
-        references = list(references)  # read here and by the trainer
+    references = reusable(references)  # read here and by the trainer
     contrastive = sides_digest(paired_sides(references)) if recipe.method == "sap" else None
     identity = {**_identity(source, recipe, seed, table), "references": contrastive}
     checkpoint = _checkpoint(Path(output), identity, resume=resume)

@@ -119,8 +119,9 @@ def test_a_checkpoint_with_other_contrastive_rows_is_refused(start, tmp_path):
     assert fine_tune(start, rows(), tmp_path / "run", references=TRIPLES, resume=True, **options).state.global_step == 3
 
 
-def test_sft_ignores_contrastive_rows(start, stopped):
-    assert train(start, stopped, resume=True, references=TRIPLES[1:]).state.global_step == 3
+@pytest.mark.parametrize("references", [TRIPLES[1:], Path("gone.csv"), None])
+def test_sft_ignores_contrastive_rows(start, stopped, references):
+    assert train(start, stopped, resume=True, references=references).state.global_step == 3
 
 
 def test_a_checkpoint_that_lacks_one_of_several_shards_is_not_whole(tmp_path):

@@ -1,7 +1,9 @@
 from itertools import pairwise
 
+import pytest
 import torch
 
+from larf_curate.errors import ReferenceSetError
 from larf_curate.training.contrastive import ContrastiveRows, paired_sides
 from tests.fixtures.tiny import byte_tokenizer
 from tests.fixtures.training_rows import TRIPLES
@@ -54,3 +56,13 @@ def test_a_batch_depends_on_seed_and_index_alone_so_that_a_resumed_run_meets_its
         torch.manual_seed(index)
     assert walked.batch(5, 2) == resumed.batch(5, 2)
     assert len({tuple(visited(rows_of(seed), 6, size=2)) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("row", "got"),
+    [("abc", "str of 3"), (("How?", "So."), "tuple of 2"), ({"prompt": "a", "unsafe": "b", "safe": "c"}, "dict of 3"),
+     (None, "NoneType")],
+)  # fmt: skip
+def test_what_is_no_triple_is_refused(row, got):
+    with pytest.raises(ReferenceSetError, match=f"row 3: wanted a triple of prompt, unsafe and safe, got {got}: give"):
+        paired_sides([*TRIPLES, row])

@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
+from datasets import Dataset
 
+from larf_curate.data.references import ReferenceSet
 from larf_curate.errors import InputError
 from larf_curate.evaluation.suite import EvaluationSuite
 from larf_curate.files import read_json
 from larf_curate.records import write_sealed
 from larf_curate.training import experiment as verify_module
 from larf_curate.training.arms import Arm, signal_values
+from larf_curate.training.contrastive import paired_sides
 from larf_curate.training.recipe import Recipe
-from tests.fixtures.training_rows import scored_rows
+from tests.fixtures.training_rows import TRIPLES, scored_rows
 
 # peft 0.21 reads a name that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -113,6 +116,19 @@ def test_a_folder_of_other_rows_with_the_same_scores_is_refused(start, tmp_path)
     )
     with pytest.raises(InputError, match="another held_out"):
         experiment(start, tmp_path, checks=checks)._check_identity()
+
+
+def test_the_same_contrastive_rows_continue_an_experiment_however_they_are_given(start, tmp_path):
+    names = ("prompt", "unsafe", "safe")
+    rows = Dataset.from_list([dict(zip(names, triple, strict=True)) for triple in TRIPLES])
+    path = tmp_path / "mine.csv"
+    rows.to_csv(path)
+    for references in (iter(TRIPLES), TRIPLES, rows, str(path), path, ReferenceSet.load(path)):
+        runs = experiment(start, tmp_path / "runs", references=references)
+        runs._check_identity()
+        assert paired_sides(runs.references) == paired_sides(TRIPLES)  # still there for the training runs
+    with pytest.raises(InputError, match="another references"):
+        experiment(start, tmp_path / "runs", references=TRIPLES[1:])._check_identity()
 
 
 @pytest.mark.parametrize(
