@@ -44,14 +44,18 @@ class ExistingPath(click.Path):
         return value if is_url(value) else super().convert(value, param, ctx)
 
 
-class FiniteRange(click.FloatRange):
-    """A range of finite numbers: NaN compares as within every range."""
+class FiniteNumber(click.types.FloatParamType):
+    """A finite number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as in click
         """Convert an option's value to a number."""
         if not math.isfinite(number := super().convert(value, param, ctx)):
             self.fail(f"wanted a finite number, got {value}", param, ctx)
         return number
+
+
+class FiniteRange(click.FloatRange, FiniteNumber):
+    """A range of finite numbers: NaN compares as within every range."""
 
 
 FOLDER = NewPath(file_okay=False)

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from larf_curate.cli.options import EXISTING_FOLDER, FOLDER_OR_URL, FiniteRange, device_option, no_verify_option
+from larf_curate.cli.options import (
+    EXISTING_FOLDER,
+    FOLDER_OR_URL,
+    FiniteNumber,
+    FiniteRange,
+    device_option,
+    no_verify_option,
+)
 from larf_curate.cli.output import echo_json, echo_next, echo_table, json_option
 from larf_curate.remote import is_within, public_name
 
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="SEL", type=FOLDER_OR_URL, required=True, help="Folder to write, or its URL.")
 @click.option("--top-ratio", type=FiniteRange(0, 1), help="Flag this share of the scored rows.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Flag this many rows.")
-@click.option("--threshold", type=FiniteRange(), help="Flag scores at or above this value.")
+@click.option("--threshold", type=FiniteNumber(), help="Flag scores at or above this value.")
 @click.option("--percentile", type=FiniteRange(0, 100), help="Flag scores at or above this percentile.")
 @click.option(
     "--max-false-flags",

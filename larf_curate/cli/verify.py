@@ -148,7 +148,7 @@ def _echo_results(table: list[dict[str, Any]]) -> None:
         "rows": lambda row: formatted(row["rows"], ".0f"),
         "tokens per row": lambda row: formatted(row["tokens_per_row"], ".0f"),
         "refused": lambda row: f"{row['refused']:.0%} ({row['interval'][0]:.0%}-{row['interval'][1]:.0%})",
-        "refusals lost": lambda row: formatted(row["lost"], ".0%"),
+        "points lost": lambda row: formatted(100 * row["lost"], ".0f"),
         "ratio to random": lambda row: formatted(row["lost_against_random"], ".1f"),
         "safe refused": lambda row: formatted(row["over_refusal"], ".0%"),
         "held-out loss": lambda row: formatted(row["held_out_loss"], ".2f"),

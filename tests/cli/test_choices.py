@@ -62,6 +62,12 @@ def test_help_names_the_experimental_signals():
     assert named.split(", ") == [name for name, kind in SIGNALS.items() if kind.experimental]
 
 
+def test_help_shows_no_range_without_bounds():
+    shown = CliRunner().invoke(main, ["select", "--help"]).output
+    assert "0<=x<=1" in shown
+    assert "None" not in shown
+
+
 def test_help_needs_no_heavy_library():
     code = f"import sys; {'; '.join(f'import larf_curate.cli.{name}' for name in COMMANDS)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

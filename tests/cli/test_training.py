@@ -58,6 +58,7 @@ def test_the_verify_command_writes_a_table_and_a_plot(start, tmp_path):
     ]  # fmt: skip
     output = invoke(verify, *command, "-o", tmp_path / "runs")
     assert "top:refusal" in output
+    assert "points lost" in output
     table = json.loads((tmp_path / "runs/table.json").read_text())
     assert [row["rows"] for row in table] == [None, 8, 24]
     assert (tmp_path / "runs/refusals.png").exists()
