@@ -1,5 +1,6 @@
 """Progress bars of long steps on standard error: one per step, with its rate and the time left."""
 
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from tqdm.auto import tqdm
 
 FILE_SECONDS: Final = 10.0
 """Seconds between two lines of a bar in a file, such as the log of a job; in a terminal, it is redrawn in place."""
+BAR_WIDTH: Final = 48
+"""Columns that a bar needs beside its label; if a terminal has fewer, the figures are shown without it."""
+WITHOUT_BAR: Final = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 _hidden = False
 _part = ""
 
@@ -32,15 +36,18 @@ def progress(
         done: Units that were done before.
         leave: Whether the bar stays when the step has ended.
     """
+    name = f"{_part}: {label}" if _part else label
+    terminal, columns = sys.stderr.isatty(), shutil.get_terminal_size().columns
     return tqdm(
         items,
-        desc=f"{_part}: {label}" if _part else label,
+        desc=name,
+        bar_format=WITHOUT_BAR if terminal and columns < len(name) + BAR_WIDTH else None,
         unit=unit,
         total=total,
         initial=done,
         leave=leave,
         disable=_hidden,
-        mininterval=0.1 if sys.stderr.isatty() else FILE_SECONDS,
+        mininterval=0.1 if terminal else FILE_SECONDS,
     )
 
 

@@ -28,7 +28,7 @@ LABELS = {
     "loss": "loss of the last step",
     "seconds_per_step": "seconds of the last step",
     "peak_memory_mb": "peak memory, MB",
-    "sap/cost": "SAP's last step against its plain part, times",
+    "sap/cost": "last step, times its plain part",
 }
 """What the printed figures are."""
 NOT_SAVED = "nothing was saved, since there is no checkpoint yet: --save-steps 50 writes one every 50 steps"

@@ -101,13 +101,15 @@ def generate_answers(
     training = model.training
     model.eval()
     try:
-        for start in progress(range(0, len(order), batch_size), label="Answering", unit="batch"):
-            rows = order[start : start + batch_size]
-            # The answers of a batch are numbered by their place in it.
-            enough = decided and partial(_decided_in_batch, decided, rows)
-            texts = _generate(model, tokenizer, [encoded[row] for row in rows], max_new_tokens, enough)
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
+        with progress(total=len(order), label="Answering", unit="prompt") as bar:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                # The answers of a batch are numbered by their place in it.
+                enough = decided and partial(_decided_in_batch, decided, rows)
+                batch = [encoded[row] for row in rows]
+                texts = _generate(model, tokenizer, batch, max_new_tokens, enough, bar.update)
+                for row, text in zip(rows, texts, strict=True):
+                    answers[row] = text
     finally:
         model.train(training)
     return answers
@@ -161,6 +163,7 @@ def _generate(
     encoded: Sequence[list[int]],
     new: int,
     decided: Decided | None,
+    advance: Callable[[int], object],
 ) -> list[str]:
     """Answers to one batch of prompts."""
     decoder = AnswerDecoder(tokenizer)
@@ -179,6 +182,7 @@ def _generate(
         _config(model, tokenizer, new),
         ended=None if decided is None else ended,
         processors=LogitsProcessorList([_RaiseOnNan()]),
+        advance=advance,
     )
     return texts(range(len(encoded)), found)
 

@@ -33,6 +33,7 @@ def decode_shrinking(
     *,
     ended: Ended | None = None,
     processors: LogitsProcessorList | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Decode continuations of one batch of prompts.
 
@@ -44,6 +45,7 @@ def decode_shrinking(
         config: Options of `generate`: greedy, with ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id``.
         ended: Ends continuations early; default: none.
         processors: Processors of the logits.
+        advance: Called with the number of further continuations that are complete; default: nothing.
 
     Returns:
         New token ids of each prompt, with the token that ends them.
@@ -53,7 +55,9 @@ def decode_shrinking(
         batch = _Batch(model, {row: prompts[row] for row in group}, config)
         with contiguous_head(model):
             while batch.rows:
-                batch.run(ended, processors)
+                complete = batch.run(ended, processors)
+                if advance is not None:
+                    advance(complete)
         found |= batch.found
     return [found[row] for row in range(len(prompts))]
 
@@ -91,8 +95,8 @@ class _Batch:
         self.rows = list(prompts)
         self.found: dict[int, list[int]] = {}
 
-    def run(self, ended: Ended | None, processors: LogitsProcessorList | None) -> None:
-        """Decode until so many rows have ended that the batch can shrink, and remove them."""
+    def run(self, ended: Ended | None, processors: LogitsProcessorList | None) -> int:
+        """Decode until so many rows have ended that the batch can shrink, remove them, and return their number."""
         lengths: dict[int, int] = {}  # number of tokens of the rows that have ended, by their place in the batch
 
         # A function, since `generate` copies stopping criteria deeply.
@@ -117,6 +121,7 @@ class _Batch:
                 place: sequences.shape[1] - self._start for place in range(len(self.rows)) if place not in lengths
             }
         self._remove(sequences, lengths)
+        return len(lengths)
 
     def _note_ended(self, new: list[list[int]], lengths: dict[int, int], ended: Ended | None) -> None:
         """Note the places of the rows that have ended with their last token."""

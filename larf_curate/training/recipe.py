@@ -95,7 +95,7 @@ class Recipe:
         if self.lora_rank < 0:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise InputError(f"wanted a torch dtype such as float32, got {self.dtype!r}")
+            raise InputError(f"wanted a torch dtype such as float32 or bfloat16, got {self.dtype!r}")
         check_step(self)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise InputError(

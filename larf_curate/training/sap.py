@@ -353,7 +353,7 @@ class SapTrainer(AnswerLossTrainer):
         if args.beta and 0 < args.epsilon < resolution / 8:
             logger.warning(
                 "epsilon=%s is below the resolution of this model's arithmetic (%.1e), so the probes follow rounding "
-                "noise: set it to about 0.002 (--epsilon), or compute in float32 (dtype float32, without bf16)",
+                "noise: set it to about 0.002 (--epsilon 0.002), or compute in float32 (without --bf16, dtype float32)",
                 args.epsilon,
                 resolution,
             )

@@ -139,8 +139,10 @@ def test_rows_that_have_ended_are_not_run_any_more():
     def ended(rows, ids):
         return [len(new) == row + 1 for row, new in zip(rows, ids, strict=True)]  # the first after one token, and so on
 
-    found = decode_shrinking(model, prompts, config, ended=ended)
+    complete = []
+    found = decode_shrinking(model, prompts, config, ended=ended, advance=complete.append)
     assert list(map(len, found)) == list(range(1, len(prompts) + 1))
+    assert complete == [2, 2, 1, 1, 1, 1]  # whenever a quarter of the rows that are left has ended
     assert sizes[0] == len(prompts) == 8
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 1
