@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from larf_curate.cli.options import FiniteRange, read_columns
 from larf_curate.evaluation.judges import JUDGES
-from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS, SAP_FIELDS
+from larf_curate.training.choices import OPTIMIZERS, PROBE_STEPS, REFUSALS, SAP_FIELDS, TRAINING_DTYPES
 
 Command = Callable[..., Any]
 
@@ -34,7 +34,8 @@ RECIPE = (
     click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw_torch_fused", show_default=True,
                  help="Optimizer, by its name in transformers."),
     click.option("--max-length", default=1024, type=POSITIVE_INT, show_default=True, help="Longest row in tokens."),
-    click.option("--dtype", default="float32", show_default=True, help="Dtype of the loaded weights."),
+    click.option("--dtype", type=click.Choice(TRAINING_DTYPES), default="float32", show_default=True,
+                 help="Dtype of the loaded weights."),
     click.option("--bf16", is_flag=True,
                  help="Compute in bfloat16; for SAP with probes, then set --epsilon to about 0.002."),
     click.option("--epsilon", default=2e-5, type=NON_NEGATIVE, show_default=True,

@@ -18,6 +18,10 @@ Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"]
 """Optimizers by their names in transformers: AdamW keeps two numbers per trained weight, the last two hardly any."""
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
+TrainingDtype = Literal["float32", "bfloat16", "float16"]
+"""Dtypes of loaded weights that TRL takes by name."""
+TRAINING_DTYPES: tuple[TrainingDtype, ...] = get_args(TrainingDtype)
+
 SAP_FIELDS = (
     "epsilon",
     "beta",

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
 from pydantic import ConfigDict
 
 from larf_curate.errors import InputError
 from larf_curate.records import STRICT
-from larf_curate.training.choices import OPTIMIZERS, SAP_FIELDS, TRAINING_METHODS
+from larf_curate.training.choices import OPTIMIZERS, SAP_FIELDS, TRAINING_DTYPES, TRAINING_METHODS
 from larf_curate.training.sap_config import check_step
 
 EQUIVALENT = ("micro_batch_size", "gradient_checkpointing")
@@ -94,8 +93,8 @@ class Recipe:
             raise InputError(f"wanted a micro_batch_size of at least 0, got {self.micro_batch_size}: 0 chooses it")
         if self.lora_rank < 0:
             raise InputError(f"wanted a lora_rank of at least 0, got {self.lora_rank}: 0 trains all weights")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise InputError(f"wanted a torch dtype such as float32 or bfloat16, got {self.dtype!r}")
+        if self.dtype not in TRAINING_DTYPES:
+            raise InputError(f"wanted the dtype {' or '.join(TRAINING_DTYPES)}, got {self.dtype!r}")
         check_step(self)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise InputError(

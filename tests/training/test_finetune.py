@@ -62,7 +62,7 @@ def test_a_recipe_that_cannot_be_is_refused(start, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"learning_rate": float("nan")}, {"learning_rate": -1}, {"epochs": 0}, {"epochs": float("inf")}, {"lora_rank": -1},
-     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "foo"}, {"optimizer": "adam"},
+     {"lora_alpha": 0}, {"batch_size": 0}, {"max_length": -5}, {"dtype": "int8"}, {"optimizer": "adam"},
      {"micro_batch_size": -1}, {"safe_cosine": float("nan")}, {"safe_cosine": 1.0}, {"beta": float("nan")},
      {"epsilon": -1.0}, {"contrastive_batch_size": 0}, {"probe_step": "adam"}, {"refusals": "theirs"}],
 )  # fmt: skip
