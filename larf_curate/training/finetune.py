@@ -27,6 +27,7 @@ from larf_curate.training.card import model_card
 from larf_curate.training.checkpoints import last_complete, steps_of
 from larf_curate.training.choices import SAP_FIELDS
 from larf_curate.training.contrastive import References, paired_sides, reusable, sides_digest
+from larf_curate.training.own_refusals import store_refusals, stored_refusals
 from larf_curate.training.recipe import PROJECTIONS, Recipe
 from larf_curate.training.sap import SapTrainer, loading_errors
 from larf_curate.training.sap_config import SapConfig
@@ -38,6 +39,8 @@ from trl import SFTConfig
 logger = logging.getLogger(__name__)
 RECORD = "training.json"
 """Name of the file that identifies a training run in its folder, written before all others."""
+REFUSALS = "refusals.json"
+"""Name of the file of the contrastive rows with the model's own refusals, for a run that is resumed."""
 CPU_TOKENS, ACCELERATOR_ROWS = 256, 16
 """Size of a micro-batch, if the recipe has none: tokens on a CPU, where more only need more memory; rows elsewhere."""
 FEW_STEPS = 10
@@ -118,7 +121,7 @@ def fine_tune(
     trainer: Any
     with quiet(), no_progress_bars(), loading_errors():
         if recipe.method == "sap":
-            trainer = SapTrainer(model, SapConfig(**options, **_sap(recipe)), references=references, **common)
+            trainer = _sap_trainer(model, recipe, options, references, common, resumed=checkpoint is not None)
         else:
             trainer = AnswerLossTrainer(
                 model, SFTConfig(**options), callbacks=[CostCallback(), FiniteGuard()], **common
@@ -249,6 +252,25 @@ def _micro_batch(share: int, longest: int) -> int:
     """Rows of a micro-batch by default: a divisor of a process's share of the batch."""
     most = ACCELERATOR_ROWS if torch.accelerator.is_available() else max(CPU_TOKENS // longest, 1)
     return max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
+
+
+def _sap_trainer(
+    model: str,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    references: References,
+    common: Mapping[str, Any],
+    *,
+    resumed: bool,
+) -> SapTrainer:
+    """The trainer of SAP; a run that is resumed takes the model's own refusals from its folder."""
+    path, own = Path(options["output_dir"]) / REFUSALS, recipe.refusals == "own"
+    stored = stored_refusals(path) if own and resumed else None
+    config = SapConfig(**options, **_sap(recipe) | ({} if stored is None else {"refusals": "given"}))
+    trainer = SapTrainer(model, config, references=references if stored is None else stored, **common)
+    if own and stored is None and trainer.is_world_process_zero():
+        store_refusals(path, trainer.sides)
+    return trainer
 
 
 def _sap(recipe: Recipe) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from larf_curate.models.blocks import decoder_blocks
 from larf_curate.models.generation import window_of
 from larf_curate.training.answer_loss import SHARDED, AnswerLossTrainer
 from larf_curate.training.callbacks import CostCallback, FiniteGuard, not_finite
-from larf_curate.training.contrastive import ContrastiveRows, References, paired_sides
+from larf_curate.training.contrastive import ContrastiveRows, References, Sides, paired_sides
 from larf_curate.training.margins import Margins
 from larf_curate.training.own_refusals import own_refusals
 from larf_curate.training.probes import added_probes, frozen, global_norm, probe_blocks, shifted_weights
@@ -97,6 +97,8 @@ class SapTrainer(AnswerLossTrainer):
         ModelError: If the model has no trainable weights or no layer that the LoRA names.
     """
 
+    sides: Sides
+    """Unsafe and safe conversations that are contrasted, paired by index."""
     # Attributes of TRL's trainer: its count of tokens seen, and the tags and the name it writes into model cards.
     _total_train_tokens: int
     _tag_names: ClassVar[list[str]] = ["trl", "sap"]
@@ -157,9 +159,11 @@ class SapTrainer(AnswerLossTrainer):
         if self.args.data_seed is not None:
             options["seed"] = self.args.data_seed
         given = ContrastiveRows.build(sides, tokenizer, **options)  # raises before the model generates answers
+        self.sides = sides
         if self.args.refusals == "given":
             return given
-        return ContrastiveRows.build(own_refusals(sides, self.model, tokenizer), tokenizer, **options)
+        self.sides = own_refusals(sides, self.model, tokenizer)
+        return ContrastiveRows.build(self.sides, tokenizer, **options)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -119,6 +119,43 @@ def test_a_checkpoint_with_other_contrastive_rows_is_refused(start, tmp_path):
     assert fine_tune(start, rows(), tmp_path / "run", references=TRIPLES, resume=True, **options).state.global_step == 3
 
 
+@pytest.mark.parametrize("damage", [None, "changed", "gone"])
+def test_a_resumed_run_takes_its_own_refusals_from_its_folder(start, tmp_path, monkeypatch, caplog, damage):
+    asked = []
+
+    def own(sides, model, tokenizer):
+        asked.append(len(sides[0]))
+        safe = [
+            {"prompt": row["prompt"], "response": f"No \ud800 {i}, <b>I</b> won't."} for i, row in enumerate(sides[1])
+        ]
+        return sides[0][1:], safe[1:]
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("larf_curate.training.sap.own_refusals", own)
+    options = {"recipe": Recipe(method="sap", **RECIPE), "references": TRIPLES, "save_steps": 1}
+    whole = fine_tune(start, rows(), tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("larf_curate.training.sap.FiniteGuard", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(start, rows(), tmp_path / "run", **options)
+    file = tmp_path / "run" / "refusals.json"
+    if damage == "changed":
+        file.write_text(file.read_text().replace("won't", "will"))
+    elif damage:
+        file.unlink()
+    resumed = fine_tune(start, rows(), tmp_path / "run", resume=True, **options)
+    assert resumed.state.global_step == 3
+    assert len(asked) == (3 if damage else 2)
+    assert ("generated again" in caplog.text) == (damage == "changed")
+    for name, value in lora(whole).items():
+        assert torch.equal(value, lora(resumed)[name]), name
+    assert file.read_text() == (tmp_path / "whole" / "refusals.json").read_text()
+
+
 @pytest.mark.parametrize("references", [TRIPLES[1:], Path("gone.csv"), None])
 def test_sft_ignores_contrastive_rows(start, stopped, references):
     assert train(start, stopped, resume=True, references=references).state.global_step == 3
