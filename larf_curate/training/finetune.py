@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 RECORD = "training.json"
 """Name of the file that identifies a training run in its folder, written before all others."""
 REFUSALS = "refusals.json"
-"""Name of the file of the contrastive rows with the model's own refusals, for a run that is resumed."""
+"""Name of the file of the contrastive rows with the model's own refusals, while a run is not complete."""
 CPU_TOKENS, ACCELERATOR_ROWS = 256, 16
 """Size of a micro-batch, if the recipe has none: tokens on a CPU, where more only need more memory; rows elsewhere."""
 FEW_STEPS = 10
@@ -136,6 +136,7 @@ def fine_tune(
     if trainer.is_world_process_zero():
         card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
         card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
+        (Path(output) / REFUSALS).unlink(missing_ok=True)  # rows of the references do not belong beside a model
     return trainer
 
 
