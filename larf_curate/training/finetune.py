@@ -39,7 +39,7 @@ from trl import SFTConfig
 logger = logging.getLogger(__name__)
 RECORD = "training.json"
 """Name of the file that identifies a training run in its folder, written before all others."""
-REFUSALS = "refusals.json"
+OWN_REFUSALS = "refusals.json"
 """Name of the file of the contrastive rows with the model's own refusals, while a run is not complete."""
 CPU_TOKENS, ACCELERATOR_ROWS = 256, 16
 """Size of a micro-batch, if the recipe has none: tokens on a CPU, where more only need more memory; rows elsewhere."""
@@ -136,7 +136,7 @@ def fine_tune(
     if trainer.is_world_process_zero():
         card = model_card(identity, rows=len(table), steps=trainer.state.global_step)
         card.save(Path(output) / "README.md")  # in place of PEFT's, which is blank and has the model's local path
-        (Path(output) / REFUSALS).unlink(missing_ok=True)  # rows of the references do not belong beside a model
+        (Path(output) / OWN_REFUSALS).unlink(missing_ok=True)  # rows of the references do not belong beside a model
     return trainer
 
 
@@ -265,7 +265,7 @@ def _sap_trainer(
     resumed: bool,
 ) -> SapTrainer:
     """The trainer of SAP; a run that is resumed takes the model's own refusals from its folder."""
-    path, own = Path(options["output_dir"]) / REFUSALS, recipe.refusals == "own"
+    path, own = Path(options["output_dir"]) / OWN_REFUSALS, recipe.refusals == "own"
     stored = stored_refusals(path) if own and resumed else None
     config = SapConfig(**options, **_sap(recipe) | ({} if stored is None else {"refusals": "given"}))
     trainer = SapTrainer(model, config, references=references if stored is None else stored, **common)
