@@ -41,15 +41,17 @@ def train(start, folder, table=None, **options):
     return fine_tune(start, table or rows(), folder, recipe=recipe, save_steps=1, **{"references": TRIPLES} | options)
 
 
+class Stop(TrainerCallback):
+    """Interrupts training before its third step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
 @pytest.fixture
 def stopped(start, tmp_path, monkeypatch):
     """A folder whose training was stopped after its second step of three."""
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "FiniteGuard", Stop)
         with pytest.raises(KeyboardInterrupt):
@@ -129,11 +131,6 @@ def test_a_resumed_run_takes_its_own_refusals_from_its_folder(start, tmp_path, m
             {"prompt": row["prompt"], "response": f"No \ud800 {i}, <b>I</b> won't."} for i, row in enumerate(sides[1])
         ]
         return sides[0][1:], safe[1:]
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                raise KeyboardInterrupt
 
     monkeypatch.setattr("larf_curate.training.sap.own_refusals", own)
     options = {"recipe": Recipe(method="sap", **RECIPE), "references": TRIPLES, "save_steps": 1}
